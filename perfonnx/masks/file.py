@@ -1,0 +1,84 @@
+"""Masks from a file: one for all layers (.npy), or one per layer by name (.npz)."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.masks.request import Mask, Shape
+
+ANY_LAYER = ""
+"""Key of a mask that is meant for every layer it fits."""
+
+
+def load_masks(path: str | os.PathLike[str]) -> dict[str, Mask]:
+    """Reads masks of rank 2 made of booleans or of numbers 0 and 1.
+
+    Args:
+        path: a .npy file, one array for every layer it fits; or a .npz file, one array per layer, under its name.
+            The content decides which it is, not the suffix. Pickled objects are refused.
+
+    Returns:
+        bool [H, W] by layer name, `ANY_LAYER` for the array of a .npy file.
+
+    Raises:
+        PerfonnxError: the file is missing, broken or something else, or an array is no mask.
+    """
+    shown = os.fspath(path)
+    try:
+        with open(path, "rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            arrays = {ANY_LAYER: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except OSError as error:
+        raise PerfonnxError(f"mask file {shown}: {error.strerror or _one_line(error)}") from error
+    except Exception as error:  # what numpy, zipfile and zlib raise on damaged input is no closed set
+        raise PerfonnxError(
+            f"mask file {shown}: not a readable .npy or .npz file without pickled objects ({_one_line(error)})"
+        ) from error
+    if not arrays:
+        raise PerfonnxError(f"mask file {shown}: holds no array; store one per layer, under the layer's name")
+    return {
+        name: _as_mask(array, f"mask file {shown}" + (f", {name!r}" if name else "")) for name, array in arrays.items()
+    }
+
+
+def mask_from_file(masks: Mapping[str, Mask], layer_name: str, shape: Shape) -> Mask:
+    """The mask of a layer: the one under its name, else the one for every layer.
+
+    Args:
+        masks: what `load_masks` returned.
+        layer_name: name of the layer.
+        shape: height and width of its output map.
+
+    Returns:
+        bool [H, W] with at least one site.
+
+    Raises:
+        PerfonnxError: there is no mask for the layer, it does not fit, or it has no site.
+    """
+    mask = masks.get(layer_name, masks.get(ANY_LAYER))
+    if mask is None:
+        raise PerfonnxError(f"layer {layer_name!r}: the mask file has no array of this name; add it or skip the layer")
+    if mask.shape != tuple(shape):
+        wanted, found = ("x".join(map(str, size)) for size in (shape, mask.shape))
+        raise PerfonnxError(f"layer {layer_name!r}: the mask from the file is {found}; its output map is {wanted}")
+    if not mask.any():
+        raise PerfonnxError(f"layer {layer_name!r}: the mask from the file has no site; mark at least one position")
+    return mask
+
+
+def _as_mask(array: object, where: str) -> Mask:
+    if not isinstance(array, np.ndarray):
+        raise PerfonnxError(f"{where}: is no array; store numpy arrays only")
+    if array.ndim != 2 or array.size == 0:
+        raise PerfonnxError(f"{where}: has shape {list(array.shape)}; a mask is [H, W]")
+    if array.dtype.kind not in "biuf":
+        raise PerfonnxError(f"{where}: holds {array.dtype}; a mask holds booleans, or numbers 0 and 1")
+    if not ((array == 0) | (array == 1)).all():
+        raise PerfonnxError(f"{where}: holds values other than 0 and 1; make it a mask of booleans")
+    return array.astype(np.bool_)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
