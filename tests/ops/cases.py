@@ -1,0 +1,142 @@
+"""Random single-node models of every operator, in all the awkward geometries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from hypothesis import assume
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from perfonnx import ops
+from perfonnx.ops.common import FLOAT_MAX, Activation, ConvAttributes
+
+LATEST_OPSET = 21
+
+
+@dataclass
+class Case:
+    """One operator with its inputs; `constants` are in the operator's input order, None where omitted."""
+
+    op: str
+    x: np.ndarray
+    constants: dict[str, np.ndarray | None]
+    geometry: ConvAttributes
+    activation: Activation
+    extra: dict[str, Any] = field(default_factory=dict)
+    opset: int = 17
+
+    def model(self, *, fallback: bool) -> onnx.ModelProto:
+        """A model of one node; with `fallback` omitted optional inputs are filled in, as a body needs them."""
+        constants = dict(self.constants)
+        module = ops.OPERATORS[self.op]
+        elem_type = helper.np_dtype_to_tensor_dtype(self.x.dtype)
+        functions = []
+        if fallback:
+            constants.update(default_inputs(self))
+            kwargs = {}
+            if self.op == "PerforatedConv":
+                kwargs["weighted"] = constants.get("weight") is not None
+            functions = [module.function_body(self.opset, elem_type, **kwargs)]
+        names = ["X", *(name if value is not None else "" for name, value in constants.items())]
+        while not names[-1]:
+            names.pop()
+        attributes = {**self.geometry.attributes(), **self.activation.attributes(), **self.extra}
+        node = helper.make_node(self.op, names, ["Y"], name="the_node", domain=ops.DOMAIN, **attributes)
+        initializers = [numpy_helper.from_array(v, k) for k, v in constants.items() if v is not None]
+        shape = ["N", *self.x.shape[1:]]
+        graph = helper.make_graph(
+            [node],
+            "case",
+            [helper.make_tensor_value_info("X", elem_type, shape)],
+            [helper.make_tensor_value_info("Y", elem_type, [None] * 4)],
+            initializers,
+        )
+        imports = [helper.make_opsetid("", self.opset), helper.make_opsetid(ops.DOMAIN, ops.VERSION)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=8, functions=functions)
+
+    def reference(self) -> np.ndarray:
+        """The numpy reference's answer."""
+        extra = {k: v for k, v in self.extra.items() if k != "interpolation"}
+        module = ops.OPERATORS[self.op]
+        return module.reference(
+            self.x, *self.constants.values(), attributes=self.geometry, activation=self.activation, **extra
+        )
+
+
+def default_inputs(case: Case) -> dict[str, np.ndarray]:
+    """The optional inputs that a function body cannot do without."""
+    w = case.constants["W"]
+    assert w is not None
+    defaults = {"B": w.shape[0], "fill": w.shape[0], "B_alpha": 1, "B_ring": w.shape[0]}
+    return {
+        name: np.zeros(size, w.dtype)
+        for name, size in defaults.items()
+        if name in case.constants and case.constants[name] is None
+    }
+
+
+ACTIVATIONS = (
+    Activation(),
+    Activation(negative_slope=0.0),
+    Activation(negative_slope=0.125),
+    Activation(negative_slope=0.0, clip_max=1.5),
+    Activation(clip_min=0.25, clip_max=1.0),
+    Activation(negative_slope=0.0, clip_min=-FLOAT_MAX, clip_max=FLOAT_MAX),
+)
+
+
+def _array(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, scale: float = 1.0) -> np.ndarray:
+    return (rng.standard_normal(shape) * scale).astype(dtype)
+
+
+@st.composite
+def cases(draw: st.DrawFn, op: str) -> Case:
+    """Any geometry: non-square maps and kernels, stride, dilation, asymmetric pads, groups, depthwise, batch 0..3."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    group = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    channels = group * draw(st.sampled_from([1, 2, 3, 5]))
+    out_channels = group * draw(st.sampled_from([1, 2, 5, 17, 33]))
+    kernel = (3, 3) if op == "RadiusAdaptiveConv" else (draw(st.integers(1, 5)), draw(st.integers(1, 4)))
+    two = st.tuples(st.integers(1, 3), st.integers(1, 2))
+    geometry = ConvAttributes(
+        kernel,
+        draw(two),
+        draw(st.tuples(*[st.integers(0, 3)] * 4)),
+        draw(st.tuples(st.integers(1, 2), st.integers(1, 3))),
+        group,
+    )
+    height, width = draw(st.integers(1, 13)), draw(st.integers(1, 11))
+    out_h, out_w = geometry.output_shape(height, width)
+    assume(out_h >= 1 and out_w >= 1)
+    dtype = draw(st.sampled_from([np.float32, np.float32, np.float16]))
+    x = _array(rng, (draw(st.sampled_from([1, 1, 2, 3, 0])), channels, height, width), dtype)
+    w = _array(rng, (out_channels, channels // group, *kernel), dtype, 1 / np.sqrt(channels * kernel[0] * kernel[1]))
+    b = _array(rng, (out_channels,), dtype) if draw(st.booleans()) else None
+    constants: dict[str, np.ndarray | None] = {"W": w, "B": b}
+    extra: dict[str, Any] = {}
+    if op == "RadiusAdaptiveConv":
+        constants["W_alpha"] = _array(rng, (1, channels, 1, 1), dtype)
+        constants["B_alpha"] = _array(rng, (1,), dtype) if draw(st.booleans()) else None
+        constants["B_ring"] = _array(rng, (out_channels,), dtype) if draw(st.booleans()) else None
+        extra["center_gain"] = draw(st.sampled_from([0.0, 1.0]))
+    else:
+        mask = rng.random((out_h, out_w)) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+        constants["mask"] = mask
+        if op == "SparseConv":
+            constants["fill"] = _array(rng, (out_channels,), dtype) if draw(st.booleans()) else None
+        else:
+            constants["source"], constants["weight"] = _tables(draw, rng, mask)
+            extra["interpolation"] = "test"
+    return Case(op, x, constants, geometry, draw(st.sampled_from(ACTIVATIONS)), extra)
+
+
+def _tables(draw: st.DrawFn, rng: np.random.Generator, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    sites = np.append(np.flatnonzero(mask), -1)
+    count = draw(st.integers(1, 3))
+    source = rng.choice(sites, (mask.size, count)).astype(np.int32)
+    weight = rng.standard_normal(source.shape).astype(np.float32) if draw(st.booleans()) else None
+    return source, weight
