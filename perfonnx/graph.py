@@ -1,0 +1,428 @@
+"""Read-only views of a graph: what a convolution is, what surrounds it, and why it can or cannot be rewritten."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, NodeProto, TensorProto, helper
+
+from perfonnx import ops
+from perfonnx.errors import PerfonnxError
+from perfonnx.io import Workspace, subgraphs
+from perfonnx.masks import PoolWindow
+from perfonnx.ops.common import Activation, ConvAttributes, dense_multiplies
+
+CONV = "Conv"
+
+_ACTIVATIONS = frozenset(
+    "Relu LeakyRelu PRelu Clip Sigmoid Tanh Elu Selu HardSigmoid HardSwish Softplus Softsign ThresholdedRelu Celu "  # noqa: SIM905
+    "Mish Gelu Erf Abs Neg Sqrt Exp Log Dropout Identity Cast".split()
+)
+_POSITION_WISE = _ACTIVATIONS | {"LRN", "BatchNormalization", "Add", "Sub", "Mul", "Div", "Sum"}
+"""Operators between a convolution and a pool through which positions stay what they are."""
+
+
+@dataclass(frozen=True)
+class ConvSite:
+    """A convolution of the model, seen for rewriting.
+
+    Attributes:
+        name: The layer's name: its node's name where that is unique, else the name of its output.
+        node: The node.
+        attributes: Geometry with `auto_pad` resolved; None where it cannot be read.
+        w_shape: [M, C/group, kh, kw]; empty where unknown.
+        elem_type: onnx element type of the weights, 0 where unknown.
+        input_shape: Shape of X; None where unknown.
+        output_shape: (OH, OW); None where unknown.
+        obstacle: Why it cannot be rewritten; None where it can.
+        reservation: Why rewriting it gains nothing, although it can be done; None where it may gain.
+    """
+
+    name: str
+    node: gs.Node
+    attributes: ConvAttributes | None
+    w_shape: tuple[int, ...]
+    elem_type: int
+    input_shape: tuple[int | str | None, ...] | None
+    output_shape: tuple[int, int] | None
+    obstacle: str | None
+    reservation: str | None
+
+    @property
+    def multiplies(self) -> int | None:
+        """Multiplies per image, None where the shape is unknown."""
+        if self.output_shape is None or not self.w_shape:
+            return None
+        return dense_multiplies(self.w_shape, self.output_shape[0] * self.output_shape[1])
+
+    @property
+    def output(self) -> gs.Tensor:
+        """The node's output tensor."""
+        return self.node.outputs[0]
+
+
+@dataclass(frozen=True)
+class Unreachable:
+    """A convolution that rewriting does not go into: in the body of a control-flow node or of a function."""
+
+    name: str
+    reason: str
+
+
+def conv_sites(workspace: Workspace) -> list[ConvSite]:
+    """All `Conv` nodes of the main graph, in graph order."""
+    names = Counter(node.name for node in workspace.graph.nodes)
+    result = []
+    for node in workspace.graph.nodes:
+        if node.op == CONV and node.domain in (None, "", "ai.onnx"):
+            result.append(_conv_site(workspace, node, layer_name(node, names)))
+    return result
+
+
+def rewritten_nodes(workspace: Workspace) -> list[gs.Node]:
+    """The nodes of our own domain."""
+    return [n for n in workspace.graph.nodes if n.domain == ops.DOMAIN and n.op in ops.OPERATORS]
+
+
+def layer_name(node: gs.Node, names: Counter[str]) -> str:
+    """The node's name where it is unique, else its first output's."""
+    if node.name and names[node.name] == 1:
+        return str(node.name)
+    return str(node.outputs[0].name)
+
+
+def unreachable_convs(workspace: Workspace) -> list[Unreachable]:
+    """Convolutions inside the bodies of If, Loop and Scan, and inside model-local functions."""
+    found = []
+    for node in workspace.proto.graph.node:
+        for graph in subgraphs(node):
+            place = f"inside the body of {node.op_type} {node.name or node.output[0]!r}"
+            found += [Unreachable(c.name or c.output[0], place) for c in _convs(graph)]
+    for function in workspace.proto.functions:
+        if function.domain != ops.DOMAIN:
+            place = f"inside the function {function.domain}.{function.name}"
+            found += [Unreachable(c.name or c.output[0], place) for c in function.node if c.op_type == CONV]
+    return found
+
+
+def _convs(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        if node.op_type == CONV:
+            yield node
+        for inner in subgraphs(node):
+            yield from _convs(inner)
+
+
+def _conv_site(workspace: Workspace, node: gs.Node, name: str) -> ConvSite:
+    x_type = workspace.types.get(node.inputs[0].name) if node.inputs else None
+    input_shape = x_type.shape if x_type else None
+    weight = workspace.constant_proto(node.inputs[1]) if len(node.inputs) > 1 else None
+    declared = workspace.types.get(node.inputs[1].name) if len(node.inputs) > 1 else None
+    w_shape: tuple[int, ...] = ()
+    if weight is not None:
+        w_shape = tuple(weight.dims)
+    elif declared is not None and declared.shape and all(isinstance(d, int) for d in declared.shape):
+        w_shape = tuple(int(d) for d in declared.shape if isinstance(d, int))
+    elem_type = weight.data_type if weight is not None else (declared.elem_type if declared else 0)
+    attributes, output_shape, obstacle = None, None, None
+    try:
+        attributes, output_shape = _geometry(node, w_shape, input_shape)
+    except ValueError as error:
+        obstacle = str(error)
+    obstacle = obstacle or _obstacle(workspace, node, w_shape, elem_type, input_shape, output_shape)
+    reservation = None
+    if attributes is not None and output_shape is not None:
+        reservation = _reservation(attributes, w_shape, output_shape)
+    return ConvSite(name, node, attributes, w_shape, elem_type, input_shape, output_shape, obstacle, reservation)
+
+
+def _geometry(
+    node: gs.Node, w_shape: tuple[int, ...], input_shape: tuple[int | str | None, ...] | None
+) -> tuple[ConvAttributes | None, tuple[int, int] | None]:
+    """Attributes with pads made explicit, and the output size where it is known.
+
+    Raises:
+        ValueError: The node is no convolution that the operators can express; the text is the reason.
+    """
+    rank = len(w_shape) or (len(input_shape) if input_shape else 0)
+    if rank and rank != 4:
+        raise ValueError(f"{rank - 2}-D convolution; only 2-D ones are rewritten" if rank > 2 else "weight of low rank")
+    if not rank:
+        return None, None
+    kernel = _ints(node, "kernel_shape", w_shape[2:], 2)
+    if kernel is None:
+        return None, None
+    if w_shape and tuple(kernel) != w_shape[2:]:
+        raise ValueError(f"kernel_shape {kernel} disagrees with the weight's {list(w_shape[2:])}")
+    strides = _ints(node, "strides", (1, 1), 2) or [1, 1]
+    dilations = _ints(node, "dilations", (1, 1), 2) or [1, 1]
+    pads = _ints(node, "pads", (0, 0, 0, 0), 4) or [0, 0, 0, 0]
+    group = int(node.attrs.get("group", 1))
+    sizes = input_shape[2:] if input_shape is not None and len(input_shape) == 4 else (None, None)
+    auto_pad = node.attrs.get("auto_pad", "NOTSET")
+    if auto_pad == "VALID":
+        pads = [0, 0, 0, 0]
+    elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        same = _same_pads(auto_pad, sizes, kernel, strides, dilations)
+        if same is None:
+            return None, None
+        pads = same
+    elif auto_pad != "NOTSET":
+        raise ValueError(f"auto_pad {auto_pad!r} is unknown")
+    if group < 1 or any(v < 1 for v in (*kernel, *strides, *dilations)) or any(p < 0 for p in pads):
+        raise ValueError("negative pads, or a stride, dilation, kernel size or group below 1")
+    if w_shape and w_shape[0] % group:
+        raise ValueError(f"group {group} does not divide the {w_shape[0]} output channels")
+    attributes = ConvAttributes(
+        (kernel[0], kernel[1]),
+        (strides[0], strides[1]),
+        (pads[0], pads[1], pads[2], pads[3]),
+        (dilations[0], dilations[1]),
+        group,
+    )
+    height, width = sizes
+    if not isinstance(height, int) or not isinstance(width, int):
+        return attributes, None
+    if input_shape is not None and w_shape and isinstance(input_shape[1], int) and input_shape[1] != w_shape[1] * group:
+        raise ValueError(f"the weight is for {w_shape[1] * group} channels, the input has {input_shape[1]}")
+    out = attributes.output_shape(height, width)
+    if min(out) < 1:
+        raise ValueError(f"the kernel does not fit into the {height}x{width} input")
+    return attributes, out
+
+
+def _ints(node: gs.Node, name: str, default: tuple[int, ...], length: int) -> list[int] | None:
+    value = node.attrs.get(name)
+    if value is None or len(value) == 0:
+        value = default
+    if not value:
+        return None
+    if len(value) != length:
+        raise ValueError(f"attribute {name} has {len(value)} values, a 2-D convolution needs {length}")
+    return [int(v) for v in value]
+
+
+def _same_pads(
+    auto_pad: str, sizes: Any, kernel: list[int], strides: list[int], dilations: list[int]
+) -> list[int] | None:
+    before, after = [], []
+    for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        extent = dilation * (k - 1) + 1
+        if isinstance(size, int):
+            total = max(0, (-(-size // stride) - 1) * stride + extent - size)
+        elif stride == 1:
+            total = extent - 1
+        else:
+            return None
+        small, large = total // 2, total - total // 2
+        before.append(small if auto_pad == "SAME_UPPER" else large)
+        after.append(large if auto_pad == "SAME_UPPER" else small)
+    return before + after
+
+
+def _obstacle(
+    workspace: Workspace,
+    node: gs.Node,
+    w_shape: tuple[int, ...],
+    elem_type: int,
+    input_shape: tuple[int | str | None, ...] | None,
+    output_shape: tuple[int, int] | None,
+) -> str | None:
+    if len(node.inputs) < 2:
+        return "it has no weight"
+    for position, what in ((1, "weight"), (2, "bias")):
+        if len(node.inputs) <= position or not node.inputs[position].name:
+            continue
+        tensor = node.inputs[position]
+        if tensor.name in workspace.overridable():
+            return f"its {what} {tensor.name!r} is also a graph input; --freeze-weights makes it constant"
+        if workspace.constant_proto(tensor) is None:
+            producers = list(tensor.inputs)
+            origin = f"computed by {producers[0].op}" if producers else "an input of the graph"
+            return f"its {what} is not constant ({origin})"
+    if elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        return f"weights of type {_type_name(elem_type)}; float and float16 are rewritten"
+    if not w_shape or 0 in w_shape:
+        return "the weight's shape is empty"
+    if output_shape is None:
+        if input_shape is None:
+            return "shape inference does not reach its input"
+        if not all(isinstance(d, int) for d in input_shape[2:]):
+            return "its height and width are symbolic; give --input-shape"
+        return "its output size is unknown"
+    if output_shape == (1, 1):
+        return "a single output position: nothing to skip"
+    return None
+
+
+def _type_name(elem_type: int) -> str:
+    return TensorProto.DataType.Name(elem_type).lower() if elem_type in TensorProto.DataType.values() else "unknown"
+
+
+def _reservation(attributes: ConvAttributes, w_shape: tuple[int, ...], output: tuple[int, int]) -> str | None:
+    if w_shape and w_shape[1] == 1 and attributes.group > 1:
+        return "depthwise: bound by memory, nothing to gain"
+    if attributes.kernel_shape == (1, 1):
+        return "1x1 kernel: little work per value, nothing to gain"
+    if min(output) < 2:
+        return f"its output is only {output[0]}x{output[1]}"
+    return None
+
+
+# --- surroundings ----------------------------------------------------------------------------------------------------
+
+
+def only_consumer(workspace: Workspace, tensor: gs.Tensor) -> gs.Node | None:
+    """The one node that reads a tensor, None where several do, none does, or the tensor is a graph output."""
+    consumers = list(tensor.outputs)
+    if len(consumers) != 1 or any(tensor is o or tensor.name == o.name for o in workspace.graph.outputs):
+        return None
+    consumer = consumers[0]
+    if not any(consumer is node for node in workspace.graph.nodes):  # it lies in a subgraph
+        return None
+    if sum(i is tensor for i in consumer.inputs) != 1:
+        return None
+    return consumer
+
+
+def scalar(workspace: Workspace, tensor: gs.Tensor) -> float | None:
+    """The value of a constant with one element, else None."""
+    values = workspace.constant(tensor)
+    return float(values.reshape(())) if values is not None and values.size == 1 else None
+
+
+def activation_of(workspace: Workspace, node: gs.Node) -> Activation | None:
+    """The node as an `Activation`; None where it is another function or its bounds are not constant."""
+    if node.domain not in (None, "", "ai.onnx"):
+        return None
+    if node.op == "Relu":
+        return Activation(negative_slope=0.0)
+    if node.op == "LeakyRelu":
+        return Activation(negative_slope=float(node.attrs.get("alpha", 0.01)))
+    if node.op == "PRelu":
+        slope = scalar(workspace, node.inputs[1])
+        return None if slope is None else Activation(negative_slope=slope)
+    if node.op == "Clip":
+        bounds = [float(node.attrs["min"]) if "min" in node.attrs else None]
+        bounds.append(float(node.attrs["max"]) if "max" in node.attrs else None)
+        for i, tensor in enumerate(node.inputs[1:3]):
+            if tensor.name:
+                bounds[i] = scalar(workspace, tensor)
+                if bounds[i] is None:
+                    return None
+        identity = Activation()
+        low, high = (identity.clip_min if bounds[0] is None else bounds[0]), bounds[1]
+        # infinities are spelt as the largest float, as in the operators' defaults
+        low = max(low, identity.clip_min)
+        high = identity.clip_max if high is None else min(high, identity.clip_max)
+        return Activation(1.0, low, high) if np.isfinite([low, high]).all() and low <= high else None
+    return None
+
+
+def following_pool(workspace: Workspace, site: ConvSite) -> PoolWindow | None:
+    """The window of the next pooling layer, through layers that work position by position.
+
+    Activations, LRN, BatchNormalization, elementwise arithmetic, concatenation over channels and 1x1 convolutions may
+    lie between (Figurnov et al., section 3.2).
+    """
+    tensor = site.output
+    while True:
+        consumers = [n for n in tensor.outputs if any(n is m for m in workspace.graph.nodes)]
+        if len(consumers) != 1:
+            return None
+        node = consumers[0]
+        if node.op in ("MaxPool", "AveragePool"):
+            return _pool_window(workspace, node)
+        if not _keeps_positions(workspace, node, tensor):
+            return None
+        tensor = node.outputs[0]
+
+
+def _keeps_positions(workspace: Workspace, node: gs.Node, tensor: gs.Tensor) -> bool:
+    if not node.outputs or node.domain not in (None, "", "ai.onnx"):
+        return False
+    before, after = workspace.types.get(tensor.name), workspace.types.get(node.outputs[0].name)
+    same_map = before and after and before.shape and after.shape and before.shape[2:] == after.shape[2:]
+    if not same_map:
+        return False
+    if node.op == "Concat":
+        return int(node.attrs.get("axis", 1)) in (1, -3)
+    if node.op == CONV:
+        kernel = node.attrs.get("kernel_shape")
+        return kernel is not None and list(kernel) == [1, 1] and set(node.attrs.get("strides", [1, 1])) == {1}
+    return node.op in _POSITION_WISE
+
+
+def _pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
+    kernel = [int(v) for v in node.attrs.get("kernel_shape", [])]
+    if len(kernel) != 2:
+        return None
+    strides = [int(v) for v in node.attrs.get("strides", [1, 1])]
+    dilations = [int(v) for v in node.attrs.get("dilations", [1, 1])]
+    pads: list[int] | None = [int(v) for v in node.attrs.get("pads", [0, 0, 0, 0])]
+    auto_pad = node.attrs.get("auto_pad", "NOTSET")
+    if auto_pad == "VALID":
+        pads = [0, 0, 0, 0]
+    elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        known = workspace.types.get(node.inputs[0].name)
+        sizes = known.shape[2:] if known and known.shape and len(known.shape) == 4 else (None, None)
+        pads = _same_pads(auto_pad, sizes, kernel, strides, dilations)
+    if pads is None or len(pads) != 4 or len(strides) != 2 or len(dilations) != 2:
+        return None
+    try:
+        return PoolWindow(
+            (kernel[0], kernel[1]),
+            (strides[0], strides[1]),
+            (pads[0], pads[1], pads[2], pads[3]),
+            (dilations[0], dilations[1]),
+            bool(node.attrs.get("ceil_mode", 0)),
+        )
+    except PerfonnxError:
+        return None
+
+
+# --- totals ----------------------------------------------------------------------------------------------------------
+
+
+def other_multiplies(workspace: Workspace) -> int:
+    """Multiplies per image of the layers that are not Conv: Gemm, MatMul and ConvTranspose of known shape."""
+    total = 0
+    for node in workspace.graph.nodes:
+        if node.op not in ("Gemm", "MatMul", "ConvTranspose") or len(node.inputs) < 2:
+            continue
+        a, b, y = (workspace.types.get(t.name) for t in (node.inputs[0], node.inputs[1], node.outputs[0]))
+        if not (a and b and y) or a.shape is None or b.shape is None or y.shape is None:
+            continue
+        if node.op == "ConvTranspose":
+            per_value = [d for d in b.shape[1:] if isinstance(d, int)]
+            positions = [d for d in a.shape[1:] if isinstance(d, int)]
+            if len(per_value) == 3 and len(positions) == 3:
+                total += math.prod(per_value + positions)
+            continue
+        inner = a.shape[0 if node.attrs.get("transA") else -1] if a.shape else None
+        outer = [d for d in y.shape[1:] if isinstance(d, int)]  # without the batch
+        if isinstance(inner, int) and len(outer) == len(y.shape) - 1:
+            total += math.prod([inner, *outer])
+    return total
+
+
+def activation_bytes(workspace: Workspace) -> int:
+    """Bytes of all values that nodes of the main graph produce, with a symbolic batch taken as 1."""
+    sizes = []
+    for node in workspace.graph.nodes:
+        if node.op == "Constant":
+            continue
+        known = (workspace.types.get(output.name) for output in node.outputs)
+        sizes += [k.byte_size or 0 for k in known if k is not None]
+    return sum(sizes)
+
+
+def numpy_type(elem_type: int) -> Any:
+    """The numpy type of an onnx element type."""
+    return helper.tensor_dtype_to_np_dtype(elem_type)

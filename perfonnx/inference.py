@@ -1,0 +1,119 @@
+"""Types and shapes of a workspace's tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import helper
+
+from perfonnx import ops  # noqa: F401  (its import makes the operators known to shape inference)
+from perfonnx.errors import PerfonnxError
+from perfonnx.io import MAX_MESSAGE, TensorType, Workspace, has_external_data, model_bytes, one_line, value_type
+
+
+def infer_types(workspace: Workspace) -> None:
+    """Fill `workspace.types` by onnx's shape inference; what it cannot reach is measured by running the model once.
+
+    Raises:
+        PerfonnxError: The model contradicts itself.
+    """
+    skeleton = workspace.skeleton()
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
+    except Exception as error:  # the C++ side throws several kinds
+        raise PerfonnxError(f"{workspace.model.name}: shape inference fails: {one_line(error)}") from error
+    types, earlier = workspace.types, dict(workspace.types)
+    types.clear()
+    for tensor in (*workspace.proto.graph.initializer, *workspace.added.values()):
+        types[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
+    for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        known = value_type(info)
+        if known is not None and (info.name not in types or types[info.name].shape is None):
+            types[info.name] = known
+    for node in workspace.graph.nodes:
+        if node.op == "Constant" and node.outputs and node.outputs[0].name not in types:
+            values = workspace.constant_proto(node.outputs[0])
+            if values is not None:
+                types[node.outputs[0].name] = TensorType(values.data_type, tuple(values.dims))
+    for name, known in earlier.items():  # a tensor keeps its type through rewriting, reached again or not
+        if _rank_unknown(workspace, name):
+            types[name] = known
+    _measure_gaps(workspace)
+
+
+def _measure_gaps(workspace: Workspace) -> None:
+    """Shapes behind operators that onnx cannot infer through, taken from one run in onnxruntime on zeros."""
+    unknown = [
+        node.inputs[0].name
+        for node in workspace.graph.nodes
+        if node.op == "Conv" and node.inputs and _rank_unknown(workspace, node.inputs[0].name)
+    ]
+    feeds = _zero_feeds(workspace)
+    if not unknown or feeds is None or has_external_data(workspace.model) or model_bytes(workspace.model) > MAX_MESSAGE:
+        return
+    wanted = [t.name for n in workspace.graph.nodes for t in n.outputs if t.name and _rank_unknown(workspace, t.name)]
+    probe = onnx.ModelProto()
+    probe.CopyFrom(workspace.proto)
+    outputs = {o.name for o in probe.graph.output}
+    probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        results = session.run(wanted, feeds)
+    except Exception:  # it was an attempt; the layers are then reported as out of reach
+        return
+    batch_is_symbolic = any(
+        t is not None and t.shape and not isinstance(t.shape[0], int) for t in _feed_types(workspace)
+    )
+    for name, value in zip(wanted, results, strict=True):
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            shape: tuple[int | str | None, ...] = value.shape
+            if batch_is_symbolic and shape and shape[0] == 1:
+                shape = (None, *shape[1:])
+            workspace.types[name] = TensorType(helper.np_dtype_to_tensor_dtype(value.dtype), shape)
+
+
+def _rank_unknown(workspace: Workspace, name: str) -> bool:
+    known = workspace.types.get(name)
+    return known is None or known.shape is None
+
+
+def _feed_types(workspace: Workspace) -> list[TensorType | None]:
+    initializers = {t.name for t in workspace.proto.graph.initializer}
+    return [value_type(i) for i in workspace.proto.graph.input if i.name not in initializers]
+
+
+def _zero_feeds(workspace: Workspace) -> dict[str, np.ndarray] | None:
+    feeds = {}
+    initializers = {t.name for t in workspace.proto.graph.initializer}
+    for info in workspace.proto.graph.input:
+        if info.name in initializers:
+            continue
+        known = value_type(info)
+        if known is None or known.shape is None:
+            return None
+        dims = [1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(known.shape)]
+        if not all(isinstance(d, int) for d in dims):
+            return None
+        feeds[info.name] = np.zeros(
+            [int(d) for d in dims if isinstance(d, int)], helper.tensor_dtype_to_np_dtype(known.elem_type)
+        )
+    return feeds
+
+
+def symbolic_input_flag(workspace: Workspace) -> str | None:
+    """The `--input-shape` flag to type for the first input whose size (beyond the batch) is symbolic; else None."""
+    initializers = {t.name for t in workspace.proto.graph.initializer}
+    for info in workspace.proto.graph.input:
+        known = value_type(info)
+        if info.name in initializers or known is None or known.shape is None:
+            continue
+        if all(isinstance(d, int) for d in known.shape[1:]):
+            continue
+        dims = [str(d) if isinstance(d, int) else "224" for d in known.shape]
+        if known.shape and not isinstance(known.shape[0], int):
+            dims[0] = str(known.shape[0] or "N")
+        return f"--input-shape {info.name}:{','.join(dims)}"
+    return None

@@ -1,0 +1,147 @@
+"""`inspect`: what convolutions a model has, what they cost, and which can be rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from perfonnx import io
+from perfonnx.graph import (
+    conv_sites,
+    following_pool,
+    other_multiplies,
+    rewritten_nodes,
+    unreachable_convs,
+)
+from perfonnx.inference import infer_types
+from perfonnx.io import ModelSource, Workspace
+from perfonnx.ops.common import conv_attributes, dense_multiplies
+from perfonnx.passes import MIN_SHARE
+from perfonnx.rewriting import LITTLE_TO_GAIN, positions_computed
+
+
+@dataclass(frozen=True)
+class ConvInfo:
+    """One convolution.
+
+    Attributes:
+        name: Layer name, as --only, --skip and plans take it.
+        op: Conv, or the operator that it was rewritten to.
+        weight: [M, C/group, kh, kw]; empty where unknown.
+        strides: Along height and width; empty where unknown.
+        group: Number of groups.
+        output: (OH, OW); None where unknown.
+        multiplies: Per image; None where unknown.
+        share: Part of the model's multiplies.
+        pool: A pooling layer follows.
+        reason: Why it is left alone by default; None where it is rewritten.
+    """
+
+    name: str
+    op: str
+    weight: tuple[int, ...]
+    strides: tuple[int, ...]
+    group: int
+    output: tuple[int, int] | None
+    multiplies: int | None
+    share: float
+    pool: bool
+    reason: str | None
+
+
+@dataclass
+class Inspection:
+    """All convolutions of a model. `multiplies` is the whole model's, per image, where shapes are known."""
+
+    model: str
+    opset: int
+    convs: list[ConvInfo] = field(default_factory=list)
+    multiplies: int = 0
+
+    @property
+    def eligible_share(self) -> float:
+        """Part of the multiplies in layers that are rewritten by default."""
+        return sum(c.share for c in self.convs if c.reason is None)
+
+    @property
+    def little_to_gain(self) -> bool:
+        """Whether rewriting this model can hardly make it faster."""
+        return self.multiplies > 0 and self.eligible_share < LITTLE_TO_GAIN
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**asdict(self), "eligible_share": self.eligible_share, "little_to_gain": self.little_to_gain}
+
+
+def inspect(model: ModelSource, *, input_shapes: Mapping[str, Sequence[int | str | None]] | None = None) -> Inspection:
+    """List a model's convolutions.
+
+    Args:
+        model: As for `perfonnx.rewrite`.
+        input_shapes: Sizes for symbolic dimensions, by input name.
+
+    Raises:
+        PerfonnxError: Not a model that can be read.
+    """
+    loaded = io.load(model)
+    io.fix_input_shapes(loaded, input_shapes or {})
+    workspace = Workspace.open(loaded)
+    infer_types(workspace)
+    sites = {id(site.node): site for site in conv_sites(workspace)}
+    ours = {id(node): node for node in rewritten_nodes(workspace)}
+    found: list[ConvInfo] = []
+    for node in workspace.graph.nodes:
+        if id(node) in sites:
+            site = sites[id(node)]
+            geometry = site.attributes
+            found.append(
+                ConvInfo(
+                    site.name,
+                    "Conv",
+                    site.w_shape,
+                    geometry.strides if geometry else (),
+                    geometry.group if geometry else 1,
+                    site.output_shape,
+                    site.multiplies,
+                    0.0,
+                    following_pool(workspace, site) is not None,
+                    site.obstacle or site.reservation,
+                )
+            )
+        elif id(node) in ours:
+            found.append(_rewritten(workspace, node))
+    total = sum(c.multiplies or 0 for c in found) + other_multiplies(workspace)
+    convs = []
+    for conv in found:
+        share = (conv.multiplies or 0) / max(total, 1)
+        reason = conv.reason
+        if reason is None and share < MIN_SHARE:
+            reason = f"carries only {share:.1%} of the multiplies"
+        convs.append(ConvInfo(**{**vars(conv), "share": share, "reason": reason}))
+    convs += [
+        ConvInfo(u.name, "Conv", (), (), 1, None, None, 0.0, False, u.reason) for u in unreachable_convs(workspace)
+    ]
+    return Inspection(loaded.name, workspace.opset, convs, total)
+
+
+def _rewritten(workspace: Workspace, node: Any) -> ConvInfo:
+    w = workspace.constant(node.inputs[1])
+    output = workspace.types.get(node.outputs[0].name)
+    size = output.shape[2:] if output and output.shape and len(output.shape) == 4 else (None, None)
+    known = (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
+    positions = positions_computed(workspace, node)
+    shape = () if w is None else w.shape
+    geometry = None if w is None else conv_attributes(w, node.attrs)
+    return ConvInfo(
+        node.name,
+        node.op,
+        shape,
+        geometry.strides if geometry else (),
+        geometry.group if geometry else 1,
+        known,
+        None if positions is None or w is None else dense_multiplies(shape, positions),
+        0.0,
+        False,
+        "already rewritten",
+    )

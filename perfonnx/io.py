@@ -1,0 +1,644 @@
+"""Models in and out: path, bytes, `ModelProto` or `onnx_graphsurgeon.Graph`; external data; atomic writing.
+
+Graph work is done on onnx-graphsurgeon, but a model is not sent through its importer and exporter: those drop
+metadata, doc strings, denotations, overridable initializers and more. `Workspace` keeps the protobuf message beside
+the graph, and `Workspace.commit` writes back only what changed. Everything else stays as it came, to the byte.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from perfonnx.errors import PerfonnxError
+
+ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | gs.Graph"
+
+MIN_OPSET = 7
+MAX_MESSAGE = 2**31 - 2**20
+"""Bytes. A protobuf message ends at 2 GiB; the margin is for everything that is not a tensor."""
+
+_SMALL_TENSOR = 1024  # elements that shape inference may want to read (shapes, axes, scales)
+_EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the message, where every reader finds them
+
+
+@dataclass
+class LoadedModel:
+    """A model in memory. `directory` is where its external data lie, None when it has none or they are loaded."""
+
+    proto: ModelProto
+    directory: Path | None
+    name: str
+
+
+def load(source: ModelSource) -> LoadedModel:
+    """Open a model without reading its external data.
+
+    Args:
+        source: A path, the bytes of a model, a `ModelProto` (which is copied) or a graphsurgeon graph.
+
+    Raises:
+        PerfonnxError: Not a model, or one that this version cannot read.
+    """
+    if isinstance(source, gs.Graph):
+        try:
+            loaded = LoadedModel(gs.export_onnx(source), None, source.name or "graph")
+        except Exception as error:  # graphsurgeon raises many kinds
+            raise PerfonnxError(f"the graphsurgeon graph cannot be exported: {_one_line(error)}") from error
+    elif isinstance(source, ModelProto):
+        proto = ModelProto()
+        proto.CopyFrom(source)
+        loaded = LoadedModel(proto, None, source.graph.name or "model")
+    elif isinstance(source, bytes):
+        loaded = LoadedModel(_parse(source, "the bytes"), None, "model")
+    else:
+        path = Path(source)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise PerfonnxError(f"{path}: {error.strerror or error}; give the path of an ONNX file") from error
+        loaded = LoadedModel(_parse(data, str(path)), path.parent, path.name)
+    _check_readable(loaded)
+    return loaded
+
+
+def _parse(data: bytes, name: str) -> ModelProto:
+    try:
+        proto = ModelProto.FromString(data)
+    except (DecodeError, RuntimeError) as error:
+        raise PerfonnxError(f"{name}: not an ONNX model, or cut short ({_one_line(error)})") from error
+    return proto
+
+
+def _check_readable(model: LoadedModel) -> None:
+    proto, name = model.proto, model.name
+    if not proto.HasField("graph") or not proto.graph.node or proto.ir_version < 1:
+        raise PerfonnxError(f"{name}: not an ONNX model (no graph with nodes in it)")
+    if proto.ir_version > onnx.IR_VERSION:
+        raise PerfonnxError(
+            f"{name}: IR version {proto.ir_version} is newer than the installed onnx reads ({onnx.IR_VERSION}); "
+            "upgrade the package onnx"
+        )
+    opset = default_opset(proto)
+    if opset is None:
+        raise PerfonnxError(f"{name}: the model imports no version of the standard operators")
+    newest = onnx.defs.onnx_opset_version()
+    if not MIN_OPSET <= opset <= newest:
+        raise PerfonnxError(
+            f"{name}: opset {opset} is not supported; convert the model to opset {MIN_OPSET} to {newest}"
+        )
+    _check_tensors(model)
+
+
+def _check_tensors(model: LoadedModel) -> None:
+    """Refuse tensors whose data are not there or are of another size than their shape says."""
+    for tensor in model.proto.graph.initializer:
+        where = f"{model.name}: initializer {tensor.name!r}"
+        if any(d < 0 for d in tensor.dims):
+            raise PerfonnxError(f"{where} has a negative dimension")
+        try:
+            wanted = tensor_bytes(tensor)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PerfonnxError(f"{where} has the unknown data type {tensor.data_type}") from error
+        if is_external(tensor):
+            if model.directory is None:
+                raise PerfonnxError(f"{where} is external data; give the model's path, or load the data first")
+            file, offset, length = external_location(tensor, model.directory)
+            if length != wanted or not file.is_file() or file.stat().st_size < offset + length:
+                raise PerfonnxError(f"{where}: external data file {file.name} is missing, too short or of another size")
+        elif tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
+            raise PerfonnxError(f"{where} holds {len(tensor.raw_data)} bytes, its shape needs {wanted}")
+
+
+def default_opset(proto: ModelProto) -> int | None:
+    """The version of the standard operators that a model imports."""
+    versions = [imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")]
+    return versions[0] if versions else None
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """True where the data lie in another file."""
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Size of the data in bytes, from type and shape."""
+    count = math.prod(tensor.dims)
+    if tensor.data_type == TensorProto.STRING:
+        return sum(len(s) for s in tensor.string_data)
+    name = TensorProto.DataType.Name(tensor.data_type)
+    packed_bits = 4 if name in ("INT4", "UINT4", "FLOAT4E2M1") else 2 if name in ("INT2", "UINT2") else None
+    if packed_bits:
+        return (count * packed_bits + 7) // 8
+    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def external_location(tensor: TensorProto, directory: Path) -> tuple[Path, int, int]:
+    """File, offset and length of external data; the file may not lie outside the model's directory."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    file = (directory / location).resolve()
+    if not location or not file.is_relative_to(directory.resolve()):
+        raise PerfonnxError(f"initializer {tensor.name!r}: external data may not lie outside the model's directory")
+    try:
+        offset = int(entries.get("offset", 0))
+        length = int(entries["length"]) if "length" in entries else tensor_bytes(tensor)
+    except ValueError as error:
+        raise PerfonnxError(
+            f"initializer {tensor.name!r}: offset or length of its external data is no number"
+        ) from error
+    if offset < 0 or length < 0:
+        raise PerfonnxError(f"initializer {tensor.name!r}: offset or length of its external data is negative")
+    return file, offset, length
+
+
+def to_array(tensor: TensorProto, directory: Path | None) -> NDArray[Any]:
+    """The values of a tensor, external ones included."""
+    if is_external(tensor) and directory is not None:
+        file, offset, length = external_location(tensor, directory)
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            loaded = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=stream.read(length))
+        return numpy_helper.to_array(loaded)
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise PerfonnxError(f"tensor {tensor.name!r} cannot be read: {_one_line(error)}") from error
+
+
+# --- workspace -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Element type (an onnx enumerator) and shape: int, symbol or None for each dimension; None: rank unknown."""
+
+    elem_type: int
+    shape: tuple[int | str | None, ...] | None
+
+    @property
+    def byte_size(self) -> int | None:
+        """Size with symbolic batch (first dimension) taken as 1; None when unknown."""
+        if self.shape is None:
+            return None
+        symbolic_batch = bool(self.shape) and not isinstance(self.shape[0], int)
+        dims = [d for d in self.shape if isinstance(d, int)]
+        if len(dims) + symbolic_batch != len(self.shape) or self.elem_type in (0, TensorProto.STRING):
+            return None
+        try:
+            item = int(helper.tensor_dtype_to_np_dtype(self.elem_type).itemsize)
+        except (KeyError, TypeError):
+            return None
+        return math.prod(dims) * item
+
+
+def value_type(info: ValueInfoProto) -> TensorType | None:
+    """Type of a graph input, output or value_info; None where it is no tensor."""
+    if not info.type.HasField("tensor_type"):
+        return None
+    tensor = info.type.tensor_type
+    if not tensor.HasField("shape"):
+        return TensorType(tensor.elem_type, None)
+    dims: list[int | str | None] = [
+        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
+    ]
+    return TensorType(tensor.elem_type, tuple(dims))
+
+
+@dataclass
+class Workspace:
+    """A model being rewritten: the message, the graph over it, and what is known of its tensors.
+
+    Attributes:
+        model: The loaded message. Its graph's nodes and initializers are edited only by `commit`.
+        graph: graphsurgeon's view, on which passes work.
+        types: Tensor types by name, from shape inference.
+        added: New initializers by name.
+    """
+
+    model: LoadedModel
+    graph: gs.Graph
+    types: dict[str, TensorType] = field(default_factory=dict)
+    added: dict[str, TensorProto] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    _origin: dict[int, NodeProto] = field(default_factory=dict)
+    _initializers: dict[str, TensorProto] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, model: LoadedModel) -> Workspace:
+        """Build the graph over a loaded model.
+
+        Raises:
+            PerfonnxError: graphsurgeon cannot import it.
+        """
+        try:
+            with _quiet_graphsurgeon():
+                graph = gs.import_onnx(_without_functions(model.proto))
+        except Exception as error:  # a foreign file can fail anywhere in the importer
+            raise PerfonnxError(f"{model.name}: the graph cannot be read: {_one_line(error)}") from error
+        workspace = cls(model, graph)
+        workspace._origin = {id(n): p for n, p in zip(graph.nodes, model.proto.graph.node, strict=True)}
+        workspace._initializers = {t.name: t for t in model.proto.graph.initializer}
+        return workspace
+
+    @property
+    def proto(self) -> ModelProto:
+        """The message."""
+        return self.model.proto
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operators."""
+        opset = default_opset(self.proto)
+        assert opset is not None
+        return opset
+
+    def overridable(self) -> set[str]:
+        """Initializers that a caller may replace because they are graph inputs too (from IR version 4 on)."""
+        if self.proto.ir_version < 4:
+            return set()
+        return {i.name for i in self.proto.graph.input} & self._initializers.keys()
+
+    def constant(self, tensor: gs.Tensor) -> NDArray[Any] | None:
+        """The values of a tensor that no run can change: an initializer or a Constant node's output; else None."""
+        proto = self.constant_proto(tensor)
+        return None if proto is None else to_array(proto, self.model.directory)
+
+    def constant_proto(self, tensor: gs.Tensor) -> TensorProto | None:
+        """Like `constant`, without reading the values."""
+        if tensor.name in self.added:
+            return self.added[tensor.name]
+        if tensor.name in self._initializers and isinstance(tensor, gs.Constant):
+            return None if tensor.name in self.overridable() else self._initializers[tensor.name]
+        producers = list(tensor.inputs)
+        if len(producers) == 1 and producers[0].op == "Constant" and id(producers[0]) in self._origin:
+            for attribute in self._origin[id(producers[0])].attribute:
+                if attribute.name == "value" and not attribute.ref_attr_name:
+                    return attribute.t
+        return None
+
+    def add_constant(self, name: str, values: NDArray[Any]) -> gs.Constant:
+        """A new initializer. An equal one of that name is shared; a name that is taken by another gets a number."""
+        proto = numpy_helper.from_array(np.ascontiguousarray(values), name)
+        tensors = self.graph.tensors()
+        unique, count = name, 0
+        while unique in tensors or unique in self.added or unique in self._initializers:
+            known = self.added.get(unique) or self._initializers.get(unique)
+            if known is not None and unique not in self.overridable() and _same_values(known, proto):
+                break
+            count += 1
+            unique = f"{name}_{count}"
+        else:
+            proto.name = unique
+            self.added[unique] = proto
+            self.types[unique] = TensorType(proto.data_type, tuple(proto.dims))
+        existing = tensors.get(unique)
+        return existing if isinstance(existing, gs.Constant) else gs.Constant(unique, values)
+
+    def replace(self, old: gs.Node, new: gs.Node) -> None:
+        """Put a node in another's place; the old node's outputs must already be taken over or free."""
+        index = next(i for i, node in enumerate(self.graph.nodes) if node is old)
+        self.graph.nodes[index] = new
+        old.inputs.clear()
+        old.outputs.clear()
+
+    def remove(self, node: gs.Node) -> None:
+        """Take a node out of the graph."""
+        index = next(i for i, other in enumerate(self.graph.nodes) if other is node)
+        del self.graph.nodes[index]
+        node.inputs.clear()
+        node.outputs.clear()
+
+    def bypass(self, node: gs.Node, follower: gs.Node) -> None:
+        """Take out `follower`, the only reader of a node's output; the node produces its output instead."""
+        output = follower.outputs[0]
+        self.remove(follower)
+        node.outputs = [output]
+
+    def inherit(self, new: gs.Node, old: gs.Node) -> None:
+        """Let a replacing node keep doc string and metadata of the one that it replaces."""
+        if id(old) in self._origin:
+            kept = NodeProto(doc_string=self._origin[id(old)].doc_string)
+            kept.metadata_props.extend(self._origin[id(old)].metadata_props)
+            self._inherited[id(new)] = kept
+        elif id(old) in self._inherited:
+            self._inherited[id(new)] = self._inherited[id(old)]
+        self._alive.append(new)  # ids stay unique only while the objects live
+
+    _inherited: dict[int, NodeProto] = field(default_factory=dict)
+    _alive: list[gs.Node] = field(default_factory=list)
+
+    def skeleton(self) -> ModelProto:
+        """The model without its large weights, which become typed graph inputs: cheap to check and to infer on."""
+        result = ModelProto()
+        for name in ("ir_version", "opset_import", "functions", "domain"):
+            _copy_field(self.proto, result, name)
+        source, graph = self.proto.graph, result.graph
+        graph.name = source.name or "graph"
+        graph.node.extend(self._node_protos())
+        graph.input.extend(source.input)
+        graph.output.extend(source.output)
+        graph.value_info.extend(source.value_info)
+        graph.sparse_initializer.extend(source.sparse_initializer)
+        known = {i.name for i in graph.input}
+        for tensor in (*source.initializer, *self.added.values()):
+            if not is_external(tensor) and math.prod(tensor.dims) <= _SMALL_TENSOR:
+                graph.initializer.append(tensor)
+                if result.ir_version >= 4 or tensor.name in known:
+                    continue
+            if tensor.name not in known:
+                graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        return result
+
+    def commit(self) -> None:
+        """Write the graph back into the message: changed nodes, new initializers, without those no longer used."""
+        target = self.proto.graph
+        nodes = GraphProto()
+        nodes.node.extend(self._node_protos())
+        before, after = set(_used_names(target.node)), set(_used_names(nodes.node))
+        after |= {o.name for o in target.output}
+        lost = before - after
+        del target.node[:]
+        target.node.extend(n for n in nodes.node if n.op_type != "Constant" or not lost.issuperset(n.output))
+        produced = {name for node in target.node for name in node.output}
+        keep = [i for i, t in enumerate(target.initializer) if t.name not in lost]
+        _keep_only(target.initializer, keep)
+        gone = {name for name in lost if name not in produced}
+        _keep_only(target.value_info, [i for i, v in enumerate(target.value_info) if v.name not in gone])
+        _keep_only(target.input, [i for i, v in enumerate(target.input) if v.name not in gone or self._is_feed(v)])
+        target.initializer.extend(t for name, t in self.added.items() if name in after)
+        self._initializers = {t.name: t for t in target.initializer}
+        self.added = {}
+
+    def _is_feed(self, info: ValueInfoProto) -> bool:
+        return info.name not in self._initializers
+
+    def _node_protos(self) -> list[NodeProto]:
+        result = []
+        for node in self.graph.nodes:
+            origin = self._origin.get(id(node))
+            if origin is None:
+                exported = OnnxExporter.export_node(node)
+                inherited = self._inherited.get(id(node))
+                if inherited is not None:
+                    exported.MergeFrom(inherited)
+                result.append(exported)
+                continue
+            inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]
+            if inputs != list(origin.input) or outputs != list(origin.output):
+                changed = NodeProto()
+                changed.CopyFrom(origin)
+                del changed.input[:], changed.output[:]
+                changed.input.extend(inputs)
+                changed.output.extend(outputs)
+                result.append(changed)
+            else:
+                result.append(origin)
+        return result
+
+
+def _same_values(a: TensorProto, b: TensorProto) -> bool:
+    return bool(a.data_type == b.data_type and a.dims == b.dims and a.raw_data == b.raw_data)
+
+
+def _copy_field(source: Any, target: Any, name: str) -> None:
+    value = getattr(source, name)
+    if isinstance(value, (int, str)):
+        setattr(target, name, value)
+    else:
+        getattr(target, name).extend(value)
+
+
+def _keep_only(repeated: Any, indices: Sequence[int]) -> None:
+    wanted = set(indices)
+    for i in reversed(range(len(repeated))):
+        if i not in wanted:
+            del repeated[i]
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs in a node's attributes (bodies of If, Loop, Scan)."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        elif attribute.type == AttributeProto.GRAPHS:
+            yield from attribute.graphs
+
+
+def _used_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    for node in nodes:
+        yield from node.input
+        for graph in subgraphs(node):
+            yield from _used_names(graph.node)
+            yield from (o.name for o in graph.output)
+
+
+def _without_functions(proto: ModelProto) -> ModelProto:
+    """What graphsurgeon is shown: the same graph object, no functions (they are kept as they are)."""
+    if not proto.functions:
+        return proto
+    shown = ModelProto(ir_version=proto.ir_version)
+    shown.opset_import.extend(proto.opset_import)
+    shown.graph.CopyFrom(proto.graph)
+    return shown
+
+
+class _quiet_graphsurgeon:  # noqa: N801
+    """Context: graphsurgeon's warnings (types it does not know) are about what `Workspace` keeps itself."""
+
+    def __enter__(self) -> None:
+        from onnx_graphsurgeon.logger import G_LOGGER
+
+        self._severity = G_LOGGER.severity
+        G_LOGGER.severity = G_LOGGER.CRITICAL
+
+    def __exit__(self, *_: object) -> None:
+        from onnx_graphsurgeon.logger import G_LOGGER
+
+        G_LOGGER.severity = self._severity
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+one_line = _one_line
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def model_bytes(model: LoadedModel) -> int:
+    """Size of the model as one message with all its data inside, nearly."""
+    return sum(tensor_bytes(t) for t in model.proto.graph.initializer)
+
+
+def has_external_data(model: LoadedModel) -> bool:
+    """True where initializers lie in other files."""
+    return any(is_external(t) for t in model.proto.graph.initializer)
+
+
+def save(model: LoadedModel, path: str | os.PathLike[str]) -> None:
+    """Write a model, atomically: the output is the old file or the new one, never a part.
+
+    A model that came with external data, or that is over 2 GB, gets one external data file, `NAME.data`, beside it.
+
+    Raises:
+        PerfonnxError: The place cannot be written.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir():
+            raise PerfonnxError(f"{target} is a directory; give the name of a file")
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            draft = Path(temporary) / "model"
+            if has_external_data(model) or model_bytes(model) > MAX_MESSAGE:
+                data = Path(temporary) / "data"
+                proto = _externalized(model, data, f"{target.name}.data")
+                draft.write_bytes(proto.SerializeToString(deterministic=True))
+                _publish(data, target.with_name(f"{target.name}.data"))
+            else:
+                draft.write_bytes(model.proto.SerializeToString(deterministic=True))
+            _publish(draft, target)
+    except OSError as error:
+        raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file so that it is the old one or the new one, never a part."""
+    target = Path(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+            draft = Path(temporary) / "text"
+            draft.write_text(text, encoding="utf-8")
+            _publish(draft, target)
+    except OSError as error:
+        raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def _publish(draft: Path, target: Path) -> None:
+    if target.exists():
+        shutil.copymode(target, draft)
+    else:
+        mask = os.umask(0)
+        os.umask(mask)
+        draft.chmod(0o666 & ~mask)
+    os.replace(draft, target)
+
+
+def _externalized(model: LoadedModel, data: Path, location: str) -> ModelProto:
+    """A copy of the message whose larger tensors point into `data`, which is written here tensor by tensor."""
+    source = model.proto
+    result = ModelProto()
+    for descriptor, value in source.ListFields():
+        if descriptor.name != "graph":
+            _set_field(result, descriptor.name, value)
+    for descriptor, value in source.graph.ListFields():
+        if descriptor.name != "initializer":
+            _set_field(result.graph, descriptor.name, value)
+    with data.open("wb") as stream:
+        for tensor in source.graph.initializer:
+            size = tensor_bytes(tensor)
+            copied = result.graph.initializer.add()
+            if tensor.data_type == TensorProto.STRING or (size < _EXTERNAL_THRESHOLD and not is_external(tensor)):
+                copied.CopyFrom(tensor)
+                continue
+            copied.name, copied.data_type, copied.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+            copied.dims.extend(tensor.dims)
+            copied.metadata_props.extend(tensor.metadata_props)
+            stream.write(b"\0" * (-stream.tell() % 64))
+            entries = {"location": location, "offset": str(stream.tell()), "length": str(size)}
+            _copy_data(tensor, model.directory, stream)
+            copied.data_location = TensorProto.EXTERNAL
+            for key, text in entries.items():
+                copied.external_data.add(key=key, value=text)
+    return result
+
+
+def _copy_data(tensor: TensorProto, directory: Path | None, stream: IO[bytes]) -> None:
+    if is_external(tensor):
+        assert directory is not None
+        file, offset, remaining = external_location(tensor, directory)
+        with file.open("rb") as source:
+            source.seek(offset)
+            while remaining > 0:
+                block = source.read(min(remaining, 1 << 24))
+                if not block:
+                    raise PerfonnxError(f"external data file {file.name} ended early")
+                stream.write(block)
+                remaining -= len(block)
+    elif tensor.HasField("raw_data"):
+        stream.write(tensor.raw_data)
+    else:
+        stream.write(numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data)
+
+
+def _set_field(message: Any, name: str, value: Any) -> None:
+    if isinstance(value, (int, float, str, bytes)):
+        setattr(message, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(message, name).CopyFrom(value)
+    else:
+        getattr(message, name).extend(value)
+
+
+# --- input shapes ----------------------------------------------------------------------------------------------------
+
+
+def fix_input_shapes(model: LoadedModel, shapes: Mapping[str, Sequence[int | str | None]]) -> None:
+    """Put sizes into the declared shapes of graph inputs; None or a symbol keeps a dimension symbolic.
+
+    Raises:
+        PerfonnxError: No such input, another rank, or a size that contradicts the model's.
+    """
+    initializers = {t.name for t in model.proto.graph.initializer}
+    inputs = {i.name: i for i in model.proto.graph.input if i.name not in initializers}
+    for name, sizes in shapes.items():
+        if name not in inputs:
+            raise PerfonnxError(
+                f"--input-shape {name}: the model has no such input; its inputs are {', '.join(inputs)}"
+            )
+        info = inputs[name]
+        known = value_type(info)
+        if known is None:
+            raise PerfonnxError(f"--input-shape {name}: this input is not a tensor")
+        dims = info.type.tensor_type.shape.dim
+        if known.shape is None:
+            for _ in sizes:
+                dims.add()
+        if len(dims) != len(sizes):
+            raise PerfonnxError(f"--input-shape {name}: has {len(sizes)} dimensions, the model's input has {len(dims)}")
+        for dim, size in zip(dims, sizes, strict=True):
+            if not isinstance(size, int):
+                continue
+            if dim.HasField("dim_value") and dim.dim_value != size:
+                raise PerfonnxError(
+                    f"--input-shape {name}: the model fixes this dimension at {dim.dim_value}, not {size}"
+                )
+            dim.dim_value = size
+
+
+def freeze_weights(model: LoadedModel) -> None:
+    """Make initializers that are also graph inputs constant, by taking them off the inputs (IR version 4 and later)."""
+    initializers = {t.name for t in model.proto.graph.initializer}
+    if model.proto.ir_version >= 4:
+        inputs = model.proto.graph.input
+        _keep_only(inputs, [i for i, info in enumerate(inputs) if info.name not in initializers])

@@ -1,0 +1,29 @@
+"""The passes, in the order in which `perfonnx.rewrite` runs them."""
+
+from perfonnx.passes.absorb import Absorb
+from perfonnx.passes.base import Change, Decision, Pass, PassManager, PassResult, Skip, State
+from perfonnx.passes.convert import Perforate, RadiusAdaptive, Sparsify
+from perfonnx.passes.finish import Finish
+from perfonnx.passes.fold import Fold
+from perfonnx.passes.normalize import Normalize
+from perfonnx.passes.select import MIN_SHARE, Options, Select
+
+__all__ = [
+    "MIN_SHARE",
+    "Absorb",
+    "Change",
+    "Decision",
+    "Finish",
+    "Fold",
+    "Normalize",
+    "Options",
+    "Pass",
+    "PassManager",
+    "PassResult",
+    "Perforate",
+    "RadiusAdaptive",
+    "Select",
+    "Skip",
+    "Sparsify",
+    "State",
+]

@@ -1,0 +1,100 @@
+"""What a pass is, and how passes are run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.graph import ConvSite
+from perfonnx.io import Workspace
+from perfonnx.masks import Mask
+from perfonnx.plan import LayerPlan
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something a pass did to a layer."""
+
+    layer: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A layer that is left as it is, and the reason, as a person says it."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A layer that is rewritten: what it is, what it becomes, and its mask (None for radius-adaptive layers)."""
+
+    site: ConvSite
+    plan: LayerPlan
+    mask: Mask | None
+
+
+@dataclass
+class State:
+    """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes."""
+
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    skips: list[Skip] = field(default_factory=list)
+    rewritten: dict[str, gs.Node] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """A pass's answer: whether the graph changed, and how."""
+
+    modified: bool
+    changes: Sequence[Change] = ()
+
+
+class Pass(ABC):
+    """One step from a model to a faster model."""
+
+    @property
+    def name(self) -> str:
+        """The pass's name in messages."""
+        return type(self).__name__.lower()
+
+    def requires(self, workspace: Workspace, state: State) -> None:  # noqa: B027
+        """Raise `PerfonnxError` where the pass cannot start."""
+
+    @abstractmethod
+    def call(self, workspace: Workspace, state: State) -> PassResult:
+        """Do it."""
+
+    def ensures(self, workspace: Workspace, state: State) -> None:  # noqa: B027
+        """Raise where the result is not what the pass promises."""
+
+
+class PassManager:
+    """Runs passes in order; an unexpected error is reported with the pass's name and those that had run."""
+
+    def __init__(self, passes: Iterable[Pass]) -> None:
+        self.passes = list(passes)
+
+    def run(self, workspace: Workspace, state: State) -> list[Change]:
+        """Run all passes and return everything they changed, in order."""
+        changes: list[Change] = []
+        done: list[str] = []
+        for step in self.passes:
+            try:
+                step.requires(workspace, state)
+                changes += step.call(workspace, state).changes
+                step.ensures(workspace, state)
+            except PerfonnxError:
+                raise
+            except Exception as error:
+                ran = ", ".join(done) or "none"
+                raise RuntimeError(f"pass {step.name} failed (passes done before: {ran}): {error}") from error
+            done.append(step.name)
+        return changes

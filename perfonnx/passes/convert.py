@@ -1,0 +1,146 @@
+"""The three rewriting passes: a chosen Conv becomes PerforatedConv, SparseConv or RadiusAdaptiveConv."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from perfonnx import ops
+from perfonnx.graph import numpy_type
+from perfonnx.io import TensorType, Workspace
+from perfonnx.ops.common import Activation
+from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
+from perfonnx.sampling import interpolate
+
+EXACT_ALPHA = 1.0
+"""Gate bias of a new radius-adaptive layer: with a zero gate weight, alpha is 1 everywhere and the layer is dense."""
+
+
+def add_table(workspace: Workspace, kind: str, values: NDArray[Any]) -> gs.Constant:
+    """An initializer named after its content, so that layers with the same table share it."""
+    digest = hashlib.sha256(repr((values.shape, values.dtype.str)).encode() + values.tobytes()).hexdigest()
+    return workspace.add_constant(f"perfonnx.{kind}.{digest[:12]}", values)
+
+
+class Convert(Pass):
+    """Base of the passes that replace a Conv by one operator."""
+
+    method: str
+    op: str
+
+    def call(self, workspace: Workspace, state: State) -> PassResult:
+        """Replace the layers whose decision names this pass's method."""
+        changes = []
+        for name, decision in state.decisions.items():
+            if decision.plan.method != self.method:
+                continue
+            inputs, attributes, what = self.describe(workspace, decision)
+            state.rewritten[name] = self._replace(workspace, name, decision, inputs, attributes)
+            changes.append(Change(name, what))
+        return PassResult(bool(changes), changes)
+
+    def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
+        """Inputs after the bias, attributes beside the common ones, and a few words for the report."""
+        raise NotImplementedError
+
+    def _replace(
+        self,
+        workspace: Workspace,
+        name: str,
+        decision: Decision,
+        inputs: list[gs.Constant],
+        attributes: Mapping[str, Any],
+    ) -> gs.Node:
+        site = decision.site
+        old = site.node
+        assert site.attributes is not None
+        assert site.output_shape is not None
+        bias = old.inputs[2] if len(old.inputs) > 2 and old.inputs[2].name else None
+        if bias is None:
+            zeros = np.zeros(site.w_shape[0], numpy_type(site.elem_type))
+            bias = add_table(workspace, "zeros", zeros)
+        output = old.outputs[0]
+        new = gs.Node(
+            self.op,
+            name,
+            {**site.attributes.attributes(), **Activation().attributes(), **attributes},
+            [old.inputs[0], old.inputs[1], bias, *inputs],
+            [],
+            domain=ops.DOMAIN,
+        )
+        workspace.inherit(new, old)
+        workspace.replace(old, new)
+        new.outputs = [output]
+        batch = site.input_shape[0] if site.input_shape else None
+        workspace.types[output.name] = TensorType(site.elem_type, (batch, site.w_shape[0], *site.output_shape))
+        return new
+
+
+class Perforate(Convert):
+    """Perforated convolution: `mask`, and the table of `source` positions that the interpolation gives."""
+
+    method = "perforate"
+    op = ops.perforated_conv.NAME
+
+    def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
+        """See `Convert.describe`."""
+        assert decision.mask is not None
+        sampling = interpolate(decision.mask, decision.plan.interpolation)
+        inputs = [
+            add_table(workspace, "mask", sampling.mask),
+            add_table(workspace, "source", sampling.source),
+        ]
+        if sampling.weight is not None:
+            inputs.append(add_table(workspace, "weight", sampling.weight))
+        what = f"{decision.plan.mask}, {sampling.interpolation}, {sampling.rate:.1%} skipped"
+        return inputs, {"interpolation": sampling.interpolation}, what
+
+
+class Sparsify(Convert):
+    """Semi-structured activation sparsity: `mask`, and a `fill` of zeros."""
+
+    method = "sparse"
+    op = ops.sparse_conv.NAME
+
+    def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
+        """See `Convert.describe`."""
+        assert decision.mask is not None
+        fill = np.zeros(decision.site.w_shape[0], numpy_type(decision.site.elem_type))
+        inputs = [add_table(workspace, "mask", decision.mask), add_table(workspace, "zeros", fill)]
+        return inputs, {}, f"{decision.plan.mask}, {1 - decision.mask.mean():.1%} masked"
+
+
+class RadiusAdaptive(Convert):
+    """Radius-adaptive convolution with a gate that is open everywhere: the dense layer, ready for a trained gate."""
+
+    method = "radius-adaptive"
+    op = ops.radius_adaptive_conv.NAME
+
+    def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
+        """See `Convert.describe`."""
+        site, gain = decision.site, decision.plan.center_gain
+        assert site.attributes is not None
+        if gain:
+            self._share_centre(workspace, site.node, gain)
+        dtype = numpy_type(site.elem_type)
+        channels = site.w_shape[1] * site.attributes.group
+        inputs = [
+            add_table(workspace, "gate", np.zeros((1, channels, 1, 1), dtype)),
+            add_table(workspace, "gate_bias", np.full(1, EXACT_ALPHA, dtype)),
+            add_table(workspace, "zeros", np.zeros(site.w_shape[0], dtype)),
+        ]
+        return inputs, {"center_gain": float(gain)}, f"centre gain {gain:g}, gate open everywhere"
+
+    @staticmethod
+    def _share_centre(workspace: Workspace, node: gs.Node, gain: float) -> None:
+        """Divide the centre tap by 1 + gain, its factor where alpha is 1: the open gate then gives the dense layer."""
+        weight = workspace.constant(node.inputs[1])
+        assert weight is not None
+        shared = weight.copy()
+        shared[:, :, 1, 1] /= 1 + gain
+        node.inputs[1] = workspace.add_constant(f"{node.inputs[1].name}.centred", shared)

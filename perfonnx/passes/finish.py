@@ -1,0 +1,166 @@
+"""Finish: what makes the graph a model again: function bodies, value_info, versions, stamps, a last check."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import FunctionProto, TensorProto, helper
+
+from perfonnx import ops
+from perfonnx.errors import PerfonnxError
+from perfonnx.graph import rewritten_nodes
+from perfonnx.inference import infer_types
+from perfonnx.io import Workspace, one_line
+from perfonnx.passes.base import Pass, PassResult, State
+from perfonnx.passes.convert import add_table
+from perfonnx.plan import Plan
+
+FUNCTION_IR_VERSION = 8
+"""The first IR version with model-local functions."""
+
+PLAN_KEY = "perfonnx.plan"
+"""Metadata key of the plan that made a model."""
+
+
+@dataclass
+class Finish(Pass):
+    """Commits the graph and completes the model.
+
+    With `fallback` every operator used gets a function body, so that the model also runs without the library.
+    """
+
+    plan: Plan
+    fallback: bool = True
+
+    def call(self, workspace: Workspace, state: State) -> PassResult:
+        """Write everything into the message."""
+        nodes = rewritten_nodes(workspace)
+        if not nodes:
+            return PassResult(modified=False)
+        if self.fallback:
+            _complete_inputs(workspace, nodes)
+        proto = workspace.proto
+        functions = _function_bodies(workspace, nodes) if self.fallback else []
+        workspace.commit()
+        _stamp(workspace, state)
+        _set_versions(workspace)
+        kept = [f for f in proto.functions if f.domain != ops.DOMAIN]
+        del proto.functions[:]
+        proto.functions.extend([*kept, *functions])
+        infer_types(workspace)
+        _write_value_info(workspace, nodes)
+        _write_metadata(workspace, self.plan)
+        return PassResult(modified=bool(state.rewritten))
+
+    def ensures(self, workspace: Workspace, state: State) -> None:
+        """The model passes onnx's checker, strict shape inference included, if the original did."""
+        if not rewritten_nodes(workspace):
+            return
+        try:
+            onnx.checker.check_model(workspace.skeleton(), full_check=True)
+        except Exception as error:  # ValidationError, InferenceError and others
+            raise PerfonnxError(
+                f"{workspace.model.name}: onnx refuses the rewritten model: {one_line(error)}"
+            ) from error
+
+
+def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:
+    """Give every node all optional inputs: a function body cannot ask which are there."""
+    weighted = any(n.op == ops.perforated_conv.NAME and len(n.inputs) > 5 and n.inputs[5].name for n in nodes)
+    for node in nodes:
+        names = ops.OPERATORS[node.op].INPUTS
+        for position, name in enumerate(names):
+            present = position < len(node.inputs) and node.inputs[position].name
+            if present or (name == "weight" and not weighted):
+                continue
+            default = _default_input(workspace, node, name)
+            if position < len(node.inputs):
+                node.inputs[position] = default
+            else:
+                node.inputs.append(default)
+
+
+def _default_input(workspace: Workspace, node: gs.Node, name: str) -> gs.Constant:
+    w_type = workspace.types[node.inputs[1].name]
+    dtype = helper.tensor_dtype_to_np_dtype(w_type.elem_type)
+    if name == "weight":
+        source = workspace.types[node.inputs[4].name].shape
+        assert source is not None
+        return add_table(workspace, "weight", np.ones(source, np.float32))  # type: ignore[arg-type]
+    assert w_type.shape is not None
+    assert isinstance(w_type.shape[0], int)
+    return add_table(workspace, "zeros", np.zeros(1 if name == "B_alpha" else w_type.shape[0], dtype))
+
+
+def _function_bodies(workspace: Workspace, nodes: list[gs.Node]) -> list[FunctionProto]:
+    bodies = []
+    for name, module in ops.OPERATORS.items():
+        used = [n for n in nodes if n.op == name]
+        if not used:
+            continue
+        known = workspace.types.get(used[0].inputs[1].name)
+        elem_type = known.elem_type if known else TensorProto.FLOAT
+        if name == ops.perforated_conv.NAME:
+            weighted = len(used[0].inputs) > 5
+            bodies.append(ops.perforated_conv.function_body(workspace.opset, elem_type, weighted=weighted))
+        else:
+            bodies.append(module.function_body(workspace.opset, elem_type))
+    return bodies
+
+
+def _stamp(workspace: Workspace, state: State) -> None:
+    """Say in the doc string of each new node what made it, unless it inherited a doc string."""
+    for node in workspace.proto.graph.node:
+        if node.domain == ops.DOMAIN and node.name in state.rewritten and not node.doc_string:
+            plan = state.decisions[node.name].plan
+            node.doc_string = f"perfonnx: {plan.method}" + (
+                f", mask {plan.mask}, rate {plan.rate:g}" if plan.mask else ""
+            )
+
+
+def _set_versions(workspace: Workspace) -> None:
+    proto = workspace.proto
+    if proto.ir_version < FUNCTION_IR_VERSION:
+        if proto.ir_version < 4:  # there, initializers had to be inputs and could not be overridden
+            initializers = {t.name for t in proto.graph.initializer}
+            feeds = [i for i in proto.graph.input if i.name not in initializers]
+            del proto.graph.input[:]
+            proto.graph.input.extend(feeds)
+        proto.ir_version = FUNCTION_IR_VERSION
+    if all(imported.domain != ops.DOMAIN for imported in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid(ops.DOMAIN, ops.VERSION))
+
+
+def _write_value_info(workspace: Workspace, nodes: list[gs.Node]) -> None:
+    """Declare the outputs of our nodes: onnxruntime has no other way to know the shapes of custom operators."""
+    graph = workspace.proto.graph
+    declared = {o.name for o in graph.output}
+    ours = {n.outputs[0].name: workspace.types.get(n.outputs[0].name) for n in nodes}
+    stale = [i for i, v in enumerate(graph.value_info) if v.name in ours]
+    for i in reversed(stale):
+        del graph.value_info[i]
+    for name, known in ours.items():
+        if name not in declared and known is not None:
+            graph.value_info.append(helper.make_tensor_value_info(name, known.elem_type, known.shape))
+
+
+def _write_metadata(workspace: Workspace, plan: Plan) -> None:
+    """Keep the plan in the model's metadata, joined with that of an earlier run."""
+    entries = {entry.key: entry for entry in workspace.proto.metadata_props}
+    merged = plan.to_json()
+    merged.pop("notes", None)
+    if PLAN_KEY in entries:
+        try:
+            earlier = json.loads(entries[PLAN_KEY].value)["layers"]
+            merged["layers"] = {**earlier, **merged["layers"]}
+        except (ValueError, KeyError, TypeError):
+            pass  # somebody else's text under our key: replaced
+    text = json.dumps(merged, separators=(",", ":"))
+    if PLAN_KEY in entries:
+        entries[PLAN_KEY].value = text
+    else:
+        workspace.proto.metadata_props.add(key=PLAN_KEY, value=text)

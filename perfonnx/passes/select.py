@@ -1,0 +1,246 @@
+"""Select: one decision per layer, from a plan or from options, each with its mask or the reason against it."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.graph import (
+    ConvSite,
+    conv_sites,
+    following_pool,
+    other_multiplies,
+    rewritten_nodes,
+    unreachable_convs,
+)
+from perfonnx.inference import symbolic_input_flag
+from perfonnx.io import Workspace
+from perfonnx.masks import ANY_LAYER, Mask, MaskRequest, load_masks, make_mask, mask_from_file, propagated_scores
+from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
+from perfonnx.plan import DENSE, LayerPlan, Plan, is_mask_file
+
+MIN_SHARE = 0.01
+"""Layers with a smaller part of the model's multiplies are left alone unless they are named."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be rewritten, and how, where no plan says it.
+
+    Attributes:
+        method: One of `perfonnx.plan.METHODS`.
+        rate: Fraction of positions to skip.
+        mask: Mask name or file; None: pooling-structure where a pool follows, else grid; for sparse layers propagated.
+        interpolation: How perforated layers fill skipped positions.
+        center_gain: Form of the radius-adaptive sum.
+        only: Regular expressions; a layer whose name none of them finds is left alone. Layers found are rewritten even
+            where little is gained.
+        skip: Regular expressions; a layer whose name one of them finds is left alone.
+        seed: Seed of all random choices.
+    """
+
+    method: str = "perforate"
+    rate: float = 0.25
+    mask: str | None = None
+    interpolation: str = "nearest"
+    center_gain: float = 0.0
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    seed: int = 0
+
+
+@dataclass
+class Select(Pass):
+    """Decides. With a plan, exactly what it says; else by `Options`, carefully."""
+
+    options: Options = field(default_factory=Options)
+    plan: Plan | None = None
+    fallback: bool = True
+
+    def requires(self, workspace: Workspace, state: State) -> None:
+        """Check options and plan against each other and against the model."""
+        sample = LayerPlan(
+            self.options.method,
+            self.options.rate,
+            self.options.mask or "grid",
+            self.options.interpolation,
+            self.options.center_gain,
+        )
+        sample.check("options")
+        if self.plan is not None:
+            names = {s.name for s in conv_sites(workspace)} | {n.name for n in rewritten_nodes(workspace)}
+            for name, layer in self.plan.layers.items():
+                layer.check(f"plan, layer {name!r}")
+                if name not in names:
+                    raise PerfonnxError(
+                        f"the plan names layer {name!r}, which the model does not have; see perfonnx inspect"
+                    )
+        flag = symbolic_input_flag(workspace)
+        if flag is not None and any(s.output_shape is None for s in conv_sites(workspace)):
+            raise PerfonnxError(
+                f"{workspace.model.name}: height and width are symbolic, but a mask is made for one size; add {flag} "
+                "(with your size)"
+            )
+
+    def call(self, workspace: Workspace, state: State) -> PassResult:
+        """Fill `state.decisions` and `state.skips`."""
+        sites = conv_sites(workspace)
+        done = {n.name for n in rewritten_nodes(workspace)}
+        state.skips += [Skip(name, "already rewritten") for name in sorted(done)]
+        if self.plan is not None:
+            wanted = self._by_plan(sites, state, self.plan)
+        else:
+            wanted = self._by_options(workspace, sites, state)
+        self._make_masks(workspace, wanted, state)
+        state.skips += [Skip(u.name, u.reason) for u in unreachable_convs(workspace)]
+        return PassResult(modified=False)
+
+    def _by_plan(self, sites: list[ConvSite], state: State, plan: Plan) -> list[tuple[ConvSite, LayerPlan]]:
+        wanted = []
+        for site in sites:
+            layer = plan.layers.get(site.name)
+            if layer is None or layer.method == DENSE:
+                state.skips.append(Skip(site.name, "not in the plan" if layer is None else "dense in the plan"))
+            elif site.obstacle:
+                state.skips.append(Skip(site.name, site.obstacle))
+            else:
+                wanted.append((site, layer))
+        return wanted
+
+    def _by_options(
+        self, workspace: Workspace, sites: list[ConvSite], state: State
+    ) -> list[tuple[ConvSite, LayerPlan]]:
+        options = self.options
+        only, skip = _patterns("--only", options.only), _patterns("--skip", options.skip)
+        total = sum(s.multiplies or 0 for s in sites) + other_multiplies(workspace)
+        if only and not any(p.search(s.name) for p in only for s in sites):
+            raise PerfonnxError(f"--only {' '.join(options.only)} matches no convolution; see perfonnx inspect")
+        wanted = []
+        for site in sites:
+            reason = site.obstacle
+            if any(p.search(site.name) for p in skip):
+                reason = "excluded by --skip"
+            elif only and not any(p.search(site.name) for p in only):
+                reason = "not selected by --only"
+            elif not reason and not only:
+                share = (site.multiplies or 0) / max(total, 1)
+                reason = site.reservation
+                if not reason and share < MIN_SHARE:
+                    reason = f"carries only {share:.1%} of the multiplies"
+            if reason:
+                state.skips.append(Skip(site.name, reason))
+            else:
+                wanted.append((site, self._layer_plan(workspace, site)))
+        return wanted
+
+    def _layer_plan(self, workspace: Workspace, site: ConvSite) -> LayerPlan:
+        options = self.options
+        mask = options.mask
+        if mask is None and options.method == "sparse":
+            mask = "propagated"
+        elif mask is None:
+            mask = "grid" if following_pool(workspace, site) is None else "pooling-structure"
+        return LayerPlan(options.method, options.rate, mask, options.interpolation, options.center_gain)
+
+    def _make_masks(self, workspace: Workspace, wanted: list[tuple[ConvSite, LayerPlan]], state: State) -> None:
+        seed = self.plan.seed if self.plan is not None else self.options.seed
+        masks = _MaskMaker(workspace, seed)
+        first_type: int | None = None
+        for site, layer in wanted:
+            reason = None
+            if layer.method == "radius-adaptive" and site.w_shape[2:] != (3, 3):
+                reason = f"{site.w_shape[2]}x{site.w_shape[3]} kernel; radius-adaptive layers have a 3x3 kernel"
+            elif self.fallback and workspace.opset < 15 and first_type not in (None, site.elem_type):
+                reason = "of another float type than the layers before; below opset 15 use --no-fallback to mix them"
+            elif not _is_finite(workspace, site):
+                reason = "its weight has values that are not finite"
+            elif layer.method != "radius-adaptive":
+                reason = masks.reason_against(site, layer)
+            if reason:
+                state.skips.append(Skip(site.name, reason))
+                continue
+            first_type = site.elem_type
+            mask = None if layer.method == "radius-adaptive" else masks.make(site, layer)
+            if mask is not None and is_mask_file(layer.mask):
+                layer = replace(layer, rate=float(1 - mask.mean()))
+            state.decisions[site.name] = Decision(site, layer, mask)
+        masks.check_used()
+
+
+class _MaskMaker:
+    """Makes the layers' masks; files are read once, the propagated map is drawn once."""
+
+    def __init__(self, workspace: Workspace, seed: int) -> None:
+        self.workspace = workspace
+        self.seed = seed
+        self.files: dict[str, dict[str, Mask]] = {}
+        self.used_files: set[str] = set()
+        self.scores: np.ndarray | None = None
+
+    def reason_against(self, site: ConvSite, layer: LayerPlan) -> str | None:
+        """Why this mask cannot be made for this layer, though another layer may have it."""
+        assert site.output_shape is not None
+        if layer.mask == "pooling-structure" and following_pool(self.workspace, site) is None:
+            return "no pooling layer follows; the pooling-structure mask needs one"
+        if layer.mask == "grid-square" and site.output_shape[0] != site.output_shape[1]:
+            return f"its map is {site.output_shape[0]}x{site.output_shape[1]}; the grid-square mask needs a square one"
+        if is_mask_file(layer.mask):
+            masks = self._file(layer.mask)
+            if site.name not in masks and ANY_LAYER not in masks:
+                return f"{layer.mask} has no mask for it"
+            if site.name not in masks and masks[ANY_LAYER].shape != site.output_shape:
+                return f"the mask is {_size(masks[ANY_LAYER].shape)}, its map {_size(site.output_shape)}"
+        return None
+
+    def make(self, site: ConvSite, layer: LayerPlan) -> Mask:
+        """The mask; the layer's own random generator makes it independent of which other layers are rewritten."""
+        assert site.output_shape is not None
+        if is_mask_file(layer.mask):
+            self.used_files.add(layer.mask)
+            return mask_from_file(self._file(layer.mask), site.name, site.output_shape)
+        rng = np.random.default_rng([self.seed, zlib.crc32(site.name.encode())])
+        scores = self._scores() if layer.mask == "propagated" else None
+        pool = following_pool(self.workspace, site)
+        return make_mask(layer.mask, MaskRequest(site.output_shape, layer.rate, rng, pool, scores))
+
+    def check_used(self) -> None:
+        """A mask file that fits no layer is a mistake."""
+        for path in self.files:
+            if path not in self.used_files:
+                raise PerfonnxError(
+                    f"{path}: fits no layer that was to be rewritten; perfonnx inspect shows their sizes"
+                )
+
+    def _file(self, path: str) -> dict[str, Mask]:
+        if path not in self.files:
+            self.files[path] = load_masks(path)
+        return self.files[path]
+
+    def _scores(self) -> np.ndarray:
+        if self.scores is None:
+            sizes = [s.input_shape[2:] for s in conv_sites(self.workspace) if s.input_shape and len(s.input_shape) == 4]
+            known = [(h, w) for h, w in sizes if isinstance(h, int) and isinstance(w, int)]
+            shape = max(known, key=lambda size: size[0] * size[1])
+            self.scores = propagated_scores(shape, np.random.default_rng(self.seed))
+        return self.scores
+
+
+def _is_finite(workspace: Workspace, site: ConvSite) -> bool:
+    values = workspace.constant(site.node.inputs[1])
+    return values is not None and bool(np.isfinite(values).all())
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+def _patterns(flag: str, expressions: Sequence[str]) -> list[re.Pattern[str]]:
+    try:
+        return [re.compile(e) for e in expressions]
+    except re.error as error:
+        raise PerfonnxError(f"{flag}: {error.pattern!r} is not a regular expression ({error.msg})") from error

@@ -1,0 +1,139 @@
+"""The plan: which layer gets which method, rate, mask and interpolation. A JSON file, readable and editable."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.io import write_atomically
+from perfonnx.masks import MASKS
+from perfonnx.sampling import INTERPOLATIONS
+
+FORMAT = 1
+METHODS = ("perforate", "sparse", "radius-adaptive")
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens to one layer.
+
+    Attributes:
+        method: One of `METHODS`, or "dense": leave it as it is.
+        rate: Fraction of positions to skip, in [0, 1). Masks from a file and radius-adaptive layers have their own.
+        mask: Name in `perfonnx.masks.MASKS`, or the path of a .npy or .npz file. Empty for radius-adaptive layers.
+        interpolation: Name in `perfonnx.sampling.INTERPOLATIONS`; perforation only.
+        center_gain: 0 or 1, the two published forms of the radius-adaptive sum.
+    """
+
+    method: str
+    rate: float = 0.25
+    mask: str = "grid"
+    interpolation: str = "nearest"
+    center_gain: float = 0.0
+
+    def check(self, where: str) -> None:
+        """Raise `PerfonnxError` naming `where` if a field has no meaning."""
+        if self.method not in (*METHODS, DENSE):
+            raise PerfonnxError(f"{where}: unknown method {self.method!r}; choose from {', '.join((*METHODS, DENSE))}")
+        if not isinstance(self.rate, (int, float)) or isinstance(self.rate, bool) or not 0 <= self.rate < 1:
+            raise PerfonnxError(
+                f"{where}: rate {self.rate!r} is not in [0, 1); it is the fraction of positions to skip"
+            )
+        if not isinstance(self.mask, str) or not (self.mask in MASKS or is_mask_file(self.mask)):
+            raise PerfonnxError(
+                f"{where}: unknown mask {self.mask!r}; choose from {', '.join(MASKS)}, or give a .npy or .npz file"
+            )
+        if self.interpolation not in INTERPOLATIONS:
+            raise PerfonnxError(
+                f"{where}: unknown interpolation {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}"
+            )
+        if self.center_gain not in (0, 1):
+            raise PerfonnxError(f"{where}: center_gain {self.center_gain!r} is not one of the published forms, 0 and 1")
+
+
+def is_mask_file(mask: str) -> bool:
+    """True where a mask is named by a file."""
+    return Path(mask).suffix in (".npy", ".npz")
+
+
+@dataclass
+class Plan:
+    """Layer plans by layer name, and the seed of all random choices.
+
+    `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
+    """
+
+    layers: dict[str, LayerPlan] = field(default_factory=dict)
+    seed: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan.
+
+        Raises:
+            PerfonnxError: Not there, not JSON, or not a plan.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PerfonnxError(
+                f"{path}: cannot be read as a plan: {getattr(error, 'strerror', None) or error}"
+            ) from error
+        try:
+            return cls.from_json(json.loads(text), str(path))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise PerfonnxError(f"{path}: not a plan, since it is not JSON ({error})") from error
+
+    @classmethod
+    def from_json(cls, data: Any, where: str = "plan") -> Plan:
+        """Build from parsed JSON; `where` names the source in errors."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("layers"), Mapping):
+            raise PerfonnxError(f'{where}: not a plan; it needs {{"perfonnx_plan": {FORMAT}, "layers": {{...}}}}')
+        if data.get("perfonnx_plan") != FORMAT:
+            raise PerfonnxError(
+                f"{where}: plan format {data.get('perfonnx_plan')!r} is unknown; this version reads {FORMAT}"
+            )
+        seed = data.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise PerfonnxError(f"{where}: seed {seed!r} is not a whole number from 0 up")
+        known = set(LayerPlan.__dataclass_fields__)
+        layers = {}
+        for name, fields in data["layers"].items():
+            layer = f"{where}: layer {name!r}"
+            if not isinstance(fields, Mapping) or not isinstance(fields.get("method"), str):
+                raise PerfonnxError(f'{layer} needs an object with a "method"')
+            unknown = sorted(set(fields) - known)
+            if unknown:
+                raise PerfonnxError(
+                    f"{layer} has the unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}"
+                )
+            layers[name] = LayerPlan(**fields)
+            layers[name].check(layer)
+        return cls(layers, seed)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, with only the fields that a layer's method reads."""
+        fields = {
+            "perforate": ("method", "rate", "mask", "interpolation"),
+            "sparse": ("method", "rate", "mask"),
+            "radius-adaptive": ("method", "center_gain"),
+            DENSE: ("method",),
+        }
+        layers = {
+            name: {key: asdict(layer)[key] for key in fields[layer.method]} for name, layer in self.layers.items()
+        }
+        result: dict[str, Any] = {"perfonnx_plan": FORMAT, "seed": self.seed, "layers": layers}
+        if self.notes:
+            result["notes"] = self.notes
+        return result
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as indented JSON, atomically."""
+        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")

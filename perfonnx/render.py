@@ -1,0 +1,147 @@
+"""Reports as rich tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from perfonnx.inspection import Inspection
+from perfonnx.rewriting import Report
+
+
+def count(number: int) -> str:
+    """A count with its unit: 15.3 G."""
+    value = float(number)
+    for unit in ("", " k", " M", " G"):
+        if value < 1000 or unit == " G":
+            return f"{value:.3g}{unit}" if unit else str(number)
+        value /= 1000
+    raise AssertionError
+
+
+def byte_size(number: int) -> str:
+    """A size in MB."""
+    return f"{number / 1e6:.2f} MB"
+
+
+def _size(shape: Sequence[int] | None) -> str:
+    return "?" if not shape else "x".join(str(n) for n in shape)
+
+
+def render_inspection(inspection: Inspection) -> RenderableType:
+    """The table of convolutions, and what it comes to."""
+    table = Table(title=f"{inspection.model}, opset {inspection.opset}", title_justify="left")
+    for name, justify in (
+        ("layer", "left"),
+        ("weight", "left"),
+        ("stride", "left"),
+        ("output", "left"),
+        ("multiplies", "right"),
+        ("share", "right"),
+        ("pool", "left"),
+        ("eligible", "left"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for conv in inspection.convs:
+        group = f" /{conv.group}" if conv.group > 1 else ""
+        table.add_row(
+            Text(conv.name),
+            _size(conv.weight) + group,
+            _size(conv.strides),
+            _size(conv.output),
+            "?" if conv.multiplies is None else count(conv.multiplies),
+            f"{conv.share:.1%}",
+            "yes" if conv.pool else "",
+            Text("yes", "green") if conv.reason is None else Text(conv.reason, "dim"),
+        )
+    eligible = sum(c.reason is None for c in inspection.convs)
+    lines = [
+        f"{len(inspection.convs)} convolutions, {eligible} eligible; {count(inspection.multiplies)} multiplies, "
+        f"{inspection.eligible_share:.1%} of them in eligible layers"
+    ]
+    if inspection.little_to_gain:
+        lines.append("there is little to gain in this model")
+    return Group(table, *lines)
+
+
+def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
+    """What a rewrite did: the layers, the totals before and after, and the skipped layers with reasons."""
+    parts: list[RenderableType] = []
+    if report.layers:
+        parts.append(_layers(report))
+    parts.append(_totals(report))
+    parts += _skips(report, verbose)
+    if report.little_to_gain:
+        parts.append(Text(report.little_to_gain, "yellow"))
+    return Group(*parts)
+
+
+def _layers(report: Report) -> Table:
+    table = Table(title=f"{report.model}: {len(report.layers)} layers rewritten", title_justify="left")
+    for name, justify in (
+        ("layer", "left"),
+        ("method", "left"),
+        ("mask", "left"),
+        ("output", "left"),
+        ("rate asked", "right"),
+        ("real", "right"),
+        ("multiplies", "right"),
+        ("after", "right"),
+    ):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for layer in report.layers:
+        adaptive = layer.plan.method == "radius-adaptive"
+        detail = f", {layer.plan.interpolation}" if layer.plan.method == "perforate" else ""
+        table.add_row(
+            Text(layer.name),
+            layer.plan.method,
+            Text("" if adaptive else layer.plan.mask + detail),
+            _size(layer.output_shape),
+            "" if adaptive else f"{layer.plan.rate:.3f}",
+            "" if adaptive else f"{layer.rate:.3f}",
+            count(layer.multiplies[0]),
+            count(layer.multiplies[1]),
+        )
+    return table
+
+
+def _totals(report: Report) -> Table:
+    table = Table(title="whole model, per image", title_justify="left")
+    for name in ("", "before", "after", "before / after"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, (before, after), show in (
+        ("multiplies", report.multiplies, count),
+        ("multiplies in convolutions", report.conv_multiplies, count),
+        ("activations' size", report.activations, byte_size),
+    ):
+        better = Text(show(after), "bold green" if after < before else "")
+        table.add_row(name, show(before), better, f"{before / after:.2f}x" if after else "")
+    return table
+
+
+def _skips(report: Report, verbose: bool) -> list[RenderableType]:
+    if not report.skips:
+        return []
+    if verbose or len(report.skips) <= 12:
+        table = Table(title=f"{len(report.skips)} convolutions left as they are", title_justify="left")
+        table.add_column("layer", overflow="fold")
+        table.add_column("reason", overflow="fold")
+        for skip in report.skips:
+            table.add_row(Text(skip.layer), Text(skip.reason))
+        return [table]
+    reasons = Counter(_kind(skip.reason) for skip in report.skips)
+    table = Table(title=f"{len(report.skips)} convolutions left as they are (-v lists them)", title_justify="left")
+    table.add_column("layers", justify="right")
+    table.add_column("reason", overflow="fold")
+    for reason, number in reasons.most_common():
+        table.add_row(str(number), Text(reason))
+    return [table]
+
+
+def _kind(reason: str) -> str:
+    """Reasons that differ in a number alone are one kind."""
+    return "carries little of the multiplies" if reason.startswith("carries only") else reason

@@ -1,0 +1,257 @@
+"""`rewrite`: from a model to a faster model, with a report of what was done and what was not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import onnx_graphsurgeon as gs
+from onnx import ModelProto
+
+from perfonnx import io, ops
+from perfonnx.errors import PerfonnxError
+from perfonnx.graph import activation_bytes, conv_sites, other_multiplies, rewritten_nodes
+from perfonnx.io import LoadedModel, ModelSource, Workspace
+from perfonnx.ops.common import dense_multiplies
+from perfonnx.passes import (
+    Absorb,
+    Change,
+    Decision,
+    Finish,
+    Fold,
+    Normalize,
+    Options,
+    Pass,
+    PassManager,
+    Perforate,
+    RadiusAdaptive,
+    Select,
+    Skip,
+    Sparsify,
+    State,
+)
+from perfonnx.plan import LayerPlan, Plan
+
+LITTLE_TO_GAIN = 0.20
+"""Where eligible layers carry a smaller part of the multiplies than this, there is little to gain: skipping three of
+four positions in all of them makes a model at most 1 / (1 - 0.75 * 0.20) = 1.18 times faster."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One rewritten layer.
+
+    Attributes:
+        name: Layer name.
+        plan: What was asked.
+        rate: Fraction of positions really skipped.
+        output_shape: (OH, OW).
+        multiplies: Per image, before and after.
+        notes: What passes did to it.
+    """
+
+    name: str
+    plan: LayerPlan
+    rate: float
+    output_shape: tuple[int, int]
+    multiplies: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class Report:
+    """What a rewrite did. Pairs are (before, after), per image; `activations` in bytes."""
+
+    model: str
+    layers: list[LayerReport] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    multiplies: tuple[int, int] = (0, 0)
+    conv_multiplies: tuple[int, int] = (0, 0)
+    activations: tuple[int, int] = (0, 0)
+    eligible_share: float = 0.0
+
+    @property
+    def reduction(self) -> float:
+        """Multiplies before over multiplies after, whole model."""
+        return self.multiplies[0] / max(self.multiplies[1], 1)
+
+    @property
+    def little_to_gain(self) -> str | None:
+        """Why this model can hardly become faster this way; None where it can."""
+        if self.eligible_share >= LITTLE_TO_GAIN:
+            return None
+        return (
+            f"there is little to gain: layers that can be rewritten with profit carry {self.eligible_share:.1%} of the "
+            "model's multiplies"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**asdict(self), "reduction": self.reduction, "little_to_gain": self.little_to_gain}
+
+
+@dataclass
+class Rewritten:
+    """The result of `rewrite`. The model itself comes out in the form that the caller likes."""
+
+    model: LoadedModel
+    report: Report
+    plan: Plan
+
+    @property
+    def proto(self) -> ModelProto:
+        """The model as a message. Initializers that came as external data are still external."""
+        return self.model.proto
+
+    def to_bytes(self) -> bytes:
+        """The model serialized.
+
+        Raises:
+            PerfonnxError: It has external data, or is over 2 GB: `save` it instead.
+        """
+        if io.has_external_data(self.model) or io.model_bytes(self.model) > io.MAX_MESSAGE:
+            raise PerfonnxError(
+                f"{self.model.name}: over 2 GB or with external data, so it has no bytes; save it to a path"
+            )
+        return bytes(self.model.proto.SerializeToString(deterministic=True))
+
+    def to_graph(self) -> gs.Graph:
+        """The model as a graphsurgeon graph."""
+        return gs.import_onnx(self.model.proto)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model, atomically."""
+        io.save(self.model, path)
+
+
+def rewrite(
+    model: ModelSource,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    options: Options | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    fallback: bool = True,
+    freeze_weights: bool = False,
+    progress: Callable[[str], None] | None = None,
+    **choices: Any,
+) -> Rewritten:
+    """Rewrite the convolutions of a model.
+
+    Args:
+        model: A path, bytes, a `ModelProto` (left as it is) or an `onnx_graphsurgeon.Graph`.
+        output: Where to write the result; None: nowhere.
+        options: How to choose layers; its fields may also be given as keywords (`rate=0.5, mask="grid"`).
+        plan: A plan, or the path of one, instead of options.
+        input_shapes: Sizes for symbolic dimensions, by input name, as [N, C, H, W].
+        fallback: Give each operator a function body, so that the model also runs without the library.
+        freeze_weights: Make initializers that are also graph inputs constant.
+        progress: Called with a few words before each step.
+        **choices: Fields of `Options`.
+
+    Returns:
+        The rewritten model, its report and the plan that makes it again.
+
+    Raises:
+        PerfonnxError: Bad input or usage. Nothing has been written then.
+    """
+    if options is not None and choices:
+        raise PerfonnxError(f"give options or keywords, not both ({', '.join(choices)})")
+    if plan is not None and (options is not None or choices):
+        raise PerfonnxError("a plan says everything; give it alone, without options")
+    try:
+        chosen = options or Options(**choices)
+    except TypeError as error:
+        raise PerfonnxError(f"unknown option: {error}") from error
+    if plan is not None and not isinstance(plan, Plan):
+        plan = Plan.load(plan)
+    tell = progress or (lambda _: None)
+
+    tell("reading")
+    loaded = io.load(model)
+    if freeze_weights:
+        io.freeze_weights(loaded)
+    io.fix_input_shapes(loaded, input_shapes or {})
+    workspace = Workspace.open(loaded)
+    state = State()
+    used = Plan(seed=plan.seed if plan else chosen.seed)
+
+    normalize, select = Normalize(), Select(chosen, plan, fallback)
+    tell("choosing layers")
+    PassManager([normalize, select]).run(workspace, state)
+    report = _before(workspace, state)
+    used.layers = {name: decision.plan for name, decision in state.decisions.items()}
+    used.notes = {skip.layer: skip.reason for skip in state.skips}
+
+    tell("rewriting")
+    steps: list[Pass] = [Fold(), Perforate(), Sparsify(), RadiusAdaptive(), Absorb(), Finish(used, fallback)]
+    changes = PassManager(steps).run(workspace, state)
+    _after(workspace, state, changes, report)
+    result = Rewritten(loaded, report, used)
+    if output is not None:
+        tell("writing")
+        result.save(output)
+    return result
+
+
+def _before(workspace: Workspace, state: State) -> Report:
+    sites = conv_sites(workspace)
+    convs = sum(s.multiplies or 0 for s in sites) + _rewritten_multiplies(workspace)
+    total = convs + other_multiplies(workspace)
+    eligible = sum(s.multiplies or 0 for s in sites if not s.obstacle and not s.reservation)
+    return Report(
+        workspace.model.name,
+        skips=list(state.skips),
+        multiplies=(total, total),
+        conv_multiplies=(convs, convs),
+        activations=(activation_bytes(workspace),) * 2,
+        eligible_share=eligible / max(total, 1),
+    )
+
+
+def _after(workspace: Workspace, state: State, changes: list[Change], report: Report) -> None:
+    saved = 0
+    for name, decision in state.decisions.items():
+        before = decision.site.multiplies or 0
+        after = _layer_multiplies(decision)
+        saved += before - after
+        rate = 0.0 if decision.mask is None else float(1 - decision.mask.mean())
+        notes = tuple(change.what for change in changes if change.layer == name)
+        assert decision.site.output_shape is not None
+        report.layers.append(LayerReport(name, decision.plan, rate, decision.site.output_shape, (before, after), notes))
+    report.multiplies = (report.multiplies[0], report.multiplies[0] - saved)
+    report.conv_multiplies = (report.conv_multiplies[0], report.conv_multiplies[0] - saved)
+    report.activations = (report.activations[0], activation_bytes(workspace))
+
+
+def _layer_multiplies(decision: Decision) -> int:
+    site = decision.site
+    assert site.output_shape is not None
+    assert site.attributes is not None
+    if decision.mask is not None:
+        return dense_multiplies(site.w_shape, int(decision.mask.sum()))
+    gate = site.output_shape[0] * site.output_shape[1] * site.w_shape[1] * site.attributes.group
+    return (site.multiplies or 0) + gate
+
+
+def _rewritten_multiplies(workspace: Workspace) -> int:
+    """Multiplies of layers rewritten by an earlier run."""
+    total = 0
+    for node in rewritten_nodes(workspace):
+        w, positions = workspace.types.get(node.inputs[1].name), positions_computed(workspace, node)
+        if w is not None and w.shape and positions is not None:
+            total += dense_multiplies([d for d in w.shape if isinstance(d, int)], positions)
+    return total
+
+
+def positions_computed(workspace: Workspace, node: gs.Node) -> int | None:
+    """How many output positions one of our operators computes per image; None where unknown."""
+    mask_input = ops.OPERATORS[node.op].MASK_INPUT
+    if mask_input is not None:
+        mask = workspace.constant(node.inputs[mask_input])
+        return None if mask is None else int(mask.sum())
+    y = workspace.types.get(node.outputs[0].name)
+    sizes = [d for d in y.shape[2:] if isinstance(d, int)] if y is not None and y.shape else []
+    return sizes[0] * sizes[1] if len(sizes) == 2 else None
