@@ -1,0 +1,64 @@
+"""Builders of the networks that the papers on sampled convolutions measure, with seeded weights.
+
+    import models
+    model = models.build("alexnet", seed=0, batch=1)
+
+Their shapes, parameters and multiply counts are the published ones; their weights are random, so they serve for timing
+and for exercising a rewriting, not for accuracy. They end in logits, and leave out what only training uses.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from models import alexnet, nin, resnet50, vgg16
+from perfonnx.errors import PerfonnxError
+
+NAMES = ("alexnet", "vgg16", "nin", "resnet50")
+"""The networks that `build` knows."""
+
+OPSETS = range(10, min(onnx.defs.onnx_opset_version(), 22) + 1)
+"""Operator set versions that `build` writes. `ceil_mode` of pooling came with 10."""
+
+_BUILDERS = {"alexnet": alexnet.build, "vgg16": vgg16.build, "nin": nin.build}
+
+
+def build(
+    name: str, *, seed: int = 0, batch: int | str = 1, opset: int = 17, weights: bool = True, fold_bn: bool = False
+) -> onnx.ModelProto:
+    """Builds one network.
+
+    Args:
+        name: One of `NAMES`.
+        seed: Seed of the weights, 0 or more. The same seed gives the same model, byte for byte.
+        batch: Batch size, 0 or more, or the name of a symbolic batch dimension.
+        opset: Version of the default operator set, one of `OPSETS`.
+        weights: False leaves the weights out: they become graph inputs of the same name and shape. For looking at
+            the structure without spending half a gigabyte.
+        fold_bn: `resnet50` only: BatchNormalization is folded into the convolutions. The function stays the same.
+
+    Returns:
+        A model with one input, `image` [batch, 3, size, size], and one output, `logits` [batch, classes], whose
+        intermediate shapes are all written down. Weights are initializers, and no inputs.
+
+    Raises:
+        PerfonnxError: An argument is out of its range.
+    """
+    if name not in NAMES:
+        raise PerfonnxError(f"unknown network '{name}': choose one of {', '.join(NAMES)}")
+    if seed < 0:
+        raise PerfonnxError(f"seed {seed}: must be 0 or more")
+    if isinstance(batch, int) and batch < 0:
+        raise PerfonnxError(f"batch {batch}: must be 0 or more, or a name for a symbolic batch")
+    if isinstance(batch, str) and not batch.isidentifier():
+        raise PerfonnxError(f"batch '{batch}': must be a number, or a name such as N for a symbolic batch")
+    if opset not in OPSETS:
+        raise PerfonnxError(f"opset {opset}: must be between {OPSETS[0]} and {OPSETS[-1]}")
+    if name == "resnet50":
+        return resnet50.build(seed=seed, batch=batch, opset=opset, weights=weights, fold_bn=fold_bn)
+    if fold_bn:
+        raise PerfonnxError(f"{name} has no BatchNormalization to fold: leave --fold-bn out")
+    return _BUILDERS[name](seed=seed, batch=batch, opset=opset, weights=weights)
+
+
+__all__ = ["NAMES", "OPSETS", "build"]
