@@ -200,7 +200,7 @@ def test_a_mask_without_sites() -> None:
     assert sampling.sites.shape == (0,)
     assert (sampling.rows == -1).all()
     for interpolation in ("nearest", "barycentric"):
-        with pytest.raises(PerfonnxError, match="no site.*use interpolation zero"):
+        with pytest.raises(PerfonnxError, match=r"no site.*use interpolation zero"):
             interpolate(mask, interpolation)
 
 

@@ -1,0 +1,109 @@
+"""The sampled-convolution engine, for tests and tools; see custom_ops/python/engine_module.cpp."""
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+_Floats = npt.NDArray[np.float32]
+_Pair = tuple[int, int]
+_Quad = tuple[int, int, int, int]
+_Triple = tuple[float, float, float]
+
+def available_isas() -> list[str]:
+    """Instruction sets this machine runs, slowest first."""
+
+def default_isa() -> str:
+    """The one kernels use: the fastest, capped by the environment variable PERFONNX_ISA."""
+
+def row_table(
+    kernel: _Pair,
+    strides: _Pair,
+    pads: _Quad,
+    dilations: _Pair,
+    input_size: _Pair,
+    output_width: int,
+    sites: npt.NDArray[np.int32],
+) -> npt.NDArray[np.int32]:
+    """Input row (y * width + x, or -1) of each tap of each site, int32 [sites, taps]."""
+
+def half_to_float(bits: npt.NDArray[np.uint16]) -> _Floats:
+    """Values of binary16 bits [n]."""
+
+def float_to_half(values: _Floats) -> npt.NDArray[np.uint16]:
+    """Bits of values [n] rounded to binary16, ties to even."""
+
+class SampledProduct:
+    """Rows of an input, read through a row table, times packed weights [M, C/group, taps] plus bias [M]."""
+
+    def __init__(self, w: _Floats, b: _Floats | None = None, *, group: int = 1, isa: str | None = None) -> None: ...
+    @property
+    def packed(self) -> _Floats:
+        """[groups, panels, taps, C/group, panel width]; [taps, channels padded] where each group is one channel."""
+
+    def __call__(
+        self,
+        rows: _Floats,
+        table: npt.NDArray[np.int32],
+        *,
+        activation: _Triple | None = None,
+        out: _Floats | None = None,
+        threads: int = 1,
+    ) -> _Floats:
+        """Rows [N, R, C] through the table [P, taps] to [N, P, M]; activation is (negative_slope, min, max)."""
+
+class MaskedConv:
+    """PerforatedConv or SparseConv."""
+
+    @staticmethod
+    def perforated(
+        w: _Floats,
+        b: _Floats | None,
+        mask: npt.NDArray[np.bool_],
+        source: npt.NDArray[np.int32],
+        weight: _Floats | None = None,
+        *,
+        strides: _Pair = (1, 1),
+        pads: _Quad = (0, 0, 0, 0),
+        dilations: _Pair = (1, 1),
+        group: int = 1,
+        activation: _Triple = ...,
+        isa: str | None = None,
+    ) -> MaskedConv: ...
+    @staticmethod
+    def sparse(
+        w: _Floats,
+        b: _Floats | None,
+        mask: npt.NDArray[np.bool_],
+        fill: _Floats | None = None,
+        *,
+        strides: _Pair = (1, 1),
+        pads: _Quad = (0, 0, 0, 0),
+        dilations: _Pair = (1, 1),
+        group: int = 1,
+        activation: _Triple = ...,
+        isa: str | None = None,
+    ) -> MaskedConv: ...
+    def __call__(self, x: _Array, *, threads: int = 1) -> _Array:
+        """X [N, C, H, W] to Y [N, M, OH, OW] of the same type."""
+
+class RadiusAdaptiveConv:
+    """RadiusAdaptiveConv."""
+
+    def __init__(
+        self,
+        w: _Floats,
+        b: _Floats | None,
+        w_alpha: _Floats,
+        b_alpha: float = 0.0,
+        b_ring: _Floats | None = None,
+        *,
+        center_gain: float = 0.0,
+        strides: _Pair = (1, 1),
+        pads: _Quad = (0, 0, 0, 0),
+        dilations: _Pair = (1, 1),
+        group: int = 1,
+        activation: _Triple = ...,
+        isa: str | None = None,
+    ) -> None: ...
+    def __call__(self, x: _Array, *, threads: int = 1) -> _Array:
+        """X [N, C, H, W] to Y [N, M, OH, OW] of the same type."""

@@ -1,0 +1,494 @@
+"""Times models against each other, as a whole and layer by layer.
+
+Runs are interleaved and their order rotates, so that a machine that slows down or speeds up does so for every model
+alike; what is compared are medians, and the ratio of runs that stood next to each other.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import onnx
+import onnxruntime as ort
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from perfonnx import io, runtime
+from perfonnx.check import OpenModel, Progress, open_model, uses_library
+from perfonnx.errors import PerfonnxError
+from perfonnx.feeds import Feed, Shapes, merged_inputs, random_feeds
+from perfonnx.ops.common import DOMAIN
+
+PROFILE_RUNS = 10
+"""Most runs that are profiled for the times per layer."""
+
+LAYOUT = "(layout and type changes)"
+"""Row of the copies and casts that onnxruntime inserts around its blocked and its float32 kernels."""
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelTiming:
+    """The runs of one model. All times in milliseconds.
+
+    Attributes:
+        name: Name of the model.
+        times: One time per run, in the order of the rounds.
+        ratio: Median of the first model over this one's: above 1 is faster than the first.
+        paired_ratio: Median over the rounds of the first model's time over this one's in the same round.
+    """
+
+    name: str
+    times: tuple[float, ...]
+    ratio: float
+    paired_ratio: float
+
+    @property
+    def median(self) -> float:
+        """Median time."""
+        return statistics.median(self.times)
+
+    @property
+    def minimum(self) -> float:
+        """Shortest time."""
+        return min(self.times)
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range; 0 for a single run."""
+        if len(self.times) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.times, n=4, method="inclusive")
+        return high - low
+
+
+@dataclass(frozen=True)
+class LayerTiming:
+    """One layer in all models.
+
+    Attributes:
+        name: Name of the node in the first model; of another model's, if the first has none like it.
+        operators: What onnxruntime ran, per model; None where the model has no such layer, or one that was fused into
+            another.
+        times: Median milliseconds per run, per model.
+    """
+
+    name: str
+    operators: tuple[str | None, ...]
+    times: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What `bench` measured.
+
+    Attributes:
+        models: One entry per model, in the order given; the first is the one that ratios refer to.
+        runs: Timed runs of each model.
+        threads: Intra-op threads asked for, None for onnxruntime's default.
+        layers: Times per layer, in the order in which they run; None if not asked for.
+    """
+
+    models: tuple[ModelTiming, ...]
+    runs: int
+    threads: int | None
+    layers: tuple[LayerTiming, ...] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; times in milliseconds."""
+        return {
+            "runs": self.runs,
+            "threads": self.threads,
+            "models": [
+                {
+                    "name": model.name,
+                    "median_ms": model.median,
+                    "spread_ms": model.spread,
+                    "min_ms": model.minimum,
+                    "ratio": model.ratio,
+                    "paired_ratio": model.paired_ratio,
+                    "times_ms": list(model.times),
+                }
+                for model in self.models
+            ],
+            "layers": None
+            if self.layers is None
+            else [
+                {"name": layer.name, "operators": list(layer.operators), "times_ms": list(layer.times)}
+                for layer in self.layers
+            ],
+        }
+
+
+# --- timing ----------------------------------------------------------------------------------------------------------
+
+
+def bench(
+    models: Sequence[io.ModelSource],
+    *,
+    names: Sequence[str] | None = None,
+    threads: int | None = None,
+    runs: int = 30,
+    warmup: int = 3,
+    feed: Feed | None = None,
+    shapes: Shapes | None = None,
+    seed: int = 0,
+    per_layer: bool = False,
+    progress: Progress | None = None,
+) -> BenchReport:
+    """Times models on one and the same input.
+
+    Every model gets its session first; then each round runs every model once, starting with the next one each time.
+    Sessions are told to stop spinning when their run ends, or an idle one would take the cores of the one being timed.
+
+    Args:
+        models: One model or more. All must take the same inputs, up to the precision of floating-point ones.
+        names: Names for the report; by default the files' names, numbered where they repeat.
+        threads: Intra-op threads, None for onnxruntime's default.
+        runs: Timed rounds, 1 or more.
+        warmup: Rounds before these, that are not timed; 0 or more.
+        feed: The input; None draws a random one of the shape that the models fix.
+        shapes: Shapes of inputs by name, for dimensions the model leaves open.
+        seed: Seed of a random input.
+        per_layer: Also profile a few runs, of separate sessions, for the times per layer.
+        progress: Called after each round with the rounds done and their total.
+
+    Raises:
+        PerfonnxError: A model does not load or run, or the models take other inputs.
+    """
+    if not models:
+        raise PerfonnxError("there is no model to time")
+    if runs < 1 or warmup < 0:
+        raise PerfonnxError(f"runs {runs}, warm-up {warmup}: there must be 1 run or more, and no negative warm-up")
+    if threads is not None and threads < 1:
+        raise PerfonnxError(f"threads {threads}: must be 1 or more")
+    opened = [open_model(model, threads=threads, options=_options()) for model in models]
+    for model, name in zip(opened, _distinct(names or [model.name for model in opened]), strict=True):
+        model.name = name
+    if feed is None:
+        inputs = merged_inputs([model.session for model in opened])
+        feed = next(random_feeds(inputs, n=1, seed=seed, shapes=shapes))
+    feeds = [model.adapt(feed) for model in opened]
+    profiled = min(runs, PROFILE_RUNS) if per_layer else 0
+    total = warmup + runs + (warmup + profiled if per_layer else 0)
+
+    def report(rounds: int) -> None:
+        if progress:
+            progress(rounds, total)
+
+    times = _rounds(opened, feeds, warmup + runs, report)
+    layers = None
+    if per_layer:
+        layers = _layers(models, opened, feeds, threads, warmup, profiled, lambda done: report(warmup + runs + done))
+    kept = [tuple(series[warmup:]) for series in times]
+    return BenchReport(
+        models=tuple(
+            ModelTiming(
+                name=model.name,
+                times=series,
+                ratio=statistics.median(kept[0]) / statistics.median(series),
+                paired_ratio=statistics.median(ours / its for ours, its in zip(kept[0], series, strict=True)),
+            )
+            for model, series in zip(opened, kept, strict=True)
+        ),
+        runs=runs,
+        threads=threads,
+        layers=layers,
+    )
+
+
+def _options() -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # the user asked for times, not for onnxruntime's remarks on the model
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind the second and later ones of a kind."""
+    seen: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        seen[name] += 1
+        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return distinct
+
+
+def _rounds(
+    models: Sequence[OpenModel], feeds: Sequence[Feed], rounds: int, report: Callable[[int], None]
+) -> list[list[float]]:
+    """Milliseconds [model][round]; each round starts with another model."""
+    times: list[list[float]] = [[] for _ in models]
+    for done in range(rounds):
+        for step in range(len(models)):
+            index = (done + step) % len(models)
+            model, feed = models[index], feeds[index]
+            if done == 0:
+                model.run(feed)  # with the checks, and their message if onnxruntime refuses
+            start = time.perf_counter_ns()
+            model.session.run(None, feed)
+            times[index].append((time.perf_counter_ns() - start) / 1e6)
+        report(done + 1)
+    return times
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _layers(
+    sources: Sequence[io.ModelSource],
+    opened: Sequence[OpenModel],
+    feeds: Sequence[Feed],
+    threads: int | None,
+    warmup: int,
+    runs: int,
+    report: Callable[[int], None],
+) -> tuple[LayerTiming, ...]:
+    """Profiles every model and puts the layers side by side."""
+    with tempfile.TemporaryDirectory(prefix="perfonnx-profile-") as directory:
+        profiled = []
+        for index, (source, model) in enumerate(zip(sources, opened, strict=True)):
+            profiled.append(_open_profiled(source, model, threads, str(Path(directory) / str(index))))
+        _rounds(profiled, feeds, warmup + runs, report)
+        # The file is written now; it has one run more than the rounds, the checked one.
+        events = [json.loads(Path(cast(Any, model.session).end_profiling()).read_bytes()) for model in profiled]
+    base = Names(profiled[0].proto)
+    tables = []
+    for index, (model, trace) in enumerate(zip(profiled, events, strict=True)):
+        names = base if index == 0 else Names(model.proto, base)
+        tables.append(layer_times(trace, names, runs))
+    keys = _merged([list(table) for table in tables])
+    return tuple(
+        LayerTiming(
+            key,
+            tuple(table[key][0] if key in table else None for table in tables),
+            tuple(table[key][1] if key in table else None for table in tables),
+        )
+        for key in keys
+    )
+
+
+def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """All keys in the first order; those of later orders that are new stand behind what preceded them there."""
+    merged: list[str] = []
+    for order in orders:
+        place = 0
+        for key in order:
+            if key in merged:
+                place = merged.index(key) + 1
+            else:
+                merged.insert(place, key)
+                place += 1
+    return merged
+
+
+def _open_profiled(source: io.ModelSource, model: OpenModel, threads: int | None, prefix: str) -> OpenModel:
+    """Another session on a model, one that writes a profile."""
+    options = _options()
+    options.enable_profiling = True
+    options.profile_file_prefix = prefix
+    loaded = io.load(source)
+    unnamed = [node for node in loaded.proto.graph.node if not node.name]
+    if not unnamed:
+        return open_model(source, name=model.name, threads=threads, options=options)
+    # The profile knows nodes by name only.
+    for node in unnamed:
+        node.name = _name(node)
+    if loaded.directory is not None:
+        # The graph is handed over in memory: its external data has to be looked for where the file was.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(loaded.directory.resolve())
+        )
+    library = uses_library(loaded.proto)
+    session = runtime.session(loaded.proto, threads=threads, library=library, options=options)
+    return OpenModel(source, model.name, loaded.proto, session)
+
+
+def layer_times(events: Sequence[Mapping[str, Any]], names: Names, runs: int) -> dict[str, tuple[str, float]]:
+    """Reads onnxruntime's profile.
+
+    Args:
+        events: The profile's records.
+        names: Finds the node behind an event.
+        runs: How many runs count; the last ones, earlier ones being warm-up.
+
+    Returns:
+        For each layer, in running order, the operator that ran and the median milliseconds per run.
+    """
+    spans = sorted(
+        (int(event["ts"]), int(event["ts"]) + int(event["dur"])) for event in events if event.get("name") == "model_run"
+    )[-runs:]
+    kernels = sorted(
+        (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")),
+        key=lambda event: int(event["ts"]),
+    )
+    keys = names.keys((event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]) for event in kernels)
+    sums: dict[str, list[float]] = {}
+    operators: dict[str, str] = {}
+    for event in kernels:
+        start = int(event["ts"])
+        run = next((index for index, (first, last) in enumerate(spans) if first <= start <= last), None)
+        if run is None:
+            continue
+        key = keys[event["name"].removesuffix("_kernel_time")]
+        operators.setdefault(key, event["args"]["op_name"])
+        sums.setdefault(key, [0.0] * len(spans))[run] += int(event["dur"]) / 1e3
+    return {key: (operators[key], statistics.median(series)) for key, series in sums.items()}
+
+
+_ABSORBED = {"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum", "Mul", "BatchNormalization"}
+"""Operators that onnxruntime fuses into the convolution before them."""
+
+
+class Names:
+    """Finds the layer behind a name in onnxruntime's profile.
+
+    Optimized graphs rename nodes: a convolution in the blocked layout is called after the last tensor of what was
+    fused into it, with `_nchwc` behind; a fused MatMul gets `/MatMulAddFusion`; float16 graphs run in float32
+    get `InsertedPrecisionFreeCast_` in front of tensors.
+
+    Args:
+        model: The model, with a name on every node.
+        base: The names of the model to compare with: layers are called as there, found by their own name or else by
+            the tensor they compute.
+    """
+
+    def __init__(self, model: onnx.ModelProto, base: Names | None = None) -> None:
+        self._order = {_name(node): index for index, node in enumerate(model.graph.node)}
+        self._nodes: dict[str, onnx.NodeProto] = {_name(node): node for node in model.graph.node}
+        self._producers: dict[str, onnx.NodeProto] = {
+            name: node for node in model.graph.node for name in node.output if name
+        }
+        self._base = base
+
+    def keys(self, events: Iterator[tuple[str, str]]) -> dict[str, str]:
+        """For each (event name, operator), the name of its layer; the event's own name where none is found."""
+        keys: dict[str, str] = {}
+        claimed: set[str] = set()
+        fused: dict[str, onnx.NodeProto] = {}
+        for event, operator in dict(events).items():
+            node = self._node(event)
+            if operator.startswith("Reorder") or (operator == "Cast" and event.startswith(_CAST)):
+                keys[event] = LAYOUT
+            elif node is None:
+                keys[event] = event
+            elif "Conv" in operator and not _is_conv(node):
+                fused[event] = node
+            else:
+                claimed.add(_name(node))
+                keys[event] = self._key(node)
+        # Convolutions that carry their own name are settled: what was fused belongs to one of the others.
+        for event, node in sorted(fused.items(), key=lambda item: self._order[_name(item[1])]):
+            conv = self._conv_before(node, claimed)
+            claimed.add(_name(conv or node))
+            keys[event] = self._key(conv or node)
+        return keys
+
+    def _node(self, event: str) -> onnx.NodeProto | None:
+        event = event.removeprefix(_CAST).removeprefix("fused ")
+        if event.endswith("_nchwc"):
+            # Always called after a tensor; a node may have the same name.
+            tensor = event.removesuffix("_nchwc")
+            if tensor in self._producers:
+                return self._producers[tensor]
+        for name in (event, event.rpartition("/")[0]):
+            if name in self._nodes:
+                return self._nodes[name]
+        return self._producers.get(event)
+
+    def _conv_before(self, node: onnx.NodeProto, claimed: set[str]) -> onnx.NodeProto | None:
+        """The nearest convolution, not yet claimed, whose result reaches `node` through operators that fuse."""
+        level = [node]
+        while level:
+            nearest = [item for item in level if _is_conv(item) and _name(item) not in claimed]
+            if nearest:
+                return max(nearest, key=lambda item: self._order[_name(item)])
+            level = [
+                self._producers[name]
+                for item in level
+                if item.op_type in _ABSORBED and not _is_conv(item)
+                for name in item.input
+                if name in self._producers
+            ]
+        return None
+
+    def _key(self, node: onnx.NodeProto) -> str:
+        name = _name(node)
+        if self._base is None or name in self._base._nodes:
+            return name
+        for tensor in node.output:
+            twin = self._base._producers.get(tensor)
+            if twin is not None and _is_conv(node) and not _is_conv(twin):
+                # The rewritten layer absorbed what followed the convolution.
+                twin = self._base._conv_before(twin, set()) or twin
+            if twin is not None:
+                return _name(twin)
+        return name
+
+
+_CAST = "InsertedPrecisionFreeCast_"
+
+
+def _is_conv(node: onnx.NodeProto) -> bool:
+    return "Conv" in node.op_type and (node.domain in ("", DOMAIN))
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def render_bench(report: BenchReport) -> RenderableType:
+    """The report as rich tables."""
+    threads = "" if report.threads is None else f", {report.threads} thread{'s' if report.threads > 1 else ''}"
+    table = Table(title=f"milliseconds per run, {report.runs} interleaved runs{threads}", title_justify="left")
+    table.add_column("model")
+    for column in ("median", "quartiles' spread", "min"):
+        table.add_column(column, justify="right")
+    if len(report.models) > 1:
+        table.add_column("speed-up", justify="right")
+        table.add_column("paired", justify="right")
+    for model in report.models:
+        cells = [f"{value:.3f}" for value in (model.median, model.spread, model.minimum)]
+        if len(report.models) > 1:
+            cells += [f"{model.ratio:.2f}x", f"{model.paired_ratio:.2f}x"]
+        table.add_row(Text(model.name), *cells)  # as text: a name may contain rich's markup characters
+    if report.layers is None:
+        return table
+    return Group(table, _layer_table(report, report.layers))
+
+
+def _layer_table(report: BenchReport, layers: Sequence[LayerTiming]) -> Table:
+    table = Table(title="milliseconds per layer (profiled, so a little slower)", title_justify="left")
+    table.add_column("layer")
+    for model in report.models:
+        table.add_column(Text(model.name), justify="right")
+    for index in range(1, len(report.models)):
+        table.add_column("speed-up" if len(report.models) == 2 else f"speed-up {index + 1}", justify="right")
+    for layer in layers:
+        operators = list(dict.fromkeys(operator for operator in layer.operators if operator))
+        label = Text(layer.name).append(f" {', '.join(operators)}", style="dim")
+        table.add_row(label, *_cells(layer.times))
+    totals = [sum(layer.times[index] or 0.0 for layer in layers) for index in range(len(report.models))]
+    table.add_section()
+    table.add_row("all layers", *_cells(totals))
+    return table
+
+
+def _cells(times: Sequence[float | None]) -> list[str]:
+    cells = ["-" if value is None else f"{value:.3f}" for value in times]
+    first = times[0]
+    return cells + [f"{first / value:.2f}x" if first and value else "-" for value in times[1:]]

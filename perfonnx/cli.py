@@ -1,0 +1,421 @@
+"""The command line: sub-commands and their flags; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from perfonnx.errors import PerfonnxError
+
+OK, CHECK_FAILED, BAD_INPUT = 0, 1, 2
+
+_MAIN_EXAMPLES = """examples:
+  perfonnx inspect model.onnx
+  perfonnx rewrite model.onnx fast.onnx --rate 0.5
+  perfonnx check model.onnx fast.onnx --data images/ -n 100
+  perfonnx bench model.onnx fast.onnx
+
+exit status: 0 done, 1 a check failed, 2 bad usage or input
+"""
+
+_INSPECT_EXAMPLES = """examples:
+  perfonnx inspect model.onnx
+  perfonnx inspect model.onnx --input-shape image:1,3,480,640
+  perfonnx inspect model.onnx --json | jq '.convs[].name'
+"""
+
+_REWRITE_EXAMPLES = """examples:
+  perfonnx rewrite model.onnx fast.onnx
+        careful: perforates the layers that carry 1 % of the multiplies or more, at rate 0.25
+  perfonnx rewrite model.onnx fast.onnx --rate 0.5 --skip '^conv1$' --check 4
+  perfonnx rewrite model.onnx fast.onnx --method sparse --mask masks.npz
+  perfonnx rewrite model.onnx fast.onnx --input-shape image:N,3,480,640
+  perfonnx rewrite model.onnx --dry-run --save-plan plan.json
+  perfonnx rewrite model.onnx fast.onnx --plan plan.json
+"""
+
+_CHECK_EXAMPLES = """examples:
+  perfonnx check model.onnx fast.onnx
+        random inputs: shows that both run and how far apart they are, says nothing of accuracy
+  perfonnx check model.onnx fast.onnx --data photos/ -n 200 --max-drop 1%
+  perfonnx check model.onnx same.onnx --tolerance 1e-4
+"""
+
+_BENCH_EXAMPLES = """examples:
+  perfonnx bench model.onnx fast.onnx
+  perfonnx bench model.onnx fast.onnx faster.onnx --threads 1 --runs 50
+  perfonnx bench model.onnx fast.onnx --per-layer
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except PerfonnxError as error:
+        print(f"perfonnx: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("perfonnx: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `perfonnx inspect m.onnx | head`
+        sys.stderr.close()
+        return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="perfonnx",
+        description="Rewrite the convolutions of ONNX models so that most of their positions are never computed.",
+        epilog=_MAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"perfonnx {version('perfonnx')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_inspect(commands)
+    _add_rewrite(commands)
+    _add_check(commands)
+    _add_bench(commands)
+    lib = _add(commands, "lib", "print the path of the custom-operator library", "example:\n  perfonnx lib\n")
+    lib.set_defaults(run=_lib)
+    return parser
+
+
+def _add(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def _add_shapes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--input-shape",
+        action="append",
+        default=[],
+        metavar="NAME:D,D,...",
+        help="sizes of an input whose dimensions are symbolic, such as image:1,3,224,224; a name such as N in place "
+        "of a number keeps that dimension symbolic",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+# --- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _add(
+        commands, "inspect", "list a model's convolutions, their cost, and which can be rewritten", _INSPECT_EXAMPLES
+    )
+    parser.add_argument("model", metavar="MODEL")
+    _add_shapes(parser)
+    _add_json(parser)
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.inspection import inspect
+    from perfonnx.render import render_inspection
+
+    result = inspect(options.model, input_shapes=parse_input_shapes(options.input_shape))
+    _show(options, result.to_json(), render_inspection(result))
+    return OK
+
+
+# --- rewrite ---------------------------------------------------------------------------------------------------------
+
+
+def _add_rewrite(commands: Any) -> None:
+    parser = _add(commands, "rewrite", "rewrite a model's convolutions", _REWRITE_EXAMPLES)
+    parser.add_argument("model", metavar="IN", help="the model to rewrite; it is not changed")
+    parser.add_argument("output", metavar="OUT", nargs="?", help="where the new model goes")
+    what = parser.add_argument_group("what is done")
+    what.add_argument("--method", default=None, help="perforate (default), sparse or radius-adaptive")
+    what.add_argument(
+        "--rate", type=float, default=None, metavar="R", help="fraction of positions to skip (default 0.25)"
+    )
+    what.add_argument(
+        "--mask",
+        default=None,
+        metavar="NAME|FILE",
+        help="uniform, grid, grid-square, pooling-structure, propagated, or a .npy file (one mask) or .npz file (one "
+        "mask per layer name); default: pooling-structure where a pool follows, else grid; propagated for sparse",
+    )
+    what.add_argument(
+        "--interpolation", default=None, metavar="NAME", help="nearest (default), zero or barycentric; perforate only"
+    )
+    what.add_argument(
+        "--center-gain", type=float, default=None, metavar="G", help="0 (default) or 1; radius-adaptive only"
+    )
+    what.add_argument("--seed", type=int, default=None, metavar="N", help="seed of random choices (default 0)")
+    which = parser.add_argument_group("which layers")
+    which.add_argument(
+        "--only", action="append", default=[], metavar="RE", help="layers whose name this finds; repeatable"
+    )
+    which.add_argument("--skip", action="append", default=[], metavar="RE", help="not these layers; repeatable")
+    which.add_argument("--plan", metavar="FILE", help="do what this JSON plan says, instead of the options above")
+    which.add_argument("--save-plan", metavar="FILE", help="write what was done as a plan, to edit and use again")
+    model = parser.add_argument_group("the model")
+    _add_shapes(model)  # type: ignore[arg-type]
+    model.add_argument(
+        "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
+    )
+    model.add_argument(
+        "--no-fallback",
+        action="store_true",
+        help="leave out the function bodies, with which the model also runs without the library",
+    )
+    after = parser.add_argument_group("afterwards")
+    after.add_argument(
+        "--check", type=int, default=0, metavar="N", help="run both models on N random inputs and compare them"
+    )
+    after.add_argument("--dry-run", action="store_true", help="report what would be done, write nothing but the plan")
+    after.add_argument("-v", "--verbose", action="store_true", help="list every layer that is left alone")
+    after.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    _add_json(after)  # type: ignore[arg-type]
+    parser.set_defaults(run=_rewrite)
+
+
+def _rewrite(options: argparse.Namespace) -> int:
+    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.passes import Options
+    from perfonnx.render import render_report
+    from perfonnx.rewriting import rewrite
+
+    if not options.output and not options.dry_run:
+        raise PerfonnxError("rewrite needs OUT, where the new model goes, or --dry-run")
+    if options.check < 0:
+        raise PerfonnxError(f"--check {options.check}: give the number of inputs to compare on, 1 or more")
+    given = {
+        name: getattr(options, name)
+        for name in ("method", "rate", "mask", "interpolation", "center_gain", "seed")
+        if getattr(options, name) is not None
+    }
+    if options.plan and (given or options.only or options.skip):
+        names = [*given, *(n for n in ("only", "skip") if getattr(options, n))]
+        raise PerfonnxError(f"--plan says everything; it does not go with --{names[0].replace('_', '-')}")
+    if given.get("seed", 0) < 0:
+        raise PerfonnxError(f"--seed {given['seed']}: give a whole number from 0 up")
+    console = _stderr(options)
+    with console.status("reading") as status:
+        result = rewrite(
+            options.model,
+            None if options.dry_run else options.output,
+            options=None if options.plan else Options(only=options.only, skip=options.skip, **given),
+            plan=options.plan,
+            input_shapes=parse_input_shapes(options.input_shape),
+            fallback=not options.no_fallback,
+            freeze_weights=options.freeze_weights,
+            progress=status.update,
+        )
+    if options.save_plan:
+        result.plan.save(options.save_plan)
+    if not options.quiet:
+        _show(options, result.report.to_json(), render_report(result.report, verbose=options.verbose))
+        if not options.json:
+            _say_what_was_not_measured(options, bool(result.report.layers))
+    if options.check:
+        target = options.output
+        if options.dry_run:
+            target = result.to_bytes()
+        return _compare(options, options.model, target, None, options.check)
+    return OK
+
+
+def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> None:
+    if not anything:
+        print("Nothing was rewritten; the output is the model as it came.")
+        return
+    output = options.output or "OUT"
+    print(
+        "Accuracy was not measured. To measure it on your data:\n"
+        f"  perfonnx check {options.model} {output} --data DIR_OR_NPZ\n"
+        f"To measure the speed:\n  perfonnx bench {options.model} {output}"
+    )
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def _add_check(commands: Any) -> None:
+    parser = _add(commands, "check", "run two models on the same inputs and compare their outputs", _CHECK_EXAMPLES)
+    parser.add_argument("a", metavar="A", help="the reference")
+    parser.add_argument("b", metavar="B", help="the model to judge")
+    parser.add_argument(
+        "--data", metavar="DIR|FILE", help="images or .npy files in a folder, or one .npz or .npy file; default: random"
+    )
+    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all; random: 4)")
+    parser.add_argument("--tolerance", type=float, metavar="T", help="exit 1 if an output's relative error is above T")
+    parser.add_argument("--max-drop", metavar="D", help="exit 1 if top-1 differs on more than this, such as 1%%")
+    parser.add_argument("--no-fallback", action="store_true", help="do not compare kernels with function bodies")
+    images = parser.add_argument_group("images (in --data)")
+    images.add_argument("--scale", type=float, help="factor for pixel values 0..255 (default 1/255)")
+    images.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
+    images.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
+    images.add_argument("--bgr", action="store_true", help="channels in the order blue, green, red")
+    _add_shapes(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random inputs (default 0)")
+    _add_json(parser)
+    parser.set_defaults(run=_check, quiet=False)
+
+
+def _check(options: argparse.Namespace) -> int:
+    return _compare(options, options.a, options.b, options.data, options.n)
+
+
+def _compare(options: argparse.Namespace, a: Any, b: Any, data: str | None, n: int | None) -> int:
+    from perfonnx import check, feeds
+
+    given = vars(options)
+    drop = given.get("max_drop")
+    shapes = feeds.parse_input_shapes(options.input_shape)
+    first, second = (check.open_model(model, threads=given.get("threads")) for model in (a, b))
+    specs = feeds.merged_inputs([first.session, second.session])
+    labels = None
+    if data is None:
+        source = feeds.random_feeds(specs, n=4 if n is None else n, seed=given.get("seed") or 0, shapes=shapes)
+    else:
+        source = feeds.load_feeds(data, specs, n=n, image_format=_image_format(options), shapes=shapes)
+        labels = feeds.load_labels(data, source.samples)
+    with _progress(options, "comparing") as step:
+        report = check.compare(
+            first,
+            second,
+            source,
+            tolerance=given.get("tolerance"),
+            max_drop=None if drop is None else check.parse_drop(drop),
+            fallback=not options.no_fallback,
+            labels=labels,
+            threads=given.get("threads"),
+            progress=step,
+        )
+    if not options.quiet:
+        _show(options, report.to_json(), check.render_check(report))
+    for failure in report.failures:
+        print(f"perfonnx: {failure}", file=sys.stderr)
+    return OK if report.passed else CHECK_FAILED
+
+
+def _image_format(options: argparse.Namespace) -> Any:
+    from perfonnx.feeds import ImageFormat
+
+    given: dict[str, Any] = {"bgr": options.bgr}
+    if options.scale is not None:
+        given["scale"] = options.scale
+    for name in ("mean", "std"):
+        text = getattr(options, name)
+        if text is not None:
+            try:
+                given[name] = tuple(float(part) for part in text.split(","))
+            except ValueError as error:
+                raise PerfonnxError(f"--{name} {text}: give one number, or one per channel, as 0.5,0.5,0.5") from error
+    return ImageFormat(**given)
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _add(commands, "bench", "time models in turn and print ratios to the first", _BENCH_EXAMPLES)
+    parser.add_argument("models", metavar="MODEL", nargs="+")
+    parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each model (default 20)")
+    parser.add_argument(
+        "--per-layer", action="store_true", help="also the time of each layer, from onnxruntime's profiler"
+    )
+    _add_shapes(parser)
+    _add_json(parser)
+    parser.set_defaults(run=_bench, quiet=False)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from perfonnx import bench, feeds
+
+    with _progress(options, "timing") as step:
+        report = bench.bench(
+            options.models,
+            threads=options.threads,
+            runs=options.runs,
+            shapes=feeds.parse_input_shapes(options.input_shape),
+            per_layer=options.per_layer,
+            progress=step,
+        )
+    _show(options, report.to_json(), bench.render_bench(report))
+    return OK
+
+
+# --- lib -------------------------------------------------------------------------------------------------------------
+
+
+def _lib(options: argparse.Namespace) -> int:
+    from perfonnx.runtime import get_library_path
+
+    print(get_library_path())
+    return OK
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+def _show(options: argparse.Namespace, data: Any, table: Any) -> None:
+    if options.json:
+        print(json.dumps(data, indent=2))
+        return
+    console = Console()
+    if not console.is_terminal:  # piped: wide enough that no cell is cut
+        console = Console(width=160)
+    console.print(table)
+
+
+def _stderr(options: argparse.Namespace) -> Console:
+    return Console(stderr=True, quiet=options.quiet or not sys.stderr.isatty())
+
+
+class _progress:  # noqa: N801
+    """Context: a callback `step(done, total)` that moves a bar on a terminal, and does nothing elsewhere."""
+
+    def __init__(self, options: argparse.Namespace, what: str) -> None:
+        self.bar = Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=_stderr(options),
+            transient=True,
+        )
+        self.task = self.bar.add_task(what, total=None)
+
+    def __enter__(self) -> Any:
+        self.bar.__enter__()
+        return lambda done, total: self.bar.update(self.task, completed=done, total=total or None)
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

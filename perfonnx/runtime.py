@@ -1,0 +1,117 @@
+"""Running rewritten models: where the operator library is, and onnxruntime sessions that use it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+import perfonnx
+from perfonnx.errors import PerfonnxError
+
+_LIBRARY = "libperfonnx.so"
+_OLDEST_ONNXRUNTIME = "1.19"
+# protobuf cannot hold a message of 2 GiB; models from here on go through a file with their weights beside it.
+_LARGEST_MESSAGE = 2**31 - 1
+
+Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+def get_library_path() -> str:
+    """Absolute path of the operator library, to register in any program that uses onnxruntime.
+
+    The library needs nothing but the C library and an onnxruntime that loads it: it may be copied anywhere.
+
+    Raises:
+        PerfonnxError: The package was not built.
+    """
+    for directory in perfonnx.__path__:  # an editable install has two: the sources, and what was built from them
+        path = Path(directory) / _LIBRARY
+        if path.is_file():
+            return str(path.resolve())
+    raise PerfonnxError(
+        f"{_LIBRARY} is not in the installed package ({', '.join(perfonnx.__path__)}); "
+        "build it with `pip install .` in perfonnx's source directory"
+    )
+
+
+def register(session_options: ort.SessionOptions) -> None:
+    """Make the operators of the domain ``ai.perfonnx`` known to the sessions created with these options.
+
+    Call it once for a SessionOptions: onnxruntime refuses a second registration when the session is created.
+
+    Raises:
+        PerfonnxError: The library is missing, or this onnxruntime cannot load it.
+    """
+    path = get_library_path()
+    try:
+        session_options.register_custom_ops_library(path)
+    except Exception as error:  # onnxruntime raises types of its own that it does not export
+        raise PerfonnxError(
+            f"onnxruntime {ort.__version__} cannot load {path}: {_one_line(error)}; "
+            f"use onnxruntime {_OLDEST_ONNXRUNTIME} or later on the machine perfonnx was built on or one like it"
+        ) from error
+
+
+def session(
+    model: Model,
+    *,
+    threads: int | None = None,
+    library: bool = True,
+    options: ort.SessionOptions | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> ort.InferenceSession:
+    """An onnxruntime session for a model, rewritten or not.
+
+    Args:
+        model: Path, serialized model, or model in memory (of any size).
+        threads: Threads within an operator; None leaves what ``options``, or else onnxruntime, says.
+        library: Whether to register the operator library. Without it a rewritten model runs by its function bodies.
+        options: Options to start from. They are changed: threads are set and the library is registered in them. Without
+            any, warnings of onnxruntime are silenced.
+        providers: Execution providers, most wanted first.
+
+    Raises:
+        PerfonnxError: The library or the model cannot be loaded.
+    """
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+    if threads is not None:
+        if threads < 1:
+            raise PerfonnxError(f"threads={threads}: give 1 or more, or None for onnxruntime's own choice")
+        options.intra_op_num_threads = threads
+    if library:
+        register(options)
+    if isinstance(model, onnx.ModelProto):
+        if model.ByteSize() <= _LARGEST_MESSAGE:
+            return _create(model.SerializeToString(), "the model", options, providers)
+        with tempfile.TemporaryDirectory(prefix="perfonnx-") as directory:
+            path = Path(directory) / "model.onnx"
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)  # saving with external data empties the tensors
+            onnx.save_model(copy, path, save_as_external_data=True)
+            return _create(str(path), "the model", options, providers)
+    if isinstance(model, bytes):
+        return _create(model, "the model", options, providers)
+    path = Path(model)
+    if not path.is_file():
+        raise PerfonnxError(f"{path}: no such file; give the path of an ONNX model")
+    return _create(str(path), str(path), options, providers)
+
+
+def _create(
+    model: str | bytes, name: str, options: ort.SessionOptions, providers: Sequence[str]
+) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model, options, providers=list(providers))
+    except Exception as error:  # see register
+        raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {name}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

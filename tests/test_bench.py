@@ -1,0 +1,255 @@
+"""Timing: bookkeeping of the runs, and the layer behind each name in onnxruntime's profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from rich.console import Console
+
+from perfonnx import runtime
+from perfonnx.bench import LAYOUT, BenchReport, ModelTiming, Names, _merged, bench, layer_times, render_bench
+from perfonnx.errors import PerfonnxError
+from tests.models import small
+
+IMAGE = {"x": (1, 3, 12, 10)}
+
+
+def _shown(report: BenchReport) -> str:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_bench(report))
+    return console.export_text()
+
+
+def _timing(*times: float) -> ModelTiming:
+    return ModelTiming("m", times, 1.0, 1.0)
+
+
+def test_statistics_of_the_runs() -> None:
+    timing = _timing(4, 1, 2, 3, 10)
+    assert (timing.median, timing.minimum, timing.spread) == (3, 1, 2)
+    assert _timing(5).spread == 0
+
+
+def test_every_model_is_timed_and_the_first_is_the_reference() -> None:
+    steps: list[tuple[int, int]] = []
+    model = small.classifier()
+    report = bench([model, model, model], threads=1, runs=4, warmup=2, progress=lambda *step: steps.append(step))
+    assert [timing.name for timing in report.models] == ["small", "small (2)", "small (3)"]
+    assert all(len(timing.times) == 4 and min(timing.times) > 0 for timing in report.models)
+    first = report.models[0]
+    assert (first.ratio, first.paired_ratio) == (1, 1)
+    for timing in report.models:
+        assert timing.ratio == pytest.approx(first.median / timing.median)
+        rounds = sorted(a / b for a, b in zip(first.times, timing.times, strict=True))
+        assert timing.paired_ratio == pytest.approx((rounds[1] + rounds[2]) / 2)
+    assert steps == [(done, 6) for done in range(1, 7)]
+    assert report.layers is None
+
+
+def test_rounds_start_with_another_model_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    original = runtime.session
+
+    class Recorder:
+        def __init__(self, session: object, name: str) -> None:
+            self.session, self.name = session, name
+
+        def __getattr__(self, attribute: str) -> object:
+            if attribute == "run":
+                calls.append(self.name)
+            return getattr(self.session, attribute)
+
+    names = iter("abc")
+    monkeypatch.setattr(runtime, "session", lambda *a, **k: Recorder(original(*a, **k), next(names)))
+    bench([small.elementwise()] * 3, threads=1, runs=4, warmup=0)
+    # In the first round every model runs once more, untimed.
+    assert "".join(calls) == "aabbcc" + "bca" + "cab" + "abc"
+
+
+def test_models_of_other_precision_share_the_input() -> None:
+    report = bench([small.classifier(), small.classifier(half=True)], names=["full", "half"], threads=1, runs=1)
+    assert [timing.name for timing in report.models] == ["full", "half"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"models": []}, "no model to time"),
+        ({"models": [small.classifier()], "runs": 0}, "runs 0"),
+        ({"models": [small.classifier()], "warmup": -1}, "warm-up -1"),
+        ({"models": [small.classifier()], "threads": 0}, "threads 0"),
+        ({"models": [small.classifier(), small.dense()]}, "input 'x' has shape"),
+        ({"models": [small.elementwise(shape=["N", "L"])]}, "--input-shape x:1,224"),
+        ({"models": [b"no model"]}, "not an ONNX model"),
+    ],
+)
+def test_mistakes(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(PerfonnxError, match=message):
+        bench(**arguments)  # type: ignore[arg-type]
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def test_layers_of_fused_convolutions_keep_their_names() -> None:
+    # conv1 + relu1 and conv2 + sum2 + relu2 are fused, and called after the tensors r1 and r2.
+    report = bench([small.classifier(), small.classifier()], threads=1, runs=3, per_layer=True)
+    assert report.layers is not None
+    layers = {layer.name: layer for layer in report.layers}
+    assert {"conv1", "conv2", "fc"} <= set(layers)
+    assert not any(name.endswith("_nchwc") for name in layers)
+    assert all(None not in layer.times for layer in report.layers)
+
+
+def test_layers_of_unnamed_nodes_are_called_after_their_output() -> None:
+    report = bench([small.classifier(named=False)], threads=1, runs=2, per_layer=True)
+    assert report.layers is not None
+    assert {"c1", "c2", "y"} <= {layer.name for layer in report.layers}
+
+
+def test_layers_are_found_by_the_tensor_they_compute() -> None:
+    """An unnamed convolution with its Relu, against one node that absorbed both."""
+    base = small.classifier(named=False)
+    for node in base.graph.node:
+        node.name = node.output[0]
+    other = small.classifier(named=False)
+    first, relu, *rest = other.graph.node
+    first.output[0], first.name = relu.output[0], "renamed"
+    first.domain, first.op_type = "ai.perfonnx", "SparseConv"
+    del other.graph.node[:]
+    other.graph.node.extend([first, *rest])
+    assert Names(other, Names(base)).keys(iter([("renamed", "SparseConv")])) == {"renamed": "c1"}
+
+
+def test_names_that_onnxruntime_makes_up() -> None:
+    names = Names(small.classifier())
+    keys = names.keys(
+        iter(
+            [
+                ("r1_nchwc", "Conv"),
+                ("ReorderOutput_token_5", "ReorderOutput"),
+                ("InsertedPrecisionFreeCast_s2_nchwc", "Conv"),
+                ("InsertedPrecisionFreeCast_x", "Cast"),
+                ("fc/MatMulAddFusion", "Gemm"),
+                ("pool", "GlobalAveragePool"),
+                ("something_else", "Transpose"),
+            ]
+        )
+    )
+    assert keys == {
+        "r1_nchwc": "conv1",
+        "ReorderOutput_token_5": LAYOUT,
+        "InsertedPrecisionFreeCast_s2_nchwc": "conv2",
+        "InsertedPrecisionFreeCast_x": LAYOUT,
+        "fc/MatMulAddFusion": "fc",
+        "pool": "pool",
+        "something_else": "something_else",
+    }
+
+
+def test_a_residual_sum_belongs_to_the_convolution_that_lost_its_name() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="main"),
+        helper.make_node("Conv", ["x", "v"], ["b"], name="shortcut"),
+        helper.make_node("Add", ["a", "b"], ["s"], name="sum"),
+        helper.make_node("Relu", ["s"], ["y"], name="relu"),
+    ]
+    model = small.make(nodes, {}, input_shape=[1], output_shape=[1])
+    for own, other in (("a", "main"), ("b", "shortcut")):
+        keys = Names(model).keys(iter([(f"{own}_nchwc", "Conv"), ("y_nchwc", "Conv")]))
+        assert keys[f"{own}_nchwc"] == other
+        assert keys["y_nchwc"] == ({"main", "shortcut"} - {other}).pop()
+
+
+def test_layers_that_only_another_model_has_stand_where_it_runs_them() -> None:
+    assert _merged([["a", "b", "c"], ["a", "new", "also", "b", "c", "last"]]) == ["a", "new", "also", "b", "c", "last"]
+    assert _merged([["a", "b"], ["first", "b", "a"]]) == ["first", "a", "b"]
+
+
+def test_a_rewritten_layer_stands_beside_its_original() -> None:
+    small.need_library()
+    report = bench([small.dense(), small.sampled()], threads=1, runs=2, per_layer=True)
+    assert report.layers is not None
+    layer = next(layer for layer in report.layers if layer.name == "conv")
+    assert layer.operators == ("Conv", "SparseConv")
+    assert None not in layer.times
+
+
+def test_layer_times_are_medians_of_the_last_runs() -> None:
+    events: list[dict[str, object]] = [{"name": "session_initialization", "cat": "Session", "ts": 0, "dur": 5}]
+    for run, micro in enumerate((900, 10, 20, 60)):  # the first run is warm-up
+        start = 1000 * (run + 1)
+        events.append({"name": "model_run", "cat": "Session", "ts": start, "dur": 950})
+        for part in range(2):  # a node that runs twice in a run, as in a loop, counts with its sum
+            event = {"cat": "Node", "name": "conv1_kernel_time", "ts": start + part, "dur": micro}
+            events.append({**event, "args": {"op_name": "Conv"}})
+        events.append({"cat": "Node", "name": "conv1_fence_before", "ts": start, "dur": 7, "args": {"op_name": "Conv"}})
+    assert layer_times(events, Names(small.classifier()), 3) == {"conv1": ("Conv", 0.04)}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("imagenet_squeezenet_winml_fp32", (1, 3, 224, 224)),
+        ("extra/imagenet_squeezenet_winml_fp16_raw", (1, 3, 224, 224)),
+        ("cifar10_resnet20_bn", (1, 3, 32, 32)),
+        ("cifar10_resnet32", (1, 3, 32, 32)),
+        ("denoise_dncnn25_gray", (1, 1, 32, 32)),
+        ("face_rfb320_nopost", (1, 3, 240, 320)),
+        ("mnist_cntk8", (1, 1, 28, 28)),
+        ("sr2x_waifu2x_upconv7_photo", (1, 3, 40, 40)),
+        ("sr3x_espcn_bsd300", (1, 1, 224, 224)),
+        ("extra/coco_fastestdet", (1, 3, 352, 352)),
+        ("extra/cifar10_winml_tutorial5x5", (1, 3, 32, 32)),
+    ],
+)
+def test_every_convolution_of_a_real_model_has_its_row(name: str, shape: tuple[int, ...]) -> None:
+    path = small.real_model(name)
+    (value,) = runtime.session(path, threads=1, library=False).get_inputs()
+    report = bench([path], threads=1, runs=1, warmup=0, shapes={value.name: shape}, per_layer=True)
+    assert report.layers is not None
+    graph = onnx.load(path, load_external_data=False).graph
+    convolutions = {node.name or node.output[0] for node in graph.node if node.op_type == "Conv"}
+    rows = {layer.name for layer in report.layers if "Conv" in (layer.operators[0] or "")}
+    assert convolutions <= rows
+
+
+def test_external_data_is_found_when_nodes_get_names(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    model = small.classifier(named=False)
+    onnx.save(model, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    assert (tmp_path / "m.data").stat().st_size > 0
+    report = bench([path], threads=1, runs=1, shapes=IMAGE, per_layer=True)
+    assert report.layers is not None
+    assert "c1" in {layer.name for layer in report.layers}
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def test_rendering_and_json() -> None:
+    model = small.classifier()
+    report = bench([model, model], names=["one", "two [b]"], threads=1, runs=2, per_layer=True)
+    shown = _shown(report)
+    for part in (
+        "2 interleaved runs, 1 thread",
+        "one",
+        "two [b]",
+        "median",
+        "speed-up",
+        "1.00x",
+        "conv1",
+        "all layers",
+    ):
+        assert part in shown
+    plain = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert [item["name"] for item in plain["models"]] == ["one", "two [b]"]
+    assert plain["models"][0]["median_ms"] == pytest.approx(np.median(plain["models"][0]["times_ms"]))
+    assert all(len(layer["times_ms"]) == 2 for layer in plain["layers"])
+    alone = _shown(bench([model], threads=1, runs=1))
+    assert "speed-up" not in alone
