@@ -72,7 +72,7 @@ def session(
         threads: Threads within an operator; None leaves what ``options``, or else onnxruntime, says.
         library: Whether to register the operator library. Without it a rewritten model runs by its function bodies.
         options: Options to start from. They are changed: threads are set and the library is registered in them. Without
-            any, warnings of onnxruntime are silenced.
+            any, onnxruntime prints nothing of its own.
         providers: Execution providers, most wanted first.
 
     Raises:
@@ -80,7 +80,7 @@ def session(
     """
     if options is None:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what goes wrong is raised; onnxruntime would print it as well
     if threads is not None:
         if threads < 1:
             raise PerfonnxError(f"threads={threads}: give 1 or more, or None for onnxruntime's own choice")

@@ -1,0 +1,72 @@
+// IEEE 754 binary16, as its bits.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace perfonnx {
+
+struct Half {
+  std::uint16_t bits;
+};
+
+// Exact. Uses no subnormal floats on the way, so that a thread that flushes them to zero gets the same result.
+inline float to_float(Half h) noexcept {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h.bits & 0x8000U) << 16;
+  const std::uint32_t rest = h.bits & 0x7FFFU;
+  std::uint32_t bits = 0;
+  if (rest >= 0x7C00U) {  // infinity, NaN
+    bits = 0x7F800000U | ((rest & 0x3FFU) << 13);
+  } else if (rest >= 0x0400U) {
+    bits = (rest << 13) + ((127U - 15U) << 23);
+  } else {  // 2^-14 * (1 + m / 2^10) - 2^-14 is exact
+    const std::uint32_t shifted_bits = 0x38800000U | (rest << 13);
+    float shifted = 0.0F;
+    std::memcpy(&shifted, &shifted_bits, sizeof shifted);
+    shifted -= 0x1p-14F;
+    std::memcpy(&bits, &shifted, sizeof bits);
+  }
+  bits |= sign;
+  float result = 0.0F;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// Rounds to nearest, ties to even; overflows to infinity; NaN stays NaN.
+inline Half to_half(float f) noexcept {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &f, sizeof bits);
+  const std::uint32_t sign = bits >> 16 & 0x8000U;
+  const std::uint32_t rest = bits & 0x7FFFFFFFU;
+  std::uint32_t half = 0;
+  if (rest >= 0x7F800000U) {
+    const std::uint32_t payload = rest >> 13 & 0x3FFU;
+    half = 0x7C00U | payload | (rest > 0x7F800000U && payload == 0 ? 0x200U : 0U);
+  } else if (rest >= 0x47800000U) {  // 2^16 and above
+    half = 0x7C00U;
+  } else if (rest >= 0x38800000U) {  // 2^-14 and above; a carry out of the mantissa is the next exponent, or infinity
+    half = (rest - ((127U - 15U) << 23) + 0xFFFU + (rest >> 13 & 1U)) >> 13;
+  } else if (rest >= 0x33000000U) {  // 2^-25 and above: a subnormal half
+    const std::uint32_t shift = 126U - (rest >> 23);
+    const std::uint32_t mantissa = (rest & 0x7FFFFFU) | 0x800000U;
+    half = mantissa >> shift;
+    const std::uint32_t lost = mantissa & ((1U << shift) - 1U);
+    const std::uint32_t tie = 1U << (shift - 1U);
+    if (lost > tie || (lost == tie && (half & 1U) != 0)) ++half;
+  }
+  return Half{static_cast<std::uint16_t>(sign | half)};
+}
+
+inline float to_float(float f) noexcept { return f; }
+template <typename T>
+T from_float(float f) noexcept;
+template <>
+inline float from_float<float>(float f) noexcept {
+  return f;
+}
+template <>
+inline Half from_float<Half>(float f) noexcept {
+  return to_half(f);
+}
+
+}  // namespace perfonnx

@@ -1,0 +1,24 @@
+#include <string>
+
+#include "engine/operators.h"
+
+namespace perfonnx {
+
+std::string Images::shape_text() const {
+  return "[" + std::to_string(images) + ", " + std::to_string(channels) + ", " + std::to_string(height) + ", " +
+         std::to_string(width) + "]";
+}
+
+void Images::check_channels(std::int64_t expected) const {
+  if (channels != expected) {
+    throw Error("input 'X': shape " + shape_text() + " has " + std::to_string(channels) +
+                " channels, but W and group expect " + std::to_string(expected));
+  }
+  constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
+  if (images < 0 || images > kLargest || height < 0 || width < 0 || height > kLargest || width > kLargest ||
+      (width > 0 && height > kLargest / width)) {
+    throw Error("input 'X': shape " + shape_text() + " is too large: at most 2^31 - 1 images of 2^31 - 1 pixels");
+  }
+}
+
+}  // namespace perfonnx

@@ -1,0 +1,175 @@
+// The kernels, written once with the vector extensions of GCC and Clang and compiled once per instruction set.
+//
+// A file that includes this defines
+//   PERFONNX_KERNELS      the KernelSet to define, with PERFONNX_ISA_NAME its name;
+//   PERFONNX_VECTOR       floats in a vector of this instruction set;
+//   PERFONNX_SITE_TILE    sites in a tile, so that 2 * sites accumulators, two weight vectors and (where an instruction
+//                         cannot broadcast from memory) an input vector fill the registers.
+// Everything here has internal linkage, see kernel_types.h.
+
+#include "engine/kernel_types.h"
+
+namespace perfonnx {
+namespace {
+
+constexpr size_t kVector = PERFONNX_VECTOR;
+constexpr size_t kPanel = 2 * kVector;
+static_assert(PERFONNX_SITE_TILE <= kMaxSiteTile, "the table of tile functions is too small");
+
+typedef float Vec __attribute__((vector_size(PERFONNX_VECTOR * sizeof(float))));
+// Rows start at any channel, so loads and stores ask for no alignment.
+typedef float UnalignedVec __attribute__((vector_size(PERFONNX_VECTOR * sizeof(float)), aligned(4), may_alias));
+
+#define PERFONNX_INLINE inline __attribute__((always_inline))
+// Arrays of vectors stay in registers only where every index is a constant.
+#if defined(__clang__)
+#define PERFONNX_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define PERFONNX_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+PERFONNX_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+PERFONNX_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+
+struct Act {
+  float negative_slope;
+  float clip_min;
+  float clip_max;
+};
+
+// Comparisons with NaN are false, so NaN passes. A slope of zero gives zero also for minus infinity.
+PERFONNX_INLINE Vec apply(Vec v, const Act& act) {
+  const Vec zero = {};
+  const Vec low = zero + act.clip_min;
+  const Vec high = zero + act.clip_max;
+  const Vec scaled = act.negative_slope == 0.0F ? zero : v * act.negative_slope;
+  v = v < zero ? scaled : v;
+  v = v < low ? low : v;
+  return v > high ? high : v;
+}
+
+// SITES x (VECTORS * kVector) outputs, all accumulators in registers. Per input channel: VECTORS loads of weights and,
+// per site, one broadcast of the input that feeds VECTORS multiply-adds.
+template <int SITES, int VECTORS>
+void tile(const TileArgs* args) {
+  const size_t channels = args->channels;
+  const bool whole = channels == VECTORS * kVector;
+  float edge[SITES * kPanel];  // stands in for out where the panel has fewer channels than the vectors
+
+  const float* from = args->bias;
+  size_t from_stride = 0;
+  if (args->accumulate != 0) {
+    from = args->out;
+    from_stride = args->out_stride;
+    if (!whole) {
+      for (size_t p = 0; p < SITES; ++p) {
+        for (size_t i = 0; i < kPanel; ++i) edge[p * kPanel + i] = i < channels ? from[p * from_stride + i] : 0.0F;
+      }
+      from = edge;
+      from_stride = kPanel;
+    }
+  }
+  Vec sum[SITES][VECTORS];
+  PERFONNX_UNROLL
+  for (size_t p = 0; p < SITES; ++p) {
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = load(from + p * from_stride + v * kVector);
+  }
+
+  const float* const* rows = args->rows;
+  const float* panel = args->panel;
+  const size_t inputs = args->inputs;
+  const size_t offset = args->offset;
+  for (size_t t = 0; t < args->taps; ++t, rows += SITES, panel += args->tap_stride) {
+    const float* row[SITES];
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) row[p] = rows[p] + offset;
+    const float* weights = panel;
+    for (size_t c = 0; c < inputs; ++c, weights += kPanel) {
+      Vec w[VECTORS];
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
+      PERFONNX_UNROLL
+      for (size_t p = 0; p < SITES; ++p) {
+        const float x = row[p][c];
+        PERFONNX_UNROLL
+        for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x * w[v];
+      }
+    }
+  }
+
+  if (args->activate != 0) {
+    const Act act = {args->negative_slope, args->clip_min, args->clip_max};
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) {
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = apply(sum[p][v], act);
+    }
+  }
+  float* to = whole ? args->out : edge;
+  const size_t to_stride = whole ? args->out_stride : kPanel;
+  PERFONNX_UNROLL
+  for (size_t p = 0; p < SITES; ++p) {
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) store(to + p * to_stride + v * kVector, sum[p][v]);
+  }
+  if (!whole) {
+    for (size_t p = 0; p < SITES; ++p) {
+      for (size_t i = 0; i < channels; ++i) args->out[p * args->out_stride + i] = edge[p * kPanel + i];
+    }
+  }
+}
+
+// Channels lie side by side in the rows and in the weights, so one vector is that many independent convolutions.
+void depthwise(const DepthwiseArgs* args) {
+  const Act act = {args->negative_slope, args->clip_min, args->clip_max};
+  const size_t whole = args->channels / kVector * kVector;
+  for (size_t p = 0; p < args->sites; ++p) {
+    float* out = args->out + p * args->out_stride;
+    for (size_t c = 0; c < whole; c += kVector) {
+      Vec sum = load(args->bias + c);
+      for (size_t t = 0; t < args->taps; ++t) {
+        sum += load(args->rows[t * args->sites + p] + c) * load(args->weights + t * args->weight_stride + c);
+      }
+      store(out + c, args->activate != 0 ? apply(sum, act) : sum);
+    }
+    if (whole < args->channels) {
+      const size_t left = args->channels - whole;
+      Vec sum = load(args->bias + whole);
+      for (size_t t = 0; t < args->taps; ++t) {
+        const float* from = args->rows[t * args->sites + p] + whole;
+        float buffer[kVector];
+        for (size_t i = 0; i < kVector; ++i) buffer[i] = i < left ? from[i] : 0.0F;
+        sum += load(buffer) * load(args->weights + t * args->weight_stride + whole);
+      }
+      if (args->activate != 0) sum = apply(sum, act);
+      float buffer[kVector];
+      store(buffer, sum);
+      for (size_t i = 0; i < left; ++i) out[whole + i] = buffer[i];
+    }
+  }
+}
+
+// Tiles that the instruction set does not use have no function.
+template <int SITES, int VECTORS>
+constexpr TileFunction tile_or_null() {
+  if constexpr (SITES <= PERFONNX_SITE_TILE) {
+    return tile<SITES, VECTORS>;
+  } else {
+    return nullptr;
+  }
+}
+
+#define PERFONNX_TILES(v)                                                                      \
+  {tile_or_null<1, v>(),  tile_or_null<2, v>(),  tile_or_null<3, v>(),  tile_or_null<4, v>(),  \
+   tile_or_null<5, v>(),  tile_or_null<6, v>(),  tile_or_null<7, v>(),  tile_or_null<8, v>(),  \
+   tile_or_null<9, v>(),  tile_or_null<10, v>(), tile_or_null<11, v>(), tile_or_null<12, v>(), \
+   tile_or_null<13, v>(), tile_or_null<14, v>(), tile_or_null<15, v>(), tile_or_null<16, v>()}
+
+}  // namespace
+
+// Constant initialisation: no code of this file runs before it is chosen.
+extern constexpr KernelSet PERFONNX_KERNELS = {
+    PERFONNX_ISA_NAME, kVector, kPanel, PERFONNX_SITE_TILE, {PERFONNX_TILES(1), PERFONNX_TILES(2)}, depthwise};
+
+}  // namespace perfonnx

@@ -1,0 +1,72 @@
+// The boundary between common code and the code compiled per instruction set.
+//
+// Plain data and function pointers only. The files compiled per instruction set include this header and nothing else:
+// an inline function or a template of the standard library, compiled there with AVX-512, could be the copy that the
+// linker keeps for the whole library, and then a machine without AVX-512 would crash in it.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace perfonnx {
+
+// One tile of the sampled product: `sites` rows of output times one panel of `channels` output channels, over a block
+// of taps and input channels.
+struct TileArgs {
+  const float* const* rows;  // [taps][sites]: first input channel of the block, for each tap and site
+  size_t taps;
+  size_t offset;       // added to every row pointer: first input channel of the group and of the block
+  size_t inputs;       // input channels in the block
+  const float* panel;  // weights [taps][inputs][panel width], at the first tap and channel of the block
+  size_t tap_stride;   // floats from one tap to the next in the panel
+  const float* bias;   // [panel width]
+  float* out;          // [sites][out_stride]
+  size_t out_stride;   // floats
+  size_t channels;     // output channels to store, at most the panel width
+  int accumulate;      // start from out instead of bias
+  int activate;        // apply the activation below
+  float negative_slope;
+  float clip_min;
+  float clip_max;
+};
+
+// A depthwise tile: out[p, c] = bias[c] + sum over taps of rows[t][p][c] * weights[t][c].
+struct DepthwiseArgs {
+  const float* const* rows;  // [taps][sites]
+  size_t taps;
+  size_t sites;
+  const float* weights;  // [taps][weight_stride], padded to a whole number of vectors
+  size_t weight_stride;
+  const float* bias;  // [weight_stride]
+  float* out;
+  size_t out_stride;
+  size_t channels;
+  int activate;
+  float negative_slope;
+  float clip_min;
+  float clip_max;
+};
+
+typedef void (*TileFunction)(const TileArgs*);
+typedef void (*DepthwiseFunction)(const DepthwiseArgs*);
+
+enum { kMaxSiteTile = 16 };
+
+// The kernels of one instruction set.
+struct KernelSet {
+  const char* name;
+  size_t vector;     // floats in a vector
+  size_t panel;      // output channels of a panel: two vectors
+  size_t site_tile;  // most sites in a tile
+  // tile[v - 1][p - 1]: p sites and v vectors of output channels
+  TileFunction tile[2][kMaxSiteTile];
+  DepthwiseFunction depthwise;
+};
+
+extern const KernelSet kKernelsBaseline;
+#if defined(__x86_64__)
+extern const KernelSet kKernelsAvx2;
+extern const KernelSet kKernelsAvx512;
+#endif
+
+}  // namespace perfonnx

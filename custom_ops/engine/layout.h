@@ -1,0 +1,50 @@
+// Between NCHW maps and rows.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/common.h"
+#include "engine/half.h"
+#include "engine/plan.h"
+
+namespace perfonnx {
+
+enum class Element { kFloat, kHalf };
+
+// X [images, channels, pixels] -> rows [images, pixels, channels] in float.
+void nchw_to_rows(const void* x, Element element, std::int64_t images, std::int64_t channels, std::int64_t pixels,
+                  float* rows, Context& context);
+
+// Rows of sites [images, sites, row_stride] -> Y [images, channels, positions]:
+//   Y = act(sum over k of weight * row), a missing row counting as 0 -- or, where a fill is given, fill[channel] as it
+//   is at the positions that have no row.
+struct ExpandArgs {
+  const float* rows;
+  std::int64_t row_stride;
+  std::int64_t images;
+  std::int64_t sites;
+  std::int64_t channels;
+  const Interpolation* interpolation;
+  const Activation* activation;  // null: none
+  const float* fill;             // [channels]; null: zeros, through the activation
+};
+void expand(const ExpandArgs& args, void* y, Element element, Context& context);
+
+// The last step of the radius-adaptive convolution:
+//   Y = act((1 + center_gain * alpha) * centre + bias + alpha * ring), ring only where ring_row >= 0.
+struct CombineArgs {
+  const float* centre;  // [images * positions, centre_stride]
+  std::int64_t centre_stride;
+  const float* alpha;            // [images * positions]
+  const std::int64_t* ring_row;  // [images * positions]
+  const float* ring;             // [*, channels]
+  const float* bias;             // [channels]
+  float center_gain;
+  std::int64_t images;
+  std::int64_t positions;
+  std::int64_t channels;
+  const Activation* activation;
+};
+void combine_radius_adaptive(const CombineArgs& args, void* y, Element element, Context& context);
+
+}  // namespace perfonnx

@@ -1,0 +1,121 @@
+// The canonical operators, NCHW in and NCHW out, composed of the engine's steps. Each is const after construction: one
+// object serves several threads at once. All constants of a model are checked by the constructors (Error); the shapes
+// that come with a run are checked by run.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/common.h"
+#include "engine/layout.h"
+#include "engine/pack.h"
+#include "engine/plan.h"
+#include "engine/sampled_product.h"
+
+namespace perfonnx {
+
+// The weights of a Conv: W [outputs, inputs of a group, kernel height, kernel width] and B [outputs] or null.
+struct ConvConstants {
+  const float* weights = nullptr;
+  const float* bias = nullptr;
+  std::int64_t outputs = 0;
+  std::int64_t inputs = 0;
+  std::int64_t groups = 1;
+  ConvGeometry geometry;
+  Activation activation;
+};
+
+// bool [height, width], true at the sites.
+struct Mask {
+  const bool* data = nullptr;
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+  std::int64_t positions() const noexcept { return height * width; }
+};
+
+// A batch of images X [images, channels, height, width].
+struct Images {
+  const void* data = nullptr;
+  Element element = Element::kFloat;
+  std::int64_t images = 0;
+  std::int64_t channels = 0;
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+
+  std::string shape_text() const;
+  // Throws Error where the convolution expects another number of channels, or has a negative or too large dimension.
+  void check_channels(std::int64_t expected) const;
+};
+
+// A convolution at the sites of a mask, and an interpolation that fills the map.
+class MaskedConv {
+ public:
+  // fill [outputs] or null: what positions without a site hold, as it is.
+  MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolation interpolation, const float* fill,
+             const KernelSet& kernels);
+
+  // Size of Y for X: [images, outputs, height, width] of the mask. Throws Error where X does not fit.
+  void check(const Images& x) const;
+  std::int64_t outputs() const noexcept { return weights_.shape().outputs; }
+  std::int64_t height() const noexcept { return height_; }
+  std::int64_t width() const noexcept { return width_; }
+  // Y is of X's element type.
+  void run(const Images& x, void* y, Context& context) const;
+
+ private:
+  ConvGeometry geometry_;
+  Activation activation_;
+  std::int64_t height_;
+  std::int64_t width_;
+  PackedWeights weights_;
+  RowTableCache tables_;
+  Interpolation interpolation_;
+  std::vector<float> fill_;
+  std::vector<float> zero_row_;
+  bool activate_rows_;
+};
+
+// source [positions, per_position], weight the same or null.
+MaskedConv make_perforated_conv(const ConvConstants& conv, const Mask& mask, const std::int32_t* source,
+                                const float* weight, std::int64_t per_position, const KernelSet& kernels);
+MaskedConv make_sparse_conv(const ConvConstants& conv, const Mask& mask, const float* fill, const KernelSet& kernels);
+
+// The constants of the radius-adaptive form beside those of the convolution.
+struct RadiusConstants {
+  const float* alpha_weights = nullptr;  // [channels of X]
+  float alpha_bias = 0.0F;
+  const float* ring_bias = nullptr;  // [outputs] or null
+  float center_gain = 0.0F;
+};
+
+class RadiusAdaptiveConv {
+ public:
+  RadiusAdaptiveConv(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels);
+
+  void check(const Images& x) const;
+  std::int64_t outputs() const noexcept { return ring_.shape().outputs; }
+  std::int64_t height(const Images& x) const noexcept { return geometry_.output_size(0, x.height); }
+  std::int64_t width(const Images& x) const noexcept { return geometry_.output_size(1, x.width); }
+  void run(const Images& x, void* y, Context& context) const;
+
+ private:
+  struct Tables;
+  std::shared_ptr<const Tables> tables(std::int64_t height, std::int64_t width) const;
+
+  ConvGeometry geometry_;
+  Activation activation_;
+  float center_gain_;
+  float alpha_bias_;
+  // One product gives the centre and, where there are no groups, alpha as one more output channel behind it.
+  bool alpha_in_centre_;
+  PackedWeights centre_;
+  std::unique_ptr<PackedWeights> alpha_;
+  PackedWeights ring_;
+  std::vector<float> bias_;
+  std::vector<float> zero_row_;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::shared_ptr<const Tables>> cache_;
+};
+
+}  // namespace perfonnx

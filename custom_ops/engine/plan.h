@@ -1,0 +1,86 @@
+// plan: the geometry of a convolution and its sampling, resolved into tables of row numbers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "engine/common.h"
+
+namespace perfonnx {
+
+// The spatial attributes of a Conv. pads are top, left, bottom, right.
+struct ConvGeometry {
+  std::int64_t kernel[2] = {1, 1};
+  std::int64_t strides[2] = {1, 1};
+  std::int64_t pads[4] = {0, 0, 0, 0};
+  std::int64_t dilations[2] = {1, 1};
+
+  std::int64_t taps() const noexcept { return kernel[0] * kernel[1]; }
+  // Size of the output along axis 0 (height) or 1 (width) for an input of that size; 0 where the kernel does not fit.
+  std::int64_t output_size(int axis, std::int64_t input) const noexcept;
+  // Itself. Throws Error for values no convolution has, or so large that sums of them would overflow.
+  const ConvGeometry& checked() const;
+};
+
+// Positions (flat, row-major) at which mask is true.
+std::vector<std::int32_t> sites_of_mask(const bool* mask, std::int64_t height, std::int64_t width);
+
+// int32 [sites, taps]: the input row (y * width + x of an NCHW image) that feeds each tap of each site; -1 = the zero
+// row. sites are flat positions in an output map of output_width columns. taps selects kernel positions (flat).
+struct RowTable {
+  std::int64_t sites = 0;
+  std::int64_t taps = 0;
+  AlignedArray<std::int32_t> rows;
+};
+RowTable make_row_table(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
+                        const std::vector<std::int32_t>& sites, std::int64_t output_width,
+                        const std::vector<std::int32_t>& taps);
+
+// Row tables of one sampled convolution, made when an input size is first seen. Safe to use from several threads.
+class RowTableCache {
+ public:
+  RowTableCache(const ConvGeometry& geometry, std::vector<std::int32_t> sites, std::int64_t output_width,
+                std::vector<std::int32_t> taps);
+  std::shared_ptr<const RowTable> get(std::int64_t height, std::int64_t width) const;
+  std::int64_t sites() const noexcept { return static_cast<std::int64_t>(sites_.size()); }
+
+ private:
+  struct Entry {
+    std::int64_t height;
+    std::int64_t width;
+    std::shared_ptr<const RowTable> table;
+  };
+  ConvGeometry geometry_;
+  std::vector<std::int32_t> sites_;
+  std::int64_t output_width_;
+  std::vector<std::int32_t> taps_;
+  mutable std::mutex mutex_;
+  mutable std::vector<Entry> entries_;
+};
+
+// Where every position of the output map gets its value from: rows of sites (number of the site, -1 = none), with or
+// without weights. int32 [positions, per_position].
+struct Interpolation {
+  std::int64_t positions = 0;
+  std::int64_t per_position = 1;
+  std::vector<std::int32_t> rows;
+  std::vector<float> weights;  // empty: all ones
+  bool has_fill = false;       // some position has no site at all
+
+  // One site each, value unchanged: an activation may then be applied once per site instead of once per position.
+  bool copies() const noexcept { return per_position == 1 && weights.empty(); }
+};
+
+// The sources of a model, flat positions in the map or -1, checked against the mask and turned into numbers of sites.
+// weights may be null. Weights of zero are dropped, so that barycentric tables of lattices become copies where they
+// can. Throws Error naming the entry at fault.
+Interpolation make_interpolation(const bool* mask, std::int64_t positions, const std::int32_t* source,
+                                 const float* weights, std::int64_t per_position);
+
+// Each site its own source, every other position none.
+Interpolation make_identity_interpolation(const bool* mask, std::int64_t positions);
+
+}  // namespace perfonnx

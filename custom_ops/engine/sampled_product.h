@@ -1,0 +1,33 @@
+// The sampled product: rows of the input, read through a row table, times packed weights.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/common.h"
+#include "engine/pack.h"
+#include "engine/plan.h"
+
+namespace perfonnx {
+
+// The rows of a batch: image n has its rows at data + n * rows_per_image * channels.
+struct InputRows {
+  const float* data;
+  std::int64_t images;
+  std::int64_t rows_per_image;
+  const float* zero_row;  // [channels]; stands where the row table says -1
+};
+
+// Which sites of which images are computed, in the order of the output. Without a list: all sites of all images.
+// With one: site number n * table.sites + p for each output row.
+struct SiteList {
+  const std::int64_t* numbers = nullptr;
+  std::int64_t count = 0;
+};
+
+// out [images * table.sites, out_stride] or [list.count, out_stride], of which the first `outputs` floats of each row
+// are written: bias + product, through the activation if one is given. Tiles are stacked over the whole batch.
+void sampled_product(const InputRows& input, const RowTable& table, const PackedWeights& weights,
+                     const Activation* activation, float* out, std::int64_t out_stride, Context& context,
+                     const SiteList* list = nullptr);
+
+}  // namespace perfonnx

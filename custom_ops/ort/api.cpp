@@ -1,0 +1,295 @@
+#include "ort/api.h"
+
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <mutex>
+
+namespace perfonnx::ort {
+namespace {
+
+// The string that a function of the form f(char* out, size_t* size) gives; empty on any failure.
+template <typename Function>
+std::string text(const OrtApi& api, const Function& function) {
+  std::size_t size = 0;
+  if (OrtStatus* status = function(nullptr, &size)) {
+    api.ReleaseStatus(status);
+    return {};
+  }
+  std::string result(size, '\0');
+  if (OrtStatus* status = function(result.data(), &size)) {
+    api.ReleaseStatus(status);
+    return {};
+  }
+  result.resize(size == 0 ? 0 : size - 1);  // the size counts the final zero
+  return result;
+}
+
+// Whether the call succeeded; an error is swallowed.
+bool succeeds(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return true;
+  api.ReleaseStatus(status);
+  return false;
+}
+
+Activation read_activation(const KernelInfo& info) {
+  Activation activation;
+  activation.negative_slope = info.number("negative_slope").value_or(activation.negative_slope);
+  activation.clip_min = info.number("clip_min").value_or(activation.clip_min);
+  activation.clip_max = info.number("clip_max").value_or(activation.clip_max);
+  if (!std::isfinite(activation.negative_slope)) throw Error("attribute 'negative_slope': it is not finite");
+  if (std::isnan(activation.clip_min) || std::isnan(activation.clip_max)) {
+    throw Error("attributes 'clip_min' and 'clip_max': NaN is no bound");
+  }
+  return activation;
+}
+
+void read_ints(const KernelInfo& info, const char* name, std::int64_t* values, std::size_t count) {
+  const std::optional<std::vector<std::int64_t>> found = info.ints(name);
+  if (!found) return;
+  if (found->size() != count) {
+    throw Error("attribute '" + std::string(name) + "': " + std::to_string(found->size()) + " numbers instead of " +
+                std::to_string(count));
+  }
+  for (std::size_t i = 0; i < count; ++i) values[i] = (*found)[i];
+}
+
+}  // namespace
+
+void check(const OrtApi& api, OrtStatus* status) {
+  if (status == nullptr) return;
+  const std::string message = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  throw std::runtime_error(message);
+}
+
+std::vector<std::int64_t> dimensions(const OrtApi& api, const OrtValue* value, ONNXTensorElementDataType* type) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api, api.GetTensorTypeAndShape(value, &info));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
+      info, api.ReleaseTensorTypeAndShapeInfo);
+  std::size_t rank = 0;
+  check(api, api.GetDimensionsCount(info, &rank));
+  std::vector<std::int64_t> dims(rank);
+  check(api, api.GetDimensions(info, dims.data(), rank));
+  check(api, api.GetTensorElementType(info, type));
+  return dims;
+}
+
+std::string shape_text(const std::vector<std::int64_t>& dims) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < dims.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(dims[i]);
+  return text + "]";
+}
+
+std::int64_t Constant::elements() const {
+  std::int64_t count = 1;
+  for (const std::int64_t dim : dims) count *= dim;
+  return count;
+}
+
+void Constant::expect_shape(const std::vector<std::int64_t>& shape, const char* meaning) const {
+  if (dims != shape) {
+    throw Error("input '" + std::string(name) + "': shape " + shape_text(dims) + " instead of " + shape_text(shape) +
+                " (" + meaning + ")");
+  }
+}
+
+std::vector<float> Constant::floats() const {
+  std::vector<float> result(static_cast<std::size_t>(elements()));
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+    const auto* from = static_cast<const float*>(data);
+    for (std::size_t i = 0; i < result.size(); ++i) result[i] = from[i];
+  } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
+    const auto* from = static_cast<const Half*>(data);
+    for (std::size_t i = 0; i < result.size(); ++i) result[i] = to_float(from[i]);
+  } else {
+    throw Error("input '" + std::string(name) + "': it is neither float nor float16");
+  }
+  return result;
+}
+
+std::string KernelInfo::describe(const char* op) const {
+  const std::string name =
+      text(api_, [&](char* out, std::size_t* size) { return api_.KernelInfo_GetNodeName(info_, out, size); });
+  if (!name.empty()) return std::string(op) + " node '" + name + "'";
+  const std::string output =
+      text(api_, [&](char* out, std::size_t* size) { return api_.KernelInfo_GetOutputName(info_, 0, out, size); });
+  return std::string(op) + " node with output '" + output + "'";
+}
+
+bool KernelInfo::has_attribute(const char* name) const {
+  std::size_t size = 0;
+  std::int64_t integer = 0;
+  float number = 0;
+  return succeeds(api_, api_.KernelInfoGetAttribute_int64(info_, name, &integer)) ||
+         succeeds(api_, api_.KernelInfoGetAttribute_float(info_, name, &number)) ||
+         succeeds(api_, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size)) ||
+         succeeds(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size)) ||
+         succeeds(api_, api_.KernelInfoGetAttributeArray_float(info_, name, nullptr, &size));
+}
+
+void KernelInfo::wrong_type(const char* name, const char* wanted) const {
+  throw Error("attribute '" + std::string(name) + "': it must be " + wanted);
+}
+
+std::optional<std::vector<std::int64_t>> KernelInfo::ints(const char* name) const {
+  std::size_t size = 0;
+  if (!succeeds(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size))) {
+    if (has_attribute(name)) wrong_type(name, "a list of integers");
+    return std::nullopt;
+  }
+  std::vector<std::int64_t> values(size);
+  if (size > 0) check(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, values.data(), &size));
+  return values;
+}
+
+std::optional<std::int64_t> KernelInfo::integer(const char* name) const {
+  std::int64_t value = 0;
+  if (succeeds(api_, api_.KernelInfoGetAttribute_int64(info_, name, &value))) return value;
+  if (has_attribute(name)) wrong_type(name, "an integer");
+  return std::nullopt;
+}
+
+std::optional<float> KernelInfo::number(const char* name) const {
+  float value = 0;
+  if (succeeds(api_, api_.KernelInfoGetAttribute_float(info_, name, &value))) return value;
+  if (has_attribute(name)) wrong_type(name, "a float");
+  return std::nullopt;
+}
+
+std::optional<Constant> KernelInfo::constant(std::size_t index, const char* name) const {
+  std::size_t count = 0;
+  check(api_, api_.KernelInfo_GetInputCount(info_, &count));
+  if (index >= count) return std::nullopt;
+  const std::string given =
+      text(api_, [&](char* out, std::size_t* size) { return api_.KernelInfo_GetInputName(info_, index, out, size); });
+  if (given.empty()) return std::nullopt;
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+  if (is_constant == 0 || value == nullptr) {
+    throw Error("input '" + std::string(name) + "' ('" + given +
+                "'): it must be a constant initializer that is not a graph input too");
+  }
+  Constant result{name, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, {}, nullptr};
+  result.dims = dimensions(api_, value, &result.type);
+  void* data = nullptr;  // the interface has no const form; nothing is written
+  check(api_, api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  result.data = data;
+  return result;
+}
+
+Constant KernelInfo::required(std::size_t index, const char* name) const {
+  std::optional<Constant> found = constant(index, name);
+  if (!found) throw Error("input '" + std::string(name) + "': it is missing");
+  return *found;
+}
+
+ConvInputs::ConvInputs(const KernelInfo& info) {
+  const Constant weights = info.required(1, "W");
+  if (weights.dims.size() != 4) {
+    throw Error("input 'W': shape " + shape_text(weights.dims) +
+                " instead of [M, C/group, kernel height, kernel width]");
+  }
+  weights_ = weights.floats();
+  conv.weights = weights_.data();
+  conv.outputs = weights.dims[0];
+  conv.inputs = weights.dims[1];
+  conv.groups = info.integer("group").value_or(1);
+  ConvGeometry& geometry = conv.geometry;
+  geometry.kernel[0] = weights.dims[2];
+  geometry.kernel[1] = weights.dims[3];
+  for (const std::int64_t dim : weights.dims) {
+    if (dim < 1) throw Error("input 'W': shape " + shape_text(weights.dims) + " has an empty dimension");
+  }
+  std::int64_t kernel_shape[2] = {geometry.kernel[0], geometry.kernel[1]};
+  read_ints(info, "kernel_shape", kernel_shape, 2);
+  if (kernel_shape[0] != geometry.kernel[0] || kernel_shape[1] != geometry.kernel[1]) {
+    throw Error("attribute 'kernel_shape': " + shape_text({kernel_shape[0], kernel_shape[1]}) +
+                " disagrees with W of shape " + shape_text(weights.dims));
+  }
+  read_ints(info, "strides", geometry.strides, 2);
+  read_ints(info, "pads", geometry.pads, 4);
+  read_ints(info, "dilations", geometry.dilations, 2);
+  conv.activation = read_activation(info);
+  if (const std::optional<Constant> bias = info.constant(2, "B")) {
+    bias->expect_shape({conv.outputs}, "one number per output channel of W");
+    bias_ = bias->floats();
+    conv.bias = bias_.data();
+  }
+}
+
+Mask read_mask(const Constant& mask) {
+  if (mask.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL || mask.dims.size() != 2) {
+    throw Error("input 'mask': shape " + shape_text(mask.dims) + "; it must be bool [output height, output width]");
+  }
+  constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
+  for (const std::int64_t dim : mask.dims) {
+    if (dim < 0 || dim > kLargest) throw Error("input 'mask': shape " + shape_text(mask.dims) + " is too large");
+  }
+  if (mask.elements() > kLargest) throw Error("input 'mask': shape " + shape_text(mask.dims) + " is too large");
+  return Mask{static_cast<const bool*>(mask.data), mask.dims[0], mask.dims[1]};
+}
+
+Call::Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory) : api_(api), context_(context) {
+  check(api_, api_.KernelContext_GetAllocator(context, memory, &allocator_));
+}
+
+Call::~Call() { api_.ReleaseAllocator(allocator_); }
+
+Images Call::images() const {
+  const OrtValue* value = nullptr;
+  check(api_, api_.KernelContext_GetInput(context_, 0, &value));
+  if (value == nullptr) throw Error("input 'X': it is missing");
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  const std::vector<std::int64_t> dims = dimensions(api_, value, &type);
+  if (dims.size() != 4) throw Error("input 'X': shape " + shape_text(dims) + " instead of [N, C, H, W]");
+  void* data = nullptr;
+  check(api_, api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  const Element element = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? Element::kHalf : Element::kFloat;
+  return Images{data, element, dims[0], dims[1], dims[2], dims[3]};
+}
+
+void* Call::output(std::int64_t n, std::int64_t channels, std::int64_t height, std::int64_t width) const {
+  const std::int64_t dims[4] = {n, channels, height, width};
+  OrtValue* value = nullptr;
+  check(api_, api_.KernelContext_GetOutput(context_, 0, dims, 4, &value));
+  void* data = nullptr;
+  check(api_, api_.GetTensorMutableData(value, &data));
+  return data;
+}
+
+void Call::run(std::size_t count, const std::function<void(std::size_t)>& task) {
+  if (count == 0) return;
+  struct Shared {
+    const std::function<void(std::size_t)>& task;
+    std::mutex mutex;
+    std::exception_ptr problem;
+  } shared{task, {}, nullptr};
+  const auto call = [](void* data, std::size_t i) {  // no exception may pass through onnxruntime's pool
+    auto* state = static_cast<Shared*>(data);
+    try {
+      state->task(i);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(state->mutex);
+      if (!state->problem) state->problem = std::current_exception();
+    }
+  };
+  if (count == 1) {
+    call(&shared, 0);
+  } else {
+    check(api_, api_.KernelContext_ParallelFor(context_, call, count, 0, &shared));
+  }
+  if (shared.problem) std::rethrow_exception(shared.problem);
+}
+
+void* Call::allocate(std::size_t bytes) {
+  void* p = allocator_->Alloc(allocator_, bytes);
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+
+void Call::release(void* p) noexcept { allocator_->Free(allocator_, p); }
+
+}  // namespace perfonnx::ort

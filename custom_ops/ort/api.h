@@ -1,0 +1,107 @@
+// ONNX Runtime's C interface, with statuses turned into exceptions. Nothing here may be called across the C boundary:
+// see custom_op.h, which catches everything.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/common.h"
+#include "engine/layout.h"
+#include "engine/operators.h"
+
+#if ORT_API_VERSION < 17
+#error "perfonnx needs the headers of ONNX Runtime 1.17 or later: set ONNXRUNTIME_INCLUDE_DIR to newer ones"
+#endif
+
+namespace perfonnx::ort {
+
+// The lowest version that has all that is used: one library then runs with every later onnxruntime.
+inline constexpr std::uint32_t kApiVersion = 17;
+
+// Throws std::runtime_error with the status's message, if there is one.
+void check(const OrtApi& api, OrtStatus* status);
+
+std::vector<std::int64_t> dimensions(const OrtApi& api, const OrtValue* value, ONNXTensorElementDataType* type);
+
+std::string shape_text(const std::vector<std::int64_t>& dims);
+
+// A constant input of a node. Lives as long as the session.
+struct Constant {
+  const char* name;
+  ONNXTensorElementDataType type;
+  std::vector<std::int64_t> dims;
+  const void* data;
+
+  std::int64_t elements() const;
+  // Throws Error unless the shape is the one given, which `meaning` puts into words.
+  void expect_shape(const std::vector<std::int64_t>& shape, const char* meaning) const;
+  // float or float16 values as floats.
+  std::vector<float> floats() const;
+};
+
+// What a node says when its kernel is created.
+class KernelInfo {
+ public:
+  KernelInfo(const OrtApi& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+
+  const OrtApi& api() const noexcept { return api_; }
+  // "PerforatedConv node 'conv1'", for messages; by its output where the node has no name.
+  std::string describe(const char* op) const;
+
+  // nullopt where the node has no such attribute; Error where it has one of another type.
+  std::optional<std::vector<std::int64_t>> ints(const char* name) const;
+  std::optional<std::int64_t> integer(const char* name) const;
+  std::optional<float> number(const char* name) const;
+
+  // nullopt where the input is omitted; Error where it is not constant.
+  std::optional<Constant> constant(std::size_t index, const char* name) const;
+  Constant required(std::size_t index, const char* name) const;
+
+ private:
+  bool has_attribute(const char* name) const;
+  [[noreturn]] void wrong_type(const char* name, const char* wanted) const;
+
+  const OrtApi& api_;
+  const OrtKernelInfo* info_;
+};
+
+// The attributes and weights of a Conv, inputs 1 (W) and 2 (B); owns the floats that `conv` points to.
+struct ConvInputs {
+  explicit ConvInputs(const KernelInfo& info);
+  ConvConstants conv;
+
+ private:
+  std::vector<float> weights_;
+  std::vector<float> bias_;
+};
+
+// Input `index`, bool [height, width].
+Mask read_mask(const Constant& mask);
+
+// One call of a kernel: its inputs and output, onnxruntime's thread pool and arena.
+class Call final : private ParallelFor, private Allocator {
+ public:
+  Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory);
+  ~Call() override;
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  Images images() const;
+  void* output(std::int64_t n, std::int64_t channels, std::int64_t height, std::int64_t width) const;
+  Context context() { return Context{*this, *this}; }
+
+ private:
+  void run(std::size_t count, const std::function<void(std::size_t)>& task) override;
+  void* allocate(std::size_t bytes) override;
+  void release(void* p) noexcept override;
+
+  const OrtApi& api_;
+  OrtKernelContext* context_;
+  OrtAllocator* allocator_ = nullptr;
+};
+
+}  // namespace perfonnx::ort

@@ -1,0 +1,129 @@
+// An operator of the domain as onnxruntime wants to see it: a table of C functions, through which no exception passes.
+#pragma once
+
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "ort/api.h"
+
+namespace perfonnx::ort {
+
+inline constexpr const char* kDomain = "ai.perfonnx";
+
+// An input: of the operator's type T, or of a fixed type.
+struct Input {
+  ONNXTensorElementDataType type;  // undefined: T
+  bool optional;
+};
+inline constexpr Input kRequiredT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, false};
+inline constexpr Input kOptionalT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true};
+
+// A kernel: what the engine built for a node, and what to say of the node in messages.
+template <typename Op>
+struct Kernel {
+  const OrtApi* api;
+  std::string node;
+  std::unique_ptr<OrtMemoryInfo, void(ORT_API_CALL*)(OrtMemoryInfo*)> memory;
+  std::unique_ptr<const typename Op::Engine> engine;
+};
+
+// Runs a function and turns what it throws into a status that names the node.
+template <typename Function>
+OrtStatus* guarded(const OrtApi& api, const std::string& node, const Function& function) noexcept {
+  const auto status = [&](OrtErrorCode code, const char* what) {
+    try {
+      return api.CreateStatus(code, ("perfonnx: " + node + ": " + what).c_str());
+    } catch (...) {
+      return api.CreateStatus(code, what);
+    }
+  };
+  try {
+    function();
+    return nullptr;
+  } catch (const Error& error) {
+    return status(ORT_INVALID_ARGUMENT, error.what());
+  } catch (const std::bad_alloc&) {
+    return status(ORT_FAIL, "not enough memory");
+  } catch (const std::exception& error) {
+    return status(ORT_FAIL, error.what());
+  } catch (...) {
+    return status(ORT_FAIL, "unknown failure");
+  }
+}
+
+// Op gives: kName; kInputs, an array of Input; Engine, the kernel of the engine; create(KernelInfo) -> unique_ptr of
+// it; compute(const Engine&, Call&).
+template <typename Op>
+class CustomOp final : public OrtCustomOp {
+ public:
+  // type: what T stands for in this overload.
+  explicit CustomOp(ONNXTensorElementDataType type) : OrtCustomOp{}, type_(type) {
+    version = kApiVersion;
+    GetName = [](const OrtCustomOp*) { return Op::kName; };
+    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+    GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Op::kInputs); };
+    GetInputType = [](const OrtCustomOp* op, std::size_t i) {
+      const ONNXTensorElementDataType type = Op::kInputs[i].type;
+      return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED ? static_cast<const CustomOp*>(op)->type_ : type;
+    };
+    GetInputCharacteristic = [](const OrtCustomOp*, std::size_t i) {
+      return Op::kInputs[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+    };
+    GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return OrtMemTypeDefault; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
+    GetOutputType = [](const OrtCustomOp* op, std::size_t) { return static_cast<const CustomOp*>(op)->type_; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) { return INPUT_OUTPUT_REQUIRED; };
+    GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+    GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+    GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetEndVersion = [](const OrtCustomOp*) { return std::numeric_limits<int>::max(); };
+    // No shape function: the value_info of a rewritten model says the shapes, and onnxruntime up to 1.23.2 crashes on
+    // an operator that has such a function and a node that omits an input in the middle.
+    InferOutputShapeFn = nullptr;
+    CreateKernelV2 = create;
+    KernelComputeV2 = compute;
+    KernelDestroy = [](void* kernel) { delete static_cast<Kernel<Op>*>(kernel); };
+  }
+
+ private:
+  static OrtStatus* ORT_API_CALL create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
+                                        void** out) noexcept {
+    std::string node = Op::kName;
+    return guarded(*api, node, [&] {
+      const KernelInfo kernel_info(*api, info);
+      node = kernel_info.describe(Op::kName);
+      OrtMemoryInfo* memory = nullptr;
+      check(*api, api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
+      auto kernel = std::make_unique<Kernel<Op>>(Kernel<Op>{api, node, {memory, api->ReleaseMemoryInfo}, nullptr});
+      kernel->engine = Op::create(kernel_info);
+      *out = kernel.release();
+    });
+  }
+
+  static OrtStatus* ORT_API_CALL compute(void* data, OrtKernelContext* context) noexcept {
+    const auto* kernel = static_cast<const Kernel<Op>*>(data);
+    return guarded(*kernel->api, kernel->node, [&] {
+      Call call(*kernel->api, context, kernel->memory.get());
+      Op::compute(*kernel->engine, call);
+    });
+  }
+
+  ONNXTensorElementDataType type_;
+};
+
+// Both overloads of an operator.
+template <typename Op>
+void add_overloads(const OrtApi& api, OrtCustomOpDomain* domain) {
+  static const CustomOp<Op> ops[] = {CustomOp<Op>(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
+                                     CustomOp<Op>(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16)};
+  for (const CustomOp<Op>& op : ops) check(api, api.CustomOpDomain_Add(domain, &op));
+}
+
+void add_perforated_conv(const OrtApi& api, OrtCustomOpDomain* domain);
+void add_sparse_conv(const OrtApi& api, OrtCustomOpDomain* domain);
+void add_radius_adaptive_conv(const OrtApi& api, OrtCustomOpDomain* domain);
+
+}  // namespace perfonnx::ort

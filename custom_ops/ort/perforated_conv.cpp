@@ -1,0 +1,50 @@
+#include "engine/isa.h"
+#include "ort/custom_op.h"
+
+namespace perfonnx::ort {
+namespace {
+
+struct PerforatedConvOp {
+  using Engine = MaskedConv;
+  static constexpr const char* kName = "PerforatedConv";
+  static constexpr Input kInputs[] = {kRequiredT,                                    // X
+                                      kRequiredT,                                    // W
+                                      kOptionalT,                                    // B
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, false},   // mask
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, false},  // source
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, true}};  // weight
+
+  static std::unique_ptr<const Engine> create(const KernelInfo& info) {
+    const ConvInputs inputs(info);
+    const Mask mask = read_mask(info.required(3, "mask"));
+    const Constant source = info.required(4, "source");
+    if (source.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 || source.dims.size() != 2 ||
+        source.dims[0] != mask.positions()) {
+      throw Error("input 'source': shape " + shape_text(source.dims) + "; it must be int32 [" +
+                  std::to_string(mask.positions()) + ", K], one row per position of the mask");
+    }
+    const std::optional<Constant> weight = info.constant(5, "weight");
+    const float* weights = nullptr;
+    if (weight) {
+      if (weight->type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw Error("input 'weight': it must be float");
+      weight->expect_shape(source.dims, "that of source");
+      weights = static_cast<const float*>(weight->data);
+    }
+    return std::unique_ptr<const Engine>(new Engine(make_perforated_conv(
+        inputs.conv, mask, static_cast<const std::int32_t*>(source.data), weights, source.dims[1], default_kernels())));
+  }
+
+  static void compute(const Engine& engine, Call& call) {
+    const Images x = call.images();
+    engine.check(x);
+    void* y = call.output(x.images, engine.outputs(), engine.height(), engine.width());
+    Context context = call.context();
+    engine.run(x, y, context);
+  }
+};
+
+}  // namespace
+
+void add_perforated_conv(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<PerforatedConvOp>(api, domain); }
+
+}  // namespace perfonnx::ort

@@ -1,0 +1,57 @@
+#include <cmath>
+
+#include "engine/isa.h"
+#include "ort/custom_op.h"
+
+namespace perfonnx::ort {
+namespace {
+
+struct RadiusAdaptiveConvOp {
+  using Engine = RadiusAdaptiveConv;
+  static constexpr const char* kName = "RadiusAdaptiveConv";
+  static constexpr Input kInputs[] = {kRequiredT,   // X
+                                      kRequiredT,   // W
+                                      kOptionalT,   // B
+                                      kRequiredT,   // W_alpha
+                                      kOptionalT,   // B_alpha
+                                      kOptionalT};  // B_ring
+
+  static std::unique_ptr<const Engine> create(const KernelInfo& info) {
+    const ConvInputs inputs(info);
+    RadiusConstants radius;
+    const Constant alpha = info.required(3, "W_alpha");
+    const std::int64_t channels = inputs.conv.inputs * inputs.conv.groups;
+    alpha.expect_shape({1, channels, 1, 1}, "one number per input channel");
+    const std::vector<float> alpha_weights = alpha.floats();
+    radius.alpha_weights = alpha_weights.data();
+    if (const std::optional<Constant> bias = info.constant(4, "B_alpha")) {
+      bias->expect_shape({1}, "one number");
+      radius.alpha_bias = bias->floats()[0];
+    }
+    std::vector<float> ring_bias;
+    if (const std::optional<Constant> bias = info.constant(5, "B_ring")) {
+      bias->expect_shape({inputs.conv.outputs}, "one number per output channel of W");
+      ring_bias = bias->floats();
+      radius.ring_bias = ring_bias.data();
+    }
+    radius.center_gain = info.number("center_gain").value_or(0.0F);
+    if (!std::isfinite(radius.center_gain)) throw Error("attribute 'center_gain': it is not finite");
+    return std::make_unique<const Engine>(inputs.conv, radius, default_kernels());
+  }
+
+  static void compute(const Engine& engine, Call& call) {
+    const Images x = call.images();
+    engine.check(x);
+    void* y = call.output(x.images, engine.outputs(), engine.height(x), engine.width(x));
+    Context context = call.context();
+    engine.run(x, y, context);
+  }
+};
+
+}  // namespace
+
+void add_radius_adaptive_conv(const OrtApi& api, OrtCustomOpDomain* domain) {
+  add_overloads<RadiusAdaptiveConvOp>(api, domain);
+}
+
+}  // namespace perfonnx::ort

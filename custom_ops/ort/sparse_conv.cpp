@@ -1,0 +1,41 @@
+#include "engine/isa.h"
+#include "ort/custom_op.h"
+
+namespace perfonnx::ort {
+namespace {
+
+struct SparseConvOp {
+  using Engine = MaskedConv;
+  static constexpr const char* kName = "SparseConv";
+  static constexpr Input kInputs[] = {kRequiredT,                                   // X
+                                      kRequiredT,                                   // W
+                                      kOptionalT,                                   // B
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, false},  // mask
+                                      kOptionalT};                                  // fill
+
+  static std::unique_ptr<const Engine> create(const KernelInfo& info) {
+    const ConvInputs inputs(info);
+    const Mask mask = read_mask(info.required(3, "mask"));
+    std::vector<float> fill;
+    if (const std::optional<Constant> given = info.constant(4, "fill")) {
+      given->expect_shape({inputs.conv.outputs}, "one number per output channel of W");
+      fill = given->floats();
+    }
+    return std::unique_ptr<const Engine>(
+        new Engine(make_sparse_conv(inputs.conv, mask, fill.empty() ? nullptr : fill.data(), default_kernels())));
+  }
+
+  static void compute(const Engine& engine, Call& call) {
+    const Images x = call.images();
+    engine.check(x);
+    void* y = call.output(x.images, engine.outputs(), engine.height(), engine.width());
+    Context context = call.context();
+    engine.run(x, y, context);
+  }
+};
+
+}  // namespace
+
+void add_sparse_conv(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<SparseConvOp>(api, domain); }
+
+}  // namespace perfonnx::ort

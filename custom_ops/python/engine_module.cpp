@@ -1,0 +1,316 @@
+// The engine as a Python module, for tests and tools. Not needed to run a model.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/half.h"
+#include "engine/isa.h"
+#include "engine/operators.h"
+
+namespace py = pybind11;
+
+namespace perfonnx {
+namespace {
+
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Ints = py::array_t<std::int32_t, py::array::c_style | py::array::forcecast>;
+using Bools = py::array_t<bool, py::array::c_style | py::array::forcecast>;
+using Bits = py::array_t<std::uint16_t, py::array::c_style | py::array::forcecast>;
+using Pair = std::array<std::int64_t, 2>;
+using Quad = std::array<std::int64_t, 4>;
+using Triple = std::array<float, 3>;
+
+// Threads of its own: only the tests use this, to see that tasks are independent of each other.
+class ThreadedFor final : public ParallelFor {
+ public:
+  explicit ThreadedFor(int threads) : threads_(threads) {}
+  void run(std::size_t count, const std::function<void(std::size_t)>& task) override {
+    std::vector<std::thread> pool;
+    for (int i = 0; i < threads_; ++i) {
+      pool.emplace_back([&, i] {
+        for (auto k = static_cast<std::size_t>(i); k < count; k += static_cast<std::size_t>(threads_)) task(k);
+      });
+    }
+    for (std::thread& thread : pool) thread.join();
+  }
+
+ private:
+  int threads_;
+};
+
+// Calls function(context) outside the interpreter's lock.
+template <typename Function>
+void with_context(int threads, const Function& function) {
+  const py::gil_scoped_release release;
+  HeapAllocator allocator;
+  if (threads > 1) {
+    ThreadedFor parallel(threads);
+    Context context{parallel, allocator};
+    function(context);
+  } else {
+    SerialFor parallel;
+    Context context{parallel, allocator};
+    function(context);
+  }
+}
+
+const KernelSet& kernels(const std::optional<std::string>& isa) {
+  return isa ? kernels_by_name(*isa) : default_kernels();
+}
+
+void expect_rank(const py::array& array, py::ssize_t rank, const char* name) {
+  if (array.ndim() != rank) {
+    throw Error("input '" + std::string(name) + "': rank " + std::to_string(array.ndim()) + " instead of " +
+                std::to_string(rank));
+  }
+}
+
+void expect_size(const py::array& array, std::int64_t size, const char* name) {
+  if (array.size() != size) {
+    throw Error("input '" + std::string(name) + "': " + std::to_string(array.size()) + " elements instead of " +
+                std::to_string(size));
+  }
+}
+
+ConvGeometry geometry_of(const Pair& kernel, const Pair& strides, const Quad& pads, const Pair& dilations) {
+  ConvGeometry geometry;
+  for (int i = 0; i < 2; ++i) {
+    geometry.kernel[i] = kernel[static_cast<std::size_t>(i)];
+    geometry.strides[i] = strides[static_cast<std::size_t>(i)];
+    geometry.dilations[i] = dilations[static_cast<std::size_t>(i)];
+  }
+  for (int i = 0; i < 4; ++i) geometry.pads[i] = pads[static_cast<std::size_t>(i)];
+  return geometry;
+}
+
+ConvConstants conv_of(const Floats& w, const std::optional<Floats>& b, const Pair& strides, const Quad& pads,
+                      const Pair& dilations, std::int64_t group, const Triple& activation) {
+  expect_rank(w, 4, "W");
+  ConvConstants conv;
+  conv.weights = w.data();
+  conv.outputs = w.shape(0);
+  conv.inputs = w.shape(1);
+  conv.groups = group;
+  conv.geometry = geometry_of({w.shape(2), w.shape(3)}, strides, pads, dilations);
+  conv.activation = Activation{activation[0], activation[1], activation[2]};
+  if (b) {
+    expect_size(*b, conv.outputs, "B");
+    conv.bias = b->data();
+  }
+  return conv;
+}
+
+Mask mask_of(const Bools& mask) {
+  expect_rank(mask, 2, "mask");
+  return Mask{mask.data(), mask.shape(0), mask.shape(1)};
+}
+
+// X as float32 or float16, C-contiguous; `keep` holds the array that the pointer belongs to.
+Images images_of(const py::array& x, py::array& keep) {
+  expect_rank(x, 4, "X");
+  keep = py::array::ensure(x, py::array::c_style);
+  const bool half = x.dtype().kind() == 'f' && x.dtype().itemsize() == 2;
+  if (!half && !py::dtype::of<float>().is(x.dtype())) throw Error("input 'X': it must be float32 or float16");
+  return Images{keep.data(),  half ? Element::kHalf : Element::kFloat, keep.shape(0), keep.shape(1), keep.shape(2),
+                keep.shape(3)};
+}
+
+template <typename Engine>
+py::array run_engine(const Engine& engine, const py::array& x, std::int64_t height, std::int64_t width,
+                     const Images& images, int threads) {
+  py::array y(x.dtype(), {static_cast<py::ssize_t>(images.images), static_cast<py::ssize_t>(engine.outputs()),
+                          static_cast<py::ssize_t>(height), static_cast<py::ssize_t>(width)});
+  void* data = y.mutable_data();
+  with_context(threads, [&](Context& context) { engine.run(images, data, context); });
+  return y;
+}
+
+py::array run_masked(const MaskedConv& engine, const py::array& x, int threads) {
+  py::array keep;
+  const Images images = images_of(x, keep);
+  engine.check(images);
+  return run_engine(engine, x, engine.height(), engine.width(), images, threads);
+}
+
+py::array run_radius(const RadiusAdaptiveConv& engine, const py::array& x, int threads) {
+  py::array keep;
+  const Images images = images_of(x, keep);
+  engine.check(images);
+  return run_engine(engine, x, engine.height(images), engine.width(images), images, threads);
+}
+
+Ints row_table(const Pair& kernel, const Pair& strides, const Quad& pads, const Pair& dilations, const Pair& input,
+               std::int64_t output_width, const Ints& sites) {
+  const ConvGeometry geometry = geometry_of(kernel, strides, pads, dilations).checked();
+  if (output_width < 1) throw Error("output_width must be at least 1");
+  std::vector<std::int32_t> taps(static_cast<std::size_t>(geometry.taps()));
+  for (std::size_t t = 0; t < taps.size(); ++t) taps[t] = static_cast<std::int32_t>(t);
+  const std::vector<std::int32_t> list(sites.data(), sites.data() + sites.size());
+  const RowTable table = make_row_table(geometry, input[0], input[1], list, output_width, taps);
+  Ints result({static_cast<py::ssize_t>(table.sites), static_cast<py::ssize_t>(table.taps)});
+  std::copy_n(table.rows.data(), table.sites * table.taps, result.mutable_data());
+  return result;
+}
+
+// A sampled product on rows, weights packed once.
+class Product {
+ public:
+  Product(const Floats& w, const std::optional<Floats>& b, std::int64_t group, const std::optional<std::string>& isa)
+      : weights_(pack(w, b, group, kernels(isa))),
+        zero_row_(static_cast<std::size_t>(weights_.input_channels()), 0.0F) {}
+
+  Floats packed() const {
+    const auto& shape = weights_.shape();
+    const auto size = [](std::int64_t n) { return static_cast<py::ssize_t>(n); };
+    std::vector<py::ssize_t> dims{size(shape.groups), size(weights_.panels_per_group()), size(shape.taps),
+                                  size(shape.inputs), size(weights_.panel_width())};
+    if (weights_.depthwise()) dims = {size(shape.taps), size(weights_.stride())};
+    Floats result(dims);
+    std::copy_n(weights_.data().data(), weights_.data().size(), result.mutable_data());
+    return result;
+  }
+
+  Floats run(const Floats& rows, const Ints& table, const std::optional<Triple>& activation, std::optional<Floats> out,
+             int threads) const {
+    expect_rank(rows, 3, "rows");
+    expect_rank(table, 2, "table");
+    if (rows.shape(2) != weights_.input_channels()) throw Error("input 'rows': wrong number of channels");
+    if (table.shape(1) != weights_.shape().taps) throw Error("input 'table': wrong number of taps");
+    RowTable plan;
+    plan.sites = table.shape(0);
+    plan.taps = table.shape(1);
+    plan.rows = AlignedArray<std::int32_t>(static_cast<std::size_t>(table.size()));
+    for (py::ssize_t i = 0; i < table.size(); ++i) {
+      const std::int32_t row = table.data()[i];
+      if (row < -1 || row >= rows.shape(1)) throw Error("input 'table': a row is out of range");
+      plan.rows[static_cast<std::size_t>(i)] = row;
+    }
+    const std::int64_t outputs = weights_.shape().outputs;
+    Floats result = out ? *out : Floats({rows.shape(0), table.shape(0), static_cast<py::ssize_t>(outputs)});
+    expect_size(result, rows.shape(0) * table.shape(0) * outputs, "out");
+    float* to = result.mutable_data();
+    const InputRows input{rows.data(), rows.shape(0), rows.shape(1), zero_row_.data()};
+    Activation act;
+    if (activation) act = Activation{(*activation)[0], (*activation)[1], (*activation)[2]}.opened();
+    with_context(threads, [&](Context& context) {
+      sampled_product(input, plan, weights_, activation ? &act : nullptr, to, outputs, context);
+    });
+    return result;
+  }
+
+ private:
+  static PackedWeights pack(const Floats& w, const std::optional<Floats>& b, std::int64_t group,
+                            const KernelSet& kernels) {
+    expect_rank(w, 3, "W");
+    if (b) expect_size(*b, w.shape(0), "B");
+    return PackedWeights(w.data(), b ? b->data() : nullptr, WeightShape{w.shape(0), w.shape(1), w.shape(2), group},
+                         kernels);
+  }
+
+  PackedWeights weights_;
+  std::vector<float> zero_row_;
+};
+
+constexpr Triple kNoActivation{1.0F, -std::numeric_limits<float>::max(), std::numeric_limits<float>::max()};
+
+std::unique_ptr<MaskedConv> new_perforated(const Floats& w, const std::optional<Floats>& b, const Bools& mask,
+                                           const Ints& source, const std::optional<Floats>& weight, const Pair& strides,
+                                           const Quad& pads, const Pair& dilations, std::int64_t group,
+                                           const Triple& activation, const std::optional<std::string>& isa) {
+  const Mask positions = mask_of(mask);
+  expect_rank(source, 2, "source");
+  expect_size(source, positions.positions() * source.shape(1), "source");
+  if (weight) expect_size(*weight, source.size(), "weight");
+  return std::unique_ptr<MaskedConv>(new MaskedConv(
+      make_perforated_conv(conv_of(w, b, strides, pads, dilations, group, activation), positions, source.data(),
+                           weight ? weight->data() : nullptr, source.shape(1), kernels(isa))));
+}
+
+std::unique_ptr<MaskedConv> new_sparse(const Floats& w, const std::optional<Floats>& b, const Bools& mask,
+                                       const std::optional<Floats>& fill, const Pair& strides, const Quad& pads,
+                                       const Pair& dilations, std::int64_t group, const Triple& activation,
+                                       const std::optional<std::string>& isa) {
+  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation);
+  if (fill) expect_size(*fill, conv.outputs, "fill");
+  return std::unique_ptr<MaskedConv>(
+      new MaskedConv(make_sparse_conv(conv, mask_of(mask), fill ? fill->data() : nullptr, kernels(isa))));
+}
+
+std::unique_ptr<RadiusAdaptiveConv> new_radius(const Floats& w, const std::optional<Floats>& b, const Floats& w_alpha,
+                                               float b_alpha, const std::optional<Floats>& b_ring, float center_gain,
+                                               const Pair& strides, const Quad& pads, const Pair& dilations,
+                                               std::int64_t group, const Triple& activation,
+                                               const std::optional<std::string>& isa) {
+  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation);
+  expect_size(w_alpha, conv.inputs * conv.groups, "W_alpha");
+  if (b_ring) expect_size(*b_ring, conv.outputs, "B_ring");
+  const RadiusConstants radius{w_alpha.data(), b_alpha, b_ring ? b_ring->data() : nullptr, center_gain};
+  return std::make_unique<RadiusAdaptiveConv>(conv, radius, kernels(isa));
+}
+
+}  // namespace
+}  // namespace perfonnx
+
+PYBIND11_MODULE(_engine, m) {
+  using namespace perfonnx;
+  using py::arg;
+  m.doc() = "The sampled-convolution engine, for tests and tools.";
+  const Pair ones{1, 1};
+  const Quad zeros{0, 0, 0, 0};
+
+  m.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (const KernelSet* set : available_kernels()) names.emplace_back(set->name);
+    return names;
+  });
+  m.def("default_isa", [] { return std::string(default_kernels().name); });
+  m.def("row_table", row_table, arg("kernel"), arg("strides"), arg("pads"), arg("dilations"), arg("input_size"),
+        arg("output_width"), arg("sites"));
+  m.def(
+      "half_to_float",
+      [](const Bits& bits) {
+        Floats result(bits.size());
+        for (py::ssize_t i = 0; i < bits.size(); ++i) result.mutable_data()[i] = to_float(Half{bits.data()[i]});
+        return result;
+      },
+      arg("bits"));
+  m.def(
+      "float_to_half",
+      [](const Floats& values) {
+        Bits result(values.size());
+        for (py::ssize_t i = 0; i < values.size(); ++i) result.mutable_data()[i] = to_half(values.data()[i]).bits;
+        return result;
+      },
+      arg("values"));
+
+  py::class_<Product>(m, "SampledProduct")
+      .def(py::init<const Floats&, const std::optional<Floats>&, std::int64_t, const std::optional<std::string>&>(),
+           arg("w"), arg("b") = py::none(), py::kw_only(), arg("group") = 1, arg("isa") = py::none())
+      .def_property_readonly("packed", &Product::packed)
+      .def("__call__", &Product::run, arg("rows"), arg("table"), py::kw_only(), arg("activation") = py::none(),
+           arg("out") = py::none(), arg("threads") = 1);
+
+  // Perforated and sparse convolutions are one class of the engine, told apart by how they are made.
+  py::class_<MaskedConv>(m, "MaskedConv")
+      .def_static("perforated", new_perforated, arg("w"), arg("b"), arg("mask"), arg("source"),
+                  arg("weight") = py::none(), py::kw_only(), arg("strides") = ones, arg("pads") = zeros,
+                  arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("isa") = py::none())
+      .def_static("sparse", new_sparse, arg("w"), arg("b"), arg("mask"), arg("fill") = py::none(), py::kw_only(),
+                  arg("strides") = ones, arg("pads") = zeros, arg("dilations") = ones, arg("group") = 1,
+                  arg("activation") = kNoActivation, arg("isa") = py::none())
+      .def("__call__", run_masked, arg("x"), py::kw_only(), arg("threads") = 1);
+
+  py::class_<RadiusAdaptiveConv>(m, "RadiusAdaptiveConv")
+      .def(py::init(&new_radius), arg("w"), arg("b"), arg("w_alpha"), arg("b_alpha") = 0.0F, arg("b_ring") = py::none(),
+           py::kw_only(), arg("center_gain") = 0.0F, arg("strides") = ones, arg("pads") = zeros,
+           arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("isa") = py::none())
+      .def("__call__", run_radius, arg("x"), py::kw_only(), arg("threads") = 1);
+}

@@ -1,0 +1,248 @@
+"""The canonical operators of the engine against numpy, over awkward geometries."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfonnx import _engine
+from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv, interpolate, nearest_source, radius_adaptive
+
+ISAS = _engine.available_isas()
+ACTIVATIONS = [
+    NO_ACTIVATION,
+    (0.0, NO_ACTIVATION[1], NO_ACTIVATION[2]),
+    (0.2, NO_ACTIVATION[1], NO_ACTIVATION[2]),
+    (0.0, NO_ACTIVATION[1], 6.0),
+    (1.0, 0.5, 2.0),  # act(0) is not 0
+]
+PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
+GEOMETRY = st.builds(Geometry, kernel=PAIR, strides=PAIR, pads=st.tuples(*[st.integers(0, 2)] * 4), dilations=PAIR)
+
+
+class Case:
+    """A random convolution with a random mask."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        seed: int,
+        *,
+        images: int = 2,
+        size: tuple[int, int] = (7, 6),
+        group: int = 1,
+        keep: float = 0.4,
+        inputs: int = 3,
+        outputs: int = 5,
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        self.rng = rng
+        self.geometry = geometry
+        self.group = group
+        self.x = rng.standard_normal((images, inputs * group, *size)).astype(np.float32)
+        self.w = rng.standard_normal((outputs * group, inputs, *geometry.kernel)).astype(np.float32)
+        self.b = rng.standard_normal(outputs * group).astype(np.float32)
+        self.mask = rng.random(geometry.output_size(*size)) < keep
+
+    def dense(self) -> np.ndarray:
+        return conv(self.x, self.w, self.geometry, self.group) + self.b[:, None, None]
+
+
+def _close(got: np.ndarray, expected: np.ndarray) -> None:
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    geometry=GEOMETRY,
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(0, 3),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    group=st.integers(1, 3),
+    keep=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    activation=st.sampled_from(ACTIVATIONS),
+    isa=st.sampled_from(ISAS),
+    method=st.sampled_from(["nearest", "zero", "weighted", "sum"]),
+)
+def test_perforated_conv(
+    geometry: Geometry,
+    seed: int,
+    images: int,
+    size: tuple[int, int],
+    group: int,
+    keep: float,
+    activation: tuple[float, float, float],
+    isa: str,
+    method: str,
+) -> None:
+    case = Case(geometry, seed, images=images, size=size, group=group, keep=keep)
+    sites = np.flatnonzero(case.mask).astype(np.int32)
+    weight = None
+    if method == "nearest":
+        source = nearest_source(case.mask)
+    elif method == "zero":
+        source = np.where(case.mask.ravel(), np.arange(case.mask.size), -1).astype(np.int32)[:, None]
+    else:
+        choices = np.append(sites, np.int32(-1))
+        source = case.rng.choice(choices, (case.mask.size, 3)).astype(np.int32)
+        if method == "weighted":
+            weight = case.rng.choice(np.array([0, 0.25, -0.5, 1], np.float32), source.shape)
+    engine = _engine.MaskedConv.perforated(
+        case.w, case.b, case.mask, source, weight, **geometry.keywords(), group=group, activation=activation, isa=isa
+    )
+    expected = activate(interpolate(case.dense(), source, weight), activation)
+    got = engine(case.x)
+    _close(got, expected)
+    np.testing.assert_array_equal(engine(case.x, threads=3), got)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    geometry=GEOMETRY,
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(0, 3),
+    group=st.integers(1, 3),
+    keep=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    activation=st.sampled_from(ACTIVATIONS),
+    with_fill=st.booleans(),
+)
+def test_sparse_conv(
+    geometry: Geometry,
+    seed: int,
+    images: int,
+    group: int,
+    keep: float,
+    activation: tuple[float, float, float],
+    with_fill: bool,
+) -> None:
+    case = Case(geometry, seed, images=images, group=group, keep=keep)
+    fill = case.rng.standard_normal(len(case.w)).astype(np.float32) if with_fill else None
+    engine = _engine.MaskedConv.sparse(
+        case.w, case.b, case.mask, fill, **geometry.keywords(), group=group, activation=activation
+    )
+    elsewhere = np.zeros(len(case.w)) if fill is None else fill
+    expected = np.where(case.mask, activate(case.dense(), activation), elsewhere[:, None, None])
+    _close(engine(case.x), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    strides=PAIR,
+    dilations=PAIR,
+    pads=st.tuples(*[st.integers(0, 3)] * 4),
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(0, 3),
+    group=st.integers(1, 3),
+    b_alpha=st.sampled_from([-100.0, -0.5, 0.5, 100.0]),
+    center_gain=st.sampled_from([0.0, 1.0]),
+    activation=st.sampled_from(ACTIVATIONS),
+    isa=st.sampled_from(ISAS),
+)
+def test_radius_adaptive_conv(
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    seed: int,
+    images: int,
+    group: int,
+    b_alpha: float,
+    center_gain: float,
+    activation: tuple[float, float, float],
+    isa: str,
+) -> None:
+    geometry = Geometry((3, 3), strides, pads, dilations)
+    case = Case(geometry, seed, images=images, group=group)
+    w_alpha = case.rng.standard_normal((1, case.x.shape[1], 1, 1)).astype(np.float32)
+    b_ring = case.rng.standard_normal(len(case.w)).astype(np.float32)
+    engine = _engine.RadiusAdaptiveConv(
+        case.w,
+        case.b,
+        w_alpha,
+        b_alpha,
+        b_ring,
+        center_gain=center_gain,
+        **geometry.keywords(),
+        group=group,
+        activation=activation,
+        isa=isa,
+    )
+    expected = radius_adaptive(
+        case.x, case.w, case.b, w_alpha, b_alpha, b_ring, geometry, group=group, center_gain=center_gain
+    )
+    got = engine(case.x)
+    _close(got, activate(expected, activation))
+    np.testing.assert_array_equal(engine(case.x, threads=3), got)
+
+
+def test_alpha_one_everywhere_is_the_plain_convolution() -> None:
+    case = Case(Geometry(), 0)
+    zeros = np.zeros((1, 3, 1, 1), np.float32)
+    engine = _engine.RadiusAdaptiveConv(case.w, case.b, zeros, 1.0, pads=(1, 1, 1, 1))
+    _close(engine(case.x), case.dense())
+
+
+def test_float16_is_the_float32_result_rounded() -> None:
+    case = Case(Geometry(), 3, inputs=20, outputs=40, size=(17, 19))
+    half = case.x.astype(np.float16)
+    source = nearest_source(case.mask)
+    engine = _engine.MaskedConv.perforated(case.w, case.b, case.mask, source, pads=(1, 1, 1, 1))
+    got = engine(half)
+    assert got.dtype == np.float16
+    np.testing.assert_array_equal(got, engine(half.astype(np.float32)).astype(np.float16))
+
+
+def test_image_sizes_may_alternate_where_they_give_the_same_map() -> None:
+    geometry = Geometry(strides=(2, 2))
+    small, large = Case(geometry, 0, size=(7, 7)), Case(geometry, 0, size=(8, 8))
+    source = nearest_source(small.mask)
+    engine = _engine.MaskedConv.perforated(small.w, small.b, small.mask, source, **geometry.keywords())
+    for case in (small, large, small):
+        expected = conv(case.x, small.w, geometry) + small.b[:, None, None]
+        _close(engine(case.x), interpolate(expected, source))
+
+
+def test_map_that_lies_in_the_padding_is_the_bias() -> None:
+    geometry = Geometry(kernel=(1, 1), pads=(2, 2, 0, 0))
+    case = Case(geometry, 0, size=(0, 3), keep=1.0)
+    engine = _engine.MaskedConv.perforated(case.w, case.b, case.mask, nearest_source(case.mask), **geometry.keywords())
+    assert case.mask.shape == (2, 5)
+    _close(engine(case.x), np.broadcast_to(case.b[:, None, None], (2, 5, 2, 5)).astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((1, 4, 7, 6), "channels"), ((1, 3, 8, 6), "mask"), ((1, 3, 7, 99), "mask")]
+)
+def test_images_that_do_not_fit_are_refused(shape: tuple[int, int, int, int], message: str) -> None:
+    case = Case(Geometry(), 0)
+    engine = _engine.MaskedConv.sparse(case.w, case.b, case.mask, pads=(1, 1, 1, 1))
+    with pytest.raises(ValueError, match=message):
+        engine(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("kind", ["perforated", "radius_adaptive"])
+def test_one_object_serves_many_threads(kind: str) -> None:
+    """Image sizes that nobody has seen yet come from several threads at once."""
+    geometry = Geometry(strides=(3, 3))
+    sizes = [(13, 13), (14, 13), (15, 14), (13, 15)]
+    cases = [Case(geometry, 0, size=size) for size in sizes]
+    first = cases[0]
+
+    def new() -> _engine.MaskedConv | _engine.RadiusAdaptiveConv:
+        if kind == "perforated":
+            source = nearest_source(first.mask)
+            return _engine.MaskedConv.perforated(first.w, first.b, first.mask, source, **geometry.keywords())
+        ones = np.ones((1, 3, 1, 1), np.float32)
+        return _engine.RadiusAdaptiveConv(first.w, first.b, ones, **geometry.keywords())
+
+    expected = [new()(case.x) for case in cases]
+    for _ in range(5):
+        shared = new()
+        with ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(lambda i: shared(cases[i % 4].x), range(16)))  # noqa: B023
+        for i, y in enumerate(got):
+            np.testing.assert_array_equal(y, expected[i % 4])

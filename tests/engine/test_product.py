@@ -1,0 +1,159 @@
+"""Packed weights and the sampled product, on every instruction set of the machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfonnx import _engine
+from tests.engine.reference import activate
+
+ISAS = _engine.available_isas()
+PANEL = {"baseline": 8, "avx2": 16, "avx512": 32}
+
+
+def _case(
+    seed: int, images: int, sites: int, channels: int, outputs: int, taps: int, group: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, table, weights and bias of a random product; about a quarter of the taps read the zero row."""
+    rng = np.random.default_rng(seed)
+    count = 7
+    rows = rng.standard_normal((images, count, channels)).astype(np.float32)
+    table = rng.integers(-2, count, (sites, taps)).clip(-1).astype(np.int32)
+    w = rng.standard_normal((outputs, channels // group, taps)).astype(np.float32)
+    return rows, table, w, rng.standard_normal(outputs).astype(np.float32)
+
+
+def _expected(rows: np.ndarray, table: np.ndarray, w: np.ndarray, b: np.ndarray, group: int) -> np.ndarray:
+    images, _, channels = rows.shape
+    padded = np.concatenate([rows, np.zeros((images, 1, channels), np.float32)], axis=1).astype(np.float64)
+    taken = padded[:, table].reshape(images, *table.shape, group, channels // group)
+    weights = w.astype(np.float64).reshape(group, -1, *w.shape[1:])
+    result: np.ndarray = np.einsum("nptgc,gmct->npgm", taken, weights).reshape(images, len(table), len(w)) + b
+    return result
+
+
+def _check(isa: str, seed: int, images: int, sites: int, channels: int, outputs: int, taps: int, group: int) -> None:
+    rows, table, w, b = _case(seed, images, sites, channels, outputs, taps, group)
+    product = _engine.SampledProduct(w, b, group=group, isa=isa)
+    expected = _expected(rows, table, w, b, group)
+    got = product(rows, table)
+    tolerance = 2e-6 * max(1, taps * channels // group)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=tolerance)
+    act = (0.1, -1.5, 2.0)
+    np.testing.assert_allclose(product(rows, table, activation=act), activate(expected, act), rtol=1e-4, atol=tolerance)
+    np.testing.assert_array_equal(product(rows, table, threads=3), got)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(0, 3),
+    sites=st.integers(0, 40),
+    channels=st.integers(1, 12),
+    outputs=st.integers(1, 70),
+    taps=st.integers(1, 9),
+    group=st.integers(1, 4),
+)
+def test_product_equals_numpy(
+    isa: str, seed: int, images: int, sites: int, channels: int, outputs: int, taps: int, group: int
+) -> None:
+    _check(isa, seed, images, sites, channels * group, outputs * group, taps, group)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sites", range(1, 32))
+def test_every_edge_tile(isa: str, sites: int) -> None:
+    _check(isa, sites, 1, sites, 5, 33, 4, 1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("outputs", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65])
+def test_every_edge_panel(isa: str, outputs: int) -> None:
+    _check(isa, outputs, 2, 9, 3, outputs, 9, 1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [2, 3, 4, 7, 8, 15, 16, 17, 31, 33, 50])
+def test_depthwise(isa: str, channels: int) -> None:
+    _check(isa, channels, 2, 23, channels, channels, 9, channels)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_depthwise_with_several_outputs_a_channel(isa: str) -> None:
+    _check(isa, 1, 2, 23, 6, 18, 9, 6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("channels", "taps", "outputs"),
+    [(300, 9, 70), (1000, 1, 33), (6000, 1, 17), (3, 3000, 8), (65, 130, 40), (700, 25, 5)],
+)
+def test_sums_too_long_for_one_block(isa: str, channels: int, taps: int, outputs: int) -> None:
+    _check(isa, 0, 1, 20, channels, outputs, taps, 1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_panels_hold_the_weights_and_zeros(isa: str) -> None:
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((2 * 37, 3, 4)).astype(np.float32)
+    packed = _engine.SampledProduct(w, group=2, isa=isa).packed
+    width = PANEL[isa]
+    panels = -(-37 // width)
+    assert packed.shape == (2, panels, 4, 3, width)
+    unpacked = packed.transpose(0, 1, 4, 3, 2).reshape(2, panels * width, 3, 4)
+    np.testing.assert_array_equal(unpacked[:, :37].reshape(w.shape), w)
+    assert (unpacked[:, 37:] == 0).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nan_passes_and_relu_stops_minus_infinity(isa: str) -> None:
+    rows = np.array([[[np.nan], [-np.inf], [np.inf], [-1.0]]], np.float32)
+    table = np.arange(4, dtype=np.int32)[:, None]
+    product = _engine.SampledProduct(np.ones((3, 1, 1), np.float32), isa=isa)
+    largest = float(np.finfo(np.float32).max)
+    got = product(rows, table, activation=(0.0, -largest, largest))[0, :, 1]
+    np.testing.assert_array_equal(got, np.array([np.nan, 0, np.inf, 0], np.float32))
+
+
+@pytest.mark.parametrize(("outputs", "group"), [(5, 2), (4, 0), (4, -1)])
+def test_group_that_does_not_divide_is_refused(outputs: int, group: int) -> None:
+    with pytest.raises(ValueError, match="group"):
+        _engine.SampledProduct(np.ones((outputs, 1, 1), np.float32), group=group)
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_empty_weights_are_refused(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="'W'"):
+        _engine.SampledProduct(np.ones(shape, np.float32))
+
+
+def _isa_with(value: str) -> subprocess.CompletedProcess[str]:
+    code = "from perfonnx import _engine; print(_engine.default_isa())"
+    environment = {**os.environ, "PERFONNX_ISA": value}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("cap", ["baseline", "avx2", "avx512"])
+def test_environment_variable_caps_the_instruction_set(cap: str) -> None:
+    names = list(PANEL)
+    allowed = [isa for isa in ISAS if names.index(isa) <= names.index(cap)]
+    assert _isa_with(cap).stdout.strip() == allowed[-1]
+
+
+def test_unknown_instruction_set_is_a_clear_error() -> None:
+    done = _isa_with("avx9000")
+    assert done.returncode != 0
+    assert "PERFONNX_ISA=avx9000" in done.stderr
+
+
+def test_instruction_set_the_machine_lacks_is_refused() -> None:
+    with pytest.raises(ValueError, match="not available"):
+        _engine.SampledProduct(np.ones((1, 1, 1), np.float32), isa="mmx")
