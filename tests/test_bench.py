@@ -14,6 +14,7 @@ from rich.console import Console
 from perfonnx import runtime
 from perfonnx.bench import LAYOUT, BenchReport, ModelTiming, Names, _merged, bench, layer_times, render_bench
 from perfonnx.errors import PerfonnxError
+from tests import real_models
 from tests.models import small
 
 IMAGE = {"x": (1, 3, 12, 10)}
@@ -209,7 +210,7 @@ def test_layer_times_are_medians_of_the_last_runs() -> None:
     ],
 )
 def test_every_convolution_of_a_real_model_has_its_row(name: str, shape: tuple[int, ...]) -> None:
-    path = small.real_model(name)
+    path = real_models.path(name)
     (value,) = runtime.session(path, threads=1, library=False).get_inputs()
     report = bench([path], threads=1, runs=1, warmup=0, shapes={value.name: shape}, per_layer=True)
     assert report.layers is not None

@@ -17,6 +17,7 @@ from perfonnx import runtime
 from perfonnx.check import CheckReport, classifier_outputs, compare, parse_drop, render_check
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed, InputSpec, random_feeds
+from tests import real_models
 from tests.models import small
 
 
@@ -304,7 +305,7 @@ def test_progress_and_streaming() -> None:
     ],
 )
 def test_real_models_equal_themselves(name: str, shape: tuple[int, ...], classifier: bool) -> None:
-    path = small.real_model(name)
+    path = real_models.path(name)
     session = runtime.session(path, threads=1, library=False)
     feeds = random_feeds(session, n=2, shapes={session.get_inputs()[0].name: shape})
     report = compare(path, path, feeds, tolerance=1e-6, threads=1)

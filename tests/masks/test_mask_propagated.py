@@ -53,7 +53,7 @@ def test_layers_of_one_size_share_their_mask_and_rates_nest() -> None:
 
 @pytest.mark.parametrize("scores", [np.zeros(4), np.zeros((0, 4)), np.full((2, 2), np.nan), np.zeros((2, 2), int)])
 def test_bad_scores(scores: np.ndarray) -> None:
-    with pytest.raises(PerfonnxError, match="^mask propagated: scores are"):
+    with pytest.raises(PerfonnxError, match=r"^mask propagated: scores are"):
         propagated_mask(scores, (2, 2), 0.5)
 
 

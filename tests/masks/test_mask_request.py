@@ -92,7 +92,7 @@ def test_bad_rate(rate: object) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, -1), (4,), (4, 4, 4), (2.5, 2)])
 def test_bad_shape(shape: tuple[int, int]) -> None:
-    with pytest.raises(PerfonnxError, match="^mask: shape"):
+    with pytest.raises(PerfonnxError, match=r"^mask: shape"):
         MaskRequest(shape, 0.5, np.random.default_rng(0))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -140,16 +138,3 @@ def need_library() -> None:
         runtime.get_library_path()
     except PerfonnxError as error:
         pytest.skip(str(error))
-
-
-def real_model(name: str) -> Path:
-    """Path of a real model; skips the test where the collection is not there.
-
-    It is looked for in the directory that the environment variable PERFONNX_TEST_DATA names, and else beside the
-    repository.
-    """
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    path = Path(os.environ.get("PERFONNX_TEST_DATA", beside)) / "models" / f"{name}.onnx"
-    if not path.exists():
-        pytest.skip(f"the real model {name} is not here: set PERFONNX_TEST_DATA")
-    return path

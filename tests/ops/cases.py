@@ -140,3 +140,12 @@ def _tables(draw: st.DrawFn, rng: np.random.Generator, mask: np.ndarray) -> tupl
     source = rng.choice(sites, (mask.size, count)).astype(np.int32)
     weight = rng.standard_normal(source.shape).astype(np.float32) if draw(st.booleans()) else None
     return source, weight
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Equal within rounding of the type, relative to the largest value."""
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    scale = max(1.0, float(np.abs(expected.astype(np.float64)).max(initial=0)))
+    tolerance = 1e-5 if expected.dtype == np.float32 else 4e-3
+    np.testing.assert_allclose(actual.astype(np.float64), expected.astype(np.float64), rtol=0, atol=tolerance * scale)

@@ -11,16 +11,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from perfonnx import ops
-from tests.ops.cases import Case, cases
-
-
-def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Equal within rounding of the type, relative to the largest value."""
-    assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype
-    scale = max(1.0, float(np.abs(expected.astype(np.float64)).max(initial=0)))
-    tolerance = 1e-5 if expected.dtype == np.float32 else 4e-3
-    np.testing.assert_allclose(actual.astype(np.float64), expected.astype(np.float64), rtol=0, atol=tolerance * scale)
+from tests.ops.cases import Case, assert_close, cases
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:

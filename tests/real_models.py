@@ -1,0 +1,34 @@
+"""Real pretrained models, where this machine has them: in the directory that PERFONNX_TEST_DATA names, or beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+DATA = Path(os.environ.get("PERFONNX_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+SHAPES: dict[str, dict[str, tuple[int | str, ...]]] = {
+    "denoise_dncnn25_gray": {"input": ("N", 1, 64, 48)},
+    "sr2x_waifu2x_upconv7_photo": {"input": ("N", 3, 48, 64)},
+}
+"""Sizes for the models whose height and width are symbolic."""
+
+PIXELS = ("style_candy", "style_mosaic", "style_la_muse", "style_candy_raw_winml")
+"""Models that want pixel values, 0 to 255. On noise around zero their instance normalization divides by next to
+nothing, and onnxruntime's own optimization levels differ by more than 1e-4 there."""
+
+
+def names() -> list[str]:
+    """The models that are here, as paths below `models` without their suffix."""
+    found = sorted((DATA / "models").rglob("*.onnx")) if DATA.is_dir() else []
+    return [str(path.relative_to(DATA / "models").with_suffix("")) for path in found]
+
+
+def path(name: str) -> Path:
+    """The path of a model; the test is skipped where it is not here."""
+    file = DATA / "models" / f"{name}.onnx"
+    if not file.is_file():
+        pytest.skip(f"the real model {name} is not here: set PERFONNX_TEST_DATA")
+    return file

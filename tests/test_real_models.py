@@ -1,0 +1,125 @@
+"""Every real model, at every rate, with every mask: it is rewritten or the reason is named, and it runs both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import perfonnx
+from perfonnx import feeds
+from perfonnx.masks import MASKS
+from perfonnx.plan import METHODS
+from tests import real_models
+
+NAMES = real_models.names()
+RATES = (0.0, 0.25, 0.5, 0.75)
+EXPERIMENTAL = "style_candy_raw_winml"  # uses operators that onnx has dropped; no checker knows them
+
+pytestmark = pytest.mark.skipif(not NAMES, reason="the real models are not here: set PERFONNX_TEST_DATA")
+
+
+def tolerance(model: onnx.ModelProto) -> float:
+    """float16 models are compared at float16's precision."""
+    half = any(t.data_type == onnx.TensorProto.FLOAT16 for t in model.graph.initializer)
+    return 1e-2 if half else 1e-4
+
+
+def outputs(model: onnx.ModelProto | str, feed: feeds.Feed, *, library: bool) -> list[np.ndarray]:
+    """All outputs of one run."""
+    return perfonnx.session(model, library=library).run(None, feed)
+
+
+def largest_relative_error(actual: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """Largest difference over the largest value, over all outputs."""
+    errors = []
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        a, e = a.astype(np.float64), e.astype(np.float64)
+        errors.append(float(np.abs(a - e).max() / max(float(np.abs(e).max()), 1e-30)))
+    return max(errors)
+
+
+def check_one(path: Path, **choices: object) -> perfonnx.Rewritten:
+    """Rewrite, check, run with the library and by function bodies; at rate 0 also against the original."""
+    shapes = real_models.SHAPES.get(path.stem)
+    result = perfonnx.rewrite(path, input_shapes=shapes, freeze_weights=True, **choices)
+    report, proto = result.report, result.proto
+    assert len(report.layers) + len(report.skips) >= 1
+    assert all(skip.reason for skip in report.skips)
+    if path.stem != EXPERIMENTAL:
+        onnx.checker.check_model(proto, full_check=True)
+    session = perfonnx.session(proto)
+    feed = next(feeds.random_feeds(session, n=1))
+    if path.stem in real_models.PIXELS:
+        feed = {name: np.clip(127 + 64 * values, 0, 255) for name, values in feed.items()}
+    by_kernel = session.run(None, feed)
+    if report.layers:
+        assert {n.domain for n in proto.graph.node} >= {"ai.perfonnx"}
+        by_function = outputs(proto, feed, library=False)
+        assert largest_relative_error(by_kernel, by_function) < tolerance(proto)
+    if choices.get("rate") == 0 or choices.get("method") == "radius-adaptive":
+        original = outputs(str(path), feed, library=False)
+        assert largest_relative_error(by_kernel, original) < tolerance(proto)
+    return result
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_with_the_default_masks(name: str, rate: float) -> None:
+    check_one(real_models.path(name), rate=rate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mask", list(MASKS))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_at_every_rate_with_every_mask(name: str, mask: str) -> None:
+    for rate in RATES:
+        result = check_one(real_models.path(name), rate=rate, mask=mask)
+        for layer in result.report.layers:
+            assert abs(layer.rate - rate) < 0.25, (layer.name, layer.rate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "perforate"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_with_every_other_method(name: str, method: str) -> None:
+    for gain in (0.0, 1.0):
+        result = check_one(real_models.path(name), method=method, center_gain=gain)
+        assert all(layer.plan.method == method for layer in result.report.layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolation", ["zero", "barycentric"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_with_every_other_interpolation(name: str, interpolation: str) -> None:
+    # a triangulation of irregular sites on a large map takes seconds per layer
+    mask = "uniform" if name.startswith(("cifar10", "mnist", "imagenet")) else "grid"
+    check_one(real_models.path(name), rate=0.5, mask=mask, interpolation=interpolation)
+
+
+@pytest.mark.parametrize("name", ["extra/coco_fastestdet", "extra/portrait_deeplab513"])
+def test_models_with_little_to_gain_say_so(name: str) -> None:
+    report = perfonnx.rewrite(real_models.path(name), freeze_weights=True).report
+    assert report.little_to_gain is not None
+    assert "little to gain" in report.little_to_gain
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet20", "imagenet_squeezenet_winml_fp32", "style_candy"])
+def test_models_with_much_to_gain_do_not(name: str) -> None:
+    report = perfonnx.rewrite(real_models.path(name)).report
+    assert report.little_to_gain is None
+    assert report.reduction > 1.1
+
+
+def test_a_folded_and_an_unfolded_network_come_to_the_same() -> None:
+    """ResNet-20 with and without BatchNormalization nodes, even where skipped positions are zero."""
+    results = [
+        perfonnx.rewrite(real_models.path(name), rate=0.5, interpolation="zero").proto
+        for name in ("cifar10_resnet20", "cifar10_resnet20_bn")
+    ]
+    feed = next(feeds.random_feeds(perfonnx.session(results[0]), n=4, shapes={"input": (4, 3, 32, 32)}))
+    folded, unfolded = (outputs(proto, feed, library=True) for proto in results)
+    assert largest_relative_error(unfolded, folded) < 1e-4
