@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import onnx
 
-from perfonnx.ops import perforated_conv, radius_adaptive_conv, sparse_conv
+from perfonnx.ops import compact, expand, perforated_conv, radius_adaptive_conv, sampled_conv, sampled_pool, sparse_conv
 from perfonnx.ops.common import DOMAIN, VERSION
 
-__all__ = ["DOMAIN", "OPERATORS", "REFERENCE_OPS", "VERSION", "perforated_conv", "radius_adaptive_conv", "sparse_conv"]
+__all__ = [
+    "DOMAIN",
+    "LOWERED",
+    "OPERATORS",
+    "REFERENCE_OPS",
+    "VERSION",
+    "compact",
+    "expand",
+    "perforated_conv",
+    "radius_adaptive_conv",
+    "sampled_conv",
+    "sampled_pool",
+    "sparse_conv",
+]
 
 OPERATORS: dict[str, ModuleType] = {
     module.NAME: module for module in (perforated_conv, sparse_conv, radius_adaptive_conv)
 }
+"""The canonical operators, NCHW in and out."""
 
-REFERENCE_OPS = [module.Reference for module in OPERATORS.values()]
+LOWERED: dict[str, ModuleType | SimpleNamespace] = {
+    module.NAME: module
+    for module in (compact, expand, sampled_conv, sampled_pool.max_pool, sampled_pool.average_pool)
+}
+"""The operators on rows."""
+
+REFERENCE_OPS = [module.Reference for module in (*OPERATORS.values(), *LOWERED.values())]
 """For `onnx.reference.ReferenceEvaluator(model, new_ops=REFERENCE_OPS)`."""
 
 
 def _register_schemas() -> None:
-    for module in OPERATORS.values():
+    for module in (*OPERATORS.values(), *LOWERED.values()):
         if not onnx.defs.has(module.NAME, DOMAIN):
             onnx.defs.register_schema(module.schema())
 

@@ -237,6 +237,8 @@ _ATTRIBUTE_TYPES = {
     "clip_max": AttributeProto.FLOAT,
     "center_gain": AttributeProto.FLOAT,
     "interpolation": AttributeProto.STRING,
+    "ceil_mode": AttributeProto.INT,
+    "count_include_pad": AttributeProto.INT,
 }
 
 
