@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -59,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {_line(message)} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except PerfonnxError as error:
-        print(f"perfonnx: {error}", file=sys.stderr)
+        print(f"perfonnx: {_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("perfonnx: interrupted", file=sys.stderr)
@@ -76,6 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `perfonnx inspect m.onnx | head`
         sys.stderr.close()
         return OK
+
+
+def _line(message: str) -> str:
+    """As one line, whatever names are in it."""
+    return "\\n".join(message.splitlines())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -219,6 +225,8 @@ def _rewrite(options: argparse.Namespace) -> int:
         raise PerfonnxError(f"--plan says everything; it does not go with --{names[0].replace('_', '-')}")
     if given.get("seed", 0) < 0:
         raise PerfonnxError(f"--seed {given['seed']}: give a whole number from 0 up")
+    if options.save_plan:
+        _check_plan_target(options)
     console = _stderr(options)
     with console.status("reading") as status:
         result = rewrite(
@@ -243,6 +251,16 @@ def _rewrite(options: argparse.Namespace) -> int:
             target = result.to_bytes()
         return _compare(options, options.model, target, None, options.check)
     return OK
+
+
+def _check_plan_target(options: argparse.Namespace) -> None:
+    """Before the model is written, so that either both files are there in the end or none."""
+    from perfonnx.io import check_target
+
+    check_target(options.save_plan)
+    for other in (options.model, None if options.dry_run else options.output):
+        if other is not None and Path(other).resolve() == Path(options.save_plan).resolve():
+            raise PerfonnxError(f"--save-plan {options.save_plan}: that is a model's file; give another name")
 
 
 def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> None:

@@ -20,6 +20,9 @@ from perfonnx.ops.common import Activation, ConvAttributes, dense_multiplies
 
 CONV = "Conv"
 
+MAX_POSITIONS = 1 << 25
+"""Positions of a map, at most: one of 7680 x 4320 fits. A layer's tables grow with it, to hundreds of megabytes."""
+
 _ACTIVATIONS = frozenset(
     "Relu LeakyRelu PRelu Clip Sigmoid Tanh Elu Selu HardSigmoid HardSwish Softplus Softsign ThresholdedRelu Celu "  # noqa: SIM905
     "Mish Gelu Erf Abs Neg Sqrt Exp Log Dropout Identity Cast".split()
@@ -33,7 +36,8 @@ class ConvSite:
     """A convolution of the model, seen for rewriting.
 
     Attributes:
-        name: The layer's name: its node's name where that is unique, else the name of its output.
+        name: The layer's name: its node's name where that is unique, else the name of its output, with underscores
+            behind it where a node has that name. onnxruntime refuses models in which two nodes have one name.
         node: The node.
         attributes: Geometry with `auto_pad` resolved; None where it cannot be read.
         w_shape: [M, C/group, kh, kw]; empty where unknown.
@@ -78,23 +82,30 @@ class Unreachable:
 def conv_sites(workspace: Workspace) -> list[ConvSite]:
     """All `Conv` nodes of the main graph, in graph order."""
     names = Counter(node.name for node in workspace.graph.nodes)
+    taken = set(names)
     result = []
     for node in workspace.graph.nodes:
-        if node.op == CONV and node.domain in (None, "", "ai.onnx"):
-            result.append(_conv_site(workspace, node, layer_name(node, names)))
+        if node.op != CONV or node.domain not in (None, "", "ai.onnx") or not node.outputs or not node.outputs[0].name:
+            continue
+        name = str(node.name)
+        if not name or names[name] > 1:  # the output's name is unique among tensors, and now among nodes
+            name = str(node.outputs[0].name)
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        result.append(_conv_site(workspace, node, name))
     return result
 
 
-def rewritten_nodes(workspace: Workspace) -> list[gs.Node]:
+def own_nodes(workspace: Workspace) -> list[gs.Node]:
     """The nodes of our own domain."""
-    return [n for n in workspace.graph.nodes if n.domain == ops.DOMAIN and n.op in ops.OPERATORS]
+    known = ops.OPERATORS.keys() | ops.LOWERED.keys()
+    return [n for n in workspace.graph.nodes if n.domain == ops.DOMAIN and n.op in known]
 
 
-def layer_name(node: gs.Node, names: Counter[str]) -> str:
-    """The node's name where it is unique, else its first output's."""
-    if node.name and names[node.name] == 1:
-        return str(node.name)
-    return str(node.outputs[0].name)
+def rewritten_nodes(workspace: Workspace) -> list[gs.Node]:
+    """Those of them that stand for a convolution of the model as it was."""
+    return [n for n in own_nodes(workspace) if n.op in ops.OPERATORS or n.op == ops.sampled_conv.NAME]
 
 
 def unreachable_convs(workspace: Workspace) -> list[Unreachable]:
@@ -258,6 +269,9 @@ def _obstacle(
         return "its output size is unknown"
     if output_shape == (1, 1):
         return "a single output position: nothing to skip"
+    height, width = (d for d in (input_shape or ())[2:] if isinstance(d, int))
+    if max(math.prod(output_shape), height * width) > MAX_POSITIONS:
+        return f"its map of {height}x{width} is too large for tables of positions"
     return None
 
 
@@ -279,9 +293,11 @@ def _reservation(attributes: ConvAttributes, w_shape: tuple[int, ...], output: t
 
 
 def only_consumer(workspace: Workspace, tensor: gs.Tensor) -> gs.Node | None:
-    """The one node that reads a tensor, None where several do, none does, or the tensor is a graph output."""
+    """The one node that reads a tensor; None where several do, none does, or it is a graph output or read in a body."""
     consumers = list(tensor.outputs)
-    if len(consumers) != 1 or any(tensor is o or tensor.name == o.name for o in workspace.graph.outputs):
+    if len(consumers) != 1 or tensor.name in workspace.captured:
+        return None
+    if any(tensor is o or tensor.name == o.name for o in workspace.graph.outputs):
         return None
     consumer = consumers[0]
     if not any(consumer is node for node in workspace.graph.nodes):  # it lies in a subgraph
@@ -338,7 +354,7 @@ def following_pool(workspace: Workspace, site: ConvSite) -> PoolWindow | None:
             return None
         node = consumers[0]
         if node.op in ("MaxPool", "AveragePool"):
-            return _pool_window(workspace, node)
+            return pool_window(workspace, node)
         if not _keeps_positions(workspace, node, tensor):
             return None
         tensor = node.outputs[0]
@@ -359,7 +375,8 @@ def _keeps_positions(workspace: Workspace, node: gs.Node, tensor: gs.Tensor) -> 
     return node.op in _POSITION_WISE
 
 
-def _pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
+def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
+    """The window of a 2-D pooling node, `auto_pad` resolved; None where it cannot be read."""
     kernel = [int(v) for v in node.attrs.get("kernel_shape", [])]
     if len(kernel) != 2:
         return None
@@ -388,6 +405,14 @@ def _pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
 
 
 # --- totals ----------------------------------------------------------------------------------------------------------
+
+
+def dense_multiplies_of(workspace: Workspace, node: gs.Node) -> int:
+    """Multiplies per image of the convolution that one of our operators stands for; 0 where unknown."""
+    w, y = (workspace.types.get(t.name) for t in (node.inputs[1], node.outputs[0]))
+    dims = [*(w.shape or ()), *(y.shape or ())[2:]] if w and y else []
+    sizes = [d for d in dims if isinstance(d, int)]
+    return math.prod(sizes) if len(sizes) == len(dims) == 6 else 0
 
 
 def other_multiplies(workspace: Workspace) -> int:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import helper
+from onnx import TensorProto, helper
 
 from perfonnx import ops  # noqa: F401  (its import makes the operators known to shape inference)
 from perfonnx.errors import PerfonnxError
 from perfonnx.io import MAX_MESSAGE, TensorType, Workspace, has_external_data, model_bytes, one_line, value_type
+
+_LARGEST_PROBE = 1 << 26
+"""Elements of an input that a model is run on to learn shapes; with larger ones it is not tried."""
 
 
 def infer_types(workspace: Workspace) -> None:
@@ -23,12 +28,13 @@ def infer_types(workspace: Workspace) -> None:
         inferred = onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
     except Exception as error:  # the C++ side throws several kinds
         raise PerfonnxError(f"{workspace.model.name}: shape inference fails: {one_line(error)}") from error
+    symbols = _symbols(workspace)
     types, earlier = workspace.types, dict(workspace.types)
     types.clear()
     for tensor in (*workspace.proto.graph.initializer, *workspace.added.values()):
         types[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
     for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
-        known = value_type(info)
+        known = _with_own_symbols(value_type(info), symbols)
         if known is not None and (info.name not in types or types[info.name].shape is None):
             types[info.name] = known
     for node in workspace.graph.nodes:
@@ -42,6 +48,21 @@ def infer_types(workspace: Workspace) -> None:
     _measure_gaps(workspace)
 
 
+def _symbols(workspace: Workspace) -> set[str]:
+    graph = workspace.proto.graph
+    shapes = [known.shape or () for i in (*graph.input, *graph.value_info, *graph.output) if (known := value_type(i))]
+    return {d for shape in shapes for d in shape if isinstance(d, str)}
+
+
+def _with_own_symbols(known: TensorType | None, symbols: set[str]) -> TensorType | None:
+    """Without symbols that inference made up: written into a model, they would count on from run to run."""
+    if known is None or known.shape is None:
+        return known
+    return TensorType(
+        known.elem_type, tuple(None if isinstance(d, str) and d not in symbols else d for d in known.shape)
+    )
+
+
 def _measure_gaps(workspace: Workspace) -> None:
     """Shapes behind operators that onnx cannot infer through, taken from one run in onnxruntime on zeros."""
     unknown = [
@@ -49,8 +70,10 @@ def _measure_gaps(workspace: Workspace) -> None:
         for node in workspace.graph.nodes
         if node.op == "Conv" and node.inputs and _rank_unknown(workspace, node.inputs[0].name)
     ]
+    if not unknown or has_external_data(workspace.model) or model_bytes(workspace.model) > MAX_MESSAGE:
+        return
     feeds = _zero_feeds(workspace)
-    if not unknown or feeds is None or has_external_data(workspace.model) or model_bytes(workspace.model) > MAX_MESSAGE:
+    if feeds is None:
         return
     wanted = [t.name for n in workspace.graph.nodes for t in n.outputs if t.name and _rank_unknown(workspace, t.name)]
     probe = onnx.ModelProto()
@@ -92,14 +115,13 @@ def _zero_feeds(workspace: Workspace) -> dict[str, np.ndarray] | None:
         if info.name in initializers:
             continue
         known = value_type(info)
-        if known is None or known.shape is None:
+        if known is None or known.shape is None or known.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
             return None
-        dims = [1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(known.shape)]
-        if not all(isinstance(d, int) for d in dims):
+        symbolic_batch = bool(known.shape) and not isinstance(known.shape[0], int)
+        dims = [1] * symbolic_batch + [d for d in known.shape if isinstance(d, int)]
+        if len(dims) != len(known.shape) or min(dims, default=0) < 0 or math.prod(dims) > _LARGEST_PROBE:
             return None
-        feeds[info.name] = np.zeros(
-            [int(d) for d in dims if isinstance(d, int)], helper.tensor_dtype_to_np_dtype(known.elem_type)
-        )
+        feeds[info.name] = np.zeros(dims, helper.tensor_dtype_to_np_dtype(known.elem_type))
     return feeds
 
 

@@ -19,6 +19,7 @@ from perfonnx.io import ModelSource, Workspace
 from perfonnx.ops.common import conv_attributes, dense_multiplies
 from perfonnx.passes import MIN_SHARE
 from perfonnx.rewriting import LITTLE_TO_GAIN, positions_computed
+from perfonnx.validity import check_input
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def inspect(model: ModelSource, *, input_shapes: Mapping[str, Sequence[int | str
     loaded = io.load(model)
     io.fix_input_shapes(loaded, input_shapes or {})
     workspace = Workspace.open(loaded)
+    check_input(workspace)
     infer_types(workspace)
     sites = {id(site.node): site for site in conv_sites(workspace)}
     ours = {id(node): node for node in rewritten_nodes(workspace)}

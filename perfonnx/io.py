@@ -13,13 +13,14 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
@@ -32,6 +33,7 @@ MIN_OPSET = 7
 MAX_MESSAGE = 2**31 - 2**20
 """Bytes. A protobuf message ends at 2 GiB; the margin is for everything that is not a tensor."""
 
+_LONG_DOMAIN = "ai.onnx"
 _SMALL_TENSOR = 1024  # elements that shape inference may want to read (shapes, axes, scales)
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the message, where every reader finds them
 
@@ -69,10 +71,12 @@ def load(source: ModelSource) -> LoadedModel:
         path = Path(source)
         try:
             data = path.read_bytes()
-        except OSError as error:
-            raise PerfonnxError(f"{path}: {error.strerror or error}; give the path of an ONNX file") from error
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = getattr(error, "strerror", None) or error
+            raise PerfonnxError(f"{path}: {reason}; give the path of an ONNX file") from error
         loaded = LoadedModel(_parse(data, str(path)), path.parent, path.name)
     _check_readable(loaded)
+    _load_inner_tensors(loaded)
     return loaded
 
 
@@ -81,7 +85,25 @@ def _parse(data: bytes, name: str) -> ModelProto:
         proto = ModelProto.FromString(data)
     except (DecodeError, RuntimeError) as error:
         raise PerfonnxError(f"{name}: not an ONNX model, or cut short ({_one_line(error)})") from error
+    _check_text(proto, name)
     return proto
+
+
+def _check_text(message: Message, name: str) -> None:
+    """Refuse names that are not UTF-8: protobuf hands them out as bytes, and nothing downstream expects that."""
+    for descriptor in message.DESCRIPTOR.fields:
+        if descriptor.type not in (descriptor.TYPE_STRING, descriptor.TYPE_MESSAGE):
+            continue
+        value = getattr(message, descriptor.name)
+        if isinstance(value, Message):
+            if message.HasField(descriptor.name):
+                _check_text(value, name)
+        elif descriptor.type == descriptor.TYPE_MESSAGE:
+            for inner in value:
+                _check_text(inner, name)
+        elif isinstance(value, bytes) or (not isinstance(value, str) and any(isinstance(v, bytes) for v in value)):
+            what = message.DESCRIPTOR.name.removesuffix("Proto").lower()
+            raise PerfonnxError(f"{name}: damaged: the {descriptor.name} of a {what} is not UTF-8 text")
 
 
 def _check_readable(model: LoadedModel) -> None:
@@ -118,15 +140,74 @@ def _check_tensors(model: LoadedModel) -> None:
             if model.directory is None:
                 raise PerfonnxError(f"{where} is external data; give the model's path, or load the data first")
             file, offset, length = external_location(tensor, model.directory)
-            if length != wanted or not file.is_file() or file.stat().st_size < offset + length:
+            if length != wanted or _file_size(file) < offset + length:
                 raise PerfonnxError(f"{where}: external data file {file.name} is missing, too short or of another size")
-        elif tensor.HasField("raw_data") and len(tensor.raw_data) != wanted:
-            raise PerfonnxError(f"{where} holds {len(tensor.raw_data)} bytes, its shape needs {wanted}")
+        elif tensor.HasField("raw_data"):
+            if len(tensor.raw_data) != wanted:
+                raise PerfonnxError(f"{where} holds {len(tensor.raw_data)} bytes, its shape needs {wanted}")
+        elif _typed_values(tensor) != math.prod(tensor.dims):
+            raise PerfonnxError(
+                f"{where} holds {_typed_values(tensor)} values, its shape needs {math.prod(tensor.dims)}"
+            )
+
+
+def _file_size(file: Path) -> int:
+    """Bytes of a regular file; -1 where there is none."""
+    try:
+        return file.stat().st_size if file.is_file() else -1
+    except OSError:  # a name that no file can have
+        return -1
+
+
+def _typed_values(tensor: TensorProto) -> int:
+    """How many elements lie in the field for the tensor's type (where `raw_data` is not used)."""
+    stored = len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type)))
+    count = math.prod(tensor.dims)
+    if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+        return stored // 2
+    bits = _packed_bits(tensor.data_type)
+    if bits and stored == (count * bits + 7) // 8:  # several to a value; numbers that fill it are padding
+        return count
+    return stored
+
+
+def _load_inner_tensors(model: LoadedModel) -> None:
+    """Take external data of attributes and of subgraphs' initializers into the message.
+
+    They are few and small, and only the main graph's initializers are carried along outside of it.
+    """
+    for tensor in _inner_tensors(model.proto):
+        if not is_external(tensor):
+            continue
+        where = f"{model.name}: tensor {tensor.name!r}"
+        if model.directory is None:
+            raise PerfonnxError(f"{where} is external data; give the model's path, or load the data first")
+        try:
+            values = to_array(tensor, model.directory)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise PerfonnxError(f"{where}: its external data cannot be read: {_one_line(error)}") from error
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def _inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        yield from _tensors_of(nodes)
+
+
+def _tensors_of(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+        for graph in subgraphs(node):
+            yield from graph.initializer
+            yield from _tensors_of(graph.node)
 
 
 def default_opset(proto: ModelProto) -> int | None:
     """The version of the standard operators that a model imports."""
-    versions = [imported.version for imported in proto.opset_import if imported.domain in ("", "ai.onnx")]
+    versions = [imported.version for imported in proto.opset_import if imported.domain in ("", _LONG_DOMAIN)]
     return versions[0] if versions else None
 
 
@@ -143,17 +224,24 @@ def tensor_bytes(tensor: TensorProto) -> int:
     count = math.prod(tensor.dims)
     if tensor.data_type == TensorProto.STRING:
         return sum(len(s) for s in tensor.string_data)
-    name = TensorProto.DataType.Name(tensor.data_type)
-    packed_bits = 4 if name in ("INT4", "UINT4", "FLOAT4E2M1") else 2 if name in ("INT2", "UINT2") else None
-    if packed_bits:
-        return (count * packed_bits + 7) // 8
+    bits = _packed_bits(tensor.data_type)
+    if bits:
+        return (count * bits + 7) // 8
     return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def _packed_bits(elem_type: int) -> int | None:
+    """Bits per element of the types that share bytes."""
+    name = TensorProto.DataType.Name(elem_type)
+    return 4 if name in ("INT4", "UINT4", "FLOAT4E2M1") else 2 if name in ("INT2", "UINT2") else None
 
 
 def external_location(tensor: TensorProto, directory: Path) -> tuple[Path, int, int]:
     """File, offset and length of external data; the file may not lie outside the model's directory."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
+    if "\0" in location:
+        raise PerfonnxError(f"initializer {tensor.name!r}: the name of its external data file has a NUL in it")
     file = (directory / location).resolve()
     if not location or not file.is_relative_to(directory.resolve()):
         raise PerfonnxError(f"initializer {tensor.name!r}: external data may not lie outside the model's directory")
@@ -231,6 +319,7 @@ class Workspace:
         graph: graphsurgeon's view, on which passes work.
         types: Tensor types by name, from shape inference.
         added: New initializers by name.
+        captured: Names that the bodies of If, Loop and Scan mention, and so may take from the main graph.
     """
 
     model: LoadedModel
@@ -238,8 +327,15 @@ class Workspace:
     types: dict[str, TensorType] = field(default_factory=dict)
     added: dict[str, TensorProto] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    captured: frozenset[str] = frozenset()
+    _reserved: frozenset[str] = frozenset()  # names that a new tensor may not have, although the graph knows none
     _origin: dict[int, NodeProto] = field(default_factory=dict)
+    _inherited: dict[int, NodeProto] = field(default_factory=dict)
+    _alive: list[gs.Node] = field(
+        default_factory=list
+    )  # removed nodes too: an id is unique only while its object lives
     _initializers: dict[str, TensorProto] = field(default_factory=dict)
+    _constants: dict[str, gs.Constant] = field(default_factory=dict)
 
     @classmethod
     def open(cls, model: LoadedModel) -> Workspace:
@@ -250,12 +346,18 @@ class Workspace:
         """
         try:
             with _quiet_graphsurgeon():
-                graph = gs.import_onnx(_without_functions(model.proto))
+                graph = gs.import_onnx(_shown(model.proto))
         except Exception as error:  # a foreign file can fail anywhere in the importer
             raise PerfonnxError(f"{model.name}: the graph cannot be read: {_one_line(error)}") from error
         workspace = cls(model, graph)
         workspace._origin = {id(n): p for n, p in zip(graph.nodes, model.proto.graph.node, strict=True)}
+        workspace._alive = list(graph.nodes)
         workspace._initializers = {t.name: t for t in model.proto.graph.initializer}
+        bodies = [graph for node in model.proto.graph.node for graph in subgraphs(node)]
+        workspace.captured = frozenset(name for graph in bodies for name in _names_in(graph))
+        workspace._reserved = workspace.captured.union(
+            (v.name for v in model.proto.graph.value_info), *(_names_made_in(graph) for graph in bodies)
+        )
         return workspace
 
     @property
@@ -299,7 +401,7 @@ class Workspace:
         proto = numpy_helper.from_array(np.ascontiguousarray(values), name)
         tensors = self.graph.tensors()
         unique, count = name, 0
-        while unique in tensors or unique in self.added or unique in self._initializers:
+        while unique in tensors or unique in self.added or unique in self._initializers or unique in self._reserved:
             known = self.added.get(unique) or self._initializers.get(unique)
             if known is not None and unique not in self.overridable() and _same_values(known, proto):
                 break
@@ -309,8 +411,11 @@ class Workspace:
             proto.name = unique
             self.added[unique] = proto
             self.types[unique] = TensorType(proto.data_type, tuple(proto.dims))
-        existing = tensors.get(unique)
-        return existing if isinstance(existing, gs.Constant) else gs.Constant(unique, values)
+        existing = self._constants.get(unique) or tensors.get(unique)
+        if not isinstance(existing, gs.Constant):
+            existing = gs.Constant(unique, values)
+        self._constants[unique] = existing  # it may be asked for again before a node reads it
+        return existing
 
     def replace(self, old: gs.Node, new: gs.Node) -> None:
         """Put a node in another's place; the old node's outputs must already be taken over or free."""
@@ -340,13 +445,13 @@ class Workspace:
             self._inherited[id(new)] = kept
         elif id(old) in self._inherited:
             self._inherited[id(new)] = self._inherited[id(old)]
-        self._alive.append(new)  # ids stay unique only while the objects live
-
-    _inherited: dict[int, NodeProto] = field(default_factory=dict)
-    _alive: list[gs.Node] = field(default_factory=list)
+        self._alive.append(new)
 
     def skeleton(self) -> ModelProto:
-        """The model without its large weights, which become typed graph inputs: cheap to check and to infer on."""
+        """The model without its large weights, which become typed graph inputs: cheap to check and to infer on.
+
+        The default domain has its short name everywhere, which is all that onnx's checker knows.
+        """
         result = ModelProto()
         for name in ("ir_version", "opset_import", "functions", "domain"):
             _copy_field(self.proto, result, name)
@@ -365,6 +470,10 @@ class Workspace:
                     continue
             if tensor.name not in known:
                 graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        for imported in result.opset_import:
+            if imported.domain == _LONG_DOMAIN:
+                imported.domain = ""
+        _shorten_domains(graph.node)
         return result
 
     def commit(self) -> None:
@@ -414,6 +523,14 @@ class Workspace:
         return result
 
 
+def _shorten_domains(nodes: Iterable[NodeProto]) -> None:
+    for node in nodes:
+        if node.domain == _LONG_DOMAIN:
+            node.ClearField("domain")
+        for graph in subgraphs(node):
+            _shorten_domains(graph.node)
+
+
 def _same_values(a: TensorProto, b: TensorProto) -> bool:
     return bool(a.data_type == b.data_type and a.dims == b.dims and a.raw_data == b.raw_data)
 
@@ -446,18 +563,73 @@ def _used_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
     for node in nodes:
         yield from node.input
         for graph in subgraphs(node):
-            yield from _used_names(graph.node)
-            yield from (o.name for o in graph.output)
+            yield from _names_in(graph)
 
 
-def _without_functions(proto: ModelProto) -> ModelProto:
-    """What graphsurgeon is shown: the same graph object, no functions (they are kept as they are)."""
-    if not proto.functions:
-        return proto
+def _names_made_in(graph: GraphProto) -> Iterator[str]:
+    for named in (*graph.input, *graph.initializer, *graph.value_info):
+        yield named.name
+    for node in graph.node:
+        yield from node.output
+        for inner in subgraphs(node):
+            yield from _names_made_in(inner)
+
+
+def _names_in(graph: GraphProto) -> Iterator[str]:
+    yield from _used_names(graph.node)
+    yield from (o.name for o in graph.output)
+
+
+_SHOWN_ATTRIBUTES = frozenset(
+    AttributeProto.AttributeType.Value(name)
+    for name in ("FLOAT", "INT", "STRING", "TENSOR", "GRAPH", "FLOATS", "INTS", "STRINGS")
+)
+
+
+def _shown(proto: ModelProto) -> ModelProto:
+    """What graphsurgeon is shown: the structure, without data, functions and attributes that it cannot import."""
     shown = ModelProto(ir_version=proto.ir_version)
     shown.opset_import.extend(proto.opset_import)
-    shown.graph.CopyFrom(proto.graph)
+    _show_graph(proto.graph, shown.graph)
     return shown
+
+
+def _show_graph(source: GraphProto, target: GraphProto) -> None:
+    target.name = source.name
+    target.input.extend(source.input)
+    target.output.extend(source.output)
+    target.value_info.extend(source.value_info)
+    target.sparse_initializer.extend(source.sparse_initializer)
+    target.initializer.extend(_without_data(t) for t in source.initializer)
+    for node in source.node:
+        added = target.node.add(op_type=node.op_type, name=node.name, input=node.input, output=node.output)
+        if node.HasField("domain"):
+            added.domain = node.domain
+        for attribute in node.attribute:
+            kind = attribute.type
+            if kind not in _SHOWN_ATTRIBUTES or not _is_text((attribute.s, *attribute.strings)):
+                continue
+            if kind in (AttributeProto.TENSOR, AttributeProto.GRAPH) and not attribute.ref_attr_name:
+                shown = added.attribute.add(name=attribute.name, type=kind)
+                if kind == AttributeProto.TENSOR:
+                    shown.t.CopyFrom(_without_data(attribute.t))
+                else:
+                    _show_graph(attribute.g, shown.g)
+            else:
+                added.attribute.append(attribute)
+
+
+def _without_data(tensor: TensorProto) -> TensorProto:
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+
+
+def _is_text(values: Iterable[bytes]) -> bool:
+    try:
+        for value in values:
+            value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class _quiet_graphsurgeon:  # noqa: N801
@@ -496,37 +668,92 @@ def has_external_data(model: LoadedModel) -> bool:
     return any(is_external(t) for t in model.proto.graph.initializer)
 
 
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise `PerfonnxError` where a file can certainly not be written, before any work is done for it."""
+    target = Path(path)
+    try:
+        if "\0" in str(target):
+            raise PerfonnxError(f"{str(target)!r} is no file name: it has a NUL in it")
+        if target.is_dir():
+            raise PerfonnxError(f"{target} is a directory; give the name of a file")
+        if target.exists() and not target.is_file():  # replacing a device or a pipe would destroy it
+            raise PerfonnxError(f"{target} is not a regular file; give the name of a file")
+        if not target.parent.is_dir():
+            raise PerfonnxError(f"{target}: cannot be written: there is no directory {target.parent}")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise PerfonnxError(f"{target}: cannot be written: no permission to write in {target.parent}")
+    except OSError as error:
+        raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
 def save(model: LoadedModel, path: str | os.PathLike[str]) -> None:
     """Write a model, atomically: the output is the old file or the new one, never a part.
 
     A model that came with external data, or that is over 2 GB, gets one external data file, `NAME.data`, beside it.
+    The two are put in place one after the other; if the second fails, the first is undone.
 
     Raises:
         PerfonnxError: The place cannot be written.
     """
     target = Path(path)
+    check_target(target)
     try:
-        if target.is_dir():
-            raise PerfonnxError(f"{target} is a directory; give the name of a file")
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=".perfonnx-", dir=target.parent) as temporary:
             draft = Path(temporary) / "model"
             if has_external_data(model) or model_bytes(model) > MAX_MESSAGE:
-                data = Path(temporary) / "data"
-                proto = _externalized(model, data, f"{target.name}.data")
-                draft.write_bytes(proto.SerializeToString(deterministic=True))
-                _publish(data, target.with_name(f"{target.name}.data"))
+                _save_with_data(model, target, Path(temporary))
             else:
                 draft.write_bytes(model.proto.SerializeToString(deterministic=True))
-            _publish(draft, target)
+                _publish(draft, target)
     except OSError as error:
         raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def _save_with_data(model: LoadedModel, target: Path, temporary: Path) -> None:
+    draft, data, kept = temporary / "model", temporary / "data", temporary / "kept"
+    data_target = target.with_name(f"{target.name}.data")
+    check_target(data_target)
+    overwrites = data_target.resolve() in _data_files(model)
+    if overwrites and model.directory is not None and (model.directory / model.name).resolve() != target.resolve():
+        raise PerfonnxError(f"{data_target} holds the weights of {model.name}; choose another name for the output")
+    proto = _externalized(model, data, data_target.name)
+    draft.write_bytes(proto.SerializeToString(deterministic=True))
+    if data_target.exists():
+        _keep(data_target, kept)
+    try:
+        _publish(data, data_target)
+        _publish(draft, target)
+    except BaseException:
+        if kept.exists():
+            os.replace(kept, data_target)
+        else:
+            data_target.unlink(missing_ok=True)
+        raise
+    if overwrites:  # the offsets in the message were those of the file that is gone
+        model.proto, model.directory, model.name = proto, target.parent, target.name
+
+
+def _data_files(model: LoadedModel) -> set[Path]:
+    if model.directory is None:
+        return set()
+    tensors = [t for t in model.proto.graph.initializer if is_external(t)]
+    return {external_location(tensor, model.directory)[0] for tensor in tensors}
+
+
+def _keep(file: Path, kept: Path) -> None:
+    """A second name for a file; a copy where the file system has no hard links."""
+    try:
+        os.link(file, kept)
+    except OSError:
+        shutil.copy2(file, kept)
 
 
 def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file so that it is the old one or the new one, never a part."""
     target = Path(path)
+    check_target(target)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=".perfonnx-", dir=target.parent) as temporary:
             draft = Path(temporary) / "text"
             draft.write_text(text, encoding="utf-8")
             _publish(draft, target)
@@ -536,7 +763,7 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
 
 def _publish(draft: Path, target: Path) -> None:
     if target.exists():
-        shutil.copymode(target, draft)
+        shutil.copymode(target, draft)  # the file changes, who may read it does not
     else:
         mask = os.umask(0)
         os.umask(mask)
@@ -627,13 +854,15 @@ def fix_input_shapes(model: LoadedModel, shapes: Mapping[str, Sequence[int | str
         if len(dims) != len(sizes):
             raise PerfonnxError(f"--input-shape {name}: has {len(sizes)} dimensions, the model's input has {len(dims)}")
         for dim, size in zip(dims, sizes, strict=True):
-            if not isinstance(size, int):
+            if not isinstance(size, Integral):
                 continue
+            if not 0 <= size < 2**63:
+                raise PerfonnxError(f"--input-shape {name}: {size} is no size; give whole numbers of 0 or more")
             if dim.HasField("dim_value") and dim.dim_value != size:
                 raise PerfonnxError(
                     f"--input-shape {name}: the model fixes this dimension at {dim.dim_value}, not {size}"
                 )
-            dim.dim_value = size
+            dim.dim_value = int(size)
 
 
 def freeze_weights(model: LoadedModel) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ class LayerPlan:
     interpolation: str = "nearest"
     center_gain: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("rate", "center_gain"):  # numpy's numbers become Python's, which JSON can hold
+            value = getattr(self, name)
+            if isinstance(value, Real) and not isinstance(value, (bool, int)):
+                object.__setattr__(self, name, float(value))
+
     def check(self, where: str) -> None:
         """Raise `PerfonnxError` naming `where` if a field has no meaning."""
         if self.method not in (*METHODS, DENSE):
@@ -49,7 +56,7 @@ class LayerPlan:
             raise PerfonnxError(
                 f"{where}: unknown mask {self.mask!r}; choose from {', '.join(MASKS)}, or give a .npy or .npz file"
             )
-        if self.interpolation not in INTERPOLATIONS:
+        if not isinstance(self.interpolation, str) or self.interpolation not in INTERPOLATIONS:
             raise PerfonnxError(
                 f"{where}: unknown interpolation {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}"
             )
@@ -82,14 +89,15 @@ class Plan:
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
             raise PerfonnxError(
                 f"{path}: cannot be read as a plan: {getattr(error, 'strerror', None) or error}"
             ) from error
         try:
-            return cls.from_json(json.loads(text), str(path))
-        except (json.JSONDecodeError, RecursionError) as error:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise PerfonnxError(f"{path}: not a plan, since it is not JSON ({error})") from error
+        return cls.from_json(data, str(path))
 
     @classmethod
     def from_json(cls, data: Any, where: str = "plan") -> Plan:
@@ -100,6 +108,9 @@ class Plan:
             raise PerfonnxError(
                 f"{where}: plan format {data.get('perfonnx_plan')!r} is unknown; this version reads {FORMAT}"
             )
+        unknown = sorted(set(data) - {"perfonnx_plan", "seed", "layers", "notes"})
+        if unknown:
+            raise PerfonnxError(f"{where}: unknown field {unknown[0]!r}; known are perfonnx_plan, seed, layers, notes")
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise PerfonnxError(f"{where}: seed {seed!r} is not a whole number from 0 up")

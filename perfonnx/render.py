@@ -14,11 +14,11 @@ from perfonnx.rewriting import Report
 
 
 def count(number: int) -> str:
-    """A count with its unit: 15.3 G."""
+    """A count with its unit, in three digits: 15.3 G."""
     value = float(number)
-    for unit in ("", " k", " M", " G"):
-        if value < 1000 or unit == " G":
-            return f"{value:.3g}{unit}" if unit else str(number)
+    for unit in ("", " k", " M", " G", " T"):
+        if value < 999.5 or unit == " T":  # from there on three digits round up to a thousand
+            return str(number) if not unit else f"{value:.3g}{unit}" if value < 999.5 else f"{value:.0f}{unit}"
         value /= 1000
     raise AssertionError
 
@@ -34,7 +34,7 @@ def _size(shape: Sequence[int] | None) -> str:
 
 def render_inspection(inspection: Inspection) -> RenderableType:
     """The table of convolutions, and what it comes to."""
-    table = Table(title=f"{inspection.model}, opset {inspection.opset}", title_justify="left")
+    table = Table(title=Text(f"{inspection.model}, opset {inspection.opset}"), title_justify="left")
     for name, justify in (
         ("layer", "left"),
         ("weight", "left"),
@@ -81,7 +81,7 @@ def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
 
 
 def _layers(report: Report) -> Table:
-    table = Table(title=f"{report.model}: {len(report.layers)} layers rewritten", title_justify="left")
+    table = Table(title=Text(f"{report.model}: {len(report.layers)} layers rewritten"), title_justify="left")
     for name, justify in (
         ("layer", "left"),
         ("method", "left"),

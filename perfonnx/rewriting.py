@@ -21,6 +21,8 @@ from perfonnx.passes import (
     Decision,
     Finish,
     Fold,
+    Join,
+    Lower,
     Normalize,
     Options,
     Pass,
@@ -33,6 +35,9 @@ from perfonnx.passes import (
     State,
 )
 from perfonnx.plan import LayerPlan, Plan
+
+LAYOUTS = ("rows", "nchw")
+"""How rewritten layers hand on their results."""
 
 LITTLE_TO_GAIN = 0.20
 """Where eligible layers carry a smaller part of the multiplies than this, there is little to gain: skipping three of
@@ -134,6 +139,7 @@ def rewrite(
     plan: Plan | str | os.PathLike[str] | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     fallback: bool = True,
+    layout: str = "nchw",
     freeze_weights: bool = False,
     progress: Callable[[str], None] | None = None,
     **choices: Any,
@@ -147,6 +153,7 @@ def rewrite(
         plan: A plan, or the path of one, instead of options.
         input_shapes: Sizes for symbolic dimensions, by input name, as [N, C, H, W].
         fallback: Give each operator a function body, so that the model also runs without the library.
+        layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps.
         freeze_weights: Make initializers that are also graph inputs constant.
         progress: Called with a few words before each step.
         **choices: Fields of `Options`.
@@ -165,10 +172,14 @@ def rewrite(
         chosen = options or Options(**choices)
     except TypeError as error:
         raise PerfonnxError(f"unknown option: {error}") from error
+    if layout not in LAYOUTS:
+        raise PerfonnxError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan.load(plan)
     tell = progress or (lambda _: None)
 
+    if output is not None:
+        io.check_target(output)
     tell("reading")
     loaded = io.load(model)
     if freeze_weights:
@@ -186,7 +197,17 @@ def rewrite(
     used.notes = {skip.layer: skip.reason for skip in state.skips}
 
     tell("rewriting")
-    steps: list[Pass] = [Fold(), Perforate(), Sparsify(), RadiusAdaptive(), Absorb(), Finish(used, fallback)]
+    rows = layout == "rows"
+    steps: list[Pass] = [
+        *([Join()] if rows else []),
+        Fold(),
+        Perforate(),
+        Sparsify(),
+        RadiusAdaptive(),
+        Absorb(),
+        *([Lower()] if rows else []),
+        Finish(used, fallback),
+    ]
     changes = PassManager(steps).run(workspace, state)
     _after(workspace, state, changes, report)
     result = Rewritten(loaded, report, used)
@@ -214,6 +235,8 @@ def _before(workspace: Workspace, state: State) -> Report:
 def _after(workspace: Workspace, state: State, changes: list[Change], report: Report) -> None:
     saved = 0
     for name, decision in state.decisions.items():
+        if decision.joined:
+            continue
         before = decision.site.multiplies or 0
         after = _layer_multiplies(decision)
         saved += before - after
@@ -247,7 +270,10 @@ def _rewritten_multiplies(workspace: Workspace) -> int:
 
 
 def positions_computed(workspace: Workspace, node: gs.Node) -> int | None:
-    """How many output positions one of our operators computes per image; None where unknown."""
+    """How many output positions one of our layers computes per image; None where unknown."""
+    if node.op == ops.sampled_conv.NAME:
+        sites = workspace.constant(node.inputs[5]) if len(node.inputs) > 5 else None
+        return None if sites is None else int(sites.size)
     mask_input = ops.OPERATORS[node.op].MASK_INPUT
     if mask_input is not None:
         mask = workspace.constant(node.inputs[mask_input])

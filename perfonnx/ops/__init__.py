@@ -30,8 +30,7 @@ OPERATORS: dict[str, ModuleType] = {
 """The canonical operators, NCHW in and out."""
 
 LOWERED: dict[str, ModuleType | SimpleNamespace] = {
-    module.NAME: module
-    for module in (compact, expand, sampled_conv, sampled_pool.max_pool, sampled_pool.average_pool)
+    module.NAME: module for module in (compact, expand, sampled_conv, sampled_pool.max_pool, sampled_pool.average_pool)
 }
 """The operators on rows."""
 

@@ -1,7 +1,7 @@
 """What the lowered operators share. They work on rows: float [N, P, C], one row of C channels per site.
 
-At this level tables hold row numbers, -1 stands for a row of zeros, and the size of a map is a constant input (a function
-body below opset 12 could not make a shape of an attribute).
+At this level tables hold row numbers, -1 stands for a row of zeros, and the size of a map is a constant input (a
+function body below opset 12 could not make a shape of an attribute).
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from perfonnx.passes.base import Change, Decision, Pass, PassManager, PassResult
 from perfonnx.passes.convert import Perforate, RadiusAdaptive, Sparsify
 from perfonnx.passes.finish import Finish
 from perfonnx.passes.fold import Fold
+from perfonnx.passes.join import Join
+from perfonnx.passes.lower import Lower
 from perfonnx.passes.normalize import Normalize
 from perfonnx.passes.select import MIN_SHARE, Options, Select
 
@@ -15,6 +17,8 @@ __all__ = [
     "Decision",
     "Finish",
     "Fold",
+    "Join",
+    "Lower",
     "Normalize",
     "Options",
     "Pass",

@@ -33,20 +33,28 @@ class Skip:
 
 @dataclass(frozen=True)
 class Decision:
-    """A layer that is rewritten: what it is, what it becomes, and its mask (None for radius-adaptive layers)."""
+    """A layer that is rewritten: what it is, what it becomes, and its mask (None for radius-adaptive layers).
+
+    A `joined` layer stays dense; it is computed on rows because it lies between sampled layers.
+    """
 
     site: ConvSite
     plan: LayerPlan
     mask: Mask | None
+    joined: bool = False
 
 
 @dataclass
 class State:
-    """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes."""
+    """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes.
+
+    `strict` says whether the model passed strict shape inference as it came.
+    """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
+    strict: bool = False
 
 
 @dataclass(frozen=True)

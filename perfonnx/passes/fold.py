@@ -6,6 +6,7 @@ value of a skipped position is set after normalization in both.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,11 @@ class _Affine(NamedTuple):
     scale: NDArray[np.float64]
     shift: NDArray[np.float64]
 
+    def then(self, step: _Affine) -> _Affine:
+        """This one first, `step` after it."""
+        with np.errstate(all="ignore"):  # _Layer.is_finite judges the result
+            return _Affine(self.scale * step.scale, self.shift * step.scale + step.shift)
+
 
 class Fold(Pass):
     """Folds what follows a chosen convolution and is affine per channel."""
@@ -31,39 +37,62 @@ class Fold(Pass):
         """Change weight and bias of the chosen layers; shared weights are copied, never changed in place."""
         changes = []
         for name, decision in state.decisions.items():
-            node = decision.site.node
-            folded, affine = [], None
+            node, channels = decision.site.node, decision.site.w_shape[0]
+            layer = best = _Layer.read(workspace, node)
+            affine = _Affine(np.ones(channels), np.zeros(channels))
+            folded: list[str] = []
             while (follower := only_consumer(workspace, node.outputs[0])) is not None:
-                step = _affine_of(workspace, follower, node.outputs[0], decision.site.w_shape[0])
+                step = _affine_of(workspace, follower, node.outputs[0], channels)
                 if step is None:
                     break
+                affine = affine.then(step)
+                candidate = layer.folded(affine)
+                if not candidate.is_finite():
+                    break
+                best = candidate
                 folded.append(follower.op)
-                affine = (
-                    step
-                    if affine is None
-                    else _Affine(affine.scale * step.scale, affine.shift * step.scale + step.shift)
-                )
                 workspace.bypass(node, follower)
-            if affine is not None:
-                _apply(workspace, node, affine)
+            if folded:
+                best.write(workspace, node)
                 changes.append(Change(name, f"folded {', '.join(folded)}"))
         return PassResult(bool(changes), changes)
 
 
-def _apply(workspace: Workspace, node: gs.Node, affine: _Affine) -> None:
-    w = workspace.constant(node.inputs[1])
-    assert w is not None
-    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
-    b = workspace.constant(node.inputs[2]) if has_bias else np.zeros(w.shape[0])
-    assert b is not None
-    weight, bias = node.inputs[1].name, node.inputs[2].name if has_bias else f"{node.inputs[1].name}.bias"
-    new_w = (w.astype(np.float64) * affine.scale[:, None, None, None]).astype(w.dtype)
-    new_b = (b.astype(np.float64) * affine.scale + affine.shift).astype(w.dtype)
-    node.inputs = [
-        node.inputs[0],
-        workspace.add_constant(f"{weight}.folded", new_w),
-        workspace.add_constant(f"{bias}.folded", new_b),
-    ]
+@dataclass(frozen=True)
+class _Layer:
+    """Weight [M, C/group, kh, kw] and bias [M] of a convolution."""
+
+    weight: NDArray[Any]
+    bias: NDArray[Any]
+
+    @classmethod
+    def read(cls, workspace: Workspace, node: gs.Node) -> _Layer:
+        weight = workspace.constant(node.inputs[1])
+        assert weight is not None
+        if len(node.inputs) < 3 or not node.inputs[2].name:
+            return cls(weight, np.zeros(weight.shape[0], weight.dtype))
+        bias = workspace.constant(node.inputs[2])
+        assert bias is not None
+        return cls(weight, bias)
+
+    def folded(self, affine: _Affine) -> _Layer:
+        with np.errstate(over="ignore", invalid="ignore"):
+            weight = self.weight.astype(np.float64) * affine.scale[:, None, None, None]
+            bias = self.bias.astype(np.float64) * affine.scale + affine.shift
+            return _Layer(weight.astype(self.weight.dtype), bias.astype(self.weight.dtype))
+
+    def is_finite(self) -> bool:
+        """False where float16 is too narrow for the folded values, or a normalization divides by zero."""
+        return bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
+
+    def write(self, workspace: Workspace, node: gs.Node) -> None:
+        name = node.inputs[1].name
+        bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2].name else f"{name}.bias"
+        node.inputs = [
+            node.inputs[0],
+            workspace.add_constant(f"{name}.folded", self.weight),
+            workspace.add_constant(f"{bias}.folded", self.bias),
+        ]
 
 
 def _affine_of(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int) -> _Affine | None:
@@ -99,12 +128,14 @@ def _per_channel(values: NDArray[Any] | None, channels: int) -> NDArray[np.float
 
 def _batch_normalization(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int) -> _Affine | None:
     attributes = node.attrs
-    unused = all(not list(o.outputs) for o in node.outputs[1:])
+    outputs = {o.name for o in workspace.graph.outputs} | workspace.captured
+    unused = all(not list(o.outputs) and o.name not in outputs for o in node.outputs[1:])
     if attributes.get("training_mode", 0) or attributes.get("spatial", 1) != 1 or not unused or node.inputs[0] is not x:
         return None
     values = [workspace.constant(t) for t in node.inputs[1:5]]
     if len(values) != 4 or any(v is None or v.shape != (channels,) for v in values):
         return None
     gamma, beta, mean, variance = (v.astype(np.float64) for v in values if v is not None)
-    scale = gamma / np.sqrt(variance + float(attributes.get("epsilon", 1e-5)))
-    return _Affine(scale, beta - mean * scale) if np.isfinite(scale).all() else None
+    with np.errstate(all="ignore"):
+        scale = gamma / np.sqrt(variance + float(attributes.get("epsilon", 1e-5)))
+        return _Affine(scale, beta - mean * scale)

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.graph import (
     ConvSite,
     conv_sites,
+    dense_multiplies_of,
     following_pool,
     other_multiplies,
     rewritten_nodes,
@@ -52,6 +54,14 @@ class Options:
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, Integral) or isinstance(self.seed, bool) or self.seed < 0:
+            raise PerfonnxError(f"seed {self.seed!r} is not a whole number from 0 up")
+        object.__setattr__(self, "seed", int(self.seed))
+        for name in ("only", "skip"):  # one expression instead of a list is clear enough
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
 
 
 @dataclass
@@ -117,8 +127,12 @@ class Select(Pass):
     ) -> list[tuple[ConvSite, LayerPlan]]:
         options = self.options
         only, skip = _patterns("--only", options.only), _patterns("--skip", options.skip)
-        total = sum(s.multiplies or 0 for s in sites) + other_multiplies(workspace)
-        if only and not any(p.search(s.name) for p in only for s in sites):
+        done = rewritten_nodes(workspace)
+        # Rewritten layers count as what they were: else layers that were too small before would pass in the next run.
+        total = sum(s.multiplies or 0 for s in sites) + sum(dense_multiplies_of(workspace, n) for n in done)
+        total += other_multiplies(workspace)
+        names = [*(s.name for s in sites), *(n.name for n in done)]
+        if only and not any(p.search(name) for p in only for name in names):
             raise PerfonnxError(f"--only {' '.join(options.only)} matches no convolution; see perfonnx inspect")
         wanted = []
         for site in sites:
@@ -150,7 +164,7 @@ class Select(Pass):
     def _make_masks(self, workspace: Workspace, wanted: list[tuple[ConvSite, LayerPlan]], state: State) -> None:
         seed = self.plan.seed if self.plan is not None else self.options.seed
         masks = _MaskMaker(workspace, seed)
-        first_type: int | None = None
+        first_type = self._type_of_rewritten(workspace)
         for site, layer in wanted:
             reason = None
             if layer.method == "radius-adaptive" and site.w_shape[2:] != (3, 3):
@@ -158,7 +172,7 @@ class Select(Pass):
             elif self.fallback and workspace.opset < 15 and first_type not in (None, site.elem_type):
                 reason = "of another float type than the layers before; below opset 15 use --no-fallback to mix them"
             elif not _is_finite(workspace, site):
-                reason = "its weight has values that are not finite"
+                reason = "its weight or bias has values that are not finite"
             elif layer.method != "radius-adaptive":
                 reason = masks.reason_against(site, layer)
             if reason:
@@ -170,6 +184,15 @@ class Select(Pass):
                 layer = replace(layer, rate=float(1 - mask.mean()))
             state.decisions[site.name] = Decision(site, layer, mask)
         masks.check_used()
+
+    @staticmethod
+    def _type_of_rewritten(workspace: Workspace) -> int | None:
+        """Element type of the layers that an earlier run rewrote: their function bodies are written anew."""
+        for node in rewritten_nodes(workspace):
+            known = workspace.types.get(node.inputs[1].name)
+            if known is not None:
+                return known.elem_type
+        return None
 
 
 class _MaskMaker:
@@ -223,7 +246,8 @@ class _MaskMaker:
 
     def _scores(self) -> np.ndarray:
         if self.scores is None:
-            sizes = [s.input_shape[2:] for s in conv_sites(self.workspace) if s.input_shape and len(s.input_shape) == 4]
+            sites = [s for s in conv_sites(self.workspace) if not s.obstacle]
+            sizes = [s.input_shape[2:] for s in sites if s.input_shape]
             known = [(h, w) for h, w in sizes if isinstance(h, int) and isinstance(w, int)]
             shape = max(known, key=lambda size: size[0] * size[1])
             self.scores = propagated_scores(shape, np.random.default_rng(self.seed))
@@ -231,8 +255,8 @@ class _MaskMaker:
 
 
 def _is_finite(workspace: Workspace, site: ConvSite) -> bool:
-    values = workspace.constant(site.node.inputs[1])
-    return values is not None and bool(np.isfinite(values).all())
+    given = [t for t in site.node.inputs[1:3] if t.name]
+    return all((values := workspace.constant(t)) is not None and bool(np.isfinite(values).all()) for t in given)
 
 
 def _size(shape: Sequence[int]) -> str:

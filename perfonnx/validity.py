@@ -1,0 +1,95 @@
+"""Whether onnx accepts a model: before rewriting, so that no bad output is made of a bad input, and after it."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import GraphProto, ModelProto, helper
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.io import Workspace, one_line, subgraphs
+
+EXPERIMENTAL = frozenset(
+    (
+        "ATen",
+        "Affine",
+        "ConstantFill",
+        "Crop",
+        "DynamicSlice",
+        "GRUUnit",
+        "GivenTensorFill",
+        "ImageScaler",
+        "ParametricSoftplus",
+        "Scale",
+        "ScaledTanh",
+    )
+)
+"""Operators of the default domain without a schema, which onnx's checker lets pass (onnx/checker.cc)."""
+
+_ELSEWHERE = "perfonnx.unchecked"
+
+
+def check_input(workspace: Workspace) -> bool:
+    """Refuse a model that is no valid ONNX.
+
+    Returns:
+        Whether it also passes strict shape inference; many models in use do not, and run all the same.
+
+    Raises:
+        PerfonnxError: onnx's checker refuses it.
+    """
+    model = _checkable(workspace)
+    found = _complaint(model, full=False)
+    if found is not None:
+        raise PerfonnxError(f"{workspace.model.name}: not a valid ONNX model: {found}")
+    return _complaint(model, full=True) is None
+
+
+def check_output(workspace: Workspace, *, strict: bool) -> None:
+    """Raise `PerfonnxError` where onnx refuses the rewritten model; `strict` is what `check_input` returned."""
+    found = _complaint(_checkable(workspace), full=strict)
+    if found is not None:
+        raise PerfonnxError(f"{workspace.model.name}: onnx refuses the rewritten model: {found}")
+
+
+def _complaint(model: ModelProto, *, full: bool) -> str | None:
+    try:
+        onnx.checker.check_model(model, full_check=full)
+    except Exception as error:  # ValidationError, InferenceError, and what protobuf raises on the way
+        return one_line(error)
+    return None
+
+
+def _checkable(workspace: Workspace) -> ModelProto:
+    """The skeleton, without what the checker minds and runtimes do not.
+
+    Those are experimental operators (about which it also prints a line to stdout), deprecated ones, and graph outputs
+    that say nothing of their shape.
+    """
+    model = workspace.skeleton()
+    if _move_unchecked(model.graph, workspace.opset):
+        model.opset_import.append(helper.make_opsetid(_ELSEWHERE, 1))
+    untyped = [o for o in model.graph.output if o.type.HasField("tensor_type") and not _has_shape(o)]
+    for output in untyped:
+        model.graph.output.remove(output)
+    return model
+
+
+def _has_shape(info: onnx.ValueInfoProto) -> bool:
+    return info.type.tensor_type.HasField("shape")
+
+
+def _move_unchecked(graph: GraphProto, opset: int) -> bool:
+    moved = False
+    for node in graph.node:
+        if not node.domain:
+            known = onnx.defs.has(node.op_type, opset, "")
+            if known and onnx.defs.get_schema(node.op_type, opset, "").deprecated:
+                known = False
+            elif not known and node.op_type not in EXPERIMENTAL:
+                continue  # the checker says so better
+            if not known:
+                node.domain = _ELSEWHERE
+                moved = True
+        for inner in subgraphs(node):
+            moved |= _move_unchecked(inner, opset)
+    return moved

@@ -1,0 +1,1 @@
+"""Tests of the passes, and the small networks that tests of rewriting share."""

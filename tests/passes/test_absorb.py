@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from perfonnx.ops.common import FLOAT_MAX
+from tests.passes import nets
+from tests.passes.nets import node
+
+SIX = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
+
+
+def rewritten(model: ModelProto, **options: object) -> ModelProto:
+    """At rate 0, checked against the original on inputs wide enough to reach every bend of the activation."""
+    proto = nets.rewrite(model, rate=0.0, only=["conv"], **options).proto
+    nets.check(proto)
+    wide = {"x": nets.feed()["x"] * 20}
+    nets.assert_same_results(model, proto, wide)
+    return proto
+
+
+def clip(*bounds: str, **attributes: float) -> NodeProto:
+    return node("Clip", ["c", *bounds], ["y"], **attributes)
+
+
+@pytest.mark.parametrize(
+    ("tail", "constants", "opset", "expected"),
+    [
+        (node("Relu", ["c"], ["y"]), {}, 17, (0, -FLOAT_MAX, FLOAT_MAX)),
+        (node("LeakyRelu", ["c"], ["y"]), {}, 17, (0.01, -FLOAT_MAX, FLOAT_MAX)),
+        (node("LeakyRelu", ["c"], ["y"], alpha=-0.5), {}, 17, (-0.5, -FLOAT_MAX, FLOAT_MAX)),
+        (node("LeakyRelu", ["c"], ["y"], alpha=3.0), {}, 7, (3, -FLOAT_MAX, FLOAT_MAX)),
+        (clip(min=0.0, max=6.0), {}, 7, (1, 0, 6)),
+        (clip(max=2.5), {}, 10, (1, -FLOAT_MAX, 2.5)),
+        (clip(), {}, 10, (1, -FLOAT_MAX, FLOAT_MAX)),
+        (clip("low", "high"), SIX, 11, (1, 0, 6)),
+        (clip("", "high"), SIX, 13, (1, -FLOAT_MAX, 6)),
+        (clip("low"), SIX, 17, (1, 0, FLOAT_MAX)),
+        (clip("low", "high"), {"low": np.float32([-1]), "high": np.float32([1])}, 11, None),
+        (clip("low", "high"), {**SIX, "high": np.array(np.inf, np.float32)}, 17, (1, 0, FLOAT_MAX)),
+        (node("PRelu", ["c", "s"], ["y"]), {"s": np.array([0.3], np.float32)}, 17, (0.3, -FLOAT_MAX, FLOAT_MAX)),
+        (node("PRelu", ["c", "s"], ["y"]), {"s": np.full((1, 1, 1), -2, np.float32)}, 7, (-2, -FLOAT_MAX, FLOAT_MAX)),
+    ],
+    ids=lambda value: value.op_type if isinstance(value, NodeProto) else None,
+)
+def test_activations_that_are_absorbed(
+    tail: NodeProto, constants: dict[str, np.ndarray], opset: int, expected: tuple[float, float, float] | None
+) -> None:
+    model = nets.followed_by([tail], constants, opset=opset)
+    if expected is None:  # onnxruntime takes bounds of shape [1], the standard does not
+        expected = (1, -1, 1)
+        proto = nets.rewrite(model, rate=0.0).proto
+    else:
+        proto = rewritten(model)
+    assert nets.op_types(proto) == ["PerforatedConv"]
+    (layer,) = proto.graph.node
+    found = [nets.attribute(layer, name) for name in ("negative_slope", "clip_min", "clip_max")]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_bounds_from_constant_nodes() -> None:
+    tail = [
+        node("Constant", [], ["low"], value=numpy_helper.from_array(np.array(-1, np.float32))),
+        node("Constant", [], ["high"], value=numpy_helper.from_array(np.array(1, np.float32))),
+        clip("low", "high"),
+    ]
+    proto = rewritten(nets.followed_by(tail))
+    assert nets.op_types(proto) == ["PerforatedConv"], "constants that nothing reads any more must go"
+
+
+def test_bounds_that_a_run_decides_stay() -> None:
+    model = nets.followed_by([clip("", "high")], inputs={"x": (1, 3, 12, 10), "high": ()})
+    proto = nets.rewrite(model, rate=0.0).proto
+    assert nets.op_types(proto) == ["PerforatedConv", "Clip"]
+    nets.assert_same_results(model, proto, {**nets.feed(), "high": np.array(0.1, np.float32)})
+
+
+def test_empty_interval_stays() -> None:
+    constants = {"low": np.array(1, np.float32), "high": np.array(-1, np.float32)}
+    assert nets.op_types(rewritten(nets.followed_by([clip("low", "high")], constants)))[-1] == "Clip"
+
+
+@pytest.mark.parametrize("op", ["Sigmoid", "Tanh", "Elu", "HardSigmoid", "Softplus", "Abs", "Neg"])
+def test_other_activations_stay(op: str) -> None:
+    assert nets.op_types(rewritten(nets.followed_by([node(op, ["c"], ["y"])]))) == ["PerforatedConv", op]
+
+
+def test_slopes_per_channel_stay() -> None:
+    model = nets.followed_by([node("PRelu", ["c", "s"], ["y"])], {"s": nets.values(8, 1, 1)})
+    assert nets.op_types(rewritten(model)) == ["PerforatedConv", "PRelu"]
+
+
+def test_a_layer_as_the_slope_of_another_stays() -> None:
+    model = nets.model(
+        [nets.conv(), node("PRelu", ["k", "c"], ["y"])],
+        {"w": nets.values(8, 3, 3, 3), "k": nets.values(1, 8, 12, 10)},
+    )
+    assert nets.op_types(rewritten(model)) == ["PerforatedConv", "PRelu"]
+
+
+def test_only_one_activation_is_absorbed() -> None:
+    tail = [node("LeakyRelu", ["c"], ["d"], alpha=0.5), node("Clip", ["d"], ["y"], min=-1.0, max=1.0)]
+    assert nets.op_types(rewritten(nets.followed_by(tail, opset=10))) == ["PerforatedConv", "Clip"]
+
+
+def test_a_foreign_operator_of_the_same_name_stays() -> None:
+    model = nets.followed_by([helper.make_node("Relu", ["c"], ["y"], domain="foreign")], domains=["foreign"])
+    proto = nets.rewrite(model, rate=0.5).proto
+    assert nets.op_types(proto) == ["PerforatedConv", "Relu"]
+    assert proto.graph.node[1] == model.graph.node[1]
+
+
+def test_an_output_of_the_graph_stays() -> None:
+    model = nets.followed_by([node("Relu", ["c"], ["y"])], outputs={"y": (None,) * 4, "c": (None,) * 4})
+    proto = rewritten(model)
+    assert nets.op_types(proto) == ["PerforatedConv", "Relu"]
+    assert [o.name for o in proto.graph.output] == ["y", "c"]
+
+
+def test_several_consumers_stay() -> None:
+    tail = [node("Relu", ["c"], ["d"]), node("Add", ["c", "d"], ["y"])]
+    assert nets.op_types(rewritten(nets.followed_by(tail))) == ["PerforatedConv", "Relu", "Add"]
+
+
+def branches(reads: str) -> tuple[NodeProto, dict[str, tuple[int, ...]]]:
+    """An If whose then-branch reads a tensor of the main graph."""
+    info = helper.make_tensor_value_info
+    then = helper.make_graph([node("Neg", [reads], ["t"])], "then", [], [info("t", TensorProto.FLOAT, [None] * 4)])
+    other = helper.make_graph([node("Abs", ["d"], ["e"])], "else", [], [info("e", TensorProto.FLOAT, [None] * 4)])
+    return node("If", ["flag"], ["y"], then_branch=then, else_branch=other), {"x": (1, 3, 12, 10)}
+
+
+def test_a_reader_in_a_branch_counts() -> None:
+    """Relu is the only reader in the main graph, and the branch reads the convolution too."""
+    made, inputs = branches("c")
+    model = nets.followed_by([node("Relu", ["c"], ["d"]), made], inputs=inputs)
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    proto = nets.rewrite(model, rate=0.0).proto
+    nets.check(proto)
+    assert nets.op_types(proto) == ["PerforatedConv", "Relu", "If"]
+    for flag in (True, False):
+        nets.assert_same_results(model, proto, {**nets.feed(), "flag": np.array(flag)})
+
+
+def test_a_branch_that_reads_the_activation() -> None:
+    made, inputs = branches("d")
+    model = nets.followed_by([node("Relu", ["c"], ["d"]), made], inputs=inputs)
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+    proto = nets.rewrite(model, rate=0.0).proto
+    assert nets.op_types(proto) == ["PerforatedConv", "If"]
+    for flag in (True, False):
+        nets.assert_same_results(model, proto, {**nets.feed(), "flag": np.array(flag)})
+
+
+@pytest.mark.parametrize("method", ["perforate", "sparse", "radius-adaptive"])
+def test_every_method_absorbs_what_was_folded_before_it(method: str) -> None:
+    tail = [node("Add", ["c", "k"], ["d"]), node("Relu", ["d"], ["y"])]
+    model = nets.followed_by(tail, {"k": nets.values(8, 1, 1)})
+    proto = rewritten(model, method=method)
+    assert len(proto.graph.node) == 1
+    assert proto.graph.value_info == [] or all(v.name != "c" for v in proto.graph.value_info)
+
+
+def test_masked_positions_of_a_sparse_layer_skip_the_activation() -> None:
+    """`fill` is written after the activation: Clip(1, 6) leaves 0 there, as it does in the authors' runtime."""
+    model = nets.followed_by([clip(min=1.0, max=6.0)], opset=10)
+    proto = nets.rewrite(model, rate=0.5, method="sparse", mask="uniform").proto
+    (y,) = nets.run(proto, nets.feed())
+    mask = nets.constant(proto, proto.graph.node[0].input[3])
+    assert (y[..., ~mask] == 0).all()
+    assert (y[..., mask] >= 1).all()
+
+
+def test_stamps() -> None:
+    """A new node says what made it; one that had a doc string keeps it, with its metadata."""
+    model = nets.followed_by([node("Relu", ["c"], ["y"])])
+    proto = nets.rewrite(model, rate=0.5, mask="uniform").proto
+    assert proto.graph.node[0].doc_string == "perfonnx: perforate, mask uniform, rate 0.5"
+    model.graph.node[0].doc_string = "first layer"
+    model.graph.node[0].metadata_props.add(key="scope", value="features.0")
+    (layer,) = nets.rewrite(model, rate=0.5).proto.graph.node
+    assert layer.doc_string == "first layer"
+    assert [(p.key, p.value) for p in layer.metadata_props] == [("scope", "features.0")]

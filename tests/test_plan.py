@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfonnx import LayerPlan, PerfonnxError, Plan
+from perfonnx.plan import METHODS
+from perfonnx.sampling import INTERPOLATIONS
+from tests.passes import nets
+from tests.passes.nets import node
+
+LAYER = {"method": "perforate", "rate": 0.5, "mask": "grid", "interpolation": "nearest"}
+
+
+def plan_with(**fields: Any) -> dict[str, Any]:
+    return {"perfonnx_plan": 1, "seed": 0, "layers": {"conv": {**LAYER, **fields}}}
+
+
+layer_plans = st.builds(
+    LayerPlan,
+    st.sampled_from([*METHODS, "dense"]),
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from(["grid", "uniform", "pooling-structure", "propagated", "a mask.npy", "b.npz"]),
+    st.sampled_from(INTERPOLATIONS),
+    st.sampled_from([0.0, 1.0]),
+)
+
+
+@given(st.builds(Plan, st.dictionaries(st.text(), layer_plans), st.integers(0, 2**70), st.just({"a": "b"})))
+def test_round_trip(plan: Plan) -> None:
+    data = json.loads(json.dumps(plan.to_json()))
+    again = Plan.from_json(data)
+    assert again.seed == plan.seed
+    assert list(again.layers) == list(plan.layers)
+    assert again.to_json()["layers"] == plan.to_json()["layers"]
+    for name, layer in plan.layers.items():
+        assert again.layers[name].method == layer.method
+        if layer.method in ("perforate", "sparse"):
+            assert (again.layers[name].rate, again.layers[name].mask) == (layer.rate, layer.mask)
+
+
+def test_files(tmp_path: Path) -> None:
+    plan = Plan({"größe": LayerPlan("sparse", 0.125, "uniform")}, 3, {"other": "why"})
+    plan.save(tmp_path / "p.json")
+    data = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    assert data == {
+        "perfonnx_plan": 1,
+        "seed": 3,
+        "layers": {"größe": {"method": "sparse", "rate": 0.125, "mask": "uniform"}},
+        "notes": {"other": "why"},
+    }
+    again = Plan.load(tmp_path / "p.json")
+    assert (again.layers, again.seed, again.notes) == (plan.layers, 3, {})
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ([], "not a plan"),
+        (None, "not a plan"),
+        ({}, "not a plan"),
+        ({"layers": []}, "not a plan"),
+        ({"layers": {}}, "plan format None is unknown"),
+        ({"perfonnx_plan": 2, "layers": {}}, "plan format 2 is unknown; this version reads 1"),
+        ({"perfonnx_plan": "1", "layers": {}}, "plan format '1'"),
+        ({"perfonnx_plan": 1, "layers": {}, "sede": 1}, "unknown field 'sede'"),
+        ({"perfonnx_plan": 1, "layers": {}, "seed": -1}, "seed -1"),
+        ({"perfonnx_plan": 1, "layers": {}, "seed": 0.5}, "seed 0.5"),
+        ({"perfonnx_plan": 1, "layers": {}, "seed": None}, "seed None"),
+        ({"perfonnx_plan": 1, "layers": {}, "seed": True}, "seed True"),
+        ({"perfonnx_plan": 1, "layers": {"conv": 3}}, "layer 'conv' needs an object"),
+        ({"perfonnx_plan": 1, "layers": {"conv": {}}}, "layer 'conv' needs an object"),
+        (plan_with(method=None), "layer 'conv' needs an object"),
+        (plan_with(method="magic"), "layer 'conv': unknown method 'magic'"),
+        (plan_with(rate=1), "layer 'conv': rate 1 "),
+        (plan_with(rate=-0.5), "layer 'conv': rate -0.5"),
+        (plan_with(rate="half"), "layer 'conv': rate 'half'"),
+        (plan_with(rate=None), "layer 'conv': rate None"),
+        (plan_with(rate=[0.5]), "layer 'conv': rate"),
+        (plan_with(rate=float("nan")), "layer 'conv': rate nan"),
+        (plan_with(mask="magic"), "layer 'conv': unknown mask 'magic'"),
+        (plan_with(mask=None), "layer 'conv': unknown mask None"),
+        (plan_with(mask=["grid"]), "layer 'conv': unknown mask"),
+        (plan_with(interpolation="cubic"), "layer 'conv': unknown interpolation 'cubic'"),
+        (plan_with(interpolation={}), "layer 'conv': unknown interpolation"),
+        (plan_with(interpolation=["nearest"]), "layer 'conv': unknown interpolation"),
+        (plan_with(center_gain=2), "layer 'conv': center_gain 2"),
+        (plan_with(center_gain="1"), "layer 'conv': center_gain '1'"),
+        (plan_with(rtae=0.5), "layer 'conv' has the unknown field 'rtae'; known are"),
+    ],
+)
+def test_malformed_plans(data: Any, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(PerfonnxError, match=match) as caught:
+        nets.rewrite(nets.single(), tmp_path / "out.onnx", plan=path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe", "cannot be read as a plan"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"perfonnx_plan": 1, "layers": {}, "seed": ' + b"1" * 5000 + b"}", "not JSON"),
+        (None, "No such file"),
+    ],
+)
+def test_files_that_are_no_plans(content: bytes | None, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PerfonnxError, match=match) as caught:
+        Plan.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PerfonnxError):
+        Plan.load(tmp_path)
+    with pytest.raises(PerfonnxError):
+        Plan.load("a\0b")
+
+
+def test_layers_that_are_not_there() -> None:
+    plan = Plan({"conv": LayerPlan("sparse"), "ghost": LayerPlan("dense")})
+    with pytest.raises(PerfonnxError, match=r"the plan names layer 'ghost', which the model does not have"):
+        nets.rewrite(nets.single(), plan=plan)
+
+
+def test_plan_objects_are_checked() -> None:
+    with pytest.raises(PerfonnxError, match="plan, layer 'conv': rate 2"):
+        nets.rewrite(nets.single(), plan=Plan({"conv": LayerPlan("sparse", rate=2)}))
+
+
+def test_a_plan_does_what_it_says_and_no_more(tmp_path: Path) -> None:
+    nodes = [nets.conv("x" if i == 0 else f"t{i - 1}", f"t{i}", f"w{min(i, 1)}", name=f"c{i}") for i in range(5)]
+    nodes.append(node("Identity", ["t4"], ["y"]))
+    model = nets.model(nodes, {"w0": nets.values(8, 3, 3, 3), "w1": nets.values(8, 8, 3, 3)})
+    plan = Plan(
+        {
+            "c0": LayerPlan("perforate", 0.75, "uniform", "zero"),
+            "c1": LayerPlan("sparse", 0.5, "grid"),
+            "c2": LayerPlan("radius-adaptive", center_gain=1.0),
+            "c3": LayerPlan("dense"),
+        },
+        seed=4,
+    )
+    plan.save(tmp_path / "plan.json")
+    result = nets.rewrite(model, plan=tmp_path / "plan.json")
+    assert nets.op_types(result.proto)[:5] == ["PerforatedConv", "SparseConv", "RadiusAdaptiveConv", "Conv", "Conv"]
+    assert {s.layer: s.reason for s in result.report.skips} == {"c3": "dense in the plan", "c4": "not in the plan"}
+    assert nets.attribute(nets.ours(result.proto)[0], "interpolation") == b"zero"
+    assert nets.attribute(nets.ours(result.proto)[2], "center_gain") == 1
+    result.plan.save(tmp_path / "again.json")
+    assert nets.rewrite(model, plan=tmp_path / "again.json").to_bytes() == result.to_bytes()
+    nets.check(result.proto)
+    nets.run(result.proto, nets.feed())
+
+
+def test_what_a_plan_cannot_have_is_said() -> None:
+    model = nets.single()
+    result = nets.rewrite(model, plan=Plan({"conv": LayerPlan("perforate", 0.5, "pooling-structure")}))
+    assert [s.reason for s in result.report.skips] == ["no pooling layer follows; the pooling-structure mask needs one"]
+
+
+def test_the_plan_in_the_metadata_makes_the_model_again() -> None:
+    model = nets.single()
+    result = nets.rewrite(model, rate=0.3, mask="uniform", seed=9)
+    (text,) = (p.value for p in result.proto.metadata_props if p.key == "perfonnx.plan")
+    assert nets.rewrite(model, plan=Plan.from_json(json.loads(text))).to_bytes() == result.to_bytes()
