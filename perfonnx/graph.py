@@ -16,7 +16,7 @@ from perfonnx import ops
 from perfonnx.errors import PerfonnxError
 from perfonnx.io import Workspace, subgraphs
 from perfonnx.masks import PoolWindow
-from perfonnx.ops.common import Activation, ConvAttributes, dense_multiplies
+from perfonnx.ops.common import Activation, ConvAttributes, conv_attributes, dense_multiplies
 
 CONV = "Conv"
 
@@ -408,11 +408,22 @@ def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
 
 
 def dense_multiplies_of(workspace: Workspace, node: gs.Node) -> int:
-    """Multiplies per image of the convolution that one of our operators stands for; 0 where unknown."""
-    w, y = (workspace.types.get(t.name) for t in (node.inputs[1], node.outputs[0]))
-    dims = [*(w.shape or ()), *(y.shape or ())[2:]] if w and y else []
-    sizes = [d for d in dims if isinstance(d, int)]
-    return math.prod(sizes) if len(sizes) == len(dims) == 6 else 0
+    """Multiplies per image of the dense convolution that one of our operators stands for; 0 where unknown."""
+    w, size = workspace.types.get(node.inputs[1].name), layer_output(workspace, node)
+    dims = [d for d in w.shape if isinstance(d, int)] if w and w.shape else []
+    return math.prod([*dims, *size]) if len(dims) == 4 and size else 0
+
+
+def layer_output(workspace: Workspace, node: gs.Node) -> tuple[int, int] | None:
+    """Height and width of the map that one of our layers gives, or that its rows stand for; None where unknown."""
+    if node.op == ops.sampled_conv.NAME:
+        w, shape = (workspace.constant(node.inputs[i]) for i in (1, 4))
+        if w is None or shape is None:
+            return None
+        return conv_attributes(w, node.attrs).output_shape(int(shape[0]), int(shape[1]))
+    y = workspace.types.get(node.outputs[0].name)
+    sizes = [d for d in y.shape[2:] if isinstance(d, int)] if y is not None and y.shape else []
+    return (sizes[0], sizes[1]) if len(sizes) == 2 else None
 
 
 def other_multiplies(workspace: Workspace) -> int:

@@ -10,6 +10,7 @@ from perfonnx import io
 from perfonnx.graph import (
     conv_sites,
     following_pool,
+    layer_output,
     other_multiplies,
     rewritten_nodes,
     unreachable_convs,
@@ -129,9 +130,6 @@ def inspect(model: ModelSource, *, input_shapes: Mapping[str, Sequence[int | str
 
 def _rewritten(workspace: Workspace, node: Any) -> ConvInfo:
     w = workspace.constant(node.inputs[1])
-    output = workspace.types.get(node.outputs[0].name)
-    size = output.shape[2:] if output and output.shape and len(output.shape) == 4 else (None, None)
-    known = (size[0], size[1]) if isinstance(size[0], int) and isinstance(size[1], int) else None
     positions = positions_computed(workspace, node)
     shape = () if w is None else w.shape
     geometry = None if w is None else conv_attributes(w, node.attrs)
@@ -141,7 +139,7 @@ def _rewritten(workspace: Workspace, node: Any) -> ConvInfo:
         shape,
         geometry.strides if geometry else (),
         geometry.group if geometry else 1,
-        known,
+        layer_output(workspace, node),
         None if positions is None or w is None else dense_multiplies(shape, positions),
         0.0,
         False,

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from perfonnx import io, ops
 from perfonnx.errors import PerfonnxError
-from perfonnx.graph import activation_bytes, conv_sites, other_multiplies, rewritten_nodes
+from perfonnx.graph import activation_bytes, conv_sites, layer_output, other_multiplies, rewritten_nodes
 from perfonnx.io import LoadedModel, ModelSource, Workspace
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
@@ -278,6 +278,5 @@ def positions_computed(workspace: Workspace, node: gs.Node) -> int | None:
     if mask_input is not None:
         mask = workspace.constant(node.inputs[mask_input])
         return None if mask is None else int(mask.sum())
-    y = workspace.types.get(node.outputs[0].name)
-    sizes = [d for d in y.shape[2:] if isinstance(d, int)] if y is not None and y.shape else []
-    return sizes[0] * sizes[1] if len(sizes) == 2 else None
+    size = layer_output(workspace, node)
+    return None if size is None else size[0] * size[1]

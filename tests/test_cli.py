@@ -19,7 +19,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from PIL import Image
 
 import perfonnx
@@ -270,7 +270,7 @@ BAD_FILES: dict[str, Callable[[], bytes]] = {
     "pointer": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
     "jpeg": image,
     "zip": archive,
-    "tensor": lambda: nets.numpy_helper.from_array(nets.values(8, 3, 3, 3), "w").SerializeToString(),
+    "tensor": lambda: numpy_helper.from_array(nets.values(8, 3, 3, 3), "w").SerializeToString(),
     "node": lambda: nets.conv().SerializeToString(),
     "graph": lambda: network().graph.SerializeToString(),
     "function": lambda: helper.make_function("d", "n", ["x"], ["y"], [], []).SerializeToString(),
@@ -321,7 +321,7 @@ def test_cuts_of_a_real_model(here: Path, capfd: pytest.CaptureFixture[str]) -> 
 def changed(change: Callable[[ModelProto], object]) -> bytes:
     model = network()
     change(model)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 BAD_MODELS: dict[str, Callable[[ModelProto], object]] = {
@@ -512,23 +512,31 @@ def small() -> bytes:
         nets.conv("c", "d", "w", name="two", auto_pad="SAME_UPPER"),
         node("If", ["flag"], ["y"], then_branch=branch, else_branch=other),
     ]
-    weights = {"w": nets.values(2, 2, 3, 3), "s": np.float32([1, 2]), "low": np.float32(0), "high": np.float32(6)}
-    weights = {k: np.asarray(v) for k, v in weights.items()}
+    weights = {
+        "w": nets.values(2, 2, 3, 3),
+        "s": np.array([1, 2], np.float32),
+        "low": np.array(0, np.float32),
+        "high": np.array(6, np.float32),
+    }
     model = nets.model(nodes, weights, inputs={"x": (1, 2, 8, 8)})
     model.graph.input.append(info("flag", TensorProto.BOOL, []))
     model.metadata_props.add(key="author", value="somebody")
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 @functools.cache
-def rewritten() -> bytes:
-    """A model with all three operators in it, and a convolution still to be rewritten."""
+def rewritten(layout: str = "rows") -> bytes:
+    """A model in which three of four layers are rewritten, by each of the methods."""
     weights = {f"w{i}": nets.values(2, 2, 3, 3, seed=i) for i in range(4)}
     nodes = [nets.conv("xabc"[i], "abcy"[i], f"w{i}", name=f"conv{i}") for i in range(4)]
     model: Any = nets.model(nodes, weights, inputs={"x": (1, 2, 6, 6)})
     for layer, method in (("0", "perforate"), ("1", "sparse"), ("2", "radius-adaptive")):
-        model = perfonnx.rewrite(model, method=method, only=layer, rate=0.5).proto
+        model = perfonnx.rewrite(model, method=method, only=layer, rate=0.5, layout=layout).proto
     return bytes(model.SerializeToString())
+
+
+def canonical() -> bytes:
+    return rewritten("nchw")
 
 
 def survives(data: bytes, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -549,7 +557,7 @@ def survives(data: bytes, here: Path, capfd: pytest.CaptureFixture[str]) -> None
 
 @FUZZ
 @given(
-    st.sampled_from([small, rewritten]),
+    st.sampled_from([small, rewritten, canonical]),
     st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=3),
 )
 def test_changed_bytes(
@@ -574,7 +582,8 @@ def test_replaced_stretches(
 @st.composite
 def damaged_models(draw: st.DrawFn) -> bytes:
     """Fields taken out, doubled, or given other values: damage that byte flips rarely make."""
-    model = ModelProto.FromString(draw(st.sampled_from([small, rewritten]))())
+    bases: list[Callable[[], bytes]] = [small, rewritten, canonical]
+    model = ModelProto.FromString(draw(st.sampled_from(bases))())
     for _ in range(draw(st.integers(1, 3))):
         message: Any = model
         while True:
@@ -601,7 +610,7 @@ def damaged_models(draw: st.DrawFn) -> bytes:
                 except (TypeError, ValueError):  # an enumerator or a range that protobuf knows
                     message.ClearField(descriptor.name)
             break
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _other(value: Any) -> st.SearchStrategy[Any]:
@@ -626,7 +635,7 @@ def test_errors_of_our_own_are_not_swallowed(here: Path, monkeypatch: pytest.Mon
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(perfonnx.inspection.io, "load", broken)
+    monkeypatch.setattr("perfonnx.io.load", broken)
     with pytest.raises(ZeroDivisionError):
         run("inspect", "m.onnx")
     monkeypatch.undo()

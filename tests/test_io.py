@@ -190,10 +190,10 @@ def test_unusual_initializers_survive() -> None:
         )
     ]
     extra += [
-        helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"\xff"]),
+        TensorProto(name="words", data_type=TensorProto.STRING, dims=[2], string_data=[b"a", b"\xff"]),
         helper.make_tensor("scalar", TensorProto.INT64, [], [4]),
         helper.make_tensor("empty", TensorProto.FLOAT, [0, 3], []),
-        numpy_helper.from_array(np.float32([1, 2]), "raw"),
+        numpy_helper.from_array(np.array([1, 2], np.float32), "raw"),
         helper.make_tensor("raw16", TensorProto.BFLOAT16, [2], b"\0\1\2\3", raw=True),
         helper.make_tensor("raw4", TensorProto.INT4, [3], b"\x12\x03", raw=True),
     ]
@@ -463,7 +463,7 @@ def test_a_failure_leaves_what_was_there(
         return wrapped
 
     monkeypatch.setattr(Path, "write_bytes", fails(Path.write_bytes))
-    monkeypatch.setattr(io.os, "replace", fails(os.replace))
+    monkeypatch.setattr(os, "replace", fails(os.replace))
     monkeypatch.setattr(io, "_copy_data", fails(io._copy_data))
     with pytest.raises(PerfonnxError, match=r"m\.onnx: cannot be written: No space left on device"):
         result.save(out / "m.onnx")
@@ -490,7 +490,7 @@ def test_data_are_put_back_when_the_model_cannot_follow(
             raise DiskFullError
         real(source, target)
 
-    monkeypatch.setattr(io.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(PerfonnxError, match="No space left"):
         result.save(out / "m.onnx")
     assert listing(out) == before
@@ -501,7 +501,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     result = nets.rewrite(chain(), rate=0.5)
-    monkeypatch.setattr(io.os, "replace", interrupt)
+    monkeypatch.setattr(os, "replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         result.save(tmp_path / "m.onnx")
     assert listing(tmp_path) == {}
@@ -523,7 +523,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         with pytest.raises(PerfonnxError, match=match):
             nets.rewrite("not there.onnx" if place != "file" else "x", tmp_path / place)
-    monkeypatch.setattr(io.os, "access", lambda *_: False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(PerfonnxError, match="no permission to write"):
         nets.rewrite("not there.onnx", tmp_path / "m.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
@@ -628,7 +628,7 @@ def test_experimental_and_deprecated_operators_are_let_pass(capfd: pytest.Captur
     assert proto.graph.node[0].op_type == "ImageScaler"
     model = chain(opset=10)
     model.graph.node.append(node("Upsample", ["y", "scales"], ["out"]))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32([1, 1, 2, 2]), "scales"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
     model.graph.output[0].name = "out"
     assert nets.op_types(rewrite_second(model))[-1] == "Upsample"
     assert capfd.readouterr() == ("", "")
@@ -647,7 +647,9 @@ def test_models_that_fail_strict_inference_only_are_let_pass() -> None:
     """A wrong value_info: the checker passes it, strict shape inference does not, onnxruntime warns."""
     model = chain()
     model.graph.node.append(node("Reshape", ["y", "shape"], ["out"]))
-    model.graph.initializer.append(numpy_helper.from_array(np.int64([1, -1, 7]), "shape"))  # 960 is no multiple of 7
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.array([1, -1, 7], np.int64), "shape")
+    )  # 960 is no multiple of 7
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("out", 1, [None, None, None]))
     onnx.checker.check_model(model)
     try:

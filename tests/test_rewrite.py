@@ -14,7 +14,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 import perfonnx
@@ -75,7 +75,7 @@ def expected(proto: ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray
     bare = ModelProto()
     bare.CopyFrom(proto)
     del bare.functions[:]
-    return ReferenceEvaluator(bare, new_ops=ops.REFERENCE_OPS).run(None, feeds)
+    return list(ReferenceEvaluator(bare, new_ops=ops.REFERENCE_OPS).run(None, feeds))
 
 
 # --- opsets and IR versions ------------------------------------------------------------------------------------------
@@ -135,7 +135,14 @@ def test_without_function_bodies() -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_second_run_changes_nothing(name: str, layout: str) -> None:
     once = perfonnx.rewrite(network(), rate=0.5, layout=layout, **VARIANTS[name])
-    others = ({}, {"only": ["conv"]}, {"rate": 0.75}, {"seed": 5}, {"fallback": False}, {"layout": "nchw"})
+    others: tuple[dict[str, Any], ...] = (
+        {},
+        {"only": ["conv"]},
+        {"rate": 0.75},
+        {"seed": 5},
+        {"fallback": False},
+        {"layout": "nchw"},
+    )
     for options in (VARIANTS[name], *others):
         again = perfonnx.rewrite(once.proto, **options)
         assert again.to_bytes() == once.to_bytes()
@@ -332,7 +339,8 @@ def test_progress() -> None:
 def networks(draw: st.DrawFn) -> ModelProto:
     """A random directed graph of convolutions, activations, arithmetic and pools on one map size."""
     dtype = draw(st.sampled_from([np.float32, np.float32, np.float16]))
-    channels, nodes, weights = 4, [], {}
+    channels, nodes = 4, list[NodeProto]()
+    weights: dict[str, Any] = {}
     known = ["x"]
     for i in range(draw(st.integers(1, 9))):
         op = draw(
@@ -360,8 +368,7 @@ def networks(draw: st.DrawFn) -> ModelProto:
         elif op == "Pool":
             nodes.append(node("MaxPool", [a], [y], kernel_shape=[3, 3], pads=[1] * 4))
         elif op == "Clip":
-            weights["low"], weights["high"] = dtype(-0.5), dtype(1.5)
-            weights = {k: np.asarray(v) for k, v in weights.items()}
+            weights["low"], weights["high"] = np.array(-0.5, dtype), np.array(1.5, dtype)
             nodes.append(node("Clip", [a, "low", "high"], [y]))
         else:
             nodes.append(node(op, [a, b] if op in ("Add", "Mul") else [a], [y]))

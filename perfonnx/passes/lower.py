@@ -16,8 +16,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from perfonnx import ops
-from perfonnx.graph import numpy_type, pool_window
+from perfonnx.graph import activation_of, numpy_type, only_consumer, pool_window
 from perfonnx.io import TensorType, Workspace
+from perfonnx.ops.common import activation_from
 from perfonnx.passes.base import Change, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.passes.regions import (
@@ -91,6 +92,8 @@ class _Lowering:
         self.rows: dict[str, Rows] = {}
         self.maps: set[str] = set()  # tensors that have rows and are written out as maps too
         self.nodes: list[gs.Node] = []
+        self.convs: dict[str, gs.Node] = {}  # the SampledConv that gives a rows tensor
+        self.adding: set[str] = set()  # those that add other rows
         self.changes: list[Change] = []
         self.outputs = {o.name for o in workspace.graph.outputs}
 
@@ -162,6 +165,7 @@ class _Lowering:
             y,
             Rows(y, int(sites.size), source, mask.shape, channels, rows_in.elem_type, rows_in.batch),
         )
+        self.convs[new.outputs[0].name] = new
         self.workspace.inherit(new, node)
         if node.name in self.state.rewritten:
             self.state.rewritten[node.name] = new
@@ -175,6 +179,11 @@ class _Lowering:
         if rows.count == rows.source.size and not self._goes_on(node.outputs[0]):
             return False
         output = node.outputs[0]
+        conv, activation = self._open_conv(node.inputs[0], node), activation_of(self.workspace, node)
+        if conv is not None and activation is not None:
+            conv.attrs.update(activation.attributes())
+            self.rows[output.name] = rows
+            return True
         inputs = [rows.tensor, *node.inputs[1:]]
         self._emit_standard(node, inputs, dict(node.attrs), output, self._like(rows, output))
         return True
@@ -202,7 +211,10 @@ class _Lowering:
         parts = [self._rows_of(t) for t in node.inputs]
         first = parts[0]
         source: NDArray[Any]
-        if all(part.same_sampling(first) for part in parts):
+        alike = all(part.same_sampling(first) for part in parts)
+        if alike and node.op != "Concat" and len(parts) == 2 and self._add_into_conv(node, parts):
+            return True
+        if alike:
             source, count, tensors = first.source, first.count, [part.tensor for part in parts]
         else:
             keys, source = np.unique(np.stack([p.source for p in parts], axis=1), axis=0, return_inverse=True)
@@ -218,6 +230,31 @@ class _Lowering:
         result = Rows(output, count, source, first.shape, channels, first.elem_type, first.batch)
         self._emit_standard(node, tensors, attributes, output, result)
         return True
+
+    def _add_into_conv(self, node: gs.Node, parts: list[Rows]) -> bool:
+        """Let one operand's convolution add the other operand before its activation."""
+        for own, other in ((1, 0), (0, 1)):
+            conv = self._open_conv(node.inputs[own], node)
+            if conv is None or conv.name in self.adding or node.inputs[0] is node.inputs[1]:
+                continue
+            self.adding.add(conv.name)
+            conv.inputs[6] = parts[other].tensor
+            conv.inputs[7] = self._table("sites", np.arange(parts[own].count, dtype=np.int32))
+            position = next(i for i, emitted in enumerate(self.nodes) if emitted is conv)
+            self.nodes.append(self.nodes.pop(position))  # behind the other operand
+            self.rows[node.outputs[0].name] = parts[own]
+            return True
+        return False
+
+    def _open_conv(self, tensor: gs.Tensor, reader: gs.Node) -> gs.Node | None:
+        """The SampledConv behind a tensor that only `reader` reads, if its activation is still free."""
+        rows = self.rows.get(tensor.name)
+        conv = self.convs.get(rows.tensor.name) if rows is not None else None
+        if rows is None or conv is None or rows.tensor.outputs or tensor.name in self.maps:
+            return None
+        if only_consumer(self.workspace, tensor) is not reader:
+            return None
+        return conv if activation_from(conv.attrs).is_identity else None
 
     @staticmethod
     def _all_alike(known: list[Rows | None]) -> bool:

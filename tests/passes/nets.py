@@ -104,7 +104,7 @@ def run(source: ModelProto | bytes, feeds: Mapping[str, np.ndarray], *, optimize
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     data = source if isinstance(source, bytes) else source.SerializeToString()
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return session.run(None, dict(feeds))
+    return list(session.run(None, dict(feeds)))
 
 
 def feed(*shape: int, dtype: Any = np.float32, seed: int = 1) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ def clip(*bounds: str, **attributes: float) -> NodeProto:
         (clip("low", "high"), SIX, 11, (1, 0, 6)),
         (clip("", "high"), SIX, 13, (1, -FLOAT_MAX, 6)),
         (clip("low"), SIX, 17, (1, 0, FLOAT_MAX)),
-        (clip("low", "high"), {"low": np.float32([-1]), "high": np.float32([1])}, 11, None),
+        (clip("low", "high"), {"low": np.array([-1], np.float32), "high": np.array([1], np.float32)}, 11, None),
         (clip("low", "high"), {**SIX, "high": np.array(np.inf, np.float32)}, 17, (1, 0, FLOAT_MAX)),
         (node("PRelu", ["c", "s"], ["y"]), {"s": np.array([0.3], np.float32)}, 17, (0.3, -FLOAT_MAX, FLOAT_MAX)),
         (node("PRelu", ["c", "s"], ["y"]), {"s": np.full((1, 1, 1), -2, np.float32)}, 7, (-2, -FLOAT_MAX, FLOAT_MAX)),

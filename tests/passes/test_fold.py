@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def rewritten(model: ModelProto, **options: object) -> ModelProto:
     ("opset", "attributes"),
     [(7, {}), (7, {"spatial": 1}), (9, {"momentum": 0.5}), (14, {}), (15, {"training_mode": 0}), (22, {})],
 )
-def test_batch_normalization_is_folded(opset: int, attributes: dict[str, object]) -> None:
+def test_batch_normalization_is_folded(opset: int, attributes: dict[str, Any]) -> None:
     model = nets.followed_by([bn(**attributes)], bn_constants(), opset=opset)
     proto = rewritten(model)
     assert nets.op_types(proto) == ["PerforatedConv"]

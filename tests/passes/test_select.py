@@ -59,7 +59,8 @@ def test_rate_zero_is_the_original_for_every_geometry(data: st.DataObject) -> No
     extents = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
     if auto_pad in ("NOTSET", None, "VALID"):
         assume(all(size[i] + pads[i] + pads[i + 2] >= extents[i] for i in range(2)))
-    batch = draw(st.sampled_from([1, 2, "N"]))
+    images = draw(st.integers(1, 2))
+    batch: int | str = images if draw(st.booleans()) else "N"
     method = draw(st.sampled_from(["perforate", "sparse"] + (["radius-adaptive"] if kernel == (3, 3) else [])))
     model = nets.model(
         [nets.conv(y="y", **attributes)],
@@ -68,7 +69,7 @@ def test_rate_zero_is_the_original_for_every_geometry(data: st.DataObject) -> No
         opset=draw(st.sampled_from([7, 11, 17, 22])),
     )
     result = nets.rewrite(model, method=method, rate=0.0, only=["."], mask=None if method != "perforate" else "grid")
-    feeds = nets.feed(2 if batch == "N" else batch, 2 * group, *size)
+    feeds = nets.feed(images, 2 * group, *size)
     (expected,) = nets.run(model, feeds)
     if expected.shape[2:] == (1, 1):
         assert result.report.skips[0].reason == "a single output position: nothing to skip"
@@ -448,7 +449,7 @@ def test_masks_do_not_depend_on_which_other_layers_are_rewritten() -> None:
     alone = nets.rewrite(model, mask="uniform", rate=0.5, only=["c2"]).proto
     masks = {n.name: nets.constant(every, n.input[3]) for n in nets.ours(every)}
     np.testing.assert_array_equal(nets.constant(alone, nets.ours(alone)[0].input[3]), masks["c2"])
-    assert (masks["c1"] != masks["c2"]).any()
+    np.testing.assert_array_equal(masks["c1"], masks["c2"])  # maps of one size share it
 
 
 def test_mask_files(tmp_path: Path) -> None:

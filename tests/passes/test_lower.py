@@ -1,0 +1,223 @@
+"""Lowering to rows changes where values are kept, never what they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+import perfonnx
+from perfonnx.rewriting import LAYOUTS
+
+HEAD = '<ir_version: 8, opset_import: ["" : {opset}]>\ng (float[N,4,12,10] x) => ({outputs})\n'
+
+
+def network(body: str, weights: dict[str, tuple[int, ...]], outputs: str, opset: int = 13) -> onnx.ModelProto:
+    """A network in onnx's text form, with seeded weights."""
+    text = HEAD.format(opset=opset, outputs=outputs) + "{\n" + body + "\n}"
+    model = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in weights.items():
+        values = rng.standard_normal(shape) / np.sqrt(max(1, int(np.prod(shape[1:]))))
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{index}"
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+CHAIN = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  ar = Relu(a)
+  b = Conv<kernel_shape=[3,3], pads=[1,1,1,1], strides=[2,1]>(ar, w2)
+  br = LeakyRelu<alpha=0.2>(b)
+  p = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[0,1,1,0], ceil_mode=1>(br)
+  c = Conv<kernel_shape=[1,1]>(p, w3)
+  y = Conv<kernel_shape=[3,2], pads=[1,0,1,1]>(c, w4, b4)
+"""
+RESIDUAL = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  ar = Relu(a)
+  b = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(ar, w2)
+  br = Relu(b)
+  c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(br, w5)
+  s = Add(c, ar)
+  sr = Relu(s)
+  d = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(sr, w6)
+  t = Sum(d, sr, ar)
+  g = GlobalAveragePool(t)
+  y = Flatten(g)
+"""
+FIRE = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  ar = Relu(a)
+  q = Conv<kernel_shape=[1,1]>(ar, w7)
+  qr = Relu(q)
+  e1 = Conv<kernel_shape=[1,1]>(qr, w8)
+  e3 = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(qr, w9)
+  k = Concat<axis=1>(e1, e3)
+  kr = Relu(k)
+  m = AveragePool<kernel_shape=[2,2], strides=[2,2]>(kr)
+  y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(m, w10)
+"""
+BRANCHES = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  ar = Relu(a)
+  v = Softmax<axis=1>(ar)
+  u = Tanh(ar)
+  b = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(u, w2)
+  z = Sigmoid(b)
+  y = Mul(z, v)
+"""
+GROUPS = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  b = Conv<kernel_shape=[3,3], pads=[2,2,2,2], dilations=[2,2], group=4>(a, w11)
+  c = Conv<kernel_shape=[3,3], pads=[1,1,1,1], group=8>(b, w12)
+  y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(c, w6)
+"""
+WEIGHTS = {
+    "w1": (8, 4, 3, 3),
+    "b1": (8,),
+    "w2": (8, 8, 3, 3),
+    "w3": (6, 8, 1, 1),
+    "w4": (5, 6, 3, 2),
+    "b4": (5,),
+    "w5": (8, 8, 3, 3),
+    "w6": (8, 8, 3, 3),
+    "w7": (4, 8, 1, 1),
+    "w8": (6, 4, 1, 1),
+    "w9": (7, 4, 3, 3),
+    "w10": (3, 13, 3, 3),
+    "w11": (8, 2, 3, 3),
+    "w12": (8, 1, 3, 3),
+}
+NETWORKS = {
+    "chain": (CHAIN, "float[N,5,oh,ow] y"),
+    "residual": (RESIDUAL, "float[N,8] y"),
+    "fire": (FIRE, "float[N,3,6,5] y"),
+    "branches": (BRANCHES, "float[N,8,12,10] y, float[N,8,12,10] ar"),
+    "groups": (GROUPS, "float[N,8,12,10] y"),
+}
+
+
+def build(name: str, opset: int = 13) -> onnx.ModelProto:
+    body, outputs = NETWORKS[name]
+    used = {w: shape for w, shape in WEIGHTS.items() if f"{w})" in body or f"{w}," in body}
+    return network(body, used, outputs, opset)
+
+
+def outputs_of(model: onnx.ModelProto, *, library: bool, batch: int = 2) -> list[np.ndarray]:
+    x = np.random.default_rng(1).standard_normal((batch, 4, 12, 10)).astype(np.float32)
+    return perfonnx.session(model, library=library, threads=2).run(None, {"x": x})
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+CHOICES = [
+    {"rate": 0.0},
+    {"rate": 0.5},
+    {"rate": 0.75, "mask": "uniform"},
+    {"rate": 0.5, "mask": "uniform", "interpolation": "zero"},
+    {"rate": 0.5, "method": "sparse"},
+    {"rate": 0.5, "interpolation": "barycentric"},
+    {"method": "radius-adaptive"},
+]
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_layouts_agree(name: str, choices: dict[str, object]) -> None:
+    model = build(name)
+    maps, rows = (perfonnx.rewrite(model, layout=layout, only=[""], **choices) for layout in LAYOUTS[::-1])
+    onnx.checker.check_model(rows.proto, full_check=True)
+    expected = outputs_of(maps.proto, library=False)
+    for library in (False, True):
+        for batch in (2, 0):
+            actual = outputs_of(rows.proto, library=library, batch=batch)
+            for a, e in zip(actual, expected, strict=True):
+                assert a.shape[1:] == e.shape[1:]
+                if batch:
+                    np.testing.assert_allclose(a, e, rtol=0, atol=2e-5 * max(1.0, float(np.abs(e).max())))
+    assert [layer.name for layer in rows.report.layers] == [layer.name for layer in maps.report.layers]
+
+
+def test_a_chain_is_turned_to_rows_once_and_back_once() -> None:
+    found = operators(perfonnx.rewrite(build("chain"), layout="rows", rate=0.5, only=[""]).proto)
+    assert found == {"Compact": 1, "SampledConv": 4, "SampledMaxPool": 1, "Expand": 1}
+
+
+def test_a_dense_layer_between_sampled_ones_joins() -> None:
+    result = perfonnx.rewrite(build("chain"), layout="rows", rate=0.5, only=["Conv_0", "Conv_2", "Conv_6"])
+    assert operators(result.proto) == {"Compact": 1, "SampledConv": 4, "SampledMaxPool": 1, "Expand": 1}
+    assert [layer.name for layer in result.report.layers] == ["Conv_0", "Conv_2", "Conv_6"]
+
+
+def test_a_sampled_layer_alone_stays_canonical() -> None:
+    result = perfonnx.rewrite(build("groups"), layout="rows", rate=0.5, only=["Conv_3"])
+    assert operators(result.proto) == {"Conv": 3, "PerforatedConv": 1}
+
+
+def test_a_map_is_written_once_for_all_that_read_it() -> None:
+    result = perfonnx.rewrite(build("branches"), layout="rows", rate=0.5)
+    found = operators(result.proto)
+    assert found["Expand"] == 2  # the first layer's, for Softmax and the graph output, and the last one's
+    assert found["SampledConv"] == 2
+
+
+def test_equal_samplings_are_added_without_a_gather(tmp_path: Path) -> None:
+    mask = np.zeros((12, 10), bool)
+    mask[::2, ::2] = True
+    np.save(tmp_path / "mask.npy", mask)
+    choices = {"layout": "rows", "mask": str(tmp_path / "mask.npy"), "only": [""]}
+    found = operators(perfonnx.rewrite(build("residual"), **choices).proto)
+    assert found["Gather"] == 0
+    assert found["Add"] == 0  # done by the convolution before
+    assert found["SampledAveragePool"] == 1
+
+
+def test_unequal_samplings_are_added_on_their_refinement() -> None:
+    names = ["Conv_0", "Conv_2", "Conv_4", "Conv_7"]
+    masks = ["uniform", "grid", "grid", "uniform"]
+    layers = {n: perfonnx.LayerPlan("perforate", 0.6, m) for n, m in zip(names, masks, strict=True)}
+    maps, rows = (
+        perfonnx.rewrite(build("residual"), layout=layout, plan=perfonnx.Plan(layers)) for layout in LAYOUTS[::-1]
+    )
+    assert operators(rows.proto)["Gather"] >= 2
+    for library in (False, True):
+        actual, expected = outputs_of(rows.proto, library=library), outputs_of(maps.proto, library=False)
+        np.testing.assert_allclose(actual[0], expected[0], rtol=0, atol=1e-5)
+
+
+def test_lowering_is_idempotent() -> None:
+    once = perfonnx.rewrite(build("fire"), layout="rows", rate=0.5)
+    twice = perfonnx.rewrite(once.proto, layout="rows", rate=0.5)
+    assert twice.to_bytes() == once.to_bytes()
+    assert {s.reason for s in twice.report.skips} == {"already rewritten"}
+    assert twice.report.multiplies[0] == once.report.multiplies[1]
+
+
+@pytest.mark.parametrize("opset", [8, 9, 10, 11, 12, 15, 18])
+def test_every_opset(opset: int) -> None:
+    """With pools that opset 8 has, too."""
+    body, outputs = NETWORKS["fire"]
+    used = {w: shape for w, shape in WEIGHTS.items() if f"{w})" in body or f"{w}," in body}
+    model = network(body, used, outputs, opset)
+    maps, rows = (perfonnx.rewrite(model, layout=layout, rate=0.5) for layout in LAYOUTS[::-1])
+    assert operators(rows.proto)["SampledAveragePool"] == 1
+    for a, e in zip(outputs_of(rows.proto, library=False), outputs_of(maps.proto, library=False), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=2e-5)
+
+
+def test_inspect_knows_rows() -> None:
+    result = perfonnx.rewrite(build("chain"), layout="rows", rate=0.5, only=[""])
+    found = {conv.name: conv for conv in perfonnx.inspect(result.proto).convs}
+    assert found["Conv_0"].op == "SampledConv"
+    assert found["Conv_0"].output == (12, 10)
+    assert found["Conv_0"].multiplies == 4 * 8 * 9 * 60
