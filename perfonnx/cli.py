@@ -8,12 +8,15 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from perfonnx.errors import PerfonnxError
+
+if TYPE_CHECKING:
+    from perfonnx.check import CheckReport
 
 OK, CHECK_FAILED, BAD_INPUT = 0, 1, 2
 
@@ -194,6 +197,12 @@ def _add_rewrite(commands: Any) -> None:
         action="store_true",
         help="leave out the function bodies, with which the model also runs without the library",
     )
+    model.add_argument(
+        "--layout",
+        default="nchw",
+        metavar="NAME",
+        help="rows: neighbouring rewritten layers exchange rows; nchw (default): each takes and gives whole maps",
+    )
     after = parser.add_argument_group("afterwards")
     after.add_argument(
         "--check", type=int, default=0, metavar="N", help="run both models on N random inputs and compare them"
@@ -206,6 +215,7 @@ def _add_rewrite(commands: Any) -> None:
 
 
 def _rewrite(options: argparse.Namespace) -> int:
+    from perfonnx.check import render_check
     from perfonnx.feeds import parse_input_shapes
     from perfonnx.passes import Options
     from perfonnx.render import render_report
@@ -236,21 +246,26 @@ def _rewrite(options: argparse.Namespace) -> int:
             plan=options.plan,
             input_shapes=parse_input_shapes(options.input_shape),
             fallback=not options.no_fallback,
+            layout=options.layout,
             freeze_weights=options.freeze_weights,
             progress=status.update,
         )
     if options.save_plan:
         result.plan.save(options.save_plan)
-    if not options.quiet:
-        _show(options, result.report.to_json(), render_report(result.report, verbose=options.verbose))
-        if not options.json:
-            _say_what_was_not_measured(options, bool(result.report.layers))
+    data = result.report.to_json()
+    if not options.quiet and not options.json:
+        _show(options, data, render_report(result.report, verbose=options.verbose))
+        _say_what_was_not_measured(options, bool(result.report.layers))
+    report = None
     if options.check:
-        target = options.output
-        if options.dry_run:
-            target = result.to_bytes()
-        return _compare(options, options.model, target, None, options.check)
-    return OK
+        target = result.to_bytes() if options.dry_run else options.output
+        report = _compare(options, options.model, target, None, options.check)
+        data["check"] = report.to_json()
+    if options.json and not options.quiet:
+        _show(options, data, None)
+    elif report is not None and not options.quiet:
+        _show(options, None, render_check(report))
+    return _status(report)
 
 
 def _check_plan_target(options: argparse.Namespace) -> None:
@@ -302,10 +317,21 @@ def _add_check(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    return _compare(options, options.a, options.b, options.data, options.n)
+    from perfonnx.check import render_check
+
+    report = _compare(options, options.a, options.b, options.data, options.n)
+    _show(options, report.to_json(), render_check(report))
+    return _status(report)
 
 
-def _compare(options: argparse.Namespace, a: Any, b: Any, data: str | None, n: int | None) -> int:
+def _status(report: CheckReport | None) -> int:
+    failures = () if report is None else report.failures
+    for failure in failures:
+        print(f"perfonnx: {failure}", file=sys.stderr)
+    return CHECK_FAILED if failures else OK
+
+
+def _compare(options: argparse.Namespace, a: Any, b: Any, data: str | None, n: int | None) -> CheckReport:
     from perfonnx import check, feeds
 
     given = vars(options)
@@ -320,7 +346,7 @@ def _compare(options: argparse.Namespace, a: Any, b: Any, data: str | None, n: i
         source = feeds.load_feeds(data, specs, n=n, image_format=_image_format(options), shapes=shapes)
         labels = feeds.load_labels(data, source.samples)
     with _progress(options, "comparing") as step:
-        report = check.compare(
+        return check.compare(
             first,
             second,
             source,
@@ -331,11 +357,6 @@ def _compare(options: argparse.Namespace, a: Any, b: Any, data: str | None, n: i
             threads=given.get("threads"),
             progress=step,
         )
-    if not options.quiet:
-        _show(options, report.to_json(), check.render_check(report))
-    for failure in report.failures:
-        print(f"perfonnx: {failure}", file=sys.stderr)
-    return OK if report.passed else CHECK_FAILED
 
 
 def _image_format(options: argparse.Namespace) -> Any:

@@ -178,12 +178,16 @@ def parse_input_shapes(texts: Iterable[str]) -> dict[str, tuple[int | str, ...]]
     for text in texts:
         name, colon, numbers = text.rpartition(":")
         parts = [part.strip() for part in numbers.split(",")]
-        if not colon or not name or not all(part.isdecimal() or part.isidentifier() or part == "?" for part in parts):
+        if not colon or not name or not all(_is_size(part) or part.isidentifier() or part == "?" for part in parts):
             raise PerfonnxError(f"input shape '{text}': write NAME:1,3,224,224, whole numbers of 0 or more")
         if name in shapes:
             raise PerfonnxError(f"input shape '{text}': input '{name}' is given twice")
-        shapes[name] = tuple(int(part) if part.isdecimal() else part for part in parts)
+        shapes[name] = tuple(int(part) if _is_size(part) else part for part in parts)
     return shapes
+
+
+def _is_size(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
 
 
 def resolve_shapes(specs: Sequence[InputSpec], shapes: Shapes | None) -> dict[str, tuple[int, ...]]:

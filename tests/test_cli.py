@@ -640,3 +640,28 @@ def test_errors_of_our_own_are_not_swallowed(here: Path, monkeypatch: pytest.Mon
         run("inspect", "m.onnx")
     monkeypatch.undo()
     assert issubclass(PerfonnxError, Exception)
+
+
+def test_rewrite_and_check_are_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(
+        nets.model([nets.conv(y="y", pads=[1, 1, 1, 1])], {"w": nets.values(4, 3, 3, 3)}).SerializeToString()
+    )
+    assert main(["rewrite", str(path), str(tmp_path / "o.onnx"), "--json", "--check", "1"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["layers"]
+    assert data["check"]["passed"] is True
+
+
+@pytest.mark.parametrize("layout", ["rows", "nchw"])
+def test_layouts(layout: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    nodes = [
+        nets.conv(y="c", name="one", pads=[1, 1, 1, 1]),
+        nets.conv("c", "y", "v", name="two", pads=[1, 1, 1, 1]),
+    ]
+    weights = {"w": nets.values(4, 3, 3, 3), "v": nets.values(4, 4, 3, 3)}
+    path.write_bytes(nets.model(nodes, weights).SerializeToString())
+    assert main(["rewrite", str(path), str(tmp_path / "o.onnx"), "--layout", layout, "-q", "--check", "1"]) == 0
+    found = [n.op_type for n in onnx.load(tmp_path / "o.onnx").graph.node]
+    assert ("SampledConv" in found) == (layout == "rows")
