@@ -14,6 +14,10 @@ void Images::check_channels(std::int64_t expected) const {
     throw Error("input 'X': shape " + shape_text() + " has " + std::to_string(channels) +
                 " channels, but W and group expect " + std::to_string(expected));
   }
+  check_size();
+}
+
+void Images::check_size() const {
   constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
   if (images < 0 || images > kLargest || height < 0 || width < 0 || height > kLargest || width > kLargest ||
       (width > 0 && height > kLargest / width)) {

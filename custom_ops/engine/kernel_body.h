@@ -31,6 +31,20 @@ typedef float UnalignedVec __attribute__((vector_size(PERFONNX_VECTOR * sizeof(f
 PERFONNX_INLINE Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 PERFONNX_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
+// The same for `count` floats, at most a vector; the others are zero.
+PERFONNX_INLINE Vec load_some(const float* p, size_t count) {
+  if (count >= kVector) return load(p);
+  float buffer[kVector];
+  for (size_t i = 0; i < kVector; ++i) buffer[i] = i < count ? p[i] : 0.0F;
+  return load(buffer);
+}
+PERFONNX_INLINE void store_some(float* p, Vec v, size_t count) {
+  if (count >= kVector) return store(p, v);
+  float buffer[kVector];
+  store(buffer, v);
+  for (size_t i = 0; i < count; ++i) p[i] = buffer[i];
+}
+
 struct Act {
   float negative_slope;
   float clip_min;
@@ -98,6 +112,20 @@ void tile(const TileArgs* args) {
     }
   }
 
+  if (args->added != nullptr) {
+    if (!whole) {
+      for (size_t p = 0; p < SITES; ++p) {
+        const float* added = args->added[p] + args->added_offset;
+        for (size_t i = 0; i < kPanel; ++i) edge[p * kPanel + i] = i < channels ? added[i] : 0.0F;
+      }
+    }
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) {
+      const float* added = whole ? args->added[p] + args->added_offset : edge + p * kPanel;
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += load(added + v * kVector);
+    }
+  }
   if (args->activate != 0) {
     const Act act = {args->negative_slope, args->clip_min, args->clip_max};
     PERFONNX_UNROLL
@@ -131,6 +159,7 @@ void depthwise(const DepthwiseArgs* args) {
       for (size_t t = 0; t < args->taps; ++t) {
         sum += load(args->rows[t * args->sites + p] + c) * load(args->weights + t * args->weight_stride + c);
       }
+      if (args->added != nullptr) sum += load(args->added[p] + c);
       store(out + c, args->activate != 0 ? apply(sum, act) : sum);
     }
     if (whole < args->channels) {
@@ -138,16 +167,69 @@ void depthwise(const DepthwiseArgs* args) {
       Vec sum = load(args->bias + whole);
       for (size_t t = 0; t < args->taps; ++t) {
         const float* from = args->rows[t * args->sites + p] + whole;
-        float buffer[kVector];
-        for (size_t i = 0; i < kVector; ++i) buffer[i] = i < left ? from[i] : 0.0F;
-        sum += load(buffer) * load(args->weights + t * args->weight_stride + whole);
+        sum += load_some(from, left) * load(args->weights + t * args->weight_stride + whole);
       }
-      if (args->activate != 0) sum = apply(sum, act);
-      float buffer[kVector];
-      store(buffer, sum);
-      for (size_t i = 0; i < left; ++i) out[whole + i] = buffer[i];
+      if (args->added != nullptr) sum += load_some(args->added[p] + whole, left);
+      store_some(out + whole, args->activate != 0 ? apply(sum, act) : sum, left);
     }
   }
+}
+
+// Pooling of VECTORS vectors of channels, of which `count` channels each are there.
+struct Max {
+  // A NaN, once met, stays: nothing is greater than it.
+  template <int VECTORS>
+  static PERFONNX_INLINE void pool(const PoolArgs* args, size_t channel, size_t count) {
+    const Vec zero = {};
+    Vec best[VECTORS];
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) best[v] = zero - __builtin_inff();
+    for (size_t k = 0; k < args->count; ++k) {
+      const float* row = args->rows[k] + args->offset + channel;
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) {
+        const Vec x = load_some(row + v * kVector, count);
+        best[v] = (x > best[v]) | (x != x) ? x : best[v];
+      }
+    }
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) store_some(args->out + channel + v * kVector, best[v], count);
+  }
+};
+
+struct Average {
+  // Sums of sums: a window of a whole map would lose digits in one long sum.
+  template <int VECTORS>
+  static PERFONNX_INLINE void pool(const PoolArgs* args, size_t channel, size_t count) {
+    constexpr size_t kRun = 64;
+    const Vec zero = {};
+    Vec total[VECTORS] = {};
+    for (size_t begin = 0; begin < args->count; begin += kRun) {
+      const size_t end = args->count - begin < kRun ? args->count : begin + kRun;
+      Vec sum[VECTORS] = {};
+      for (size_t k = begin; k < end; ++k) {
+        const float* row = args->rows[k] + args->offset + channel;
+        const Vec factor = zero + (args->repeats == nullptr ? 1.0F : args->repeats[k]);
+        PERFONNX_UNROLL
+        for (size_t v = 0; v < VECTORS; ++v) sum[v] += factor * load_some(row + v * kVector, count);
+      }
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) total[v] += sum[v];
+    }
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) {
+      store_some(args->out + channel + v * kVector, total[v] / args->divisor, count);
+    }
+  }
+};
+
+template <typename Pool>
+void pool(const PoolArgs* args) {
+  constexpr size_t kWide = 4 * kVector;
+  size_t c = 0;
+  for (; c + kWide <= args->channels; c += kWide) Pool::template pool<4>(args, c, kVector);
+  for (; c + kVector <= args->channels; c += kVector) Pool::template pool<1>(args, c, kVector);
+  if (c < args->channels) Pool::template pool<1>(args, c, args->channels - c);
 }
 
 // Tiles that the instruction set does not use have no function.
@@ -170,6 +252,7 @@ constexpr TileFunction tile_or_null() {
 
 // Constant initialisation: no code of this file runs before it is chosen.
 extern constexpr KernelSet PERFONNX_KERNELS = {
-    PERFONNX_ISA_NAME, kVector, kPanel, PERFONNX_SITE_TILE, {PERFONNX_TILES(1), PERFONNX_TILES(2)}, depthwise};
+    PERFONNX_ISA_NAME, kVector,   kPanel,       PERFONNX_SITE_TILE, {PERFONNX_TILES(1), PERFONNX_TILES(2)},
+    depthwise,         pool<Max>, pool<Average>};
 
 }  // namespace perfonnx

@@ -15,16 +15,18 @@ namespace perfonnx {
 struct TileArgs {
   const float* const* rows;  // [taps][sites]: first input channel of the block, for each tap and site
   size_t taps;
-  size_t offset;       // added to every row pointer: first input channel of the group and of the block
-  size_t inputs;       // input channels in the block
-  const float* panel;  // weights [taps][inputs][panel width], at the first tap and channel of the block
-  size_t tap_stride;   // floats from one tap to the next in the panel
-  const float* bias;   // [panel width]
-  float* out;          // [sites][out_stride]
-  size_t out_stride;   // floats
-  size_t channels;     // output channels to store, at most the panel width
-  int accumulate;      // start from out instead of bias
-  int activate;        // apply the activation below
+  size_t offset;              // added to every row pointer: first input channel of the group and of the block
+  size_t inputs;              // input channels in the block
+  const float* panel;         // weights [taps][inputs][panel width], at the first tap and channel of the block
+  size_t tap_stride;          // floats from one tap to the next in the panel
+  const float* bias;          // [panel width]
+  float* out;                 // [sites][out_stride]
+  size_t out_stride;          // floats
+  size_t channels;            // output channels to store, at most the panel width
+  const float* const* added;  // [sites] rows to add to the finished sums, before the activation; null: none
+  size_t added_offset;        // added to every such pointer: first output channel of the panel
+  int accumulate;             // start from out instead of bias
+  int activate;               // apply the activation below
   float negative_slope;
   float clip_min;
   float clip_max;
@@ -41,14 +43,28 @@ struct DepthwiseArgs {
   float* out;
   size_t out_stride;
   size_t channels;
+  const float* const* added;  // [sites] rows to add before the activation; null: none
   int activate;
   float negative_slope;
   float clip_min;
   float clip_max;
 };
 
+// One pooled row: out[c] = max over k of rows[k][offset + c], or sum over k of repeats[k] * rows[k][offset + c],
+// divided.
+struct PoolArgs {
+  const float* const* rows;  // [count]
+  const float* repeats;      // [count], of averages; null: all ones
+  size_t count;
+  size_t offset;  // added to every row pointer: first channel
+  size_t channels;
+  float divisor;  // of averages
+  float* out;     // [channels]
+};
+
 typedef void (*TileFunction)(const TileArgs*);
 typedef void (*DepthwiseFunction)(const DepthwiseArgs*);
+typedef void (*PoolFunction)(const PoolArgs*);
 
 enum { kMaxSiteTile = 16 };
 
@@ -61,6 +77,8 @@ struct KernelSet {
   // tile[v - 1][p - 1]: p sites and v vectors of output channels
   TileFunction tile[2][kMaxSiteTile];
   DepthwiseFunction depthwise;
+  PoolFunction max_pool;
+  PoolFunction average_pool;
 };
 
 extern const KernelSet kKernelsBaseline;

@@ -3,15 +3,6 @@
 #include "engine/operators.h"
 
 namespace perfonnx {
-namespace {
-
-std::vector<std::int32_t> all_taps(const ConvGeometry& geometry) {
-  std::vector<std::int32_t> taps(static_cast<std::size_t>(geometry.taps()));
-  for (std::size_t t = 0; t < taps.size(); ++t) taps[t] = static_cast<std::int32_t>(t);
-  return taps;
-}
-
-}  // namespace
 
 MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolation interpolation, const float* fill,
                        const KernelSet& kernels)
@@ -59,6 +50,7 @@ void MaskedConv::run(const Images& x, void* y, Context& context) const {
   }
   ExpandArgs args{};
   args.rows = sums.data();
+  args.row_element = Element::kFloat;
   args.row_stride = outputs;
   args.images = x.images;
   args.sites = table->sites;

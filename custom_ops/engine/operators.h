@@ -44,7 +44,9 @@ struct Images {
   std::int64_t width = 0;
 
   std::string shape_text() const;
-  // Throws Error where the convolution expects another number of channels, or has a negative or too large dimension.
+  // Throws Error for a negative or too large dimension.
+  void check_size() const;
+  // The same, and where the convolution expects another number of channels.
   void check_channels(std::int64_t expected) const;
 };
 

@@ -25,6 +25,9 @@ struct ConvGeometry {
   const ConvGeometry& checked() const;
 };
 
+// Every kernel position, flat: 0, 1, 2, ...
+std::vector<std::int32_t> all_taps(const ConvGeometry& geometry);
+
 // Positions (flat, row-major) at which mask is true.
 std::vector<std::int32_t> sites_of_mask(const bool* mask, std::int64_t height, std::int64_t width);
 
@@ -79,6 +82,11 @@ struct Interpolation {
 // can. Throws Error naming the entry at fault.
 Interpolation make_interpolation(const bool* mask, std::int64_t positions, const std::int32_t* source,
                                  const float* weights, std::int64_t per_position);
+
+// The same for sources that are numbers of rows already. `largest` is set to the largest of them, -1 where there is
+// none.
+Interpolation make_row_interpolation(const std::int32_t* source, const float* weights, std::int64_t positions,
+                                     std::int64_t per_position, std::int64_t* largest);
 
 // Each site its own source, every other position none.
 Interpolation make_identity_interpolation(const bool* mask, std::int64_t positions);

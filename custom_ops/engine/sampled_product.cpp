@@ -17,7 +17,7 @@ constexpr std::int64_t kTasks = 32;
 class Product {
  public:
   Product(const InputRows& input, const RowTable& table, const PackedWeights& weights, const Activation* activation,
-          float* out, std::int64_t out_stride, const SiteList* list)
+          float* out, std::int64_t out_stride, const SiteList* list, const AddedRows* added)
       : input_(input),
         table_(table),
         weights_(weights),
@@ -25,6 +25,7 @@ class Product {
         out_(out),
         out_stride_(out_stride),
         list_(list),
+        added_(added),
         total_(list != nullptr ? list->count : input.images * table.sites),
         site_tile_(static_cast<std::int64_t>(weights.kernels().site_tile)) {
     const WeightShape& shape = weights.shape();
@@ -60,25 +61,42 @@ class Product {
     const std::int64_t count = sites.end(block) - first;
     const EvenSplit tiles{count, ceil_div(count, site_tile_)};
     const std::int64_t taps = weights_.shape().taps;
-    std::vector<const float*> pointers(static_cast<std::size_t>(count * taps));
+    std::vector<const float*> pointers(static_cast<std::size_t>(count * (taps + (added_ != nullptr ? 1 : 0))));
     for (std::int64_t i = 0; i < tiles.parts; ++i) {
       fill_pointers(first + tiles.begin(i), tiles.end(i) - tiles.begin(i), pointers.data() + tiles.begin(i) * taps);
     }
+    const float** added = nullptr;
+    if (added_ != nullptr) {
+      added = pointers.data() + count * taps;
+      for (std::int64_t p = 0; p < count; ++p) added[p] = added_row(first + p);
+    }
     if (weights_.depthwise()) {
-      run_depthwise(first, tiles, pointers.data());
+      run_depthwise(first, tiles, pointers.data(), added);
     } else {
       const EvenSplit panels{weights_.shape().groups * weights_.panels_per_group(), panel_parts_};
       const std::int64_t part = task % panel_parts_;
-      run_panels(first, tiles, pointers.data(), panels.begin(part), panels.end(part));
+      run_panels(first, tiles, pointers.data(), added, panels.begin(part), panels.end(part));
     }
   }
 
  private:
+  // Image and site of an output row, as image * sites + site.
+  std::int64_t site_number(std::int64_t row) const { return list_ != nullptr ? list_->numbers[row] : row; }
+
+  const float* added_row(std::int64_t row) const {
+    const std::int64_t number = site_number(row);
+    const std::int64_t site = number % table_.sites;
+    const std::int64_t from = added_->source != nullptr ? added_->source[site] : site;
+    if (from < 0) return added_->zero_row;
+    const std::int64_t image = added_->images == 1 ? 0 : number / table_.sites;
+    return added_->data + (image * added_->rows_per_image + from) * weights_.shape().outputs;
+  }
+
   // [taps][count] pointers to the rows that a tile of sites reads.
   void fill_pointers(std::int64_t first, std::int64_t count, const float** pointers) const {
     const std::int64_t channels = weights_.input_channels();
     for (std::int64_t p = 0; p < count; ++p) {
-      const std::int64_t number = list_ != nullptr ? list_->numbers[first + p] : first + p;
+      const std::int64_t number = site_number(first + p);
       const float* image = input_.data + number / table_.sites * input_.rows_per_image * channels;
       const std::int32_t* rows = table_.rows.data() + number % table_.sites * table_.taps;
       for (std::int64_t t = 0; t < table_.taps; ++t) {
@@ -87,8 +105,8 @@ class Product {
     }
   }
 
-  void run_panels(std::int64_t first, const EvenSplit& tiles, const float* const* pointers, std::int64_t panel_begin,
-                  std::int64_t panel_end) const {
+  void run_panels(std::int64_t first, const EvenSplit& tiles, const float* const* pointers, const float* const* added,
+                  std::int64_t panel_begin, std::int64_t panel_end) const {
     const WeightShape& shape = weights_.shape();
     const KernelSet& kernels = weights_.kernels();
     const std::int64_t width = weights_.panel_width();
@@ -120,18 +138,21 @@ class Product {
         args.panel = weights_.panel(group, in_group) + (tap * shape.inputs + channel) * width;
         args.bias = weights_.bias(group, in_group);
         const std::int64_t column = group * weights_.outputs_per_group() + in_group * width;
+        args.added_offset = static_cast<std::size_t>(column);
         for (std::int64_t i = 0; i < tiles.parts; ++i) {
           const std::int64_t begin = tiles.begin(i);
           const std::int64_t count = tiles.end(i) - begin;
           args.rows = pointers + begin * shape.taps + tap * count;
           args.out = out_ + (first + begin) * out_stride_ + column;
+          args.added = added != nullptr && step + 1 == steps ? added + begin : nullptr;
           kernels.tile[vectors - 1][count - 1](&args);
         }
       }
     }
   }
 
-  void run_depthwise(std::int64_t first, const EvenSplit& tiles, const float* const* pointers) const {
+  void run_depthwise(std::int64_t first, const EvenSplit& tiles, const float* const* pointers,
+                     const float* const* added) const {
     const WeightShape& shape = weights_.shape();
     DepthwiseArgs args{};
     args.taps = static_cast<std::size_t>(shape.taps);
@@ -151,6 +172,7 @@ class Product {
       args.sites = static_cast<std::size_t>(tiles.end(i) - begin);
       args.rows = pointers + begin * shape.taps;
       args.out = out_ + (first + begin) * out_stride_;
+      args.added = added != nullptr ? added + begin : nullptr;
       weights_.kernels().depthwise(&args);
     }
   }
@@ -162,6 +184,7 @@ class Product {
   float* out_;
   std::int64_t out_stride_;
   const SiteList* list_;
+  const AddedRows* added_;
   std::int64_t total_;
   std::int64_t site_tile_;
   std::int64_t blocks_ = 0;
@@ -174,10 +197,10 @@ class Product {
 
 void sampled_product(const InputRows& input, const RowTable& table, const PackedWeights& weights,
                      const Activation* activation, float* out, std::int64_t out_stride, Context& context,
-                     const SiteList* list) {
+                     const SiteList* list, const AddedRows* added) {
   const std::int64_t total = list != nullptr ? list->count : input.images * table.sites;
   if (total == 0) return;
-  const Product product(input, table, weights, activation, out, out_stride, list);
+  const Product product(input, table, weights, activation, out, out_stride, list, added);
   context.parallel.run(static_cast<std::size_t>(product.tasks()),
                        [&](std::size_t task) { product.run(static_cast<std::int64_t>(task)); });
 }

@@ -24,10 +24,20 @@ struct SiteList {
   std::int64_t count = 0;
 };
 
+// Rows that are added to the sums before the activation: row source[p] of its image to site p of every image.
+struct AddedRows {
+  const float* data;    // [images, rows_per_image, outputs]
+  std::int64_t images;  // 1: the same for the whole batch
+  std::int64_t rows_per_image;
+  const std::int32_t* source;  // [table.sites], -1: nothing is added; null: row p to site p
+  const float* zero_row;       // [outputs]
+};
+
 // out [images * table.sites, out_stride] or [list.count, out_stride], of which the first `outputs` floats of each row
-// are written: bias + product, through the activation if one is given. Tiles are stacked over the whole batch.
+// are written: bias + product (+ added), through the activation if one is given. Tiles are stacked over the whole
+// batch.
 void sampled_product(const InputRows& input, const RowTable& table, const PackedWeights& weights,
                      const Activation* activation, float* out, std::int64_t out_stride, Context& context,
-                     const SiteList* list = nullptr);
+                     const SiteList* list = nullptr, const AddedRows* added = nullptr);
 
 }  // namespace perfonnx

@@ -44,16 +44,6 @@ Activation read_activation(const KernelInfo& info) {
   return activation;
 }
 
-void read_ints(const KernelInfo& info, const char* name, std::int64_t* values, std::size_t count) {
-  const std::optional<std::vector<std::int64_t>> found = info.ints(name);
-  if (!found) return;
-  if (found->size() != count) {
-    throw Error("attribute '" + std::string(name) + "': " + std::to_string(found->size()) + " numbers instead of " +
-                std::to_string(count));
-  }
-  for (std::size_t i = 0; i < count; ++i) values[i] = (*found)[i];
-}
-
 }  // namespace
 
 void check(const OrtApi& api, OrtStatus* status) {
@@ -158,20 +148,31 @@ std::optional<float> KernelInfo::number(const char* name) const {
   return std::nullopt;
 }
 
-std::optional<Constant> KernelInfo::constant(std::size_t index, const char* name) const {
+std::string KernelInfo::input_name(std::size_t index) const {
   std::size_t count = 0;
   check(api_, api_.KernelInfo_GetInputCount(info_, &count));
-  if (index >= count) return std::nullopt;
-  const std::string given =
-      text(api_, [&](char* out, std::size_t* size) { return api_.KernelInfo_GetInputName(info_, index, out, size); });
+  if (index >= count) return {};
+  return text(api_,
+              [&](char* out, std::size_t* size) { return api_.KernelInfo_GetInputName(info_, index, out, size); });
+}
+
+std::optional<Constant> KernelInfo::constant(std::size_t index, const char* name) const {
+  const std::string given = input_name(index);
   if (given.empty()) return std::nullopt;
-  int is_constant = 0;
-  const OrtValue* value = nullptr;
-  check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
-  if (is_constant == 0 || value == nullptr) {
+  std::optional<Constant> found = constant_if_any(index, name);
+  if (!found) {
     throw Error("input '" + std::string(name) + "' ('" + given +
                 "'): it must be a constant initializer that is not a graph input too");
   }
+  return found;
+}
+
+std::optional<Constant> KernelInfo::constant_if_any(std::size_t index, const char* name) const {
+  if (!has_input(index)) return std::nullopt;
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+  if (is_constant == 0 || value == nullptr) return std::nullopt;
   Constant result{name, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, {}, nullptr};
   result.dims = dimensions(api_, value, &result.type);
   void* data = nullptr;  // the interface has no const form; nothing is written
@@ -220,6 +221,36 @@ ConvInputs::ConvInputs(const KernelInfo& info) {
   }
 }
 
+void read_ints(const KernelInfo& info, const char* name, std::int64_t* values, std::size_t count) {
+  const std::optional<std::vector<std::int64_t>> found = info.ints(name);
+  if (!found) return;
+  if (found->size() != count) {
+    throw Error("attribute '" + std::string(name) + "': " + std::to_string(found->size()) + " numbers instead of " +
+                std::to_string(count));
+  }
+  for (std::size_t i = 0; i < count; ++i) values[i] = (*found)[i];
+}
+
+std::optional<Indices> read_indices(const KernelInfo& info, std::size_t index, const char* name) {
+  const std::optional<Constant> given = info.constant(index, name);
+  if (!given) return std::nullopt;
+  if (given->type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 || given->dims.size() != 1) {
+    throw Error("input '" + std::string(name) + "': shape " + shape_text(given->dims) +
+                "; it must be int32, a list of one dimension");
+  }
+  return Indices{static_cast<const std::int32_t*>(given->data), given->dims[0]};
+}
+
+MapSize read_map_size(const KernelInfo& info, std::size_t index, const char* name) {
+  const Constant given = info.required(index, name);
+  if (given.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {
+    throw Error("input '" + std::string(name) + "': it must be int64");
+  }
+  given.expect_shape({2}, "height and width of the map");
+  const auto* sizes = static_cast<const std::int64_t*>(given.data);
+  return MapSize{sizes[0], sizes[1]}.checked(name);
+}
+
 Mask read_mask(const Constant& mask) {
   if (mask.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL || mask.dims.size() != 2) {
     throw Error("input 'mask': shape " + shape_text(mask.dims) + "; it must be bool [output height, output width]");
@@ -238,23 +269,56 @@ Call::Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* me
 
 Call::~Call() { api_.ReleaseAllocator(allocator_); }
 
-Images Call::images() const {
+const void* Call::input(std::size_t index, const char* name, std::size_t rank, const char* meaning, Element* element,
+                        std::vector<std::int64_t>* dims) const {
   const OrtValue* value = nullptr;
-  check(api_, api_.KernelContext_GetInput(context_, 0, &value));
-  if (value == nullptr) throw Error("input 'X': it is missing");
+  check(api_, api_.KernelContext_GetInput(context_, index, &value));
+  if (value == nullptr) throw Error("input '" + std::string(name) + "': it is missing");
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  const std::vector<std::int64_t> dims = dimensions(api_, value, &type);
-  if (dims.size() != 4) throw Error("input 'X': shape " + shape_text(dims) + " instead of [N, C, H, W]");
+  *dims = dimensions(api_, value, &type);
+  if (dims->size() != rank) {
+    throw Error("input '" + std::string(name) + "': shape " + shape_text(*dims) + " instead of " + meaning);
+  }
   void* data = nullptr;
   check(api_, api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  const Element element = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? Element::kHalf : Element::kFloat;
-  return Images{data, element, dims[0], dims[1], dims[2], dims[3]};
+  *element = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? Element::kHalf : Element::kFloat;
+  return data;
+}
+
+Images Call::images() const {
+  Images x;
+  std::vector<std::int64_t> dims;
+  x.data = input(0, "X", 4, "[N, C, H, W]", &x.element, &dims);
+  x.images = dims[0];
+  x.channels = dims[1];
+  x.height = dims[2];
+  x.width = dims[3];
+  return x;
+}
+
+Rows Call::rows(std::size_t index, const char* name) const {
+  Rows rows;
+  std::vector<std::int64_t> dims;
+  rows.data = input(index, name, 3, "[N, rows, channels]", &rows.element, &dims);
+  rows.images = dims[0];
+  rows.rows = dims[1];
+  rows.channels = dims[2];
+  return rows;
 }
 
 void* Call::output(std::int64_t n, std::int64_t channels, std::int64_t height, std::int64_t width) const {
   const std::int64_t dims[4] = {n, channels, height, width};
+  return output(dims, 4);
+}
+
+void* Call::output(std::int64_t n, std::int64_t rows, std::int64_t channels) const {
+  const std::int64_t dims[3] = {n, rows, channels};
+  return output(dims, 3);
+}
+
+void* Call::output(const std::int64_t* dims, std::size_t rank) const {
   OrtValue* value = nullptr;
-  check(api_, api_.KernelContext_GetOutput(context_, 0, dims, 4, &value));
+  check(api_, api_.KernelContext_GetOutput(context_, 0, dims, rank, &value));
   void* data = nullptr;
   check(api_, api_.GetTensorMutableData(value, &data));
   return data;

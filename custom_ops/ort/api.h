@@ -12,6 +12,7 @@
 #include "engine/common.h"
 #include "engine/layout.h"
 #include "engine/operators.h"
+#include "engine/rows.h"
 
 #if ORT_API_VERSION < 17
 #error "perfonnx needs the headers of ONNX Runtime 1.17 or later: set ONNXRUNTIME_INCLUDE_DIR to newer ones"
@@ -57,11 +58,16 @@ class KernelInfo {
   std::optional<std::int64_t> integer(const char* name) const;
   std::optional<float> number(const char* name) const;
 
+  bool has_input(std::size_t index) const { return !input_name(index).empty(); }
+  // nullopt where the input is omitted or not constant.
+  std::optional<Constant> constant_if_any(std::size_t index, const char* name) const;
   // nullopt where the input is omitted; Error where it is not constant.
   std::optional<Constant> constant(std::size_t index, const char* name) const;
   Constant required(std::size_t index, const char* name) const;
 
  private:
+  // Of the value that the node reads; empty where the input is omitted.
+  std::string input_name(std::size_t index) const;
   bool has_attribute(const char* name) const;
   [[noreturn]] void wrong_type(const char* name, const char* wanted) const;
 
@@ -79,6 +85,15 @@ struct ConvInputs {
   std::vector<float> bias_;
 };
 
+// Sets `count` integers to those of an attribute, if the node has it.
+void read_ints(const KernelInfo& info, const char* name, std::int64_t* values, std::size_t count);
+
+// A list of numbers, int32 [entries]; nullopt where the input is omitted.
+std::optional<Indices> read_indices(const KernelInfo& info, std::size_t index, const char* name);
+
+// Height and width of a map, int64 [2].
+MapSize read_map_size(const KernelInfo& info, std::size_t index, const char* name);
+
 // Input `index`, bool [height, width].
 Mask read_mask(const Constant& mask);
 
@@ -91,10 +106,17 @@ class Call final : private ParallelFor, private Allocator {
   Call& operator=(const Call&) = delete;
 
   Images images() const;
+  Rows rows(std::size_t index, const char* name) const;
+  // The only output, of these dimensions.
   void* output(std::int64_t n, std::int64_t channels, std::int64_t height, std::int64_t width) const;
+  void* output(std::int64_t n, std::int64_t rows, std::int64_t channels) const;
   Context context() { return Context{*this, *this}; }
 
  private:
+  // Data, type and dimensions of an input; Error unless it has `rank` dimensions, which `meaning` names.
+  const void* input(std::size_t index, const char* name, std::size_t rank, const char* meaning, Element* element,
+                    std::vector<std::int64_t>* dims) const;
+  void* output(const std::int64_t* dims, std::size_t rank) const;
   void run(std::size_t count, const std::function<void(std::size_t)>& task) override;
   void* allocate(std::size_t bytes) override;
   void release(void* p) noexcept override;

@@ -18,6 +18,8 @@ struct Input {
 };
 inline constexpr Input kRequiredT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, false};
 inline constexpr Input kOptionalT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true};
+inline constexpr Input kOptionalIndices{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, true};
+inline constexpr Input kMapSize{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, false};
 
 // A kernel: what the engine built for a node, and what to say of the node in messages.
 template <typename Op>
@@ -125,5 +127,9 @@ void add_overloads(const OrtApi& api, OrtCustomOpDomain* domain) {
 void add_perforated_conv(const OrtApi& api, OrtCustomOpDomain* domain);
 void add_sparse_conv(const OrtApi& api, OrtCustomOpDomain* domain);
 void add_radius_adaptive_conv(const OrtApi& api, OrtCustomOpDomain* domain);
+void add_compact(const OrtApi& api, OrtCustomOpDomain* domain);
+void add_expand(const OrtApi& api, OrtCustomOpDomain* domain);
+void add_sampled_conv(const OrtApi& api, OrtCustomOpDomain* domain);
+void add_sampled_pool(const OrtApi& api, OrtCustomOpDomain* domain);
 
 }  // namespace perfonnx::ort

@@ -22,6 +22,10 @@ OrtCustomOpDomain* domain(const OrtApi& api) {
     add_perforated_conv(api, created);
     add_sparse_conv(api, created);
     add_radius_adaptive_conv(api, created);
+    add_compact(api, created);
+    add_expand(api, created);
+    add_sampled_conv(api, created);
+    add_sampled_pool(api, created);
     made = std::move(fresh);
   }
   return made.get();

@@ -1,0 +1,30 @@
+#include "engine/row_operators.h"
+#include "ort/custom_op.h"
+
+namespace perfonnx::ort {
+namespace {
+
+struct CompactOp {
+  using Engine = Compact;
+  static constexpr const char* kName = "Compact";
+  static constexpr Input kInputs[] = {kRequiredT,         // X
+                                      kOptionalIndices};  // sites
+
+  static std::unique_ptr<const Engine> create(const KernelInfo& info) {
+    return std::make_unique<const Engine>(read_indices(info, 1, "sites"));
+  }
+
+  static void compute(const Engine& engine, Call& call) {
+    const Images x = call.images();
+    engine.check(x);
+    void* rows = call.output(x.images, engine.sites(x), x.channels);
+    Context context = call.context();
+    engine.run(x, rows, context);
+  }
+};
+
+}  // namespace
+
+void add_compact(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<CompactOp>(api, domain); }
+
+}  // namespace perfonnx::ort

@@ -1,0 +1,46 @@
+#include "engine/row_operators.h"
+#include "ort/custom_op.h"
+
+namespace perfonnx::ort {
+namespace {
+
+struct ExpandOp {
+  using Engine = Expand;
+  static constexpr const char* kName = "Expand";
+  static constexpr Input kInputs[] = {kRequiredT,                                    // S
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, false},  // source
+                                      kMapSize,                                      // shape
+                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, true}};  // weight
+
+  static std::unique_ptr<const Engine> create(const KernelInfo& info) {
+    const MapSize map = read_map_size(info, 2, "shape");
+    const Constant source = info.required(1, "source");
+    if (source.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 || source.dims.size() != 2 ||
+        source.dims[0] != map.positions()) {
+      throw Error("input 'source': shape " + shape_text(source.dims) + "; it must be int32 [" +
+                  std::to_string(map.positions()) + ", K], one row per position of the map of " + map.text());
+    }
+    const std::optional<Constant> weight = info.constant(3, "weight");
+    const float* weights = nullptr;
+    if (weight) {
+      if (weight->type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw Error("input 'weight': it must be float");
+      weight->expect_shape(source.dims, "that of source");
+      weights = static_cast<const float*>(weight->data);
+    }
+    return std::make_unique<const Engine>(map, static_cast<const std::int32_t*>(source.data), weights, source.dims[1]);
+  }
+
+  static void compute(const Engine& engine, Call& call) {
+    const Rows s = call.rows(0, "S");
+    engine.check(s);
+    void* y = call.output(s.images, s.channels, engine.map().height, engine.map().width);
+    Context context = call.context();
+    engine.run(s, y, context);
+  }
+};
+
+}  // namespace
+
+void add_expand(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<ExpandOp>(api, domain); }
+
+}  // namespace perfonnx::ort

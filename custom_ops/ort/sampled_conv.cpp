@@ -1,0 +1,66 @@
+#include <algorithm>
+
+#include "engine/isa.h"
+#include "engine/row_operators.h"
+#include "ort/custom_op.h"
+
+namespace perfonnx::ort {
+namespace {
+
+constexpr std::size_t kZ = 6;
+
+// nullopt without Z; with the shape of a Z that is known to add nothing.
+std::optional<AddedConstants> read_added(const KernelInfo& info) {
+  const std::optional<Indices> source = read_indices(info, kZ + 1, "z_source");
+  if (!info.has_input(kZ)) {
+    if (source) throw Error("input 'z_source': it is given without Z; give both or neither");
+    return std::nullopt;
+  }
+  AddedConstants added{source, std::nullopt};
+  if (const std::optional<Constant> z = info.constant_if_any(kZ, "Z")) {
+    if (z->dims.size() != 3) {
+      throw Error("input 'Z': shape " + shape_text(z->dims) + " instead of [N or 1, rows, channels]");
+    }
+    const std::vector<float> values = z->floats();
+    if (std::all_of(values.begin(), values.end(), [](float v) { return v == 0.0F; })) {
+      added.zeros = Rows{nullptr, Element::kFloat, z->dims[0], z->dims[1], z->dims[2]};
+    }
+  }
+  return added;
+}
+
+struct SampledConvOp {
+  using Engine = SampledConv;
+  static constexpr const char* kName = "SampledConv";
+  static constexpr Input kInputs[] = {kRequiredT,         // S
+                                      kRequiredT,         // W
+                                      kOptionalT,         // B
+                                      kOptionalIndices,   // in_source
+                                      kMapSize,           // in_shape
+                                      kOptionalIndices,   // sites
+                                      kOptionalT,         // Z
+                                      kOptionalIndices};  // z_source
+
+  static std::unique_ptr<const Engine> create(const KernelInfo& info) {
+    const ConvInputs inputs(info);
+    const VirtualMap map{read_map_size(info, 4, "in_shape"), read_indices(info, 3, "in_source")};
+    return std::make_unique<const Engine>(inputs.conv, map, read_indices(info, 5, "sites"), read_added(info),
+                                          default_kernels());
+  }
+
+  static void compute(const Engine& engine, Call& call) {
+    const Rows s = call.rows(0, "S");
+    std::optional<Rows> z;
+    if (engine.adds()) z = call.rows(kZ, "Z");
+    engine.check(s, z ? &*z : nullptr);
+    void* r = call.output(s.images, engine.sites(), engine.outputs());
+    Context context = call.context();
+    engine.run(s, z ? &*z : nullptr, r, context);
+  }
+};
+
+}  // namespace
+
+void add_sampled_conv(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<SampledConvOp>(api, domain); }
+
+}  // namespace perfonnx::ort

@@ -1,0 +1,56 @@
+#include "engine/isa.h"
+#include "engine/row_operators.h"
+#include "ort/custom_op.h"
+
+namespace perfonnx::ort {
+namespace {
+
+bool read_flag(const KernelInfo& info, const char* name) {
+  const std::int64_t value = info.integer(name).value_or(0);
+  if (value != 0 && value != 1) throw Error("attribute '" + std::string(name) + "': it must be 0 or 1");
+  return value == 1;
+}
+
+template <bool kAverage>
+struct SampledPoolOp {
+  using Engine = SampledPool;
+  static constexpr const char* kName = kAverage ? "SampledAveragePool" : "SampledMaxPool";
+  static constexpr Input kInputs[] = {kRequiredT,         // S
+                                      kOptionalIndices,   // in_source
+                                      kMapSize,           // in_shape
+                                      kOptionalIndices};  // sites
+
+  static std::unique_ptr<const Engine> create(const KernelInfo& info) {
+    PoolWindow window;
+    if (!info.ints("kernel_shape")) throw Error("attribute 'kernel_shape': it is missing");
+    read_ints(info, "kernel_shape", window.geometry.kernel, 2);
+    read_ints(info, "strides", window.geometry.strides, 2);
+    read_ints(info, "pads", window.geometry.pads, 4);
+    window.ceil_mode = read_flag(info, "ceil_mode");
+    window.average = kAverage;
+    if (kAverage) {
+      window.count_include_pad = read_flag(info, "count_include_pad");
+    } else {
+      read_ints(info, "dilations", window.geometry.dilations, 2);
+    }
+    const VirtualMap map{read_map_size(info, 2, "in_shape"), read_indices(info, 1, "in_source")};
+    return std::make_unique<const Engine>(window, map, read_indices(info, 3, "sites"), default_kernels());
+  }
+
+  static void compute(const Engine& engine, Call& call) {
+    const Rows s = call.rows(0, "S");
+    engine.check(s);
+    void* r = call.output(s.images, engine.sites(), s.channels);
+    Context context = call.context();
+    engine.run(s, r, context);
+  }
+};
+
+}  // namespace
+
+void add_sampled_pool(const OrtApi& api, OrtCustomOpDomain* domain) {
+  add_overloads<SampledPoolOp<false>>(api, domain);
+  add_overloads<SampledPoolOp<true>>(api, domain);
+}
+
+}  // namespace perfonnx::ort
