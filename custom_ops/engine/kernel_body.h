@@ -64,7 +64,7 @@ PERFONNX_INLINE Vec apply(Vec v, const Act& act) {
 
 // SITES x (VECTORS * kVector) outputs, all accumulators in registers. Per input channel: VECTORS loads of weights and,
 // per site, one broadcast of the input that feeds VECTORS multiply-adds.
-template <int SITES, int VECTORS>
+template <bool GATHERED, int SITES, int VECTORS>
 void tile(const TileArgs* args) {
   const size_t channels = args->channels;
   const bool whole = channels == VECTORS * kVector;
@@ -90,24 +90,37 @@ void tile(const TileArgs* args) {
     for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = load(from + p * from_stride + v * kVector);
   }
 
-  const float* const* rows = args->rows;
-  const float* panel = args->panel;
   const size_t inputs = args->inputs;
-  const size_t offset = args->offset;
-  for (size_t t = 0; t < args->taps; ++t, rows += SITES, panel += args->tap_stride) {
-    const float* row[SITES];
-    PERFONNX_UNROLL
-    for (size_t p = 0; p < SITES; ++p) row[p] = rows[p] + offset;
-    const float* weights = panel;
-    for (size_t c = 0; c < inputs; ++c, weights += kPanel) {
+  const float* weights = args->panel;
+  if constexpr (GATHERED) {
+    const float* x = args->gathered;
+    for (size_t k = 0; k < inputs; ++k, ++x, weights += kPanel) {
       Vec w[VECTORS];
       PERFONNX_UNROLL
       for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
       PERFONNX_UNROLL
       for (size_t p = 0; p < SITES; ++p) {
-        const float x = row[p][c];
         PERFONNX_UNROLL
-        for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x * w[v];
+        for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x[p * kGatherStride] * w[v];
+      }
+    }
+  } else {
+    const float* const* rows = args->rows;
+    const size_t offset = args->offset;
+    for (size_t t = 0; t < args->taps; ++t, rows += SITES) {
+      const float* row[SITES];
+      PERFONNX_UNROLL
+      for (size_t p = 0; p < SITES; ++p) row[p] = rows[p] + offset;
+      for (size_t c = 0; c < inputs; ++c, weights += kPanel) {
+        Vec w[VECTORS];
+        PERFONNX_UNROLL
+        for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
+        PERFONNX_UNROLL
+        for (size_t p = 0; p < SITES; ++p) {
+          const float x = row[p][c];
+          PERFONNX_UNROLL
+          for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x * w[v];
+        }
       }
     }
   }
@@ -115,13 +128,13 @@ void tile(const TileArgs* args) {
   if (args->added != nullptr) {
     if (!whole) {
       for (size_t p = 0; p < SITES; ++p) {
-        const float* added = args->added[p] + args->added_offset;
+        const float* added = args->added[p] + args->column;
         for (size_t i = 0; i < kPanel; ++i) edge[p * kPanel + i] = i < channels ? added[i] : 0.0F;
       }
     }
     PERFONNX_UNROLL
     for (size_t p = 0; p < SITES; ++p) {
-      const float* added = whole ? args->added[p] + args->added_offset : edge + p * kPanel;
+      const float* added = whole ? args->added[p] + args->column : edge + p * kPanel;
       PERFONNX_UNROLL
       for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += load(added + v * kVector);
     }
@@ -233,26 +246,32 @@ void pool(const PoolArgs* args) {
 }
 
 // Tiles that the instruction set does not use have no function.
-template <int SITES, int VECTORS>
+template <bool GATHERED, int SITES, int VECTORS>
 constexpr TileFunction tile_or_null() {
   if constexpr (SITES <= PERFONNX_SITE_TILE) {
-    return tile<SITES, VECTORS>;
+    return tile<GATHERED, SITES, VECTORS>;
   } else {
     return nullptr;
   }
 }
 
-#define PERFONNX_TILES(v)                                                                      \
-  {tile_or_null<1, v>(),  tile_or_null<2, v>(),  tile_or_null<3, v>(),  tile_or_null<4, v>(),  \
-   tile_or_null<5, v>(),  tile_or_null<6, v>(),  tile_or_null<7, v>(),  tile_or_null<8, v>(),  \
-   tile_or_null<9, v>(),  tile_or_null<10, v>(), tile_or_null<11, v>(), tile_or_null<12, v>(), \
-   tile_or_null<13, v>(), tile_or_null<14, v>(), tile_or_null<15, v>(), tile_or_null<16, v>()}
+#define PERFONNX_TILES(g, v)                                                                               \
+  {tile_or_null<g, 1, v>(),  tile_or_null<g, 2, v>(),  tile_or_null<g, 3, v>(),  tile_or_null<g, 4, v>(),  \
+   tile_or_null<g, 5, v>(),  tile_or_null<g, 6, v>(),  tile_or_null<g, 7, v>(),  tile_or_null<g, 8, v>(),  \
+   tile_or_null<g, 9, v>(),  tile_or_null<g, 10, v>(), tile_or_null<g, 11, v>(), tile_or_null<g, 12, v>(), \
+   tile_or_null<g, 13, v>(), tile_or_null<g, 14, v>(), tile_or_null<g, 15, v>(), tile_or_null<g, 16, v>()}
 
 }  // namespace
 
 // Constant initialisation: no code of this file runs before it is chosen.
-extern constexpr KernelSet PERFONNX_KERNELS = {
-    PERFONNX_ISA_NAME, kVector,   kPanel,       PERFONNX_SITE_TILE, {PERFONNX_TILES(1), PERFONNX_TILES(2)},
-    depthwise,         pool<Max>, pool<Average>};
+extern constexpr KernelSet PERFONNX_KERNELS = {PERFONNX_ISA_NAME,
+                                               kVector,
+                                               kPanel,
+                                               PERFONNX_SITE_TILE,
+                                               {PERFONNX_TILES(false, 1), PERFONNX_TILES(false, 2)},
+                                               {PERFONNX_TILES(true, 1), PERFONNX_TILES(true, 2)},
+                                               depthwise,
+                                               pool<Max>,
+                                               pool<Average>};
 
 }  // namespace perfonnx

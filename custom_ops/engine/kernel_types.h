@@ -10,21 +10,25 @@
 
 namespace perfonnx {
 
-// One tile of the sampled product: `sites` rows of output times one panel of `channels` output channels, over a block
-// of taps and input channels.
+// Gathered inputs: at most kGatherDepth floats a site. Their distance is a constant, so that a kernel needs one pointer
+// for all sites of a tile, and no multiple of 4096 bytes, so that the sites use different sets of the first cache.
+enum { kGatherDepth = 512, kGatherStride = kGatherDepth + 16 };
+
+// One tile of the sampled product: `sites` rows of output times one panel of `channels` output channels, over a slice
+// of the sum over taps and input channels. The inputs are read where they are (`rows`) or were copied (`gathered`).
 struct TileArgs {
-  const float* const* rows;  // [taps][sites]: first input channel of the block, for each tap and site
+  const float* const* rows;  // [taps][sites]: first input channel of the tap, for each tap and site
+  const float* gathered;     // [sites][kGatherStride], of which `inputs` floats each are used
   size_t taps;
   size_t offset;              // added to every row pointer: first input channel of the group and of the block
   size_t inputs;              // input channels in the block
   const float* panel;         // weights [taps][inputs][panel width], at the first tap and channel of the block
-  size_t tap_stride;          // floats from one tap to the next in the panel
   const float* bias;          // [panel width]
   float* out;                 // [sites][out_stride]
   size_t out_stride;          // floats
   size_t channels;            // output channels to store, at most the panel width
   const float* const* added;  // [sites] rows to add to the finished sums, before the activation; null: none
-  size_t added_offset;        // added to every such pointer: first output channel of the panel
+  size_t column;              // first output channel of the panel, added to every such pointer
   int accumulate;             // start from out instead of bias
   int activate;               // apply the activation below
   float negative_slope;
@@ -74,8 +78,9 @@ struct KernelSet {
   size_t vector;     // floats in a vector
   size_t panel;      // output channels of a panel: two vectors
   size_t site_tile;  // most sites in a tile
-  // tile[v - 1][p - 1]: p sites and v vectors of output channels
-  TileFunction tile[2][kMaxSiteTile];
+  // [v - 1][p - 1]: p sites and v vectors of output channels
+  TileFunction direct[2][kMaxSiteTile];
+  TileFunction gathered[2][kMaxSiteTile];
   DepthwiseFunction depthwise;
   PoolFunction max_pool;
   PoolFunction average_pool;

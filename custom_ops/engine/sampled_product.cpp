@@ -1,24 +1,42 @@
 #include "engine/sampled_product.h"
 
 #include <algorithm>
+#include <thread>
 #include <vector>
 
 namespace perfonnx {
 namespace {
 
 // Sizes of the blocks; all of them only move work around, none changes a result except by the order of additions.
-// A block of weights (one panel, some taps and channels) and the input rows of a block of sites share the second cache.
-constexpr std::int64_t kWeightBytes = 192 * 1024;
+// A block of sites keeps its gathered inputs (kTilesPerBlock tiles of kGatherDepth floats a site) in the second cache.
 constexpr std::int64_t kTilesPerBlock = 16;
 constexpr std::int64_t kPointerBytes = 96 * 1024;
+// Copying the inputs of a tile pays where a panel of weights is too large for the second cache, so that the sum is cut
+// into slices, or where a tap has few channels: a loop over taps of three channels is mostly overhead.
+constexpr std::int64_t kDirectDepth = 2304;
+constexpr std::int64_t kGatherInputs = 16;
+
 // With fewer blocks of sites than this the panels are split too, so that a pool of threads stays busy to the end.
-constexpr std::int64_t kTasks = 32;
+std::int64_t wanted_tasks() {
+  static const std::int64_t tasks = std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);
+  return tasks;
+}
+
+// `count` floats; most counts are small, where a call would cost more than the copy.
+inline void copy_floats(const float* from, std::int64_t count, float* to) {
+  if (count >= 64) {
+    std::copy_n(from, count, to);
+  } else {
+    for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
+  }
+}
 
 class Product {
  public:
   Product(const InputRows& input, const RowTable& table, const PackedWeights& weights, const Activation* activation,
-          float* out, std::int64_t out_stride, const SiteList* list, const AddedRows* added)
-      : input_(input),
+          float* out, std::int64_t out_stride, const SiteList* list, const AddedRows* added, Context& context)
+      : context_(context),
+        input_(input),
         table_(table),
         weights_(weights),
         activation_(activation),
@@ -31,25 +49,14 @@ class Product {
     const WeightShape& shape = weights.shape();
     const std::int64_t pointers = shape.taps * site_tile_ * static_cast<std::int64_t>(sizeof(float*));
     const std::int64_t tiles = std::clamp(kPointerBytes / pointers, std::int64_t{1}, kTilesPerBlock);
-    blocks_ = ceil_div(total_, tiles * site_tile_);
-    if (blocks_ < kTasks) {  // smaller blocks share better, down to one tile each
-      blocks_ = std::min(kTasks, ceil_div(total_, site_tile_));
-      // A block of few tiles reads every weight for little work: keep four, and split the panels instead.
-      blocks_ = std::max(std::min(blocks_, ceil_div(total_, 4 * site_tile_)), ceil_div(total_, tiles * site_tile_));
-    }
     const std::int64_t all_panels = shape.groups * weights.panels_per_group();
-    panel_parts_ = weights.depthwise() ? 1 : std::min(all_panels, blocks_ < kTasks ? ceil_div(kTasks, blocks_) : 1);
-
-    // Split the sum over taps and channels so that the weights of a step stay in cache while the sites pass.
-    const std::int64_t width = weights.panel_width();
-    const std::int64_t bytes_per_tap_channel = width * static_cast<std::int64_t>(sizeof(float));
-    const std::int64_t room = std::max<std::int64_t>(kWeightBytes / bytes_per_tap_channel, 1);
-    if (shape.taps * shape.inputs > room) {
-      const std::int64_t channels =
-          std::clamp<std::int64_t>(room / shape.taps, std::min<std::int64_t>(64, shape.inputs), shape.inputs);
-      channel_parts_ = ceil_div(shape.inputs, channels);
-      tap_parts_ = ceil_div(shape.taps, std::max<std::int64_t>(room / channels, 1));
+    const std::int64_t tasks = wanted_tasks();
+    blocks_ = ceil_div(total_, tiles * site_tile_);
+    if (blocks_ < tasks && (weights.depthwise() || all_panels < tasks)) {  // few panels to share: smaller blocks
+      blocks_ = std::min(tasks, ceil_div(total_, site_tile_));
     }
+    panel_parts_ = weights.depthwise() ? 1 : std::min(all_panels, blocks_ < tasks ? ceil_div(tasks, blocks_) : 1);
+    gathers_ = shape.taps * shape.inputs > kDirectDepth || shape.inputs < kGatherInputs;
   }
 
   std::int64_t tasks() const noexcept { return blocks_ * panel_parts_; }
@@ -75,7 +82,11 @@ class Product {
     } else {
       const EvenSplit panels{weights_.shape().groups * weights_.panels_per_group(), panel_parts_};
       const std::int64_t part = task % panel_parts_;
-      run_panels(first, tiles, pointers.data(), added, panels.begin(part), panels.end(part));
+      if (gathers_) {
+        run_gathered(first, tiles, pointers.data(), added, panels.begin(part), panels.end(part));
+      } else {
+        run_direct(first, tiles, pointers.data(), added, panels.begin(part), panels.end(part));
+      }
     }
   }
 
@@ -105,50 +116,112 @@ class Product {
     }
   }
 
-  void run_panels(std::int64_t first, const EvenSplit& tiles, const float* const* pointers, const float* const* added,
+  // Reads the inputs where they are.
+  void run_direct(std::int64_t first, const EvenSplit& tiles, const float* const* pointers, const float* const* added,
                   std::int64_t panel_begin, std::int64_t panel_end) const {
     const WeightShape& shape = weights_.shape();
-    const KernelSet& kernels = weights_.kernels();
-    const std::int64_t width = weights_.panel_width();
-    const EvenSplit tap_split{shape.taps, tap_parts_};
-    const EvenSplit channel_split{shape.inputs, channel_parts_};
-    const std::int64_t steps = tap_parts_ * channel_parts_;
+    TileArgs args = tile_args();
+    args.taps = static_cast<std::size_t>(shape.taps);
+    args.inputs = static_cast<std::size_t>(shape.inputs);
+    args.activate = activation_ != nullptr ? 1 : 0;
+    for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
+      const TileFunction* functions = enter_panel(panel, 0, &args, false);
+      args.offset = static_cast<std::size_t>(panel / weights_.panels_per_group() * shape.inputs);
+      for (std::int64_t i = 0; i < tiles.parts; ++i) {
+        const std::int64_t begin = tiles.begin(i);
+        args.rows = pointers + begin * shape.taps;
+        run_tile(functions, first + begin, tiles.end(i) - begin, added == nullptr ? nullptr : added + begin, args);
+      }
+    }
+  }
+
+  // Copies the inputs of all tiles first, a slice of the sum over taps and channels at a time.
+  void run_gathered(std::int64_t first, const EvenSplit& tiles, const float* const* pointers, const float* const* added,
+                    std::int64_t panel_begin, std::int64_t panel_end) const {
+    const WeightShape& shape = weights_.shape();
+    const EvenSplit slices{shape.taps * shape.inputs, ceil_div(shape.taps * shape.inputs, kGatherDepth)};
+    Scratch<float> gathered(context_, static_cast<std::size_t>(tiles.total * kGatherStride));
+    TileArgs args = tile_args();
+    for (std::int64_t slice = 0; slice < slices.parts; ++slice) {
+      const bool last = slice + 1 == slices.parts;
+      args.inputs = static_cast<std::size_t>(slices.end(slice) - slices.begin(slice));
+      args.accumulate = slice > 0 ? 1 : 0;
+      args.activate = activation_ != nullptr && last ? 1 : 0;
+      std::int64_t group = -1;
+      for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
+        if (panel / weights_.panels_per_group() != group) {
+          group = panel / weights_.panels_per_group();
+          for (std::int64_t i = 0; i < tiles.parts; ++i) {
+            const std::int64_t begin = tiles.begin(i);
+            gather(pointers + begin * shape.taps, tiles.end(i) - begin, group, slices.begin(slice), slices.end(slice),
+                   gathered.data() + begin * kGatherStride);
+          }
+        }
+        const TileFunction* functions = enter_panel(panel, slices.begin(slice), &args, true);
+        for (std::int64_t i = 0; i < tiles.parts; ++i) {
+          const std::int64_t begin = tiles.begin(i);
+          args.gathered = gathered.data() + begin * kGatherStride;
+          run_tile(functions, first + begin, tiles.end(i) - begin, added != nullptr && last ? added + begin : nullptr,
+                   args);
+        }
+      }
+    }
+  }
+
+  // Inputs `begin` to `end` of the sum over taps and channels of a group, for the sites of a tile.
+  void gather(const float* const* pointers, std::int64_t sites, std::int64_t group, std::int64_t begin,
+              std::int64_t end, float* out) const {
+    const std::int64_t inputs = weights_.shape().inputs;
+    const bool mergeable = weights_.shape().groups == 1;
+    for (std::int64_t p = 0; p < sites; ++p) {
+      float* to = out + p * kGatherStride;
+      for (std::int64_t k = begin; k < end;) {
+        std::int64_t tap = k / inputs;
+        const float* from = pointers[tap * sites + p] + group * inputs + k % inputs;
+        std::int64_t stop = std::min(end, (tap + 1) * inputs);
+        // Neighbouring taps often read neighbouring rows.
+        while (mergeable && stop < end && pointers[(tap + 1) * sites + p] == pointers[tap * sites + p] + inputs) {
+          ++tap;
+          stop = std::min(end, (tap + 1) * inputs);
+        }
+        copy_floats(from, stop - k, to);
+        to += stop - k;
+        k = stop;
+      }
+    }
+  }
+
+  TileArgs tile_args() const {
     TileArgs args{};
     args.out_stride = static_cast<std::size_t>(out_stride_);
-    args.tap_stride = static_cast<std::size_t>(shape.inputs * width);
     if (activation_ != nullptr) {
       args.negative_slope = activation_->negative_slope;
       args.clip_min = activation_->clip_min;
       args.clip_max = activation_->clip_max;
     }
-    for (std::int64_t step = 0; step < steps; ++step) {
-      const std::int64_t tap = tap_split.begin(step / channel_parts_);
-      const std::int64_t channel = channel_split.begin(step % channel_parts_);
-      args.taps = static_cast<std::size_t>(tap_split.end(step / channel_parts_) - tap);
-      args.inputs = static_cast<std::size_t>(channel_split.end(step % channel_parts_) - channel);
-      args.accumulate = step > 0 ? 1 : 0;
-      args.activate = activation_ != nullptr && step + 1 == steps ? 1 : 0;
-      for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
-        const std::int64_t group = panel / weights_.panels_per_group();
-        const std::int64_t in_group = panel % weights_.panels_per_group();
-        const std::int64_t channels = std::min(width, weights_.outputs_per_group() - in_group * width);
-        const std::int64_t vectors = ceil_div(channels, static_cast<std::int64_t>(kernels.vector));
-        args.channels = static_cast<std::size_t>(channels);
-        args.offset = static_cast<std::size_t>(group * shape.inputs + channel);
-        args.panel = weights_.panel(group, in_group) + (tap * shape.inputs + channel) * width;
-        args.bias = weights_.bias(group, in_group);
-        const std::int64_t column = group * weights_.outputs_per_group() + in_group * width;
-        args.added_offset = static_cast<std::size_t>(column);
-        for (std::int64_t i = 0; i < tiles.parts; ++i) {
-          const std::int64_t begin = tiles.begin(i);
-          const std::int64_t count = tiles.end(i) - begin;
-          args.rows = pointers + begin * shape.taps + tap * count;
-          args.out = out_ + (first + begin) * out_stride_ + column;
-          args.added = added != nullptr && step + 1 == steps ? added + begin : nullptr;
-          kernels.tile[vectors - 1][count - 1](&args);
-        }
-      }
-    }
+    return args;
+  }
+
+  // Points the arguments at a panel, from the given place of the sum on, and returns its kernels by number of sites.
+  const TileFunction* enter_panel(std::int64_t panel, std::int64_t from, TileArgs* args, bool gathered) const {
+    const KernelSet& kernels = weights_.kernels();
+    const std::int64_t width = weights_.panel_width();
+    const std::int64_t group = panel / weights_.panels_per_group();
+    const std::int64_t in_group = panel % weights_.panels_per_group();
+    const std::int64_t channels = std::min(width, weights_.outputs_per_group() - in_group * width);
+    args->channels = static_cast<std::size_t>(channels);
+    args->panel = weights_.panel(group, in_group) + from * width;
+    args->bias = weights_.bias(group, in_group);
+    args->column = static_cast<std::size_t>(group * weights_.outputs_per_group() + in_group * width);
+    const std::int64_t vectors = ceil_div(channels, static_cast<std::int64_t>(kernels.vector));
+    return gathered ? kernels.gathered[vectors - 1] : kernels.direct[vectors - 1];
+  }
+
+  void run_tile(const TileFunction* functions, std::int64_t row, std::int64_t sites, const float* const* added,
+                TileArgs& args) const {
+    args.out = out_ + row * out_stride_ + static_cast<std::int64_t>(args.column);
+    args.added = added;
+    functions[sites - 1](&args);
   }
 
   void run_depthwise(std::int64_t first, const EvenSplit& tiles, const float* const* pointers,
@@ -177,6 +250,7 @@ class Product {
     }
   }
 
+  Context& context_;
   const InputRows& input_;
   const RowTable& table_;
   const PackedWeights& weights_;
@@ -189,8 +263,7 @@ class Product {
   std::int64_t site_tile_;
   std::int64_t blocks_ = 0;
   std::int64_t panel_parts_ = 1;
-  std::int64_t channel_parts_ = 1;
-  std::int64_t tap_parts_ = 1;
+  bool gathers_ = false;
 };
 
 }  // namespace
@@ -200,7 +273,7 @@ void sampled_product(const InputRows& input, const RowTable& table, const Packed
                      const SiteList* list, const AddedRows* added) {
   const std::int64_t total = list != nullptr ? list->count : input.images * table.sites;
   if (total == 0) return;
-  const Product product(input, table, weights, activation, out, out_stride, list, added);
+  const Product product(input, table, weights, activation, out, out_stride, list, added, context);
   context.parallel.run(static_cast<std::size_t>(product.tasks()),
                        [&](std::size_t task) { product.run(static_cast<std::int64_t>(task)); });
 }

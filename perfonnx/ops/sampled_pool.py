@@ -61,7 +61,7 @@ def reference(
             xs = ox * window.strides[1] - window.pads[1] + window.dilations[1] * np.arange(window.kernel[1])
             inside = x[:, :, ys[(ys >= 0) & (ys < height)]][:, :, :, xs[(xs >= 0) & (xs < width)]]
             if not average:
-                result[:, :, oy, ox] = inside.max(axis=(2, 3)) if inside[0:1].size or not x.shape[0] else -np.inf
+                result[:, :, oy, ox] = inside.max(axis=(2, 3), initial=-np.inf)
                 continue
             count = inside.shape[2] * inside.shape[3]
             if count_include_pad:  # padding counts, what a ceil_mode window reaches beyond it does not
