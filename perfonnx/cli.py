@@ -199,9 +199,9 @@ def _add_rewrite(commands: Any) -> None:
     )
     model.add_argument(
         "--layout",
-        default="nchw",
+        default="rows",
         metavar="NAME",
-        help="rows: neighbouring rewritten layers exchange rows; nchw (default): each takes and gives whole maps",
+        help="rows (default): neighbouring rewritten layers exchange rows; nchw: each takes and gives whole maps",
     )
     after = parser.add_argument_group("afterwards")
     after.add_argument(

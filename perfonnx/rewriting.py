@@ -139,7 +139,7 @@ def rewrite(
     plan: Plan | str | os.PathLike[str] | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     fallback: bool = True,
-    layout: str = "nchw",
+    layout: str = "rows",
     freeze_weights: bool = False,
     progress: Callable[[str], None] | None = None,
     **choices: Any,

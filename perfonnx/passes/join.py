@@ -11,10 +11,8 @@ import numpy as np
 from perfonnx.graph import conv_sites
 from perfonnx.io import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, State
-from perfonnx.passes.regions import Regions
+from perfonnx.passes.regions import Regions, is_map
 from perfonnx.plan import LayerPlan
-
-DEPTHWISE = 1
 
 
 class Join(Pass):
@@ -29,8 +27,7 @@ class Join(Pass):
             if d.plan.method == "sparse" or (d.plan.method == "perforate" and d.plan.interpolation != "barycentric")
         }
         taken = {id(d.site.node) for d in state.decisions.values()}
-        types = {d.site.elem_type for d in state.decisions.values()}
-        dense = {i for i, s in sites.items() if i not in taken and s.elem_type in types and s.output_shape != (1, 1)}
+        dense = {i for i, s in sites.items() if i not in taken and is_map(workspace, s.output)}
         regions = Regions(workspace, chosen, dense)
         for node in list(workspace.graph.nodes):
             if regions.joins(node):

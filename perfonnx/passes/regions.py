@@ -32,14 +32,17 @@ def is_standard(node: gs.Node) -> bool:
 
 
 def is_map(workspace: Workspace, tensor: gs.Tensor) -> bool:
-    """True for a float tensor of rank 4 whose channels, height and width are known."""
+    """True for a float32 tensor of rank 4 whose channels, height and width are known.
+
+    float16 stays on maps: the kernels compute in float32, and rows would be converted at every operator.
+    """
     known = workspace.types.get(tensor.name)
     return (
         known is not None
         and known.shape is not None
         and len(known.shape) == 4
         and all(isinstance(d, int) for d in known.shape[1:])
-        and known.elem_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+        and known.elem_type == TensorProto.FLOAT
     )
 
 
