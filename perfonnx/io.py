@@ -35,6 +35,7 @@ MAX_MESSAGE = 2**31 - 2**20
 
 _LONG_DOMAIN = "ai.onnx"
 _SMALL_TENSOR = 1024  # elements that shape inference may want to read (shapes, axes, scales)
+_STREAMED = 1 << 24  # bytes; tensors from here on are written one by one
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the message, where every reader finds them
 
 
@@ -703,10 +704,61 @@ def save(model: LoadedModel, path: str | os.PathLike[str]) -> None:
             if has_external_data(model) or model_bytes(model) > MAX_MESSAGE:
                 _save_with_data(model, target, Path(temporary))
             else:
-                draft.write_bytes(model.proto.SerializeToString(deterministic=True))
+                with draft.open("wb") as stream:
+                    _write_message(model.proto, stream)
                 _publish(draft, target)
     except OSError as error:
         raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_message(proto: ModelProto, stream: IO[bytes]) -> None:
+    """Serialize; a large model tensor by tensor, since protobuf needs twice the message's size to do it at once.
+
+    Fields may stand in any order in protobuf's encoding, so large `raw_data` are put behind what else a tensor has.
+    """
+    if all(tensor_bytes(t) < _STREAMED for t in proto.graph.initializer):
+        stream.write(proto.SerializeToString(deterministic=True))
+        return
+    graph = _without(proto.graph, "initializer").SerializeToString(deterministic=True)
+    heads, sizes = [], []
+    for tensor in proto.graph.initializer:
+        streamed = tensor.HasField("raw_data") and tensor_bytes(tensor) >= _STREAMED
+        head = (_without(tensor, "raw_data") if streamed else tensor).SerializeToString(deterministic=True)
+        heads.append(head)
+        sizes.append(len(head) + (_field_bytes(tensor_bytes(tensor)) if streamed else 0))
+    stream.write(_without(proto, "graph").SerializeToString(deterministic=True))
+    stream.write(_field_head(ModelProto.GRAPH_FIELD_NUMBER, len(graph) + sum(map(_field_bytes, sizes))))
+    stream.write(graph)
+    for tensor, head, size in zip(proto.graph.initializer, heads, sizes, strict=True):
+        stream.write(_field_head(GraphProto.INITIALIZER_FIELD_NUMBER, size))
+        stream.write(head)
+        if size > len(head):
+            stream.write(_field_head(TensorProto.RAW_DATA_FIELD_NUMBER, tensor_bytes(tensor)))
+            stream.write(tensor.raw_data)
+
+
+def _without(message: Any, field_name: str) -> Any:
+    """A copy of a message without one of its fields."""
+    result = type(message)()
+    for descriptor, value in message.ListFields():
+        if descriptor.name != field_name:
+            _set_field(result, descriptor.name, value)
+    return result
+
+
+def _field_head(number: int, length: int) -> bytes:
+    """Tag and length in front of a length-delimited field of a number below 16."""
+    encoded = bytearray([number << 3 | 2])
+    while length >= 0x80:
+        encoded.append(length & 0x7F | 0x80)
+        length >>= 7
+    encoded.append(length)
+    return bytes(encoded)
+
+
+def _field_bytes(length: int) -> int:
+    """Size of a length-delimited field, head and content."""
+    return len(_field_head(1, length)) + length
 
 
 def _save_with_data(model: LoadedModel, target: Path, temporary: Path) -> None:
@@ -774,13 +826,8 @@ def _publish(draft: Path, target: Path) -> None:
 def _externalized(model: LoadedModel, data: Path, location: str) -> ModelProto:
     """A copy of the message whose larger tensors point into `data`, which is written here tensor by tensor."""
     source = model.proto
-    result = ModelProto()
-    for descriptor, value in source.ListFields():
-        if descriptor.name != "graph":
-            _set_field(result, descriptor.name, value)
-    for descriptor, value in source.graph.ListFields():
-        if descriptor.name != "initializer":
-            _set_field(result.graph, descriptor.name, value)
+    result = _without(source, "graph")
+    result.graph.CopyFrom(_without(source.graph, "initializer"))
     with data.open("wb") as stream:
         for tensor in source.graph.initializer:
             size = tensor_bytes(tensor)

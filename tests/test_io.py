@@ -465,6 +465,7 @@ def test_a_failure_leaves_what_was_there(
     monkeypatch.setattr(Path, "write_bytes", fails(Path.write_bytes))
     monkeypatch.setattr(os, "replace", fails(os.replace))
     monkeypatch.setattr(io, "_copy_data", fails(io._copy_data))
+    monkeypatch.setattr(io, "_write_message", fails(io._write_message))
     with pytest.raises(PerfonnxError, match=r"m\.onnx: cannot be written: No space left on device"):
         result.save(out / "m.onnx")
     monkeypatch.undo()
@@ -678,3 +679,14 @@ def test_input_shapes() -> None:
     ):
         with pytest.raises(PerfonnxError, match=match):
             nets.rewrite(model, input_shapes=shapes)
+
+
+def test_large_models_are_written_tensor_by_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written so is the message, whatever is streamed."""
+    model = nets.model([nets.conv(y="y", b="b")], {"w": nets.values(4, 3, 3, 3), "b": nets.values(4)})
+    model.metadata_props.add(key="k", value="v")
+    loaded = io.load(model)
+    io.save(loaded, tmp_path / "whole.onnx")
+    monkeypatch.setattr(io, "_STREAMED", 100)  # the weight is larger, the bias smaller
+    io.save(loaded, tmp_path / "streamed.onnx")
+    assert onnx.load(tmp_path / "streamed.onnx") == onnx.load(tmp_path / "whole.onnx") == model
