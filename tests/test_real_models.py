@@ -52,9 +52,7 @@ def check_one(path: Path, **choices: object) -> perfonnx.Rewritten:
     if path.stem != EXPERIMENTAL:
         onnx.checker.check_model(proto, full_check=True)
     session = perfonnx.session(proto)
-    feed = next(feeds.random_feeds(session, n=1))
-    if path.stem in real_models.PIXELS:
-        feed = {name: np.clip(127 + 64 * values, 0, 255) for name, values in feed.items()}
+    feed = real_models.suited(path.stem, next(feeds.random_feeds(session, n=1)))
     by_kernel = session.run(None, feed)
     if report.layers:
         assert {n.domain for n in proto.graph.node} >= {"ai.perfonnx"}
