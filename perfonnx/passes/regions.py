@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ ZERO_TO_ZERO = frozenset(
 """Elementwise operators that keep zero: a fill value of zero passes through them."""
 
 ELEMENTWISE = ZERO_TO_ZERO | frozenset("Sigmoid HardSigmoid Exp Softplus Clip".split())  # noqa: SIM905
+CHEAPER_TO_TURN = 4
+"""A layer's input is cheaper to turn into rows than its output where it is this many times smaller."""
+
 JOINING = ("Add", "Sum", "Concat")
 GLOBAL_POOLS = {"GlobalAveragePool": ops.sampled_pool.AVERAGE, "GlobalMaxPool": ops.sampled_pool.MAX}
 POOLS = {"AveragePool": ops.sampled_pool.AVERAGE, "MaxPool": ops.sampled_pool.MAX}
@@ -150,14 +154,25 @@ class Regions:
                 self.wanted.update(self._maps(node))
 
     def joins(self, node: gs.Node) -> bool:
-        """Whether a dense convolution is better computed on rows: between sampled layers, or 1x1 behind one."""
-        if id(node) not in self.dense or node.inputs[0].name not in self.derived:
+        """Whether a dense convolution is better computed on rows.
+
+        That is between sampled layers, as a 1x1 convolution behind one, and before one where the layer's input is so
+        much smaller than its output that it is cheaper to turn: a network's first layer, mostly.
+        """
+        if id(node) not in self.dense:
             return False
+        if node.inputs[0].name not in self.derived:
+            small = self._size(node.inputs[0]) * CHEAPER_TO_TURN <= self._size(node.outputs[0])
+            return small and node.outputs[0].name in self.wanted
         pointwise_on_few = self._is_pointwise(node) and node.inputs[0].name in self.coarse
         return node.outputs[0].name in self.wanted or pointwise_on_few
 
     def _passes(self, node: gs.Node) -> bool:
         return id(node) in self.dense or works_on_rows(self.workspace, node)
+
+    def _size(self, tensor: gs.Tensor) -> int:
+        known = self.workspace.types[tensor.name].shape
+        return math.prod(d for d in (known or ())[1:] if isinstance(d, int))
 
     def _maps(self, node: gs.Node) -> Iterator[str]:
         inputs = node.inputs if node.op in JOINING else node.inputs[:1]
