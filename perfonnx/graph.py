@@ -376,10 +376,12 @@ def _keeps_positions(workspace: Workspace, node: gs.Node, tensor: gs.Tensor) -> 
 
 
 def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
-    """The window of a 2-D pooling node, `auto_pad` resolved; None where it cannot be read."""
+    """The window of a 2-D pooling node, `auto_pad` resolved; None where it cannot be read or does not fit its map."""
     kernel = [int(v) for v in node.attrs.get("kernel_shape", [])]
     if len(kernel) != 2:
         return None
+    known = workspace.types.get(node.inputs[0].name)
+    sizes = known.shape[2:] if known and known.shape and len(known.shape) == 4 else (None, None)
     strides = [int(v) for v in node.attrs.get("strides", [1, 1])]
     dilations = [int(v) for v in node.attrs.get("dilations", [1, 1])]
     pads: list[int] | None = [int(v) for v in node.attrs.get("pads", [0, 0, 0, 0])]
@@ -387,19 +389,21 @@ def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
     if auto_pad == "VALID":
         pads = [0, 0, 0, 0]
     elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        known = workspace.types.get(node.inputs[0].name)
-        sizes = known.shape[2:] if known and known.shape and len(known.shape) == 4 else (None, None)
         pads = _same_pads(auto_pad, sizes, kernel, strides, dilations)
     if pads is None or len(pads) != 4 or len(strides) != 2 or len(dilations) != 2:
         return None
     try:
-        return PoolWindow(
+        window = PoolWindow(
             (kernel[0], kernel[1]),
             (strides[0], strides[1]),
             (pads[0], pads[1], pads[2], pads[3]),
             (dilations[0], dilations[1]),
             bool(node.attrs.get("ceil_mode", 0)),
         )
+        height, width = sizes
+        if isinstance(height, int) and isinstance(width, int):
+            window.output_shape((height, width))
+        return window
     except PerfonnxError:
         return None
 

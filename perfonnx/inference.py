@@ -6,11 +6,13 @@ import math
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from perfonnx import ops  # noqa: F401  (its import makes the operators known to shape inference)
 from perfonnx.errors import PerfonnxError
+from perfonnx.graph import pool_window
 from perfonnx.io import MAX_MESSAGE, TensorType, Workspace, has_external_data, model_bytes, one_line, value_type
 
 _LARGEST_PROBE = 1 << 26
@@ -46,6 +48,7 @@ def infer_types(workspace: Workspace) -> None:
         if _rank_unknown(workspace, name):
             types[name] = known
     _measure_gaps(workspace)
+    _forget_misjudged(workspace)
 
 
 def _symbols(workspace: Workspace) -> set[str]:
@@ -96,6 +99,33 @@ def _measure_gaps(workspace: Workspace) -> None:
             if batch_is_symbolic and shape and shape[0] == 1:
                 shape = (None, *shape[1:])
             workspace.types[name] = TensorType(helper.np_dtype_to_tensor_dtype(value.dtype), shape)
+
+
+def _forget_misjudged(workspace: Workspace) -> None:
+    """Drop the shapes behind pools whose size onnx and onnxruntime tell differently.
+
+    With ceil_mode, below opset 22, onnx's inference counts a window that starts in the padding behind the map;
+    onnxruntime leaves it out. A mask made for onnx's size would not run, and one of the true size not pass the checker.
+    """
+    misjudged: set[str] = set()
+    for node in workspace.graph.nodes:
+        if any(t.name in misjudged for t in node.inputs) or _is_misjudged(workspace, node):
+            misjudged.update(t.name for t in node.outputs if t.name)
+    for name in misjudged & workspace.types.keys():
+        workspace.types[name] = TensorType(workspace.types[name].elem_type, None)
+
+
+def _is_misjudged(workspace: Workspace, node: gs.Node) -> bool:
+    if node.op not in ("MaxPool", "AveragePool") or not node.attrs.get("ceil_mode", 0):
+        return False
+    if node.attrs.get("auto_pad", "NOTSET") != "NOTSET" or not node.inputs or not node.outputs:
+        return False
+    before, after = (workspace.types.get(t.name) for t in (node.inputs[0], node.outputs[0]))
+    window = pool_window(workspace, node)
+    if window is None or before is None or after is None or not before.shape or not after.shape:
+        return False
+    sizes = [d for d in before.shape[2:] if isinstance(d, int)]
+    return len(sizes) == 2 and window.output_shape((sizes[0], sizes[1])) != after.shape[2:]
 
 
 def _rank_unknown(workspace: Workspace, name: str) -> bool:

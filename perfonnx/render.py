@@ -81,7 +81,10 @@ def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
 
 
 def _layers(report: Report) -> Table:
-    table = Table(title=Text(f"{report.model}: {len(report.layers)} layers rewritten"), title_justify="left")
+    table = Table(
+        title=Text(f"{report.model}: {len(report.layers)} layer{'s' * (len(report.layers) != 1)} rewritten"),
+        title_justify="left",
+    )
     for name, justify in (
         ("layer", "left"),
         ("method", "left"),
@@ -127,19 +130,23 @@ def _skips(report: Report, verbose: bool) -> list[RenderableType]:
     if not report.skips:
         return []
     if verbose or len(report.skips) <= 12:
-        table = Table(title=f"{len(report.skips)} convolutions left as they are", title_justify="left")
+        table = Table(title=_left(len(report.skips)), title_justify="left")
         table.add_column("layer", overflow="fold")
         table.add_column("reason", overflow="fold")
         for skip in report.skips:
             table.add_row(Text(skip.layer), Text(skip.reason))
         return [table]
     reasons = Counter(_kind(skip.reason) for skip in report.skips)
-    table = Table(title=f"{len(report.skips)} convolutions left as they are (-v lists them)", title_justify="left")
+    table = Table(title=f"{_left(len(report.skips))} (-v lists them)", title_justify="left")
     table.add_column("layers", justify="right")
     table.add_column("reason", overflow="fold")
     for reason, number in reasons.most_common():
         table.add_row(str(number), Text(reason))
     return [table]
+
+
+def _left(number: int) -> str:
+    return "1 convolution left as it is" if number == 1 else f"{number} convolutions left as they are"
 
 
 def _kind(reason: str) -> str:

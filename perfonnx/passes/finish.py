@@ -65,6 +65,8 @@ def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:
     """Give every node all optional inputs: a function body cannot ask which are there."""
     weighted = any(n.op == ops.perforated_conv.NAME and len(n.inputs) > 5 and n.inputs[5].name for n in nodes)
     for node in nodes:
+        while node.inputs and not node.inputs[-1].name:  # how many there are says whether there are weights
+            del node.inputs[-1]
         if node.op not in ops.OPERATORS:
             continue  # the lowering writes all inputs
         names = ops.OPERATORS[node.op].INPUTS

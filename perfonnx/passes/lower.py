@@ -227,12 +227,16 @@ class _Lowering:
         if node.op == "Concat":
             attributes["axis"] = 2
             channels = sum(part.channels for part in parts)
-        result = Rows(output, count, source, first.shape, channels, first.elem_type, first.batch)
+        known_output = self.workspace.types[output.name].shape
+        assert known_output is not None
+        result = Rows(output, count, source, first.shape, channels, first.elem_type, known_output[0])
         self._emit_standard(node, tensors, attributes, output, result)
         return True
 
     def _add_into_conv(self, node: gs.Node, parts: list[Rows]) -> bool:
         """Let one operand's convolution add the other operand before its activation."""
+        if not self._one_batch(parts[0], parts[1]):
+            return False  # the convolution's result has the batch of its own input, the sum may have the other's
         for own, other in ((1, 0), (0, 1)):
             conv = self._open_conv(node.inputs[own], node)
             if conv is None or conv.name in self.adding or node.inputs[0] is node.inputs[1]:
@@ -245,6 +249,12 @@ class _Lowering:
             self.rows[node.outputs[0].name] = parts[own]
             return True
         return False
+
+    def _one_batch(self, a: Rows, b: Rows) -> bool:
+        """Whether neither of two batches can be 1 where the other is more."""
+        if a.batch is not None or b.batch is not None:
+            return a.batch == b.batch
+        return len(self.workspace.graph.inputs) == 1
 
     def _open_conv(self, tensor: gs.Tensor, reader: gs.Node) -> gs.Node | None:
         """The SampledConv behind a tensor that only `reader` reads, if its activation is still free."""

@@ -58,6 +58,8 @@ def is_sampled(workspace: Workspace, node: gs.Node) -> bool:
     """
     if node.domain != ops.DOMAIN or not is_map(workspace, node.inputs[0]) or not is_map(workspace, node.outputs[0]):
         return False
+    if workspace.constant_proto(node.inputs[3]) is None:
+        return False
     if node.op == ops.sparse_conv.NAME:
         fill = workspace.constant(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4].name else None
         return fill is None or not fill.any()
@@ -74,7 +76,7 @@ def works_on_rows(workspace: Workspace, node: gs.Node) -> bool:
     """True for a standard operator, other than Conv, that the lowering rules know."""
     if not is_standard(node) or not node.inputs or not is_map(workspace, node.outputs[0]):
         return False
-    if any(o.outputs for o in node.outputs[1:]):
+    if any(_is_read(workspace, output) for output in node.outputs[1:]):
         return False
     if node.op in JOINING:
         right_axis = node.op != "Concat" or node.attrs.get("axis", 1) in (1, -3)
@@ -88,6 +90,11 @@ def works_on_rows(workspace: Workspace, node: gs.Node) -> bool:
     if node.op in GLOBAL_POOLS:
         return True
     return node.op in POOLS and _pools(workspace, node)
+
+
+def _is_read(workspace: Workspace, tensor: gs.Tensor) -> bool:
+    outputs = {output.name for output in workspace.graph.outputs}
+    return bool(tensor.outputs) or tensor.name in outputs | workspace.captured
 
 
 def _joins(workspace: Workspace, tensor: gs.Tensor, node: gs.Node) -> bool:

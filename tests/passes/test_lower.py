@@ -238,3 +238,73 @@ def test_inspect_knows_rows() -> None:
     assert found["Conv_0"].op == "SampledConv"
     assert found["Conv_0"].output == (12, 10)
     assert found["Conv_0"].multiplies == 4 * 8 * 9 * 60
+
+
+@pytest.mark.parametrize(
+    ("op", "outputs"),
+    [
+        ("Dropout", "float[N,8,12,10] y, bool[N,8,12,10] second"),
+        ("MaxPool<kernel_shape=[1,1]>", "float[N,8,12,10] y, int64[N,8,12,10] second"),
+    ],
+)
+def test_a_second_output_that_is_asked_for_keeps_its_node(op: str, outputs: str) -> None:
+    body = f"""
+      a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1)
+      d, second = {op}(a)
+      y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(d, w2)
+    """
+    model = network(body, {w: WEIGHTS[w] for w in ("w1", "w2")}, outputs)
+    maps, rows = (perfonnx.rewrite(model, layout=layout, rate=0.5) for layout in LAYOUTS[::-1])
+    for library in (False, True):
+        actual, expected = outputs_of(rows.proto, library=library), outputs_of(maps.proto, library=library)
+        for a, e in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batches", "sizes"),
+    [("N1", (2, 1)), ("1N", (1, 2)), ("NM", (2, 1)), ("NM", (1, 2)), ("??", (2, 1)), ("??", (1, 2)), ("NN", (2, 2))],
+)
+def test_an_add_may_broadcast_over_the_batch(batches: str, sizes: tuple[int, int]) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 13]>
+    g (float[{batches[0]},4,12,10] x, float[{batches[1]},4,12,10] z) => (float[B,8,12,10] y) {{
+      a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1)
+      b = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(z, w1)
+      s = Add(a, b)
+      y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(s, w2)
+    }}"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    for name in ("w1", "w2"):
+        values = rng.standard_normal(WEIGHTS[name]).astype(np.float32) / 6
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    feeds = {n: rng.standard_normal((s, 4, 12, 10)).astype(np.float32) for n, s in zip("xz", sizes, strict=True)}
+    maps, rows = (perfonnx.rewrite(model, layout=layout, rate=0.5) for layout in LAYOUTS[::-1])
+    expected = perfonnx.session(maps.proto, library=False).run(None, feeds)[0]
+    for library in (False, True):
+        actual = perfonnx.session(rows.proto, library=library).run(None, feeds)[0]
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+def test_a_window_larger_than_its_map_is_left_to_onnxruntime() -> None:
+    body = """
+      a = Conv<kernel_shape=[3,3], strides=[3,3]>(x, w1)
+      p = MaxPool<kernel_shape=[3,3], strides=[2,2], dilations=[2,2], auto_pad="VALID", ceil_mode=1>(a)
+      y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(p, w2)
+    """
+    model = network(body, {w: WEIGHTS[w] for w in ("w1", "w2")}, "float[N,8,oh,ow] y")
+    result = perfonnx.rewrite(model, rate=0.5, only=["Conv_0"])
+    assert [layer.plan.mask for layer in result.report.layers] == ["grid"]
+
+
+def test_layers_behind_a_pool_whose_size_is_in_doubt_are_left_alone() -> None:
+    """onnx's inference has a row more than onnxruntime computes, where a window starts in the padding behind."""
+    body = """
+      a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1)
+      p = MaxPool<kernel_shape=[2,2], strides=[2,2], pads=[0,0,1,1], ceil_mode=1>(a)
+      y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(p, w2)
+    """
+    model = network(body, {w: WEIGHTS[w] for w in ("w1", "w2")}, "float[N,8,oh,ow] y")
+    for layout in LAYOUTS:
+        result = perfonnx.rewrite(model, layout=layout, rate=0.5, only=[""])
+        assert [layer.name for layer in result.report.layers] == ["Conv_0"]
+        assert outputs_of(result.proto, library=True)[0].shape == (2, 8, 6, 5)
