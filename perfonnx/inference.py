@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import onnxruntime as ort
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto, helper
 
 from perfonnx import ops  # noqa: F401  (its import makes the operators known to shape inference)
 from perfonnx.errors import PerfonnxError
@@ -90,9 +90,8 @@ def _measure_gaps(workspace: Workspace) -> None:
         results = session.run(wanted, feeds)
     except Exception:  # it was an attempt; the layers are then reported as out of reach
         return
-    batch_is_symbolic = any(
-        t is not None and t.shape and not isinstance(t.shape[0], int) for t in _feed_types(workspace)
-    )
+    fed = (value_type(info) for info in _feed_infos(workspace))
+    batch_is_symbolic = any(t is not None and t.shape and not isinstance(t.shape[0], int) for t in fed)
     for name, value in zip(wanted, results, strict=True):
         if isinstance(value, np.ndarray) and value.dtype != object:
             shape: tuple[int | str | None, ...] = value.shape
@@ -133,17 +132,15 @@ def _rank_unknown(workspace: Workspace, name: str) -> bool:
     return known is None or known.shape is None
 
 
-def _feed_types(workspace: Workspace) -> list[TensorType | None]:
+def _feed_infos(workspace: Workspace) -> list[ValueInfoProto]:
+    """The graph inputs that a caller must feed."""
     initializers = {t.name for t in workspace.proto.graph.initializer}
-    return [value_type(i) for i in workspace.proto.graph.input if i.name not in initializers]
+    return [i for i in workspace.proto.graph.input if i.name not in initializers]
 
 
 def _zero_feeds(workspace: Workspace) -> dict[str, np.ndarray] | None:
     feeds = {}
-    initializers = {t.name for t in workspace.proto.graph.initializer}
-    for info in workspace.proto.graph.input:
-        if info.name in initializers:
-            continue
+    for info in _feed_infos(workspace):
         known = value_type(info)
         if known is None or known.shape is None or known.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
             return None
@@ -157,10 +154,9 @@ def _zero_feeds(workspace: Workspace) -> dict[str, np.ndarray] | None:
 
 def symbolic_input_flag(workspace: Workspace) -> str | None:
     """The `--input-shape` flag to type for the first input whose size (beyond the batch) is symbolic; else None."""
-    initializers = {t.name for t in workspace.proto.graph.initializer}
-    for info in workspace.proto.graph.input:
+    for info in _feed_infos(workspace):
         known = value_type(info)
-        if info.name in initializers or known is None or known.shape is None:
+        if known is None or known.shape is None:
             continue
         if all(isinstance(d, int) for d in known.shape[1:]):
             continue

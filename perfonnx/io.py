@@ -61,7 +61,7 @@ def load(source: ModelSource) -> LoadedModel:
         try:
             loaded = LoadedModel(gs.export_onnx(source), None, source.name or "graph")
         except Exception as error:  # graphsurgeon raises many kinds
-            raise PerfonnxError(f"the graphsurgeon graph cannot be exported: {_one_line(error)}") from error
+            raise PerfonnxError(f"the graphsurgeon graph cannot be exported: {one_line(error)}") from error
     elif isinstance(source, ModelProto):
         proto = ModelProto()
         proto.CopyFrom(source)
@@ -85,7 +85,7 @@ def _parse(data: bytes, name: str) -> ModelProto:
     try:
         proto = ModelProto.FromString(data)
     except (DecodeError, RuntimeError) as error:
-        raise PerfonnxError(f"{name}: not an ONNX model, or cut short ({_one_line(error)})") from error
+        raise PerfonnxError(f"{name}: not an ONNX model, or cut short ({one_line(error)})") from error
     _check_text(proto, name)
     return proto
 
@@ -186,7 +186,7 @@ def _load_inner_tensors(model: LoadedModel) -> None:
         try:
             values = to_array(tensor, model.directory)
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise PerfonnxError(f"{where}: its external data cannot be read: {_one_line(error)}") from error
+            raise PerfonnxError(f"{where}: its external data cannot be read: {one_line(error)}") from error
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
@@ -269,7 +269,7 @@ def to_array(tensor: TensorProto, directory: Path | None) -> NDArray[Any]:
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
-        raise PerfonnxError(f"tensor {tensor.name!r} cannot be read: {_one_line(error)}") from error
+        raise PerfonnxError(f"tensor {tensor.name!r} cannot be read: {one_line(error)}") from error
 
 
 # --- workspace -------------------------------------------------------------------------------------------------------
@@ -327,7 +327,6 @@ class Workspace:
     graph: gs.Graph
     types: dict[str, TensorType] = field(default_factory=dict)
     added: dict[str, TensorProto] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
     captured: frozenset[str] = frozenset()
     _reserved: frozenset[str] = frozenset()  # names that a new tensor may not have, although the graph knows none
     _origin: dict[int, NodeProto] = field(default_factory=dict)
@@ -349,7 +348,7 @@ class Workspace:
             with _quiet_graphsurgeon():
                 graph = gs.import_onnx(_shown(model.proto))
         except Exception as error:  # a foreign file can fail anywhere in the importer
-            raise PerfonnxError(f"{model.name}: the graph cannot be read: {_one_line(error)}") from error
+            raise PerfonnxError(f"{model.name}: the graph cannot be read: {one_line(error)}") from error
         workspace = cls(model, graph)
         workspace._origin = {id(n): p for n, p in zip(graph.nodes, model.proto.graph.node, strict=True)}
         workspace._alive = list(graph.nodes)
@@ -648,12 +647,10 @@ class _quiet_graphsurgeon:  # noqa: N801
         G_LOGGER.severity = self._severity
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
-
-
-one_line = _one_line
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

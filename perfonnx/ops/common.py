@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, TensorProto, TypeProto
+from onnx import AttributeProto, TypeProto
 
 DOMAIN = "ai.perfonnx"
 VERSION = 1
@@ -17,7 +17,7 @@ VERSION = 1
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 _OpSchema = onnx.defs.OpSchema
-FLOAT_TYPES = ("tensor(float)", "tensor(float16)")
+FLOAT_CONSTRAINT = ("T", ["tensor(float)", "tensor(float16)"], "float32 or float16")
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,6 @@ class Activation:
     def attributes(self) -> dict[str, float]:
         """As node attributes."""
         return {"negative_slope": self.negative_slope, "clip_min": self.clip_min, "clip_max": self.clip_max}
-
-
-RELU = Activation(negative_slope=0.0)
 
 
 @dataclass(frozen=True)
@@ -167,6 +164,44 @@ def schema_attributes() -> list[onnx.defs.OpSchema.Attribute]:
     ]
 
 
+def conv_schema(
+    name: str,
+    doc: str,
+    inputs: Sequence[onnx.defs.OpSchema.FormalParameter],
+    attributes: Sequence[onnx.defs.OpSchema.Attribute] = (),
+    *,
+    mask_input: int | None,
+) -> onnx.defs.OpSchema:
+    """Schema of a convolution from map to map: X, W and B, then the operator's own `inputs` and `attributes`."""
+    result = _OpSchema(
+        name,
+        DOMAIN,
+        VERSION,
+        doc,
+        inputs=[
+            formal("X", "T", "Input [N, C, H, W]."),
+            formal("W", "T", "Weights [M, C/group, kh, kw]."),
+            formal("B", "T", "Bias [M].", optional=True),
+            *inputs,
+        ],
+        outputs=[formal("Y", "T", "Output [N, M, OH, OW].")],
+        type_constraints=[FLOAT_CONSTRAINT],
+        attributes=[*schema_attributes(), *attributes],
+    )
+    result.set_type_and_shape_inference_function(lambda context: infer_conv_output(context, mask_input=mask_input))
+    return result
+
+
+def inferred_attributes(context: Any, kernel: Sequence[int]) -> ConvAttributes:
+    """The convolution attributes of the node under shape inference."""
+    named = {}
+    for name in ("kernel_shape", "strides", "pads", "dilations", "group"):
+        attribute = context.get_attribute(name)
+        if attribute is not None:
+            named[name] = onnx.helper.get_attribute_value(attribute)
+    return conv_attributes(np.empty([1, 1, *kernel], np.bool_), named)
+
+
 def infer_conv_output(context: Any, *, mask_input: int | None) -> None:
     """Shape inference of all convolution operators: [N, M, OH, OW], OH and OW from the mask or from the geometry."""
     x_type, w_type = context.get_input_type(0), context.get_input_type(1)
@@ -192,13 +227,7 @@ def infer_conv_output(context: Any, *, mask_input: int | None) -> None:
     geometry: list[int | None] = [None, None]
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in x.shape.dim[2:]]
     if has_weight_shape and all(d.HasField("dim_value") for d in w.shape.dim[2:]):
-        kernel = np.empty([1, 1, *(d.dim_value for d in w.shape.dim[2:])], np.bool_)
-        named = {}
-        for name in ("kernel_shape", "strides", "pads", "dilations", "group"):
-            attribute = context.get_attribute(name)
-            if attribute is not None:
-                named[name] = onnx.helper.get_attribute_value(attribute)
-        attributes = conv_attributes(kernel, named)
+        attributes = inferred_attributes(context, [d.dim_value for d in w.shape.dim[2:]])
         known = attributes.output_shape(*(0 if size is None else size for size in sizes))
         geometry = [None if size is None else out for size, out in zip(sizes, known, strict=True)]
     if mask_input is not None:
@@ -345,7 +374,6 @@ def cast_like(value: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
         return value.astype(x.dtype)
 
 
-FLOAT_TENSORS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 COMMON_ATTRIBUTES = (
     "kernel_shape",
     "strides",

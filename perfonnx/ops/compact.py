@@ -30,7 +30,7 @@ def schema() -> onnx.defs.OpSchema:
             common.formal("sites", "tensor(int32)", "[P], flat positions y*W+x; absent: all.", optional=True),
         ],
         outputs=[common.formal("S", "T", "Rows [N, P, C].")],
-        type_constraints=[rows.FLOAT_CONSTRAINT],
+        type_constraints=[common.FLOAT_CONSTRAINT],
     )
     result.set_type_and_shape_inference_function(_infer)
     return result

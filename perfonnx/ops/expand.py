@@ -33,7 +33,7 @@ def schema() -> onnx.defs.OpSchema:
             common.formal("weight", "tensor(float)", "[OH*OW, K] factors; absent: all 1.", optional=True),
         ],
         outputs=[common.formal("Y", "T", "Map [N, C, OH, OW].")],
-        type_constraints=[rows.FLOAT_CONSTRAINT],
+        type_constraints=[common.FLOAT_CONSTRAINT],
     )
     result.set_type_and_shape_inference_function(_infer)
     return result

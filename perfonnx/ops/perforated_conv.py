@@ -22,15 +22,10 @@ the weighted sum of the sites that `source` lists for it; the activation follows
 
 def schema() -> onnx.defs.OpSchema:
     """The operator's signature for onnx's checker and shape inference."""
-    result = onnx.defs.OpSchema(
+    return common.conv_schema(
         NAME,
-        common.DOMAIN,
-        common.VERSION,
         DOC,
-        inputs=[
-            common.formal("X", "T", "Input [N, C, H, W]."),
-            common.formal("W", "T", "Weights [M, C/group, kh, kw]."),
-            common.formal("B", "T", "Bias [M].", optional=True),
+        [
             common.formal("mask", "tensor(bool)", "[OH, OW], true at the sites."),
             common.formal(
                 "source",
@@ -39,19 +34,15 @@ def schema() -> onnx.defs.OpSchema:
             ),
             common.formal("weight", "tensor(float)", "[OH*OW, K] factors; absent: all 1.", optional=True),
         ],
-        outputs=[common.formal("Y", "T", "Output [N, M, OH, OW].")],
-        type_constraints=[("T", list(common.FLOAT_TYPES), "float32 or float16")],
-        attributes=[
-            *common.schema_attributes(),
+        [
             onnx.defs.OpSchema.Attribute(
                 "interpolation",
                 onnx.helper.make_attribute("interpolation", ""),
                 "How `source` and `weight` were made; for the reader, the tables decide.",
             ),
         ],
+        mask_input=MASK_INPUT,
     )
-    result.set_type_and_shape_inference_function(lambda c: common.infer_conv_output(c, mask_input=MASK_INPUT))
-    return result
 
 
 def reference(

@@ -18,7 +18,7 @@ MASK_INPUT = None
 
 DOC = """With alpha = clip(x . W_alpha + B_alpha, 0, 1) of the pixel x under the centre tap, the output is
 (1 + center_gain * alpha) * centre + B + alpha * (ring + B_ring), then the activation: centre is the convolution with
-the centre tap alone, ring with the eight others. center_gain 0 is the paper's form, 1 its released program's."""
+the centre tap alone, ring with the eight others of its 3x3 kernel. center_gain 0 is the paper's form, 1 its released program's."""
 
 CENTRE = np.zeros((1, 1, 3, 3), np.float32)
 CENTRE[..., 1, 1] = 1
@@ -26,32 +26,23 @@ CENTRE[..., 1, 1] = 1
 
 def schema() -> onnx.defs.OpSchema:
     """The operator's signature for onnx's checker and shape inference."""
-    result = onnx.defs.OpSchema(
+    return common.conv_schema(
         NAME,
-        common.DOMAIN,
-        common.VERSION,
         DOC,
-        inputs=[
-            common.formal("X", "T", "Input [N, C, H, W]."),
-            common.formal("W", "T", "Weights [M, C/group, 3, 3]."),
-            common.formal("B", "T", "Bias [M].", optional=True),
+        [
             common.formal("W_alpha", "T", "[1, C, 1, 1], weights of the gate."),
             common.formal("B_alpha", "T", "[1], bias of the gate; absent: 0.", optional=True),
             common.formal("B_ring", "T", "[M], added to the ring before alpha scales it; absent: 0.", optional=True),
         ],
-        outputs=[common.formal("Y", "T", "Output [N, M, OH, OW].")],
-        type_constraints=[("T", list(common.FLOAT_TYPES), "float32 or float16")],
-        attributes=[
-            *common.schema_attributes(),
+        [
             onnx.defs.OpSchema.Attribute(
                 "center_gain",
                 onnx.helper.make_attribute("center_gain", 0.0),
                 "How much alpha adds to the centre's factor of 1.",
             ),
         ],
+        mask_input=MASK_INPUT,
     )
-    result.set_type_and_shape_inference_function(lambda c: common.infer_conv_output(c, mask_input=MASK_INPUT))
-    return result
 
 
 def reference(

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import TypeProto
 
 from perfonnx.ops import common
-
-FLOAT_CONSTRAINT = ("T", list(common.FLOAT_TYPES), "float32 or float16")
 
 
 def virtual_map(s: NDArray[Any], in_source: NDArray[np.int32] | None, in_shape: NDArray[np.int64]) -> NDArray[Any]:
@@ -80,7 +79,5 @@ def constant_shape(context: Any, position: int) -> tuple[int, int] | None:
     data = context.get_input_data(position)
     if data is None:
         return None
-    import onnx
-
     values = onnx.numpy_helper.to_array(data)
     return (int(values[0]), int(values[1])) if values.shape == (2,) else None

@@ -38,7 +38,7 @@ def schema() -> onnx.defs.OpSchema:
             common.formal("z_source", "tensor(int32)", "[P], row numbers of Z; absent: 0, 1, 2, ...", optional=True),
         ],
         outputs=[common.formal("R", "T", "Rows [N, P, M].")],
-        type_constraints=[rows.FLOAT_CONSTRAINT],
+        type_constraints=[common.FLOAT_CONSTRAINT],
         attributes=common.schema_attributes(),
     )
     result.set_type_and_shape_inference_function(_infer)
@@ -50,13 +50,8 @@ def _infer(context: Any) -> None:
     known = w is not None and w.tensor_type.HasField("shape") and len(w.tensor_type.shape.dim) == 4
     positions = None
     if known and shape is not None:
-        named = {}
-        for name in ("kernel_shape", "strides", "pads", "dilations", "group"):
-            attribute = context.get_attribute(name)
-            if attribute is not None:
-                named[name] = onnx.helper.get_attribute_value(attribute)
-        kernel = np.empty([1, 1, *(d.dim_value for d in w.tensor_type.shape.dim[2:])], np.bool_)
-        out = common.conv_attributes(kernel, named).output_shape(*shape)
+        kernel = [d.dim_value for d in w.tensor_type.shape.dim[2:]]
+        out = common.inferred_attributes(context, kernel).output_shape(*shape)
         positions = out[0] * out[1]
     channels = w.tensor_type.shape.dim[0] if known else None
     rows.infer_rows(context, sites_input=5, channels=channels, positions=positions)

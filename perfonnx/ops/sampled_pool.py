@@ -100,7 +100,7 @@ def _operator(name: str) -> SimpleNamespace:
                 common.formal("sites", "tensor(int32)", "[P], flat pooled positions; absent: all.", optional=True),
             ],
             outputs=[common.formal("R", "T", "Rows [N, P, C].")],
-            type_constraints=[rows.FLOAT_CONSTRAINT],
+            type_constraints=[common.FLOAT_CONSTRAINT],
             attributes=attributes,
         )
         result.set_type_and_shape_inference_function(infer)

@@ -8,7 +8,7 @@ one computes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -185,7 +185,7 @@ class _Lowering:
             self.rows[output.name] = rows
             return True
         inputs = [rows.tensor, *node.inputs[1:]]
-        self._emit_standard(node, inputs, dict(node.attrs), output, self._like(rows, output))
+        self._emit_standard(node, inputs, dict(node.attrs), output, rows)
         return True
 
     def _keeps_zero(self, node: gs.Node) -> bool:
@@ -375,9 +375,6 @@ class _Lowering:
         self.nodes.append(gs.Node(ops.expand.NAME, name, {}, inputs, [tensor], domain=ops.DOMAIN))
         self.maps.add(tensor.name)
 
-    def _like(self, rows: Rows, output: gs.Tensor) -> Rows:
-        return Rows(output, rows.count, rows.source, rows.shape, rows.channels, rows.elem_type, rows.batch)
-
     def _emit_standard(
         self, old: gs.Node, inputs: list[gs.Tensor], attributes: dict[str, Any], output: gs.Tensor, result: Rows
     ) -> None:
@@ -395,14 +392,12 @@ class _Lowering:
         *,
         domain: str | None = ops.DOMAIN,
     ) -> gs.Node:
-        """Append a node that gives rows instead of the map `output`."""
+        """Append a node that gives rows like `result`, whose tensor is yet to be made, instead of the map `output`."""
         tensor = gs.Variable(self._unique(f"{output.name}.rows"))
         node = gs.Node(op, name, attributes, inputs, [tensor], domain=domain)
         self.nodes.append(node)
         self.workspace.types[tensor.name] = TensorType(result.elem_type, (result.batch, result.count, result.channels))
-        self.rows[output.name] = Rows(
-            tensor, result.count, result.source, result.shape, result.channels, result.elem_type, result.batch
-        )
+        self.rows[output.name] = replace(result, tensor=tensor)
         return node
 
     def _table(self, kind: str, values: NDArray[Any]) -> gs.Constant:
