@@ -18,7 +18,8 @@ MASK_INPUT = None
 
 DOC = """With alpha = clip(x . W_alpha + B_alpha, 0, 1) of the pixel x under the centre tap, the output is
 (1 + center_gain * alpha) * centre + B + alpha * (ring + B_ring), then the activation: centre is the convolution with
-the centre tap alone, ring with the eight others of its 3x3 kernel. center_gain 0 is the paper's form, 1 its released program's."""
+the centre tap alone, ring with the eight others of its 3x3 kernel. center_gain 0 is the paper's form, 1 its released
+program's."""
 
 CENTRE = np.zeros((1, 1, 3, 3), np.float32)
 CENTRE[..., 1, 1] = 1
