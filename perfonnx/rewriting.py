@@ -199,8 +199,8 @@ def rewrite(
     tell("rewriting")
     rows = layout == "rows"
     steps: list[Pass] = [
-        *([Join()] if rows else []),
         Fold(),
+        *([Join(), Fold()] if rows else []),
         Perforate(),
         Sparsify(),
         RadiusAdaptive(),
@@ -235,9 +235,12 @@ def _before(workspace: Workspace, state: State) -> Report:
 def _after(workspace: Workspace, state: State, changes: list[Change], report: Report) -> None:
     saved = 0
     for name, decision in state.decisions.items():
-        if decision.joined:
-            continue
         before = decision.site.multiplies or 0
+        if decision.joined:  # computed once for positions that read the same row
+            positions = positions_computed(workspace, state.rewritten[name])
+            assert positions is not None
+            saved += before - dense_multiplies(decision.site.w_shape, positions)
+            continue
         after = _layer_multiplies(decision)
         saved += before - after
         rate = 0.0 if decision.mask is None else float(1 - decision.mask.mean())

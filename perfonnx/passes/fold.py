@@ -6,6 +6,7 @@ value of a skipped position is set after normalization in both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,10 +42,7 @@ class Fold(Pass):
             layer = best = _Layer.read(workspace, node)
             affine = _Affine(np.ones(channels), np.zeros(channels))
             folded: list[str] = []
-            while (follower := only_consumer(workspace, node.outputs[0])) is not None:
-                step = _affine_of(workspace, follower, node.outputs[0], channels)
-                if step is None:
-                    break
+            for follower, step in list(_affine_followers(workspace, node, channels)):
                 affine = affine.then(step)
                 candidate = layer.folded(affine)
                 if not candidate.is_finite():
@@ -56,6 +54,21 @@ class Fold(Pass):
                 best.write(workspace, node)
                 changes.append(Change(name, f"folded {', '.join(folded)}"))
         return PassResult(bool(changes), changes)
+
+
+def foldable(workspace: Workspace, node: gs.Node, channels: int) -> list[gs.Node]:
+    """The nodes behind a convolution of so many output channels that `Fold` would take into its weight and bias."""
+    return [follower for follower, _ in _affine_followers(workspace, node, channels)]
+
+
+def _affine_followers(workspace: Workspace, node: gs.Node, channels: int) -> Iterator[tuple[gs.Node, _Affine]]:
+    x = node.outputs[0]
+    while (follower := only_consumer(workspace, x)) is not None:
+        step = _affine_of(workspace, follower, x, channels)
+        if step is None:
+            return
+        yield follower, step
+        x = follower.outputs[0]
 
 
 @dataclass(frozen=True)

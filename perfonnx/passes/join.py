@@ -11,6 +11,7 @@ import numpy as np
 from perfonnx.graph import conv_sites
 from perfonnx.io import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, State
+from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import Regions, is_map
 from perfonnx.plan import LayerPlan
 
@@ -28,7 +29,8 @@ class Join(Pass):
         }
         taken = {id(d.site.node) for d in state.decisions.values()}
         dense = {i for i, s in sites.items() if i not in taken and is_map(workspace, s.output)}
-        regions = Regions(workspace, chosen, dense)
+        folded = {id(n) for i in dense for n in foldable(workspace, sites[i].node, sites[i].w_shape[0])}
+        regions = Regions(workspace, chosen, dense, folded)
         for node in list(workspace.graph.nodes):
             if regions.joins(node):
                 site = sites[id(node)]

@@ -28,6 +28,7 @@ from perfonnx.passes.regions import (
     POOLS,
     ZERO_TO_ZERO,
     Regions,
+    is_pointwise,
     is_sampled,
     works_on_rows,
 )
@@ -65,6 +66,18 @@ class Rows:
     def same_sampling(self, other: Rows) -> bool:
         """Whether row i of one stands for the positions that row i of the other stands for."""
         return self.count == other.count and np.array_equal(self.source, other.source)
+
+
+def _distinct(source: Table) -> tuple[Table, Table]:
+    """The first position of each row that `source` names, in raster order, and the number of each position's row.
+
+    A pointwise function of a map need be computed once per row: positions filled from one row get one result.
+    """
+    _, first, row = np.unique(source, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(order.size)
+    return first[order].astype(np.int32), rank[row.reshape(-1)].astype(np.int32)
 
 
 class Lower(Pass):
@@ -139,7 +152,9 @@ class _Lowering:
         rank = np.full(mask.size, -1, np.int32)
         rank[sites] = np.arange(sites.size, dtype=np.int32)
         source = rank
-        if node.op == ops.perforated_conv.NAME:
+        if mask.all() and is_pointwise(node):
+            sites, source = _distinct(rows_in.source)
+        elif node.op == ops.perforated_conv.NAME:
             positions = self.workspace.constant(node.inputs[4])
             assert positions is not None
             source = np.where(positions[:, 0] < 0, -1, rank[positions[:, 0]]).astype(np.int32)

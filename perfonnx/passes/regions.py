@@ -35,6 +35,14 @@ def is_standard(node: gs.Node) -> bool:
     return node.domain in (None, "", "ai.onnx")
 
 
+def is_pointwise(node: gs.Node) -> bool:
+    """True for a convolution each of whose outputs reads the input at its own position."""
+    if node.op not in (CONV, ops.perforated_conv.NAME):
+        return False
+    ones = {int(v) for name in ("kernel_shape", "strides") for v in node.attrs.get(name, [])}
+    return ones == {1} and not any(node.attrs.get("pads", []))
+
+
 def is_map(workspace: Workspace, tensor: gs.Tensor) -> bool:
     """True for a float32 tensor of rank 4 whose channels, height and width are known.
 
@@ -128,6 +136,7 @@ class Regions:
     Attributes:
         sampled: ids of the nodes that start regions.
         dense: ids of the Conv nodes that may join.
+        folded: ids of the nodes that vanish into those convolutions.
         derived: Tensors that come from a sampled layer through nodes that work on rows.
         coarse: Those of them that have fewer rows than positions.
         wanted: Tensors that reach a sampled layer through such nodes.
@@ -136,6 +145,7 @@ class Regions:
     workspace: Workspace
     sampled: set[int]
     dense: set[int]
+    folded: set[int] = field(default_factory=set)
     derived: set[str] = field(default_factory=set)
     coarse: set[str] = field(default_factory=set)
     wanted: set[str] = field(default_factory=set)
@@ -153,8 +163,7 @@ class Regions:
                 inputs = list(self._maps(node))
                 if any(name in self.derived for name in inputs):
                     self.derived.add(output)
-                keeps = node.op in ELEMENTWISE or node.op in JOINING or self._is_pointwise(node)
-                if keeps and inputs and all(name in self.coarse for name in inputs):
+                if self._keeps_coarse(node) and inputs and all(name in self.coarse for name in inputs):
                     self.coarse.add(output)
         for node in reversed(nodes):
             if id(node) in self.sampled or (self._passes(node) and node.outputs[0].name in self.wanted):
@@ -171,23 +180,22 @@ class Regions:
         if node.inputs[0].name not in self.derived:
             small = self._size(node.inputs[0]) * CHEAPER_TO_TURN <= self._size(node.outputs[0])
             return small and node.outputs[0].name in self.wanted
-        pointwise_on_few = self._is_pointwise(node) and node.inputs[0].name in self.coarse
+        pointwise_on_few = is_pointwise(node) and node.inputs[0].name in self.coarse
         return node.outputs[0].name in self.wanted or pointwise_on_few
 
     def _passes(self, node: gs.Node) -> bool:
-        return id(node) in self.dense or works_on_rows(self.workspace, node)
+        return id(node) in self.dense | self.folded or works_on_rows(self.workspace, node)
+
+    def _keeps_coarse(self, node: gs.Node) -> bool:
+        return id(node) in self.folded or node.op in ELEMENTWISE or node.op in JOINING or is_pointwise(node)
 
     def _size(self, tensor: gs.Tensor) -> int:
         known = self.workspace.types[tensor.name].shape
         return math.prod(d for d in (known or ())[1:] if isinstance(d, int))
 
     def _maps(self, node: gs.Node) -> Iterator[str]:
-        inputs = node.inputs if node.op in JOINING else node.inputs[:1]
+        if id(node) in self.folded:
+            inputs = [t for t in node.inputs if self.workspace.constant_proto(t) is None]
+        else:
+            inputs = node.inputs if node.op in JOINING else node.inputs[:1]
         return (tensor.name for tensor in inputs)
-
-    @staticmethod
-    def _is_pointwise(node: gs.Node) -> bool:
-        if node.op != CONV:
-            return False
-        ones = {int(v) for name in ("kernel_shape", "strides") for v in node.attrs.get(name, [])}
-        return ones == {1} and not any(node.attrs.get("pads", []))

@@ -24,6 +24,7 @@ def network(body: str, weights: dict[str, tuple[int, ...]], outputs: str, opset:
     rng = np.random.default_rng(0)
     for name, shape in weights.items():
         values = rng.standard_normal(shape) / np.sqrt(max(1, int(np.prod(shape[1:]))))
+        values = abs(values) if name.endswith("v") else values  # variances
         model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
@@ -80,7 +81,21 @@ GROUPS = """
   c = Conv<kernel_shape=[3,3], pads=[1,1,1,1], group=8>(b, w12)
   y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(c, w6)
 """
+BOTTLENECK = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  an = BatchNormalization(a, w12v, b1, b1, w12v)
+  ar = Relu(an)
+  q = Conv<kernel_shape=[1,1]>(ar, w7)
+  qn = BatchNormalization(q, w13v, w13v, w13v, w13v)
+  qr = Relu(qn)
+  e = Conv<kernel_shape=[1,1], strides=[2,2]>(ar, w7)
+  f = MaxPool<kernel_shape=[2,2], strides=[2,2]>(qr)
+  s = Add(e, f)
+  y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(s, w9)
+"""
 WEIGHTS = {
+    "w12v": (8,),
+    "w13v": (4,),
     "w1": (8, 4, 3, 3),
     "b1": (8,),
     "w2": (8, 8, 3, 3),
@@ -101,6 +116,7 @@ NETWORKS = {
     "residual": (RESIDUAL, "float[N,8] y"),
     "fire": (FIRE, "float[N,3,6,5] y"),
     "branches": (BRANCHES, "float[N,8,12,10] y, float[N,8,12,10] ar"),
+    "bottleneck": (BOTTLENECK, "float[N,7,6,5] y"),
     "groups": (GROUPS, "float[N,8,12,10] y"),
 }
 
@@ -157,6 +173,19 @@ def test_a_dense_layer_between_sampled_ones_joins() -> None:
     result = perfonnx.rewrite(build("chain"), layout="rows", rate=0.5, only=["Conv_0", "Conv_2", "Conv_6"])
     assert operators(result.proto) == {"Compact": 1, "SampledConv": 4, "SampledMaxPool": 1, "Expand": 1}
     assert [layer.name for layer in result.report.layers] == ["Conv_0", "Conv_2", "Conv_6"]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "zero"])
+def test_a_pointwise_layer_is_computed_once_per_row(interpolation: str) -> None:
+    result = perfonnx.rewrite(build("bottleneck"), rate=0.75, only="Conv_0|Conv_9", interpolation=interpolation)
+    nodes = {n.name: n for n in result.proto.graph.node}
+    constants = {t.name: numpy_helper.to_array(t) for t in result.proto.graph.initializer}
+    sampled, pointwise = (constants[nodes[n].input[5]].size for n in ("Conv_0", "Conv_3"))
+    assert operators(result.proto)["BatchNormalization"] == 0
+    assert pointwise == sampled + (interpolation == "zero")  # all skipped positions have one value
+    saved = sum(layer.multiplies[0] - layer.multiplies[1] for layer in result.report.layers)
+    joined = (8 * 4) * (12 * 10 - pointwise)
+    assert result.report.multiplies[0] - result.report.multiplies[1] == saved + joined
 
 
 def test_a_small_input_is_turned_rather_than_a_large_map() -> None:
