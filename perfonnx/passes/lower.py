@@ -21,10 +21,13 @@ from perfonnx.io import TensorType, Workspace
 from perfonnx.ops.common import activation_from
 from perfonnx.passes.base import Change, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
+from perfonnx.passes.positions import MOVES_POSITIONS, moved_positions
 from perfonnx.passes.regions import (
     ELEMENTWISE,
     GLOBAL_POOLS,
+    INSTANCE_NORMALIZATION,
     JOINING,
+    LRN,
     POOLS,
     ZERO_TO_ZERO,
     Regions,
@@ -66,6 +69,15 @@ class Rows:
     def same_sampling(self, other: Rows) -> bool:
         """Whether row i of one stands for the positions that row i of the other stands for."""
         return self.count == other.count and np.array_equal(self.source, other.source)
+
+
+def _rows_beside(own: Rows, other: Rows) -> Table | None:
+    """For each row the other's row, -1 for zeros, where that is one row for all positions a row stands for."""
+    if own.has_fill:
+        return np.arange(own.count, dtype=np.int32) if own.same_sampling(other) else None
+    beside = np.full(own.count, -1, np.int32)
+    beside[own.source] = other.source
+    return beside if np.array_equal(beside[own.source], other.source) else None
 
 
 def _distinct(source: Table) -> tuple[Table, Table]:
@@ -137,7 +149,9 @@ class _Lowering:
             return self._elementwise
         if node.op in JOINING:
             return self._join
-        return self._pool
+        if node.op in MOVES_POSITIONS:
+            return self._move_positions
+        return {LRN: self._lrn, INSTANCE_NORMALIZATION: self._instance_normalization}.get(node.op, self._pool)
 
     # --- rules -------------------------------------------------------------------------------------------------------
 
@@ -191,7 +205,7 @@ class _Lowering:
         rows = self.rows[node.inputs[0].name]
         if rows.has_fill and not self._keeps_zero(node):
             return False
-        if rows.count == rows.source.size and not self._goes_on(node.outputs[0]):
+        if not self._is_worth_it(node):
             return False
         output = node.outputs[0]
         conv, activation = self._open_conv(node.inputs[0], node), activation_of(self.workspace, node)
@@ -215,6 +229,56 @@ class _Lowering:
                 bounds[i] = None if values is None else float(values.reshape(()))
         return (bounds[0] is None or bounds[0] <= 0) and (bounds[1] is None or bounds[1] >= 0)
 
+    def _move_positions(self, node: gs.Node) -> bool:
+        """Slice, Pad and nearest Resize: rows stay what they are, the table says who reads them."""
+        positions = moved_positions(self.workspace, node)
+        if positions is None or not self._goes_on(node.outputs[0]):
+            return False
+        rows, output = self.rows[node.inputs[0].name], node.outputs[0]
+        known = self.workspace.types[output.name].shape
+        assert known is not None
+        source = np.where(positions < 0, -1, rows.source[positions]).astype(np.int32)
+        self.rows[output.name] = replace(rows, source=source, shape=(int(known[2]), int(known[3])))  # type: ignore[arg-type]
+        return True
+
+    def _lrn(self, node: gs.Node) -> bool:
+        """Gives x / (bias + alpha * mean of x^2 over near channels) ^ beta; channels are the last axis of rows."""
+        if not self._is_worth_it(node):
+            return False
+        rows, size = self.rows[node.inputs[0].name], int(node.attrs["size"])
+        alpha, beta, bias = (float(node.attrs.get(k, v)) for k, v in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
+        before = (size - 1) // 2
+        window = {"kernel_shape": [size], "pads": [before, size - 1 - before], "count_include_pad": 1}
+        emit = _Formula(self, node, rows)
+        mean = emit("AveragePool", emit("Mul", rows.tensor, rows.tensor), **window)
+        base = emit("Add", emit("Mul", mean, emit.number(alpha)), emit.number(bias))
+        if beta == 0.75:  # onnxruntime's Pow takes several times as long as three square roots
+            root = emit("Sqrt", base)
+            power = emit("Mul", root, emit("Sqrt", root))
+        else:
+            power = emit("Pow", base, emit.number(beta))
+        emit.finish("Div", rows.tensor, power)
+        return True
+
+    def _instance_normalization(self, node: gs.Node) -> bool:
+        """Mean and variance over rows, each counted as often as positions read it."""
+        rows = self.rows[node.inputs[0].name]
+        if rows.has_fill or not self._is_worth_it(node):
+            return False
+        repeats = np.bincount(rows.source, minlength=rows.count).astype(np.float64) / rows.source.size
+        share = repeats.astype(numpy_type(rows.elem_type))
+        emit = _Formula(self, node, rows)
+        centred = emit("Sub", rows.tensor, emit.mean(share, rows.tensor))
+        variance = emit.mean(share, emit("Mul", centred, centred))
+        deviation = emit("Sqrt", emit("Add", variance, emit.number(float(node.attrs.get("epsilon", 1e-5)))))
+        scaled = emit("Mul", centred, emit("Div", node.inputs[1], deviation))
+        emit.finish("Add", scaled, node.inputs[2])
+        return True
+
+    def _is_worth_it(self, node: gs.Node) -> bool:
+        rows = self.rows[node.inputs[0].name]
+        return rows.count < rows.source.size or self._goes_on(node.outputs[0])
+
     def _join(self, node: gs.Node) -> bool:
         """Add and Concat: on the common refinement of the samplings, which is exact."""
         output = node.outputs[0]
@@ -227,14 +291,14 @@ class _Lowering:
         first = parts[0]
         source: NDArray[Any]
         alike = all(part.same_sampling(first) for part in parts)
-        if alike and node.op != "Concat" and len(parts) == 2 and self._add_into_conv(node, parts):
+        if node.op != "Concat" and len(parts) == 2 and self._add_into_conv(node, parts):
             return True
         if alike:
             source, count, tensors = first.source, first.count, [part.tensor for part in parts]
         else:
             keys, source = np.unique(np.stack([p.source for p in parts], axis=1), axis=0, return_inverse=True)
             source, count = source.reshape(-1).astype(np.int32), len(keys)
-            if count == first.source.size and not self._goes_on(output):
+            if count >= first.source.size and not self._goes_on(output):
                 return False  # as many rows as positions: no work is saved
             tensors = [self._take(part, keys[:, i]) for i, part in enumerate(parts)]
         attributes = dict(node.attrs)
@@ -256,9 +320,12 @@ class _Lowering:
             conv = self._open_conv(node.inputs[own], node)
             if conv is None or conv.name in self.adding or node.inputs[0] is node.inputs[1]:
                 continue
+            z_source = _rows_beside(parts[own], parts[other])
+            if z_source is None:
+                continue
             self.adding.add(conv.name)
             conv.inputs[6] = parts[other].tensor
-            conv.inputs[7] = self._table("sites", np.arange(parts[own].count, dtype=np.int32))
+            conv.inputs[7] = self._table("z_source", z_source)
             position = next(i for i, emitted in enumerate(self.nodes) if emitted is conv)
             self.nodes.append(self.nodes.pop(position))  # behind the other operand
             self.rows[node.outputs[0].name] = parts[own]
@@ -300,7 +367,7 @@ class _Lowering:
 
     def _pool(self, node: gs.Node) -> bool:
         rows, output = self.rows[node.inputs[0].name], node.outputs[0]
-        if rows.count == rows.source.size and not self._goes_on(output):
+        if rows.count >= rows.source.size and not self._goes_on(output):
             return False  # a dense map: onnxruntime's own pool is as good
         known = self.workspace.types[output.name]
         assert known.shape is not None
@@ -391,9 +458,15 @@ class _Lowering:
         self.maps.add(tensor.name)
 
     def _emit_standard(
-        self, old: gs.Node, inputs: list[gs.Tensor], attributes: dict[str, Any], output: gs.Tensor, result: Rows
+        self,
+        old: gs.Node,
+        inputs: list[gs.Tensor],
+        attributes: dict[str, Any],
+        output: gs.Tensor,
+        result: Rows,
+        op: str | None = None,
     ) -> None:
-        new = self._emit(old.op, old.name, inputs, attributes, output, result, domain=old.domain)
+        new = self._emit(op or old.op, old.name, inputs, attributes, output, result, domain=old.domain)
         self.workspace.inherit(new, old)
 
     def _emit(
@@ -422,3 +495,40 @@ class _Lowering:
         while name in self.workspace.types or name in self.workspace.graph.tensors():
             name += "_"
         return name
+
+
+class _Formula:
+    """Emits the standard operators that take the place of one node of a map; they keep its rows' sampling."""
+
+    def __init__(self, lowering: _Lowering, node: gs.Node, rows: Rows) -> None:
+        self.lowering = lowering
+        self.node = node
+        self.rows = rows
+        self.count = 0
+
+    def __call__(self, op: str, *inputs: gs.Tensor, **attributes: Any) -> gs.Tensor:
+        """One step; its result."""
+        self.count += 1
+        name = self.lowering._unique(f"{self.node.outputs[0].name}.step{self.count}")
+        result = gs.Variable(name)
+        self.lowering.nodes.append(gs.Node(op, name, attributes, list(inputs), [result]))
+        return result
+
+    def number(self, value: float) -> gs.Constant:
+        """A constant of the rows' type."""
+        return self.lowering._table("number", np.array(value, numpy_type(self.rows.elem_type)))
+
+    def mean(self, share: NDArray[Any], x: gs.Tensor) -> gs.Tensor:
+        """The weighted mean [N, 1, C] over rows [N, P, C]; `share` [P] are the weights."""
+        if isinstance(self.rows.batch, int) and self.rows.batch > 0:
+            return self("MatMul", self.lowering._table("share", share.reshape(1, -1)), x)
+        # onnxruntime's MatMul refuses a batch of 0.
+        weighted = self("Mul", x, self.lowering._table("share", share.reshape(-1, 1)))
+        axis = np.array([1], np.int64)
+        if self.lowering.workspace.opset < 13:
+            return self("ReduceSum", weighted, axes=[1])
+        return self("ReduceSum", weighted, self.lowering._table("axis", axis))
+
+    def finish(self, op: str, *inputs: gs.Tensor) -> None:
+        """The last step, which carries the node's name."""
+        self.lowering._emit_standard(self.node, list(inputs), {}, self.node.outputs[0], self.rows, op)

@@ -14,6 +14,7 @@ from perfonnx import ops
 from perfonnx.graph import CONV, pool_window
 from perfonnx.io import Workspace
 from perfonnx.ops.common import activation_from
+from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions
 
 ZERO_TO_ZERO = frozenset(
     "Relu LeakyRelu Tanh Abs Neg Elu Selu Celu Softsign Erf HardSwish Gelu Mish "  # noqa: SIM905
@@ -26,7 +27,11 @@ CHEAPER_TO_TURN = 4
 """A layer's input is cheaper to turn into rows than its output where it is this many times smaller."""
 
 JOINING = ("Add", "Sum", "Concat")
+LRN = "LRN"
+INSTANCE_NORMALIZATION = "InstanceNormalization"
+NORMALIZATIONS = frozenset([LRN, INSTANCE_NORMALIZATION])
 GLOBAL_POOLS = {"GlobalAveragePool": ops.sampled_pool.AVERAGE, "GlobalMaxPool": ops.sampled_pool.MAX}
+KEEP_COARSE = ELEMENTWISE | NORMALIZATIONS | MOVES_POSITIONS | frozenset(JOINING)
 POOLS = {"AveragePool": ops.sampled_pool.AVERAGE, "MaxPool": ops.sampled_pool.MAX}
 
 
@@ -95,8 +100,10 @@ def works_on_rows(workspace: Workspace, node: gs.Node) -> bool:
         return all(workspace.constant_proto(t) is not None for t in node.inputs[1:] if t.name)
     if node.op in ELEMENTWISE:
         return node.op != "Dropout" or len([i for i in node.inputs if i.name]) == 1
-    if node.op in GLOBAL_POOLS:
+    if node.op in GLOBAL_POOLS or node.op in NORMALIZATIONS:
         return True
+    if node.op in MOVES_POSITIONS:
+        return may_move_positions(workspace, node)
     return node.op in POOLS and _pools(workspace, node)
 
 
@@ -187,7 +194,7 @@ class Regions:
         return id(node) in self.dense | self.folded or works_on_rows(self.workspace, node)
 
     def _keeps_coarse(self, node: gs.Node) -> bool:
-        return id(node) in self.folded or node.op in ELEMENTWISE or node.op in JOINING or is_pointwise(node)
+        return id(node) in self.folded or node.op in KEEP_COARSE or is_pointwise(node)
 
     def _size(self, tensor: gs.Tensor) -> int:
         known = self.workspace.types[tensor.name].shape

@@ -17,6 +17,15 @@ from perfonnx.rewriting import LAYOUTS
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}]>\ng (float[N,4,12,10] x) => ({outputs})\n'
 
 
+CONSTANTS = {
+    "crop_from": np.array([1, 1]),
+    "crop_to": np.array([-1, -1]),
+    "crop_axes": np.array([2, 3]),
+    "factors": np.array([1, 1, 2, 3], np.float32),
+    "around": np.array([0, 0, 1, 0, 0, 0, 1, 2]),
+}
+
+
 def network(body: str, weights: dict[str, tuple[int, ...]], outputs: str, opset: int = 13) -> onnx.ModelProto:
     """A network in onnx's text form, with seeded weights."""
     text = HEAD.format(opset=opset, outputs=outputs) + "{\n" + body + "\n}"
@@ -26,6 +35,8 @@ def network(body: str, weights: dict[str, tuple[int, ...]], outputs: str, opset:
         values = rng.standard_normal(shape) / np.sqrt(max(1, int(np.prod(shape[1:]))))
         values = abs(values) if name.endswith("v") else values  # variances
         model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    read = {name for node in model.graph.node for name in node.input}
+    model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in CONSTANTS.items() if n in read)
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
     onnx.checker.check_model(model, full_check=True)
@@ -93,6 +104,28 @@ BOTTLENECK = """
   s = Add(e, f)
   y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(s, w9)
 """
+MOVES = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  ar = Relu(a)
+  b = Conv<kernel_shape=[3,3]>(ar, w2)
+  cropped = Slice(ar, crop_from, crop_to, crop_axes)
+  s = Add(b, cropped)
+  c = Conv<kernel_shape=[3,3], strides=[2,2]>(s, w5)
+  up = Resize<mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric">(c, , factors)
+  padded = Pad<mode="reflect">(up, around)
+  d = Conv<kernel_shape=[3,3]>(padded, w6)
+  y = Relu(d)
+"""
+NORMALIZED = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  al = LRN<size=5, alpha=0.7, beta=0.75, bias=2.0>(a)
+  b = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(al, w2)
+  bl = LRN<size=3, alpha=0.5, beta=0.6>(b)
+  c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(bl, w5)
+  cn = InstanceNormalization<epsilon=0.01>(c, w12v, b1)
+  cr = Relu(cn)
+  y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(cr, w6)
+"""
 WEIGHTS = {
     "w12v": (8,),
     "w13v": (4,),
@@ -117,6 +150,8 @@ NETWORKS = {
     "fire": (FIRE, "float[N,3,6,5] y"),
     "branches": (BRANCHES, "float[N,8,12,10] y, float[N,8,12,10] ar"),
     "bottleneck": (BOTTLENECK, "float[N,7,6,5] y"),
+    "moves": (MOVES, "float[N,8,8,9] y"),
+    "normalized": (NORMALIZED, "float[N,8,12,10] y"),
     "groups": (GROUPS, "float[N,8,12,10] y"),
 }
 
@@ -188,6 +223,35 @@ def test_a_pointwise_layer_is_computed_once_per_row(interpolation: str) -> None:
     assert result.report.multiplies[0] - result.report.multiplies[1] == saved + joined
 
 
+@pytest.mark.parametrize(
+    ("name", "gone"), [("moves", ["Slice", "Pad", "Resize"]), ("normalized", ["LRN", "InstanceNormalization"])]
+)
+def test_nodes_that_cut_no_region(name: str, gone: list[str]) -> None:
+    result = operators(perfonnx.rewrite(build(name), rate=0.5).proto)
+    assert not set(gone) & set(result)
+    assert result["Compact"] == result["Expand"] == 1
+
+
+def test_a_residual_of_other_sites_is_added_by_the_convolution() -> None:
+    """Every row of the dense branch lies beside one row of the sampled one, not the other way round."""
+    body = """
+      a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1)
+      b = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(a, w2)
+      c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(a, w5)
+      s = Add(b, c)
+      y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(s, w6)
+    """
+    model = network(body, {w: WEIGHTS[w] for w in ("w1", "w2", "w5", "w6")}, "float[N,8,12,10] y")
+    result = perfonnx.rewrite(model, rate=0.5, skip="Conv_2").proto
+    assert not {"Add", "Gather"} & set(operators(result))
+    np.testing.assert_allclose(
+        outputs_of(result, library=True)[0],
+        outputs_of(perfonnx.rewrite(model, rate=0.5, skip="Conv_2", layout="nchw").proto, library=True)[0],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
 def test_a_small_input_is_turned_rather_than_a_large_map() -> None:
     """A dense first layer joins the region behind it if its output is four times its input."""
     for channels, joins in ((16, True), (12, False)):
@@ -257,6 +321,21 @@ def test_every_opset(opset: int) -> None:
     model = network(body, used, outputs, opset)
     maps, rows = (perfonnx.rewrite(model, layout=layout, rate=0.5) for layout in LAYOUTS[::-1])
     assert operators(rows.proto)["SampledAveragePool"] == 1
+    for a, e in zip(outputs_of(rows.proto, library=False), outputs_of(maps.proto, library=False), strict=True):
+        np.testing.assert_allclose(a, e, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch", ["2", "N"])
+@pytest.mark.parametrize("opset", [8, 12, 13, 18])
+def test_normalizations_at_every_opset(opset: int, batch: str) -> None:
+    body, outputs = NETWORKS["normalized"]
+    used = {w: shape for w, shape in WEIGHTS.items() if f"{w})" in body or f"{w}," in body}
+    model = network(body, used, outputs, opset)
+    for info in (*model.graph.input, *model.graph.output):
+        if batch.isdigit():
+            info.type.tensor_type.shape.dim[0].dim_value = int(batch)
+    maps, rows = (perfonnx.rewrite(model, layout=layout, rate=0.5) for layout in LAYOUTS[::-1])
+    assert operators(rows.proto)["InstanceNormalization"] == 0
     for a, e in zip(outputs_of(rows.proto, library=False), outputs_of(maps.proto, library=False), strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=2e-5)
 

@@ -1,0 +1,110 @@
+"""What Slice, Pad and Resize do to positions is what onnxruntime makes them do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from perfonnx import io
+from perfonnx.inference import infer_types
+from perfonnx.io import Workspace
+from perfonnx.passes.positions import moved_positions
+from tests.passes import nets
+
+LONG = np.int64
+NEAREST = {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"}
+
+MOVES: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], int]] = {
+    "crop": (
+        "Slice",
+        {},
+        {"s": np.array([1, 2], LONG), "e": np.array([-1, 99], LONG), "a": np.array([2, 3], LONG)},
+        13,
+    ),
+    "reversed and every second": (
+        "Slice",
+        {},
+        {
+            "s": np.array([-1, 0], LONG),
+            "e": np.array([-99, 99], LONG),
+            "a": np.array([2, 3], LONG),
+            "t": np.array([-1, 2], LONG),
+        },
+        13,
+    ),
+    "crop of opset 9": ("Slice", {"starts": [1, 1], "ends": [5, 8], "axes": [2, 3]}, {}, 9),
+    "zeros around": ("Pad", {}, {"p": np.array([0, 0, 1, 2, 0, 0, 3, 0], LONG)}, 13),
+    "reflected": ("Pad", {"mode": "reflect"}, {"p": np.array([0, 0, 2, 1, 0, 0, 0, 3], LONG)}, 13),
+    "edge of opset 9": ("Pad", {"mode": "edge", "pads": [0, 0, 2, 1, 0, 0, 0, 3]}, {}, 9),
+    "cut off": ("Pad", {}, {"p": np.array([0, 0, -1, 2, 0, 0, 1, -2], LONG)}, 13),
+    "twice": ("Resize", NEAREST, {"r": np.array([], np.float32), "f": np.array([1, 1, 2, 2], np.float32)}, 13),
+    "by halves": ("Resize", NEAREST, {"r": np.array([], np.float32), "f": np.array([1, 1, 1.5, 0.5], np.float32)}, 13),
+    "upsample of opset 9": ("Upsample", {"mode": "nearest"}, {"f": np.array([1, 1, 3, 2], np.float32)}, 9),
+}
+OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], int]] = {
+    "channels in reverse": (
+        "Slice",
+        {},
+        {"s": np.array([-1], LONG), "e": np.array([-99], LONG), "a": np.array([1], LONG), "t": np.array([-1], LONG)},
+        13,
+    ),
+    "images in reverse": (
+        "Slice",
+        {},
+        {"s": np.array([-1], LONG), "e": np.array([-99], LONG), "a": np.array([0], LONG), "t": np.array([-1], LONG)},
+        13,
+    ),
+    "padded with a half": (
+        "Pad",
+        {},
+        {"p": np.array([0, 0, 1, 2, 0, 0, 3, 0], LONG), "v": np.array(0.5, np.float32)},
+        13,
+    ),
+    "padded with two": ("Pad", {}, {"p": np.array([0, 0, 1, 2, 0, 0, 3, 0], LONG), "v": np.array(2, np.float32)}, 13),
+    "more channels": ("Pad", {}, {"p": np.array([0, 0, 0, 0, 0, 1, 0, 0], LONG)}, 13),
+    "linear": (
+        "Resize",
+        {"mode": "linear"},
+        {"r": np.array([], np.float32), "f": np.array([1, 1, 2, 2], np.float32)},
+        13,
+    ),
+}
+
+
+def workspace_of(case: tuple[str, dict[str, Any], dict[str, np.ndarray], int]) -> Workspace:
+    op, attributes, constants, opset = case
+    node = helper.make_node(op, ["x", *constants], ["y"], **attributes)
+    model = nets.model([node], constants, inputs={"x": (2, 3, 6, 9)}, opset=opset)
+    workspace = Workspace.open(io.load(model))
+    infer_types(workspace)
+    return workspace
+
+
+@pytest.mark.parametrize("case", MOVES.values(), ids=MOVES)
+def test_the_table_does_what_the_node_does(case: tuple[str, dict[str, Any], dict[str, np.ndarray], int]) -> None:
+    workspace = workspace_of(case)
+    positions = moved_positions(workspace, workspace.graph.nodes[0])
+    assert positions is not None
+    x = np.random.default_rng(0).standard_normal((2, 3, 6, 9)).astype(np.float32)
+    session = ort.InferenceSession(workspace.proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = session.run(None, {"x": x})[0]
+    with_zero = np.append(x.reshape(2, 3, -1), np.zeros((2, 3, 1), np.float32), axis=2)
+    np.testing.assert_array_equal(with_zero[:, :, positions].reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
+def test_what_does_more_than_moving_is_not_taken_for_it(
+    case: tuple[str, dict[str, Any], dict[str, np.ndarray], int],
+) -> None:
+    workspace = workspace_of(case)
+    assert moved_positions(workspace, workspace.graph.nodes[0]) is None
+
+
+def test_a_node_that_does_not_run_is_left() -> None:
+    workspace = workspace_of(MOVES["crop"])
+    workspace.graph.nodes[0].op = "NoSuchOperator"
+    assert moved_positions(workspace, workspace.graph.nodes[0]) is None
