@@ -37,7 +37,7 @@ _INSPECT_EXAMPLES = """examples:
 
 _REWRITE_EXAMPLES = """examples:
   perfonnx rewrite model.onnx fast.onnx
-        careful: perforates the layers that carry 1 % of the multiplies or more, at rate 0.25
+        careful: perforates the layers that carry 1 % of the multiplies or more and gain time, at rate 0.25
   perfonnx rewrite model.onnx fast.onnx --rate 0.5 --skip '^conv1$' --check 4
   perfonnx rewrite model.onnx fast.onnx --method sparse --mask masks.npz
   perfonnx rewrite model.onnx fast.onnx --input-shape image:N,3,480,640

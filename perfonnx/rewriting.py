@@ -21,7 +21,6 @@ from perfonnx.passes import (
     Decision,
     Finish,
     Fold,
-    Join,
     Lower,
     Normalize,
     Options,
@@ -33,6 +32,7 @@ from perfonnx.passes import (
     Skip,
     Sparsify,
     State,
+    Weigh,
 )
 from perfonnx.plan import LayerPlan, Plan
 
@@ -189,18 +189,16 @@ def rewrite(
     state = State()
     used = Plan(seed=plan.seed if plan else chosen.seed)
 
-    normalize, select = Normalize(), Select(chosen, plan, fallback)
     tell("choosing layers")
-    PassManager([normalize, select]).run(workspace, state)
+    rows = layout == "rows"
+    PassManager([Normalize(), Select(chosen, plan, fallback), Weigh(rows)]).run(workspace, state)
     report = _before(workspace, state)
-    used.layers = {name: decision.plan for name, decision in state.decisions.items()}
+    used.layers = {name: decision.plan for name, decision in state.decisions.items() if not decision.joined}
     used.notes = {skip.layer: skip.reason for skip in state.skips}
 
     tell("rewriting")
-    rows = layout == "rows"
     steps: list[Pass] = [
         Fold(),
-        *([Join(), Fold()] if rows else []),
         Perforate(),
         Sparsify(),
         RadiusAdaptive(),

@@ -5,10 +5,10 @@ from perfonnx.passes.base import Change, Decision, Pass, PassManager, PassResult
 from perfonnx.passes.convert import Perforate, RadiusAdaptive, Sparsify
 from perfonnx.passes.finish import Finish
 from perfonnx.passes.fold import Fold
-from perfonnx.passes.join import Join
 from perfonnx.passes.lower import Lower
 from perfonnx.passes.normalize import Normalize
 from perfonnx.passes.select import MIN_SHARE, Options, Select
+from perfonnx.passes.weigh import Weigh
 
 __all__ = [
     "MIN_SHARE",
@@ -17,7 +17,6 @@ __all__ = [
     "Decision",
     "Finish",
     "Fold",
-    "Join",
     "Lower",
     "Normalize",
     "Options",
@@ -30,4 +29,5 @@ __all__ = [
     "Skip",
     "Sparsify",
     "State",
+    "Weigh",
 ]

@@ -35,25 +35,29 @@ class Skip:
 class Decision:
     """A layer that is rewritten: what it is, what it becomes, and its mask (None for radius-adaptive layers).
 
-    A `joined` layer stays dense; it is computed on rows because it lies between sampled layers.
+    A `joined` layer stays dense; it is computed on rows because it lies between sampled layers. A `tentative` one was
+    chosen because it may gain, and is given up where it would not; others were asked for.
     """
 
     site: ConvSite
     plan: LayerPlan
     mask: Mask | None
     joined: bool = False
+    tentative: bool = False
 
 
 @dataclass
 class State:
     """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes.
 
+    `on_maps` names the layers that stay canonical though they could work on rows.
     `strict` says whether the model passed strict shape inference as it came.
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
+    on_maps: set[str] = field(default_factory=set)
     strict: bool = False
 
 

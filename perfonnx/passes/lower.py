@@ -98,10 +98,12 @@ class Lower(Pass):
     def call(self, workspace: Workspace, state: State) -> PassResult:
         """Rewrite the graph."""
         nodes = list(workspace.graph.nodes)
-        sampled = {id(n) for n in nodes if is_sampled(workspace, n)}
+        on_maps = {id(node) for name, node in state.rewritten.items() if name in state.on_maps}
+        sampled = {id(n) for n in nodes if id(n) not in on_maps and is_sampled(workspace, n)}
         if not sampled:
             return PassResult(modified=False)
-        lowering = _Lowering(workspace, state, Regions(workspace, sampled, set()), sampled)
+        regions = Regions(workspace, dict.fromkeys(sampled, 1.0), set())
+        lowering = _Lowering(workspace, state, regions, sampled)
         for node in nodes:
             lowering.visit(node)
         lowering.finish()
@@ -261,15 +263,13 @@ class _Lowering:
         return True
 
     def _instance_normalization(self, node: gs.Node) -> bool:
-        """Mean and variance over rows, each counted as often as positions read it."""
+        """Mean and variance over the map that the rows stand for."""
         rows = self.rows[node.inputs[0].name]
         if rows.has_fill or not self._is_worth_it(node):
             return False
-        repeats = np.bincount(rows.source, minlength=rows.count).astype(np.float64) / rows.source.size
-        share = repeats.astype(numpy_type(rows.elem_type))
         emit = _Formula(self, node, rows)
-        centred = emit("Sub", rows.tensor, emit.mean(share, rows.tensor))
-        variance = emit.mean(share, emit("Mul", centred, centred))
+        centred = emit("Sub", rows.tensor, emit.mean(rows.tensor))
+        variance = emit.mean(emit("Mul", centred, centred))
         deviation = emit("Sqrt", emit("Add", variance, emit.number(float(node.attrs.get("epsilon", 1e-5)))))
         scaled = emit("Mul", centred, emit("Div", node.inputs[1], deviation))
         emit.finish("Add", scaled, node.inputs[2])
@@ -511,23 +511,36 @@ class _Formula:
         self.count += 1
         name = self.lowering._unique(f"{self.node.outputs[0].name}.step{self.count}")
         result = gs.Variable(name)
-        self.lowering.nodes.append(gs.Node(op, name, attributes, list(inputs), [result]))
+        domain = ops.DOMAIN if op in ops.LOWERED else None
+        self.lowering.nodes.append(gs.Node(op, name, attributes, list(inputs), [result], domain=domain))
         return result
 
     def number(self, value: float) -> gs.Constant:
         """A constant of the rows' type."""
         return self.lowering._table("number", np.array(value, numpy_type(self.rows.elem_type)))
 
-    def mean(self, share: NDArray[Any], x: gs.Tensor) -> gs.Tensor:
-        """The weighted mean [N, 1, C] over rows [N, P, C]; `share` [P] are the weights."""
-        if isinstance(self.rows.batch, int) and self.rows.batch > 0:
-            return self("MatMul", self.lowering._table("share", share.reshape(1, -1)), x)
-        # onnxruntime's MatMul refuses a batch of 0.
-        weighted = self("Mul", x, self.lowering._table("share", share.reshape(-1, 1)))
-        axis = np.array([1], np.int64)
-        if self.lowering.workspace.opset < 13:
-            return self("ReduceSum", weighted, axes=[1])
-        return self("ReduceSum", weighted, self.lowering._table("axis", axis))
+    def mean(self, x: gs.Tensor) -> gs.Tensor:
+        """The mean [N, 1, C] over all positions; first along the map's lines, so that long sums stay exact."""
+        height, width = self.rows.shape
+        lines = self._average(x, self.rows.source, (height, width), (1, width))
+        return self._average(lines, np.arange(height, dtype=np.int32), (height, 1), (height, 1))
+
+    def _average(self, x: gs.Tensor, source: Table, shape: tuple[int, int], kernel: tuple[int, int]) -> gs.Tensor:
+        """Averages over windows that lie side by side."""
+        table = self.lowering._table
+        sites = np.arange(shape[0] // kernel[0], dtype=np.int32)
+        return self(
+            ops.sampled_pool.AVERAGE,
+            x,
+            table("rows", source),
+            table("shape", np.array(shape, np.int64)),
+            table("sites", sites),
+            kernel_shape=list(kernel),
+            strides=list(kernel),
+            pads=[0] * 4,
+            ceil_mode=0,
+            count_include_pad=0,
+        )
 
     def finish(self, op: str, *inputs: gs.Tensor) -> None:
         """The last step, which carries the node's name."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.graph import CONV, pool_window
+from perfonnx.graph import pool_window
 from perfonnx.io import Workspace
 from perfonnx.ops.common import activation_from
 from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions
@@ -23,9 +22,6 @@ ZERO_TO_ZERO = frozenset(
 """Elementwise operators that keep zero: a fill value of zero passes through them."""
 
 ELEMENTWISE = ZERO_TO_ZERO | frozenset("Sigmoid HardSigmoid Exp Softplus Clip".split())  # noqa: SIM905
-CHEAPER_TO_TURN = 4
-"""A layer's input is cheaper to turn into rows than its output where it is this many times smaller."""
-
 JOINING = ("Add", "Sum", "Concat")
 LRN = "LRN"
 INSTANCE_NORMALIZATION = "InstanceNormalization"
@@ -41,11 +37,9 @@ def is_standard(node: gs.Node) -> bool:
 
 
 def is_pointwise(node: gs.Node) -> bool:
-    """True for a convolution each of whose outputs reads the input at its own position."""
-    if node.op not in (CONV, ops.perforated_conv.NAME):
-        return False
-    ones = {int(v) for name in ("kernel_shape", "strides") for v in node.attrs.get(name, [])}
-    return ones == {1} and not any(node.attrs.get("pads", []))
+    """True for a canonical operator each of whose outputs reads the input at its own position."""
+    attributes = node.attrs
+    return set(attributes["kernel_shape"]) == set(attributes["strides"]) == {1} and not any(attributes["pads"])
 
 
 def is_map(workspace: Workspace, tensor: gs.Tensor) -> bool:
@@ -141,68 +135,44 @@ class Regions:
     """Where rows may flow. Tensors are named; a convolution that is to be sampled counts as sampled already.
 
     Attributes:
-        sampled: ids of the nodes that start regions.
+        sampled: The nodes that start regions, by id, and the share of positions that each computes.
         dense: ids of the Conv nodes that may join.
         folded: ids of the nodes that vanish into those convolutions.
-        derived: Tensors that come from a sampled layer through nodes that work on rows.
-        coarse: Those of them that have fewer rows than positions.
+        pointwise: ids of those convolutions that need be computed once per row.
+        share: Tensors that come from a sampled layer through nodes that work on rows, and how many rows they have per
+            position: an estimate where samplings meet.
         wanted: Tensors that reach a sampled layer through such nodes.
     """
 
     workspace: Workspace
-    sampled: set[int]
+    sampled: Mapping[int, float]
     dense: set[int]
     folded: set[int] = field(default_factory=set)
-    derived: set[str] = field(default_factory=set)
-    coarse: set[str] = field(default_factory=set)
+    pointwise: set[int] = field(default_factory=set)
+    share: dict[str, float] = field(default_factory=dict)
     wanted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        nodes = list(self.workspace.graph.nodes)
+        nodes = [node for node in self.workspace.graph.nodes if node.outputs]
         for node in nodes:
-            if not node.outputs:
-                continue
             output = node.outputs[0].name
             if id(node) in self.sampled:
-                self.derived.add(output)
-                self.coarse.add(output)
-            elif self._passes(node):
-                inputs = list(self._maps(node))
-                if any(name in self.derived for name in inputs):
-                    self.derived.add(output)
-                if self._keeps_coarse(node) and inputs and all(name in self.coarse for name in inputs):
-                    self.coarse.add(output)
+                self.share[output] = self.sampled[id(node)]
+            elif self.passes(node):
+                shares = [self.share.get(name) for name in self.maps(node)]
+                if any(share is not None for share in shares):
+                    keeps = id(node) in self.folded | self.pointwise or node.op in KEEP_COARSE
+                    self.share[output] = max(1.0 if share is None or not keeps else share for share in shares)
         for node in reversed(nodes):
-            if id(node) in self.sampled or (self._passes(node) and node.outputs[0].name in self.wanted):
-                self.wanted.update(self._maps(node))
+            if id(node) in self.sampled or (self.passes(node) and node.outputs[0].name in self.wanted):
+                self.wanted.update(self.maps(node))
 
-    def joins(self, node: gs.Node) -> bool:
-        """Whether a dense convolution is better computed on rows.
+    def passes(self, node: gs.Node) -> bool:
+        """Whether a node that is not sampled can take rows and give rows."""
+        return id(node) in self.dense or id(node) in self.folded or works_on_rows(self.workspace, node)
 
-        That is between sampled layers, as a 1x1 convolution behind one, and before one where the layer's input is so
-        much smaller than its output that it is cheaper to turn: a network's first layer, mostly.
-        """
-        if id(node) not in self.dense:
-            return False
-        if node.inputs[0].name not in self.derived:
-            small = self._size(node.inputs[0]) * CHEAPER_TO_TURN <= self._size(node.outputs[0])
-            return small and node.outputs[0].name in self.wanted
-        pointwise_on_few = is_pointwise(node) and node.inputs[0].name in self.coarse
-        return node.outputs[0].name in self.wanted or pointwise_on_few
-
-    def _passes(self, node: gs.Node) -> bool:
-        return id(node) in self.dense | self.folded or works_on_rows(self.workspace, node)
-
-    def _keeps_coarse(self, node: gs.Node) -> bool:
-        return id(node) in self.folded or node.op in KEEP_COARSE or is_pointwise(node)
-
-    def _size(self, tensor: gs.Tensor) -> int:
-        known = self.workspace.types[tensor.name].shape
-        return math.prod(d for d in (known or ())[1:] if isinstance(d, int))
-
-    def _maps(self, node: gs.Node) -> Iterator[str]:
+    def maps(self, node: gs.Node) -> list[str]:
+        """The maps that such a node reads."""
         if id(node) in self.folded:
-            inputs = [t for t in node.inputs if self.workspace.constant_proto(t) is None]
-        else:
-            inputs = node.inputs if node.op in JOINING else node.inputs[:1]
-        return (tensor.name for tensor in inputs)
+            return [t.name for t in node.inputs if self.workspace.constant_proto(t) is None]
+        return [t.name for t in (node.inputs if node.op in JOINING else node.inputs[:1])]

@@ -25,6 +25,9 @@ from perfonnx.masks import ANY_LAYER, Mask, MaskRequest, load_masks, make_mask, 
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.plan import DENSE, LayerPlan, Plan, is_mask_file
 
+CAREFUL_RATE = 0.25
+"""Where nobody says a rate."""
+
 MIN_SHARE = 0.01
 """Layers with a smaller part of the model's multiplies are left alone unless they are named."""
 
@@ -35,7 +38,7 @@ class Options:
 
     Attributes:
         method: One of `perfonnx.plan.METHODS`.
-        rate: Fraction of positions to skip.
+        rate: Fraction of positions to skip; None: `CAREFUL_RATE`, and layers that would hardly gain are left alone.
         mask: Mask name or file; None: pooling-structure where a pool follows, else grid; for sparse layers propagated.
         interpolation: How perforated layers fill skipped positions.
         center_gain: Form of the radius-adaptive sum.
@@ -46,13 +49,18 @@ class Options:
     """
 
     method: str = "perforate"
-    rate: float = 0.25
+    rate: float | None = None
     mask: str | None = None
     interpolation: str = "nearest"
     center_gain: float = 0.0
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     seed: int = 0
+
+    @property
+    def given_rate(self) -> float:
+        """The rate that holds."""
+        return CAREFUL_RATE if self.rate is None else self.rate
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, Integral) or isinstance(self.seed, bool) or self.seed < 0:
@@ -75,7 +83,7 @@ class Select(Pass):
         """Check options and plan against each other and against the model."""
         sample = LayerPlan(
             self.options.method,
-            self.options.rate,
+            self.options.given_rate,
             self.options.mask or "grid",
             self.options.interpolation,
             self.options.center_gain,
@@ -158,7 +166,7 @@ class Select(Pass):
             mask = "propagated"
         elif mask is None:
             mask = "grid" if following_pool(workspace, site) is None else "pooling-structure"
-        return LayerPlan(options.method, options.rate, mask, options.interpolation, options.center_gain)
+        return LayerPlan(options.method, options.given_rate, mask, options.interpolation, options.center_gain)
 
     def _make_masks(self, workspace: Workspace, wanted: list[tuple[ConvSite, LayerPlan]], state: State) -> None:
         seed = self.plan.seed if self.plan is not None else self.options.seed
@@ -181,7 +189,9 @@ class Select(Pass):
             mask = None if layer.method == "radius-adaptive" else masks.make(site, layer)
             if mask is not None and is_mask_file(layer.mask):
                 layer = replace(layer, rate=float(1 - mask.mean()))
-            state.decisions[site.name] = Decision(site, layer, mask)
+            asked = self.plan is not None or self.options.rate is not None or bool(self.options.only)
+            tentative = not asked and mask is not None and not is_mask_file(layer.mask)
+            state.decisions[site.name] = Decision(site, layer, mask, tentative=tentative)
         masks.check_used()
 
     @staticmethod

@@ -252,23 +252,6 @@ def test_a_residual_of_other_sites_is_added_by_the_convolution() -> None:
     )
 
 
-def test_a_small_input_is_turned_rather_than_a_large_map() -> None:
-    """A dense first layer joins the region behind it if its output is four times its input."""
-    for channels, joins in ((16, True), (12, False)):
-        weights = {"w": (channels, 4, 3, 3), "v": (8, channels, 3, 3)}
-        body = """
-          a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w)
-          r = Relu(a)
-          y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(r, v)
-        """
-        model = network(body, weights, "float[N,8,12,10] y")
-        maps, rows = (perfonnx.rewrite(model, layout=layout, rate=0.5, only=["Conv_2"]) for layout in LAYOUTS[::-1])
-        assert operators(rows.proto)["SampledConv"] == (2 if joins else 0)
-        for library in (False, True):
-            actual, expected = outputs_of(rows.proto, library=library), outputs_of(maps.proto, library=False)
-            np.testing.assert_allclose(actual[0], expected[0], rtol=0, atol=1e-5)
-
-
 def test_a_sampled_layer_alone_stays_canonical() -> None:
     result = perfonnx.rewrite(build("groups"), layout="rows", rate=0.5, only=["Conv_3"])
     assert operators(result.proto) == {"Conv": 3, "PerforatedConv": 1}

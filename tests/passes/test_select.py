@@ -268,7 +268,7 @@ def test_two_float_types_below_opset_15() -> None:
     nets.assert_same_results(model, result.proto, tolerance=4e-3)
     again = nets.rewrite(result.proto, rate=0.0, only=["second"])
     assert "--no-fallback" in {s.layer: s.reason for s in again.report.skips}["second"]
-    assert len(nets.rewrite(model, fallback=False).report.layers) == 2
+    assert len(nets.rewrite(model, fallback=False, rate=0.5).report.layers) == 2
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -304,14 +304,14 @@ def test_layer_names_are_unique(names: tuple[str, str, str], layers: list[str]) 
     nets.check(result.proto)
     again = nets.rewrite(model, plan=result.plan)
     assert again.to_bytes() == result.to_bytes()
-    assert nets.rewrite(result.proto).to_bytes() == result.to_bytes()
+    assert nets.rewrite(result.proto, rate=0.5).to_bytes() == result.to_bytes()
 
 
 def test_only_and_skip() -> None:
     model = three(("c1", "c2", "c3"))
 
     def chosen(**options: Any) -> list[str]:
-        return [layer.name for layer in nets.rewrite(model, **options).report.layers]
+        return [layer.name for layer in nets.rewrite(model, rate=0.5, **options).report.layers]
 
     assert chosen(only=["2", "c3"]) == ["c2", "c3"]
     assert chosen(only=["^c"], skip=["1$"]) == ["c2", "c3"]
@@ -432,14 +432,14 @@ def test_default_masks() -> None:
         nets.conv("c", "y", "v", name="last"),
     ]
     model = nets.model(nodes, {"w": nets.values(8, 3, 3, 3), "v": nets.values(8, 8, 3, 3)})
-    plan = nets.rewrite(model).plan
+    plan = nets.rewrite(model, rate=0.25).plan
     assert {k: (v.mask, v.rate, v.interpolation) for k, v in plan.layers.items()} == {
         "before_pool": ("pooling-structure", 0.25, "nearest"),
         "last": ("grid", 0.25, "nearest"),
     }
-    reasons = {s.layer: s.reason for s in nets.rewrite(model, mask="pooling-structure").report.skips}
+    reasons = {s.layer: s.reason for s in nets.rewrite(model, rate=0.25, mask="pooling-structure").report.skips}
     assert reasons == {"last": "no pooling layer follows; the pooling-structure mask needs one"}
-    reasons = {s.layer: s.reason for s in nets.rewrite(model, mask="grid-square").report.skips}
+    reasons = {s.layer: s.reason for s in nets.rewrite(model, rate=0.25, mask="grid-square").report.skips}
     assert "needs a square one" in reasons["last"]
 
 
