@@ -56,6 +56,7 @@ _BENCH_EXAMPLES = """examples:
   perfonnx bench model.onnx fast.onnx
   perfonnx bench model.onnx fast.onnx faster.onnx --threads 1 --runs 50
   perfonnx bench model.onnx fast.onnx --per-layer
+  perfonnx bench model.onnx fast.onnx --memory --json
 """
 
 
@@ -386,6 +387,9 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--per-layer", action="store_true", help="also the time of each layer, from onnxruntime's profiler"
     )
+    parser.add_argument(
+        "--memory", action="store_true", help="also the peak of what the activations need in memory (Linux)"
+    )
     _add_shapes(parser)
     _add_json(parser)
     parser.set_defaults(run=_bench, quiet=False)
@@ -401,6 +405,7 @@ def _bench(options: argparse.Namespace) -> int:
             runs=options.runs,
             shapes=feeds.parse_input_shapes(options.input_shape),
             per_layer=options.per_layer,
+            memory=options.memory,
             progress=step,
         )
     _show(options, report.to_json(), bench.render_bench(report))
