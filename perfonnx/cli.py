@@ -215,6 +215,14 @@ def _add_rewrite(commands: Any) -> None:
     parser.set_defaults(run=_rewrite)
 
 
+_NOT_FOR = {
+    "perforate": ("center_gain",),
+    "sparse": ("interpolation", "center_gain"),
+    "radius-adaptive": ("rate", "mask", "interpolation"),
+}
+"""Choices that a method does not read, by method."""
+
+
 def _rewrite(options: argparse.Namespace) -> int:
     from perfonnx.check import render_check
     from perfonnx.feeds import parse_input_shapes
@@ -234,6 +242,12 @@ def _rewrite(options: argparse.Namespace) -> int:
     if options.plan and (given or options.only or options.skip):
         names = [*given, *(n for n in ("only", "skip") if getattr(options, n))]
         raise PerfonnxError(f"--plan says everything; it does not go with --{names[0].replace('_', '-')}")
+    for name in _NOT_FOR.get(given.get("method", "perforate"), ()):
+        if name in given:
+            flag = f"--{name.replace('_', '-')} {given[name]}"
+            raise PerfonnxError(
+                f"{flag}: has no meaning with --method {given.get('method', 'perforate')}; leave it out"
+            )
     if given.get("seed", 0) < 0:
         raise PerfonnxError(f"--seed {given['seed']}: give a whole number from 0 up")
     if options.save_plan:

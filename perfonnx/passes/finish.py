@@ -193,8 +193,10 @@ def _write_metadata(workspace: Workspace, plan: Plan) -> None:
     merged.pop("notes", None)
     if PLAN_KEY in entries:
         try:
-            earlier = json.loads(entries[PLAN_KEY].value)["layers"]
-            merged["layers"] = {**earlier, **merged["layers"]}
+            earlier = json.loads(entries[PLAN_KEY].value)
+            for key in ("layers", "input_shapes"):
+                if key in earlier:
+                    merged[key] = {**earlier[key], **merged.get(key, {})}
         except (ValueError, KeyError, TypeError):
             pass  # somebody else's text under our key: replaced
     text = json.dumps(merged, separators=(",", ":"))
