@@ -26,10 +26,10 @@ def row_table(
 ) -> npt.NDArray[np.int32]:
     """Input row (y * width + x, or -1) of each tap of each site, int32 [sites, taps]."""
 
-def half_to_float(bits: npt.NDArray[np.uint16]) -> _Floats:
+def half_to_float(bits: npt.NDArray[np.uint16], isa: str | None = None) -> _Floats:
     """Values of binary16 bits [n]."""
 
-def float_to_half(values: _Floats) -> npt.NDArray[np.uint16]:
+def float_to_half(values: _Floats, isa: str | None = None) -> npt.NDArray[np.uint16]:
     """Bits of values [n] rounded to binary16, ties to even."""
 
 class SampledProduct:

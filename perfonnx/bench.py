@@ -1,7 +1,8 @@
 """Times models against each other, as a whole and layer by layer.
 
 Runs are interleaved and their order rotates, so that a machine that slows down or speeds up does so for every model
-alike; what is compared are medians, and the ratio of runs that stood next to each other.
+alike; what is compared are medians, and the ratio of runs that stood next to each other. What the activations need in
+memory is measured afterwards, in a process for each model.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from perfonnx import io, runtime
 from perfonnx.check import OpenModel, Progress, open_model, uses_library
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed, Shapes, merged_inputs, random_feeds
+from perfonnx.memory import ActivationMemory, activation_memory
 from perfonnx.ops.common import DOMAIN
 
 PROFILE_RUNS = 10
@@ -98,12 +100,14 @@ class BenchReport:
         runs: Timed runs of each model.
         threads: Intra-op threads asked for, None for onnxruntime's default.
         layers: Times per layer, in the order in which they run; None if not asked for.
+        memory: What each model's activations need; None if not asked for.
     """
 
     models: tuple[ModelTiming, ...]
     runs: int
     threads: int | None
     layers: tuple[LayerTiming, ...] | None
+    memory: tuple[ActivationMemory, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; times in milliseconds."""
@@ -128,6 +132,17 @@ class BenchReport:
                 {"name": layer.name, "operators": list(layer.operators), "times_ms": list(layer.times)}
                 for layer in self.layers
             ],
+            "memory": None
+            if self.memory is None
+            else [
+                {
+                    "name": model.name,
+                    "peak_bytes": memory.peak,
+                    "live_bytes": memory.live,
+                    "ratio": self.memory[0].peak / max(memory.peak, 1),
+                }
+                for model, memory in zip(self.models, self.memory, strict=True)
+            ],
         }
 
 
@@ -145,6 +160,7 @@ def bench(
     shapes: Shapes | None = None,
     seed: int = 0,
     per_layer: bool = False,
+    memory: bool = False,
     progress: Progress | None = None,
 ) -> BenchReport:
     """Times models on one and the same input.
@@ -162,6 +178,7 @@ def bench(
         shapes: Shapes of inputs by name, for dimensions the model leaves open.
         seed: Seed of a random input.
         per_layer: Also profile a few runs, of separate sessions, for the times per layer.
+        memory: Also measure what the activations need in memory, in a process for each model.
         progress: Called after each round with the rounds done and their total.
 
     Raises:
@@ -191,6 +208,11 @@ def bench(
     layers = None
     if per_layer:
         layers = _layers(models, opened, feeds, threads, warmup, profiled, lambda done: report(warmup + runs + done))
+    needs = None
+    if memory:
+        needs = tuple(
+            activation_memory(source, given, threads=threads) for source, given in zip(models, feeds, strict=True)
+        )
     kept = [tuple(series[warmup:]) for series in times]
     return BenchReport(
         models=tuple(
@@ -205,6 +227,7 @@ def bench(
         runs=runs,
         threads=threads,
         layers=layers,
+        memory=needs,
     )
 
 
@@ -466,9 +489,27 @@ def render_bench(report: BenchReport) -> RenderableType:
         if len(report.models) > 1:
             cells += [f"{model.ratio:.2f}x", f"{model.paired_ratio:.2f}x"]
         table.add_row(Text(model.name), *cells)  # as text: a name may contain rich's markup characters
-    if report.layers is None:
-        return table
-    return Group(table, _layer_table(report, report.layers))
+    parts: list[RenderableType] = [table]
+    if report.memory is not None:
+        parts.append(_memory_table(report, report.memory))
+    if report.layers is not None:
+        parts.append(_layer_table(report, report.layers))
+    return Group(*parts)
+
+
+def _memory_table(report: BenchReport, memory: Sequence[ActivationMemory]) -> Table:
+    table = Table(title="MB of activations at the peak of a run", title_justify="left")
+    table.add_column("model")
+    table.add_column("measured", justify="right")
+    table.add_column("alive at once, by the graph", justify="right")
+    if len(memory) > 1:
+        table.add_column("first / this", justify="right")
+    for model, needs in zip(report.models, memory, strict=True):
+        cells = [f"{value / 1e6:.2f}" for value in (needs.peak, needs.live)]
+        if len(memory) > 1:
+            cells.append(f"{memory[0].peak / max(needs.peak, 1):.2f}x")
+        table.add_row(Text(model.name), *cells)
+    return table
 
 
 def _layer_table(report: BenchReport, layers: Sequence[LayerTiming]) -> Table:

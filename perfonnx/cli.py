@@ -56,6 +56,7 @@ _BENCH_EXAMPLES = """examples:
   perfonnx bench model.onnx fast.onnx
   perfonnx bench model.onnx fast.onnx faster.onnx --threads 1 --runs 50
   perfonnx bench model.onnx fast.onnx --per-layer
+  perfonnx bench model.onnx fast.onnx --memory --json
 """
 
 
@@ -214,6 +215,14 @@ def _add_rewrite(commands: Any) -> None:
     parser.set_defaults(run=_rewrite)
 
 
+_NOT_FOR = {
+    "perforate": ("center_gain",),
+    "sparse": ("interpolation", "center_gain"),
+    "radius-adaptive": ("rate", "mask", "interpolation"),
+}
+"""Choices that a method does not read, by method."""
+
+
 def _rewrite(options: argparse.Namespace) -> int:
     from perfonnx.check import render_check
     from perfonnx.feeds import parse_input_shapes
@@ -233,6 +242,12 @@ def _rewrite(options: argparse.Namespace) -> int:
     if options.plan and (given or options.only or options.skip):
         names = [*given, *(n for n in ("only", "skip") if getattr(options, n))]
         raise PerfonnxError(f"--plan says everything; it does not go with --{names[0].replace('_', '-')}")
+    for name in _NOT_FOR.get(given.get("method", "perforate"), ()):
+        if name in given:
+            flag = f"--{name.replace('_', '-')} {given[name]}"
+            raise PerfonnxError(
+                f"{flag}: has no meaning with --method {given.get('method', 'perforate')}; leave it out"
+            )
     if given.get("seed", 0) < 0:
         raise PerfonnxError(f"--seed {given['seed']}: give a whole number from 0 up")
     if options.save_plan:
@@ -386,6 +401,9 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--per-layer", action="store_true", help="also the time of each layer, from onnxruntime's profiler"
     )
+    parser.add_argument(
+        "--memory", action="store_true", help="also the peak of what the activations need in memory (Linux)"
+    )
     _add_shapes(parser)
     _add_json(parser)
     parser.set_defaults(run=_bench, quiet=False)
@@ -401,6 +419,7 @@ def _bench(options: argparse.Namespace) -> int:
             runs=options.runs,
             shapes=feeds.parse_input_shapes(options.input_shape),
             per_layer=options.per_layer,
+            memory=options.memory,
             progress=step,
         )
     _show(options, report.to_json(), bench.render_bench(report))

@@ -251,10 +251,11 @@ def _obstacle(
         if len(node.inputs) <= position or not node.inputs[position].name:
             continue
         tensor = node.inputs[position]
-        if tensor.name in workspace.overridable():
-            return f"its {what} {tensor.name!r} is also a graph input; --freeze-weights makes it constant"
+        passed_on = workspace.behind_identities(tensor)
+        if passed_on.name in workspace.overridable():
+            return f"its {what} {passed_on.name!r} is also a graph input; --freeze-weights makes it constant"
         if workspace.constant_proto(tensor) is None:
-            producers = list(tensor.inputs)
+            producers = list(passed_on.inputs)
             origin = f"computed by {producers[0].op}" if producers else "an input of the graph"
             return f"its {what} is not constant ({origin})"
     if elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):

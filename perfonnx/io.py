@@ -385,6 +385,7 @@ class Workspace:
 
     def constant_proto(self, tensor: gs.Tensor) -> TensorProto | None:
         """Like `constant`, without reading the values."""
+        tensor = self.behind_identities(tensor)
         if tensor.name in self.added:
             return self.added[tensor.name]
         if tensor.name in self._initializers and isinstance(tensor, gs.Constant):
@@ -395,6 +396,25 @@ class Workspace:
                 if attribute.name == "value" and not attribute.ref_attr_name:
                     return attribute.t
         return None
+
+    @staticmethod
+    def behind_identities(tensor: gs.Tensor) -> gs.Tensor:
+        """The tensor whose values this one has: itself, or what Identity nodes pass on to it."""
+        passed = {tensor.name}
+        while len(tensor.inputs) == 1:
+            (node,) = tensor.inputs
+            if node.op != "Identity" or node.domain not in (None, "", _LONG_DOMAIN) or len(node.inputs) != 1:
+                break
+            tensor = node.inputs[0]
+            if tensor.name in passed:  # a cycle, which no valid model has
+                break
+            passed.add(tensor.name)
+        return tensor
+
+    def is_taken(self, name: str) -> bool:
+        """Whether a tensor of this name would collide with one of the model, bodies of control flow included."""
+        known = (self.types, self.added, self._initializers, self._reserved)
+        return any(name in names for names in known) or name in self.graph.tensors()
 
     def add_constant(self, name: str, values: NDArray[Any]) -> gs.Constant:
         """A new initializer. An equal one of that name is shared; a name that is taken by another gets a number."""
@@ -501,6 +521,7 @@ class Workspace:
 
     def _node_protos(self) -> list[NodeProto]:
         result = []
+        kept = {node.name for node in self.graph.nodes if id(node) in self._origin or id(node) in self._inherited}
         for node in self.graph.nodes:
             origin = self._origin.get(id(node))
             if origin is None:
@@ -508,6 +529,10 @@ class Workspace:
                 inherited = self._inherited.get(id(node))
                 if inherited is not None:
                     exported.MergeFrom(inherited)
+                else:  # a name of our own making gives way to the model's
+                    while exported.name in kept:
+                        exported.name += "_"
+                    kept.add(exported.name)
                 result.append(exported)
                 continue
             inputs, outputs = [t.name for t in node.inputs], [t.name for t in node.outputs]

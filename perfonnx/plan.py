@@ -18,6 +18,7 @@ from perfonnx.sampling import INTERPOLATIONS
 FORMAT = 1
 METHODS = ("perforate", "sparse", "radius-adaptive")
 DENSE = "dense"
+_FIELDS = ("perfonnx_plan", "seed", "layers", "notes", "input_shapes")
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,13 @@ class Plan:
     """Layer plans by layer name, and the seed of all random choices.
 
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
+    `input_shapes` are the shapes that the plan was made for, where the model left them open.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     seed: int = 0
     notes: dict[str, str] = field(default_factory=dict)
+    input_shapes: dict[str, tuple[int | str | None, ...]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -108,9 +111,9 @@ class Plan:
             raise PerfonnxError(
                 f"{where}: plan format {data.get('perfonnx_plan')!r} is unknown; this version reads {FORMAT}"
             )
-        unknown = sorted(set(data) - {"perfonnx_plan", "seed", "layers", "notes"})
+        unknown = sorted(set(data) - set(_FIELDS))
         if unknown:
-            raise PerfonnxError(f"{where}: unknown field {unknown[0]!r}; known are perfonnx_plan, seed, layers, notes")
+            raise PerfonnxError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise PerfonnxError(f"{where}: seed {seed!r} is not a whole number from 0 up")
@@ -127,7 +130,7 @@ class Plan:
                 )
             layers[name] = LayerPlan(**fields)
             layers[name].check(layer)
-        return cls(layers, seed)
+        return cls(layers, seed, input_shapes=_input_shapes(data.get("input_shapes", {}), where))
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, with only the fields that a layer's method reads."""
@@ -141,6 +144,8 @@ class Plan:
             name: {key: asdict(layer)[key] for key in fields[layer.method]} for name, layer in self.layers.items()
         }
         result: dict[str, Any] = {"perfonnx_plan": FORMAT, "seed": self.seed, "layers": layers}
+        if self.input_shapes:
+            result["input_shapes"] = {name: list(shape) for name, shape in self.input_shapes.items()}
         if self.notes:
             result["notes"] = self.notes
         return result
@@ -148,3 +153,16 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as indented JSON, atomically."""
         write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
+
+
+def _input_shapes(data: Any, where: str) -> dict[str, tuple[int | str | None, ...]]:
+    if not isinstance(data, Mapping):
+        raise PerfonnxError(f'{where}: input_shapes must be an object such as {{"image": [1, 3, 224, 224]}}')
+    for name, shape in data.items():
+        sizes = isinstance(shape, list) and all(
+            d is None or isinstance(d, str) or (isinstance(d, int) and not isinstance(d, bool) and d >= 0)
+            for d in shape
+        )
+        if not sizes:
+            raise PerfonnxError(f"{where}: input_shapes, {name!r}: {shape!r} is no shape; give a list of sizes")
+    return {name: tuple(shape) for name, shape in data.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -151,7 +151,8 @@ def rewrite(
         output: Where to write the result; None: nowhere.
         options: How to choose layers; its fields may also be given as keywords (`rate=0.5, mask="grid"`).
         plan: A plan, or the path of one, instead of options.
-        input_shapes: Sizes for symbolic dimensions, by input name, as [N, C, H, W].
+        input_shapes: Sizes for symbolic dimensions, by input name, as [N, C, H, W]; those that a plan was made for
+            need not be given again.
         fallback: Give each operator a function body, so that the model also runs without the library.
         layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps.
         freeze_weights: Make initializers that are also graph inputs constant.
@@ -184,10 +185,15 @@ def rewrite(
     loaded = io.load(model)
     if freeze_weights:
         io.freeze_weights(loaded)
-    io.fix_input_shapes(loaded, input_shapes or {})
+    io.fix_input_shapes(loaded, {**(_planned_shapes(loaded, plan) if plan else {}), **(input_shapes or {})})
+    if plan:
+        _check_shapes(loaded, plan)
     workspace = Workspace.open(loaded)
     state = State()
-    used = Plan(seed=plan.seed if plan else chosen.seed)
+    used = Plan(
+        seed=plan.seed if plan else chosen.seed,
+        input_shapes=_shapes(loaded, [*(plan.input_shapes if plan else ()), *(input_shapes or ())]),
+    )
 
     tell("choosing layers")
     rows = layout == "rows"
@@ -213,6 +219,39 @@ def rewrite(
         tell("writing")
         result.save(output)
     return result
+
+
+def _shapes(loaded: LoadedModel, names: Iterable[str]) -> dict[str, tuple[int | str | None, ...]]:
+    """The declared shapes of inputs, as far as they are there and have a rank."""
+    known = {info.name: io.value_type(info) for info in loaded.proto.graph.input}
+    found = ((name, known.get(name)) for name in dict.fromkeys(names))
+    return {name: value.shape for name, value in found if value is not None and value.shape is not None}
+
+
+def _planned_shapes(loaded: LoadedModel, plan: Plan) -> dict[str, tuple[int | str | None, ...]]:
+    """The plan's sizes for the dimensions that the model leaves open."""
+    planned = {}
+    for name, shape in _shapes(loaded, plan.input_shapes).items():
+        wanted = plan.input_shapes[name]
+        if len(wanted) == len(shape):
+            planned[name] = tuple(None if isinstance(d, int) else w for d, w in zip(shape, wanted, strict=True))
+    return planned
+
+
+def _check_shapes(loaded: LoadedModel, plan: Plan) -> None:
+    """A plan's masks are for one size; the batch size does not matter to them."""
+    shapes = _shapes(loaded, plan.input_shapes)
+    for name, wanted in plan.input_shapes.items():
+        shape = shapes.get(name)
+        if shape is None:
+            raise PerfonnxError(f"the plan was made for an input {name!r}, which {loaded.name} does not have")
+        differs = any(isinstance(w, int) and w != d for w, d in zip(wanted[1:], shape[1:], strict=False))
+        if differs or len(wanted) != len(shape):
+            ours, theirs = (",".join(str(d) for d in s) for s in (shape, wanted))
+            raise PerfonnxError(
+                f"the plan was made for input {name}:{theirs}, but here it is {name}:{ours}; give that --input-shape, "
+                "or take input_shapes out of the plan if its masks fit other sizes"
+            )
 
 
 def _before(workspace: Workspace, state: State) -> Report:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import ModelProto
 
 from perfonnx import LayerPlan, PerfonnxError, Plan
 from perfonnx.plan import METHODS
@@ -73,6 +74,9 @@ def test_files(tmp_path: Path) -> None:
         ({"perfonnx_plan": 1, "layers": {}, "seed": 0.5}, "seed 0.5"),
         ({"perfonnx_plan": 1, "layers": {}, "seed": None}, "seed None"),
         ({"perfonnx_plan": 1, "layers": {}, "seed": True}, "seed True"),
+        ({"perfonnx_plan": 1, "layers": {}, "input_shapes": [1]}, "input_shapes must be an object"),
+        ({"perfonnx_plan": 1, "layers": {}, "input_shapes": {"x": 4}}, "input_shapes, 'x': 4 is no shape"),
+        ({"perfonnx_plan": 1, "layers": {}, "input_shapes": {"x": [1, -3]}}, r"'x': \[1, -3\] is no shape"),
         ({"perfonnx_plan": 1, "layers": {"conv": 3}}, "layer 'conv' needs an object"),
         ({"perfonnx_plan": 1, "layers": {"conv": {}}}, "layer 'conv' needs an object"),
         (plan_with(method=None), "layer 'conv' needs an object"),
@@ -176,3 +180,34 @@ def test_the_plan_in_the_metadata_makes_the_model_again() -> None:
     result = nets.rewrite(model, rate=0.3, mask="uniform", seed=9)
     (text,) = (p.value for p in result.proto.metadata_props if p.key == "perfonnx.plan")
     assert nets.rewrite(model, plan=Plan.from_json(json.loads(text))).to_bytes() == result.to_bytes()
+
+
+def open_sizes() -> ModelProto:
+    return nets.model([nets.conv(y="y")], {"w": nets.values(8, 3, 3, 3)}, inputs={"x": ("N", 3, "H", "W")})
+
+
+def test_a_plan_keeps_the_shapes_it_was_made_for(tmp_path: Path) -> None:
+    first = nets.rewrite(open_sizes(), input_shapes={"x": ("N", 3, 12, 10)}, rate=0.5, mask="uniform", only=[""])
+    first.plan.save(tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text())["input_shapes"] == {"x": ["N", 3, 12, 10]}
+    again = nets.rewrite(open_sizes(), plan=tmp_path / "p.json")
+    assert again.to_bytes() == first.to_bytes()
+    assert again.plan.input_shapes == first.plan.input_shapes
+    assert "input_shapes" not in nets.rewrite(nets.single()).plan.to_json()
+    twice = nets.rewrite(first.proto, only=[""])
+    (text,) = (p.value for p in twice.proto.metadata_props if p.key == "perfonnx.plan")
+    assert json.loads(text)["input_shapes"] == {"x": ["N", 3, 12, 10]}
+
+
+def test_another_size_than_the_plans_is_refused() -> None:
+    plan = nets.rewrite(open_sizes(), input_shapes={"x": (1, 3, 12, 10)}, rate=0.5).plan
+    nets.rewrite(open_sizes(), plan=plan, input_shapes={"x": (4, 3, 12, 10)})  # the batch may be another
+    for model, shapes in ((open_sizes(), {"x": (1, 3, 24, 10)}), (nets.single(), None)):
+        if shapes is None:
+            model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 24
+        with pytest.raises(PerfonnxError, match="made for input x:1,3,12,10, but here it is x:1,3,24,10; give that"):
+            nets.rewrite(model, plan=plan, input_shapes=shapes)
+    renamed = nets.single()
+    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "other"
+    with pytest.raises(PerfonnxError, match="made for an input 'x', which net does not have"):
+        nets.rewrite(renamed, plan=plan)

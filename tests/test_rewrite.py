@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -408,3 +409,92 @@ def test_any_network(model: ModelProto, variant: str, seed: int, layout: str) ->
     assert perfonnx.rewrite(model, plan=sampled.plan, layout=layout).to_bytes() == sampled.to_bytes()
     names = [layer.name for layer in sampled.report.layers] + [skip.layer for skip in sampled.report.skips]
     assert sorted(names) == sorted(c.name for c in perfonnx.inspect(model).convs)
+
+
+def test_nodes_of_another_tool_get_what_a_function_body_needs() -> None:
+    """Attributes and inputs that are left to the schema's defaults are written out when function bodies come."""
+    mask = np.zeros((12, 10), bool)
+    mask[::2, ::2] = True
+    nodes = [
+        node("SparseConv", ["x", "w", "", "mask"], ["a"], domain="ai.perfonnx", pads=[1, 1, 1, 1]),
+        node("PerforatedConv", ["a", "v", "", "mask", "source"], ["b"], domain="ai.perfonnx", pads=[1, 1, 1, 1]),
+        node("RadiusAdaptiveConv", ["b", "v", "", "gate"], ["c"], domain="ai.perfonnx", pads=[1, 1, 1, 1]),
+        nets.conv("c", "y", "v", name="ours"),
+    ]
+    constants = {
+        "w": nets.values(8, 3, 3, 3),
+        "v": nets.values(8, 8, 3, 3),
+        "gate": nets.values(1, 8, 1, 1),
+        "mask": mask,
+        "source": perfonnx.sampling.interpolate(mask, "nearest").source,
+    }
+    model = nets.model(nodes, constants, domains=["ai.perfonnx"])
+    expected = perfonnx.session(model).run(None, nets.feed())
+    for layout in LAYOUTS:
+        proto = perfonnx.rewrite(model, only=["ours"], rate=0.0, layout=layout).proto
+        nets.check(proto)
+        for library in (True, False):
+            (actual,) = perfonnx.session(proto, library=library).run(None, nets.feed())
+            np.testing.assert_allclose(actual, expected[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_new_names_give_way_to_those_of_the_model(layout: str) -> None:
+    """Nodes and tensors, in the bodies of control flow too, that are called what lowering would call its own."""
+    inner = helper.make_graph(
+        [node("Add", ["y0", "y0"], ["x.rows"]), node("Neg", ["x.rows"], ["out"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        nets.conv(name="a"),
+        nets.conv("c", "d", "v", name="b"),
+        node("Relu", ["d"], ["y0"], name="c.rows"),
+        node("Greater", ["zero", "zero"], ["go"], name="y0.map"),
+        node("If", ["go"], ["y"], then_branch=inner, else_branch=inner, name="x.rows"),
+    ]
+    constants = {"w": nets.values(8, 3, 3, 3), "v": nets.values(8, 8, 3, 3), "zero": np.zeros((), np.float32)}
+    model = nets.model(nodes, constants)
+    proto = perfonnx.rewrite(model, rate=0.0, only=[""], layout=layout).proto
+    names = [n.name for n in proto.graph.node]
+    assert len(set(names)) == len(names)
+    assert {"a", "b", "x.rows", "y0.map"} <= set(names)
+    nets.check(proto)
+    (expected,), (actual,) = nets.run(model, nets.feed()), nets.run(proto, nets.feed())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weights_behind_identities_are_constants(layout: str) -> None:
+    nodes = [
+        node("Identity", ["w"], ["w_"]),
+        node("Identity", ["w_"], ["w__"]),
+        node("Identity", ["v"], ["v_"]),
+        nets.conv("x", "c", "w__", name="a"),
+        nets.conv("c", "d", "v_", name="b"),
+        nets.conv("c", "e", "v_", name="dense"),
+        node("Add", ["d", "e"], ["y"]),
+    ]
+    model = nets.model(nodes, {"w": nets.values(8, 3, 3, 3), "v": nets.values(8, 8, 3, 3)})
+    proto = perfonnx.rewrite(model, rate=0.0, only=["^[ab]$"], layout=layout).proto
+    nets.check(proto)
+    assert [n.input[0] for n in proto.graph.node if n.op_type == "Identity"] == ["v"]  # for the layer that stays
+    expected = nets.run(model, nets.feed())
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # an Identity is no constant there
+    for session in (perfonnx.session(proto, options=options), perfonnx.session(proto, library=False)):
+        np.testing.assert_allclose(session.run(None, nets.feed())[0], expected[0], rtol=0, atol=1e-5)
+
+
+def test_an_overridable_weight_behind_an_identity_is_left_alone() -> None:
+    model = nets.model(
+        [node("Identity", ["w"], ["w_"]), nets.conv("x", "y", "w_")],
+        {"w": nets.values(8, 3, 3, 3)},
+        inputs_too=["w"],
+    )
+    result = perfonnx.rewrite(model, only=[""])
+    assert result.proto == model
+    (skip,) = result.report.skips
+    assert "'w' is also a graph input; --freeze-weights" in skip.reason
+    assert len(perfonnx.rewrite(model, only=[""], freeze_weights=True).report.layers) == 1

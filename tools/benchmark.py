@@ -1,21 +1,17 @@
 """Benchmarks against stock onnxruntime: single layers and whole networks, as ratios beside what theory gives.
 
 Both sides are timed in turn in one process, with the same threads and all of onnxruntime's optimizations, and the
-medians are divided: a ratio holds where absolute times drift. Theory is the ratio of multiplies.
-
-    python tools/benchmark.py layers                      # VGG-16, AlexNet and NIN, rate 0.75, one thread
-    python tools/benchmark.py layers --rates 0 0.5 --threads 2 --batch 8 --networks nin
-    python tools/benchmark.py layers --method sparse --rates 0.1 0.2 0.3
-    python tools/benchmark.py layers --method radius-adaptive --rates 0 0.5 1
-    python tools/benchmark.py networks --models vgg16 alexnet nin --rates 0.75
-    python tools/benchmark.py networks --files model.onnx --input-shape input:1,1,256,256 --json out.json
+medians are divided: a ratio holds where absolute times drift. Theory is the ratio of multiplies. Memory is what the
+activations need at the peak of a run, measured in a process for each model (see perfonnx/memory.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
+import re
 import statistics
 import sys
 import time
@@ -32,7 +28,7 @@ from rich.table import Table
 
 import models
 import perfonnx
-from perfonnx import feeds, io, ops
+from perfonnx import feeds, io, memory, ops
 from perfonnx.graph import ConvSite, conv_sites
 from perfonnx.inference import infer_types
 from perfonnx.masks import MaskRequest, make_mask
@@ -41,50 +37,113 @@ from perfonnx.sampling import interpolate
 
 Runner = Callable[[], Any]
 
+RATES = {
+    "perforate": [0.0, 0.25, 0.5, 0.75],
+    "sparse": [0.1, 0.2, 0.3],
+    "radius-adaptive": [0.0, 0.25, 0.5, 1.0],
+}
+"""What `layers` measures unless told: rates, or shares of open gates."""
+
+MATCH = "dncnn|waifu2x|style_candy|squeezenet.*fp32"
+"""The models of a folder that `networks` measures unless told."""
+
+LEAST_RUNS = 3
+
+_LAYERS_EXAMPLES = """examples:
+  python tools/benchmark.py layers
+        all rates on the layers of VGG-16, AlexNet and NIN, one thread
+  python tools/benchmark.py layers --rates 0 0.75 --threads 1 2 --batch 8 --networks nin
+  python tools/benchmark.py layers --networks vgg16 --only 'conv[45]_2' --rates 0.75
+  python tools/benchmark.py layers --method sparse --json sparse.json
+  python tools/benchmark.py layers --method radius-adaptive
+"""
+
+_NETWORKS_EXAMPLES = """examples:
+  python tools/benchmark.py networks --json networks.json
+        AlexNet, VGG-16, NIN and ResNet-50 with seeded weights, rates 0.5 and 0.75, one thread
+  python tools/benchmark.py networks --models vgg16 --rates 0.75 --threads 1 2 --batch 1 8
+  python tools/benchmark.py networks --models --folder DIR --size 256
+        DnCNN, waifu2x, style transfer and SqueezeNet, as far as DIR has them
+  python tools/benchmark.py networks --models --files model.onnx --input-shape input:1,1,256,256
+"""
+
 
 def main() -> int:
     """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = _parser().parse_args()
+    rows: list[dict[str, Any]] = []
+    status = 0
+    begun = time.perf_counter()
+    try:
+        for row in options.run(options):
+            rows.append(row)
+            cells = ", ".join(f"{key} {_cell(value)}" for key, value in row.items())
+            print(f"[{time.perf_counter() - begun:5.0f} s] {cells}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured until here:", file=sys.stderr)
+        status = 130
+    except perfonnx.PerfonnxError as error:
+        print(f"benchmark.py: {error}", file=sys.stderr)
+        status = 2
+    if rows:
+        table = Table(*rows[0], title=_machine(), title_justify="left")
+        for row in rows:
+            table.add_row(*map(_cell, row.values()))
+        Console(width=200).print(table)
+        if options.json:
+            io.write_atomically(options.json, json.dumps({"machine": _machine(), "rows": rows}, indent=2) + "\n")
+    elif status == 0:
+        print("benchmark.py: nothing to measure; see --help", file=sys.stderr)
+        status = 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    shown = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
     commands = parser.add_subparsers(required=True)
-    layers = commands.add_parser("layers", help="single convolutions")
+    layers = commands.add_parser("layers", help="single convolutions", epilog=_LAYERS_EXAMPLES, formatter_class=shown)
     layers.add_argument("--networks", nargs="+", default=["vgg16", "alexnet", "nin"], choices=models.NAMES)
-    layers.add_argument("--method", default="perforate", choices=["perforate", "sparse", "radius-adaptive"])
-    layers.add_argument(
-        "--rates", nargs="+", type=float, default=[0.75], help="for radius-adaptive: share of open gates"
-    )
+    layers.add_argument("--only", default="", metavar="RE", help="layers whose name this finds")
+    layers.add_argument("--method", default="perforate", choices=list(RATES))
+    layers.add_argument("--rates", nargs="+", type=float, default=None, help="for radius-adaptive: share of open gates")
     layers.add_argument("--mask", default="uniform")
     layers.set_defaults(run=run_layers)
-    networks = commands.add_parser("networks", help="whole networks")
-    networks.add_argument("--models", nargs="*", default=[], choices=models.NAMES)
-    networks.add_argument("--files", nargs="*", default=[], type=Path)
-    networks.add_argument("--input-shape", action="append", default=[])
+    networks = commands.add_parser("networks", help="whole networks", epilog=_NETWORKS_EXAMPLES, formatter_class=shown)
+    networks.add_argument(
+        "--models", nargs="*", default=list(models.NAMES), choices=models.NAMES, help="networks to build (default: all)"
+    )
+    networks.add_argument("--folder", type=Path, metavar="DIR", help="also the models in this folder")
+    networks.add_argument("--match", default=MATCH, metavar="RE", help=f"which of them (default: {MATCH})")
+    networks.add_argument("--files", nargs="*", default=[], type=Path, help="also these models")
+    networks.add_argument("--input-shape", action="append", default=[], metavar="NAME:D,D,...")
+    networks.add_argument(
+        "--size", type=int, default=256, metavar="N", help="height and width where a model leaves them open"
+    )
     networks.add_argument("--rates", nargs="+", type=float, default=[0.5, 0.75])
     networks.add_argument("--mask", default=None)
+    networks.add_argument("--no-memory", action="store_true", help="times only")
     networks.set_defaults(run=run_networks)
     for command in (layers, networks):
-        command.add_argument("--threads", type=int, default=1)
-        command.add_argument("--batch", type=int, default=1)
-        command.add_argument("--runs", type=int, default=15)
-        command.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args()
-    rows = []
-    table = None
-    console = Console(width=150)
-    for row in options.run(options):
-        rows.append(row)
-        if table is None:
-            table = Table(*row, title=_machine(options), title_justify="left")
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
-        print(".", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    if table is not None:
-        console.print(table)
-    if options.json:
-        options.json.write_text(json.dumps({"machine": _machine(options), "rows": rows}, indent=2) + "\n")
-    return 0
+        command.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N")
+        command.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N")
+        command.add_argument("--runs", type=int, default=15, metavar="N", help="timed runs of each model (default 15)")
+        command.add_argument(
+            "--seconds",
+            type=float,
+            default=20,
+            metavar="S",
+            help=f"stop timing a case after this, but not before {LEAST_RUNS} runs (default 20)",
+        )
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser
 
 
-def _machine(options: argparse.Namespace) -> str:
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _machine() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -92,13 +151,16 @@ def _machine(options: argparse.Namespace) -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    return f"{name}, {options.threads} threads, batch {options.batch}, onnxruntime {ort.__version__}"
+    return f"{name}, onnxruntime {ort.__version__}"
 
 
-def median_times(runners: Sequence[Runner], runs: int) -> list[float]:
-    """Median milliseconds of each, run in turn, the order rotated."""
+def median_times(runners: Sequence[Runner], options: argparse.Namespace) -> list[float]:
+    """Median milliseconds of each, run in turn, the order rotated; the first two rounds do not count."""
     times: list[list[float]] = [[] for _ in runners]
-    for turn in range(runs + 2):
+    begun = time.perf_counter()
+    for turn in range(options.runs + 2):
+        if turn >= LEAST_RUNS + 2 and time.perf_counter() - begun > options.seconds:
+            break
         for step in range(len(runners)):
             index = (turn + step) % len(runners)
             start = time.perf_counter()
@@ -121,12 +183,21 @@ def runner(model: onnx.ModelProto | bytes | str, feed: feeds.Feed, threads: int,
 
 
 def run_layers(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row per layer and rate."""
+    """One row per layer and rate, for all threads and batch sizes."""
+    options.rates = options.rates or RATES[options.method]
+    for threads, batch in itertools.product(options.threads, options.batch):
+        for row in _layers(argparse.Namespace(**{**vars(options), "threads": threads, "batch": batch})):
+            yield {"threads": threads, "batch": batch, **row}
+
+
+def _layers(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for network in options.networks:
         workspace = io.Workspace.open(io.load(models.build(network, weights=False)))
         infer_types(workspace)
         for site in conv_sites(workspace):
             if site.attributes is None or site.attributes.kernel_shape == (1, 1):
+                continue
+            if not re.search(options.only, site.name):
                 continue
             if options.method == "radius-adaptive" and site.attributes.kernel_shape != (3, 3):
                 continue
@@ -152,7 +223,7 @@ def _layer(network: str, site: ConvSite, rate: float, options: argparse.Namespac
         constants = {"W": w, "B": b, "W_alpha": gate, "B_alpha": bias, "B_ring": np.zeros_like(b)}
         canonical = _model("RadiusAdaptiveConv", ops.DOMAIN, {"X": x}, constants, {**attributes, "center_gain": 0.0}, 4)
         runners.append(runner(canonical, {"X": x}, options.threads, library=True))
-        times = median_times(runners, options.runs)
+        times = median_times(runners, options)
         theory = 9 / (1 + 8 * rate)
         return {
             "network": network,
@@ -181,7 +252,7 @@ def _layer(network: str, site: ConvSite, rate: float, options: argparse.Namespac
     }
     rows = _model("SampledConv", ops.DOMAIN, {"S": s}, tables, attributes, 3)
     runners.append(runner(rows, {"S": s}, options.threads, library=True))
-    times = median_times(runners, options.runs)
+    times = median_times(runners, options)
     theory = 1 / (1 - sampling.rate)
     return {
         "network": network,
@@ -231,42 +302,78 @@ def _model(
 
 
 def run_networks(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row per network and rate: multiplies, time and the size of activations, before over after."""
-    shapes = feeds.parse_input_shapes(options.input_shape)
-    sources: list[tuple[str, onnx.ModelProto]] = []
+    """One row per batch size, network, rate and number of threads."""
+    for batch in options.batch:
+        for name, proto in _networks(options, batch):
+            for rate in options.rates:
+                results = {
+                    layout: perfonnx.rewrite(proto, rate=rate, mask=options.mask, layout=layout, freeze_weights=True)
+                    for layout in ("rows", "nchw")
+                }
+                for threads in options.threads:
+                    row = {"network": name, "rate": rate, "threads": threads, "batch": batch}
+                    yield {**row, **_network(proto, results, threads, options)}
+
+
+def _networks(options: argparse.Namespace, batch: int) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The networks at this batch size; of models from files those that can have it."""
     for name in options.models:
-        sources.append((name, models.build(name, batch=options.batch)))
-    for path in options.files:
+        yield name, models.build(name, batch=batch)
+    paths = list(options.files)
+    if options.folder:
+        paths += sorted(path for path in options.folder.glob("*.onnx") if re.search(options.match, path.stem))
+    shapes = feeds.parse_input_shapes(options.input_shape)
+    for path in paths:
         loaded = io.load(path)
-        specs = {i.name for i in loaded.proto.graph.input}
-        io.fix_input_shapes(loaded, {k: v for k, v in shapes.items() if k in specs})
-        sources.append((path.stem, loaded.proto))
-    for name, proto in sources:
-        for rate in options.rates:
-            yield _network(name, proto, rate, options)
+        weights = {tensor.name for tensor in loaded.proto.graph.initializer}
+        inputs = [info for info in loaded.proto.graph.input if info.name not in weights]
+        io.fix_input_shapes(loaded, {k: v for k, v in shapes.items() if k in {info.name for info in inputs}})
+        fixed = {}
+        for info in inputs:
+            known = io.value_type(info)
+            if known is not None and known.shape is not None:
+                sizes = [options.size] * len(known.shape)
+                sizes[:1] = [batch]
+                fixed[info.name] = [d if isinstance(d, int) else s for d, s in zip(known.shape, sizes, strict=True)]
+        if any(shape and shape[0] != batch for shape in fixed.values()):
+            print(f"{path.name}: has another batch size than {batch}, left out", file=sys.stderr)
+            continue
+        io.fix_input_shapes(loaded, fixed)
+        yield path.stem, loaded.proto
 
 
-def _network(name: str, proto: onnx.ModelProto, rate: float, options: argparse.Namespace) -> dict[str, Any]:
-    results = {
-        layout: perfonnx.rewrite(proto, rate=rate, mask=options.mask, layout=layout, freeze_weights=True)
-        for layout in ("rows", "nchw")
-    }
-    first = perfonnx.session(proto, threads=options.threads, library=False)
-    feed = next(feeds.random_feeds(first, n=options.batch))
-    runners = [runner(proto, feed, options.threads, library=False)]
-    runners += [runner(result.proto, feed, options.threads, library=True) for result in results.values()]
-    times = median_times(runners, options.runs)
-    report = results["rows"].report
-    return {
-        "network": name,
-        "rate": rate,
+def _network(
+    proto: onnx.ModelProto,
+    results: dict[str, perfonnx.Rewritten],
+    threads: int,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    first = perfonnx.session(proto, threads=threads, library=False)
+    feed = next(feeds.random_feeds(first, n=1))
+    del first
+    runners = [runner(proto, feed, threads, library=False)]
+    runners += [runner(result.proto, feed, threads, library=True) for result in results.values()]
+    times = median_times(runners, options)
+    runners.clear()  # before memory is measured, which loads the models again
+    reduction = results["rows"].report.reduction
+    row: dict[str, Any] = {
         "onnxruntime ms": times[0],
-        "multiplies": report.reduction,
+        "multiplies": reduction,
         "rows": times[0] / times[1],
         "NCHW": times[0] / times[2],
-        "rows / multiplies": times[0] / times[1] / report.reduction,
-        "activations": report.activations[0] / max(report.activations[1], 1),
+        "rows / multiplies": times[0] / times[1] / reduction,
     }
+    if not options.no_memory:
+        before, *after = (
+            memory.activation_memory(model, feed, threads=threads)
+            for model in (proto, *(result.proto for result in results.values()))
+        )
+        row["onnxruntime MB"] = before.peak / 1e6
+        for layout, needs in zip(("rows", "NCHW"), after, strict=True):
+            row[f"{layout} MB"] = needs.peak / 1e6
+            row[f"{layout}, memory"] = before.peak / needs.peak
+        row["rows, memory by graph"] = before.live / after[0].live
+    return row
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-// IEEE 754 binary16, as its bits.
+// IEEE 754 binary16, as its bits: one at a time for any machine, and many at once with what this machine has.
+//
+// All ways give the same bits: rounding to nearest, ties to even, and a NaN becomes a quiet one that keeps the upper
+// bits of its payload, as the conversion instructions of x86-64 and AArch64 do it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 namespace perfonnx {
 
@@ -16,7 +21,7 @@ inline float to_float(Half h) noexcept {
   const std::uint32_t rest = h.bits & 0x7FFFU;
   std::uint32_t bits = 0;
   if (rest >= 0x7C00U) {  // infinity, NaN
-    bits = 0x7F800000U | ((rest & 0x3FFU) << 13);
+    bits = 0x7F800000U | ((rest & 0x3FFU) << 13) | (rest > 0x7C00U ? 0x400000U : 0U);
   } else if (rest >= 0x0400U) {
     bits = (rest << 13) + ((127U - 15U) << 23);
   } else {  // 2^-14 * (1 + m / 2^10) - 2^-14 is exact
@@ -32,7 +37,7 @@ inline float to_float(Half h) noexcept {
   return result;
 }
 
-// Rounds to nearest, ties to even; overflows to infinity; NaN stays NaN.
+// What is too large becomes infinite.
 inline Half to_half(float f) noexcept {
   std::uint32_t bits = 0;
   std::memcpy(&bits, &f, sizeof bits);
@@ -40,8 +45,7 @@ inline Half to_half(float f) noexcept {
   const std::uint32_t rest = bits & 0x7FFFFFFFU;
   std::uint32_t half = 0;
   if (rest >= 0x7F800000U) {
-    const std::uint32_t payload = rest >> 13 & 0x3FFU;
-    half = 0x7C00U | payload | (rest > 0x7F800000U && payload == 0 ? 0x200U : 0U);
+    half = 0x7C00U | (rest >> 13 & 0x3FFU) | (rest > 0x7F800000U ? 0x200U : 0U);
   } else if (rest >= 0x47800000U) {  // 2^16 and above
     half = 0x7C00U;
   } else if (rest >= 0x38800000U) {  // 2^-14 and above; a carry out of the mantissa is the next exponent, or infinity
@@ -68,5 +72,19 @@ template <>
 inline Half from_float<Half>(float f) noexcept {
   return to_half(f);
 }
+
+// `count` elements. The arrays may not overlap.
+void widen(const Half* from, std::size_t count, float* to);
+void narrow(const float* from, std::size_t count, Half* to);
+
+// The conversions of one instruction set.
+struct HalfKernels {
+  void (*widen)(const std::uint16_t* from, std::size_t count, float* to);
+  void (*narrow)(const float* from, std::size_t count, std::uint16_t* to);
+};
+
+// Those that go with an instruction set of isa.h: on x86-64 the baseline has none and AVX2 has them where the processor
+// has F16C too; without, they are done one at a time. Throws Error for a set that this machine does not run.
+const HalfKernels& half_kernels(const std::string& isa);
 
 }  // namespace perfonnx

@@ -22,6 +22,26 @@ To convert(From value) {
   }
 }
 
+// Up to kPositions elements that lie side by side, converted at once where they have to be.
+template <typename To, typename From>
+class Strip {
+ public:
+  Strip(const From* from, std::int64_t) : from_(from) {}
+  To operator[](std::int64_t i) const { return convert<To>(from_[i]); }
+
+ private:
+  const From* from_;
+};
+template <>
+class Strip<float, Half> {
+ public:
+  Strip(const Half* from, std::int64_t count) { widen(from, static_cast<std::size_t>(count), floats_); }
+  float operator[](std::int64_t i) const { return floats_[i]; }
+
+ private:
+  float floats_[kPositions];
+};
+
 // Up to kChannels elements. A copy of known size is a few vector moves; one of unknown size may become a string
 // instruction, which takes longer to start than the whole copy.
 template <typename T>
@@ -81,7 +101,8 @@ void map_to_rows(const From* x, std::int64_t images, std::int64_t channels, std:
       for (std::int64_t j = 0; j < here; ++j) {
         const From* from = x + (block.image * channels + c + j) * pixels;
         if (sites == nullptr) {
-          for (std::int64_t i = 0; i < count; ++i) tile[i][j] = convert<To>(from[block.begin + i]);
+          const Strip<To, From> strip(from + block.begin, count);
+          for (std::int64_t i = 0; i < count; ++i) tile[i][j] = strip[i];
         } else {
           for (std::int64_t i = 0; i < count; ++i) tile[i][j] = convert<To>(from[sites[block.begin + i]]);
         }
@@ -106,7 +127,13 @@ void rows_to_nchw(std::int64_t images, std::int64_t channels, std::int64_t posit
       for (std::int64_t i = 0; i < block.count; ++i) value(block.image, block.begin + i, c, here, tile[i]);
       for (std::int64_t j = 0; j < here; ++j) {
         T* to = y + (block.image * channels + c + j) * positions + block.begin;
-        for (std::int64_t i = 0; i < block.count; ++i) to[i] = convert<T>(tile[i][j]);
+        if constexpr (std::is_same_v<T, Half> && std::is_same_v<Tile, float>) {
+          float strip[kPositions];
+          for (std::int64_t i = 0; i < block.count; ++i) strip[i] = tile[i][j];
+          narrow(strip, static_cast<std::size_t>(block.count), to);
+        } else {
+          for (std::int64_t i = 0; i < block.count; ++i) to[i] = convert<T>(tile[i][j]);
+        }
       }
     }
   });
@@ -164,12 +191,12 @@ void expand_rows(const ExpandArgs& args, void* y, Element element, Context& cont
   }
 }
 
-template <typename From, typename To>
-void convert_all(const From* from, std::int64_t count, To* to, Context& context) {
+template <typename Function>
+void in_pieces(std::int64_t count, Context& context, const Function& convert_piece) {
   constexpr std::int64_t kPiece = 4096;
   for_each_item(context, ceil_div(count, kPiece), [&](std::int64_t piece) {
-    const std::int64_t end = std::min(count, (piece + 1) * kPiece);
-    for (std::int64_t i = piece * kPiece; i < end; ++i) to[i] = convert<To>(from[i]);
+    const std::int64_t begin = piece * kPiece;
+    convert_piece(begin, static_cast<std::size_t>(std::min(kPiece, count - begin)));
   });
 }
 
@@ -216,11 +243,11 @@ void compact(const void* x, Element element, std::int64_t images, std::int64_t c
 }
 
 void to_floats(const Half* from, std::int64_t count, float* to, Context& context) {
-  convert_all(from, count, to, context);
+  in_pieces(count, context, [&](std::int64_t begin, std::size_t size) { widen(from + begin, size, to + begin); });
 }
 
 void from_floats(const float* from, std::int64_t count, Half* to, Context& context) {
-  convert_all(from, count, to, context);
+  in_pieces(count, context, [&](std::int64_t begin, std::size_t size) { narrow(from + begin, size, to + begin); });
 }
 
 void expand(const ExpandArgs& args, void* y, Element element, Context& context) {

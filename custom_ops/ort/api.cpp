@@ -91,8 +91,7 @@ std::vector<float> Constant::floats() const {
     const auto* from = static_cast<const float*>(data);
     for (std::size_t i = 0; i < result.size(); ++i) result[i] = from[i];
   } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
-    const auto* from = static_cast<const Half*>(data);
-    for (std::size_t i = 0; i < result.size(); ++i) result[i] = to_float(from[i]);
+    widen(static_cast<const Half*>(data), result.size(), result.data());
   } else {
     throw Error("input '" + std::string(name) + "': it is neither float nor float16");
   }

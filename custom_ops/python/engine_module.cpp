@@ -276,20 +276,22 @@ PYBIND11_MODULE(_engine, m) {
         arg("output_width"), arg("sites"));
   m.def(
       "half_to_float",
-      [](const Bits& bits) {
+      [](const Bits& bits, const std::optional<std::string>& isa) {
         Floats result(bits.size());
-        for (py::ssize_t i = 0; i < bits.size(); ++i) result.mutable_data()[i] = to_float(Half{bits.data()[i]});
+        half_kernels(kernels(isa).name)
+            .widen(bits.data(), static_cast<std::size_t>(bits.size()), result.mutable_data());
         return result;
       },
-      arg("bits"));
+      arg("bits"), arg("isa") = py::none());
   m.def(
       "float_to_half",
-      [](const Floats& values) {
+      [](const Floats& values, const std::optional<std::string>& isa) {
         Bits result(values.size());
-        for (py::ssize_t i = 0; i < values.size(); ++i) result.mutable_data()[i] = to_half(values.data()[i]).bits;
+        half_kernels(kernels(isa).name)
+            .narrow(values.data(), static_cast<std::size_t>(values.size()), result.mutable_data());
         return result;
       },
-      arg("values"));
+      arg("values"), arg("isa") = py::none());
 
   py::class_<Product>(m, "SampledProduct")
       .def(py::init<const Floats&, const std::optional<Floats>&, std::int64_t, const std::optional<std::string>&>(),

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from onnx import FunctionProto, TensorProto, helper
 
@@ -40,11 +41,14 @@ class Finish(Pass):
         if not state.rewritten:  # the model stays as it came, to the byte
             return PassResult(modified=False)
         nodes = own_nodes(workspace)
+        _read_constants_directly(workspace, nodes)
         if self.fallback:
             _complete_inputs(workspace, nodes)
         proto = workspace.proto
         functions = _function_bodies(workspace, nodes) if self.fallback else []
         workspace.commit()
+        if self.fallback:
+            _complete_attributes(workspace)
         _stamp(workspace, state)
         _set_versions(workspace)
         kept = [f for f in proto.functions if f.domain != ops.DOMAIN]
@@ -59,6 +63,41 @@ class Finish(Pass):
         """The model passes onnx's checker, strict shape inference included, if the original did."""
         if state.rewritten:
             check_output(workspace, strict=state.strict)
+
+
+def _read_constants_directly(workspace: Workspace, nodes: list[gs.Node]) -> None:
+    """Let our nodes read initializers behind Identity nodes themselves: their kernels want initializers.
+
+    onnxruntime takes Identity nodes out, but not with its optimizations switched off.
+    """
+    read_elsewhere = {tensor.name for tensor in workspace.graph.outputs} | workspace.captured
+    for node in nodes:
+        for position, tensor in enumerate(node.inputs):
+            source = workspace.behind_identities(tensor)
+            if source is tensor or workspace.constant_proto(tensor) is None:
+                continue
+            node.inputs[position] = source
+            while tensor is not source and not tensor.outputs and tensor.name not in read_elsewhere:
+                (identity,) = tensor.inputs
+                tensor = identity.inputs[0]
+                workspace.remove(identity)
+
+
+def _complete_attributes(workspace: Workspace) -> None:
+    """Write the attributes that a foreign tool left to the schema: a function body's attributes have no defaults."""
+    for node in workspace.proto.graph.node:
+        if node.domain != ops.DOMAIN or not (node.op_type in ops.OPERATORS or node.op_type in ops.LOWERED):
+            continue
+        present = {attribute.name for attribute in node.attribute}
+        for name, attribute in sorted(onnx.defs.get_schema(node.op_type, ops.DOMAIN).attributes.items()):
+            if name in present:
+                continue
+            if attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
+                node.attribute.append(attribute.default_value)
+            elif name == "kernel_shape":
+                w = workspace.types.get(node.input[1])
+                if w is not None and w.shape is not None and all(isinstance(d, int) for d in w.shape):
+                    node.attribute.append(helper.make_attribute(name, w.shape[2:]))
 
 
 def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:
@@ -154,8 +193,10 @@ def _write_metadata(workspace: Workspace, plan: Plan) -> None:
     merged.pop("notes", None)
     if PLAN_KEY in entries:
         try:
-            earlier = json.loads(entries[PLAN_KEY].value)["layers"]
-            merged["layers"] = {**earlier, **merged["layers"]}
+            earlier = json.loads(entries[PLAN_KEY].value)
+            for key in ("layers", "input_shapes"):
+                if key in earlier:
+                    merged[key] = {**earlier[key], **merged.get(key, {})}
         except (ValueError, KeyError, TypeError):
             pass  # somebody else's text under our key: replaced
     text = json.dumps(merged, separators=(",", ":"))

@@ -492,7 +492,7 @@ class _Lowering:
         return add_table(self.workspace, kind, values)
 
     def _unique(self, name: str) -> str:
-        while name in self.workspace.types or name in self.workspace.graph.tensors():
+        while self.workspace.is_taken(name):
             name += "_"
         return name
 

@@ -43,17 +43,14 @@ def is_pointwise(node: gs.Node) -> bool:
 
 
 def is_map(workspace: Workspace, tensor: gs.Tensor) -> bool:
-    """True for a float32 tensor of rank 4 whose channels, height and width are known.
-
-    float16 stays on maps: the kernels compute in float32, and rows would be converted at every operator.
-    """
+    """True for a float32 or float16 tensor of rank 4 whose channels, height and width are known."""
     known = workspace.types.get(tensor.name)
     return (
         known is not None
         and known.shape is not None
         and len(known.shape) == 4
         and all(isinstance(d, int) for d in known.shape[1:])
-        and known.elem_type == TensorProto.FLOAT
+        and known.elem_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
     )
 
 
