@@ -21,14 +21,15 @@ class Join(Pass):
     def call(self, workspace: Workspace, state: State) -> PassResult:
         """Extend `state.decisions`."""
         sites = {id(site.node): site for site in conv_sites(workspace) if not site.obstacle}
-        chosen = {
+        adaptive = {id(d.site.node) for d in state.decisions.values() if d.plan.method == "radius-adaptive"}
+        chosen = adaptive | {
             id(d.site.node)
             for d in state.decisions.values()
             if d.plan.method == "sparse" or (d.plan.method == "perforate" and d.plan.interpolation != "barycentric")
         }
         taken = {id(d.site.node) for d in state.decisions.values()}
         dense = {i for i, s in sites.items() if i not in taken and is_map(workspace, s.output)}
-        regions = Regions(workspace, chosen, dense)
+        regions = Regions(workspace, chosen, dense, adaptive)
         for node in list(workspace.graph.nodes):
             if regions.joins(node):
                 site = sites[id(node)]

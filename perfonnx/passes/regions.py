@@ -60,6 +60,8 @@ def is_sampled(workspace: Workspace, node: gs.Node) -> bool:
         return False
     if workspace.constant_proto(node.inputs[3]) is None:
         return False
+    if node.op == ops.radius_adaptive_conv.NAME:
+        return True
     if node.op == ops.sparse_conv.NAME:
         fill = workspace.constant(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4].name else None
         return fill is None or not fill.any()
@@ -127,6 +129,7 @@ class Regions:
 
     Attributes:
         sampled: ids of the nodes that start regions.
+        full: ids of those of them whose every position is a row of its own.
         dense: ids of the Conv nodes that may join.
         derived: Tensors that come from a sampled layer through nodes that work on rows.
         coarse: Those of them that have fewer rows than positions.
@@ -136,6 +139,7 @@ class Regions:
     workspace: Workspace
     sampled: set[int]
     dense: set[int]
+    full: set[int] = field(default_factory=set)
     derived: set[str] = field(default_factory=set)
     coarse: set[str] = field(default_factory=set)
     wanted: set[str] = field(default_factory=set)
@@ -148,7 +152,8 @@ class Regions:
             output = node.outputs[0].name
             if id(node) in self.sampled:
                 self.derived.add(output)
-                self.coarse.add(output)
+                if id(node) not in self.full:
+                    self.coarse.add(output)
             elif self._passes(node):
                 inputs = list(self._maps(node))
                 if any(name in self.derived for name in inputs):
