@@ -14,8 +14,8 @@ std::vector<std::int32_t> ring_taps() { return {0, 1, 2, 3, 5, 6, 7, 8}; }
 
 // A block's centres, rings and results have this many floats each, for at least kFewestSites sites: with fewer, the
 // open ones among them are too few for the cost of a product to be that of its sums.
-constexpr std::int64_t kBlockFloats = 32 * 1024;
-constexpr std::int64_t kFewestSites = 224;
+constexpr std::int64_t kBlockFloats = 64 * 1024;
+constexpr std::int64_t kFewestSites = 448;
 // Where sums are longer than this, the products cost so much more than what moves between them that whole batches, in
 // pieces of kDeepFloats, serve them better: their own blocks then share the weights, which fill the cache.
 constexpr std::int64_t kDeepInputs = 2304;
