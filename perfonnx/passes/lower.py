@@ -170,9 +170,9 @@ class _Lowering:
         return True
 
     def _radius_adaptive(self, node: gs.Node) -> bool:
-        """Every position is a site, and gets a row."""
+        """Every position is a site and gets a row, so that rows save nothing to those that only read the map."""
         x, y = node.inputs[0], node.outputs[0]
-        if x.name not in self.rows and not self._read_as_rows(y):
+        if x.name not in self.rows and not self._goes_on(y):
             return False
         rows_in = self._rows_of(x)
         known = self.workspace.types[y.name].shape

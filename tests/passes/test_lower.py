@@ -169,6 +169,12 @@ def test_radius_adaptive_layers_exchange_rows_with_dense_ones() -> None:
     assert [layer.name for layer in result.report.layers] == ["Conv_0", "Conv_7"]
 
 
+def test_a_radius_adaptive_layer_before_a_pool_stays_canonical() -> None:
+    """A pool has nothing to gain from rows of every position."""
+    result = perfonnx.rewrite(build("chain"), layout="rows", method="radius-adaptive", only=["Conv_2"])
+    assert operators(result.proto) == {"Conv": 3, "Relu": 1, "RadiusAdaptiveConv": 1, "MaxPool": 1}
+
+
 def with_gates(model: onnx.ModelProto, layers: dict[str, float]) -> onnx.ModelProto:
     """The model with gates that open and close with the pixels, as if they had been trained."""
     changed, rng = onnx.ModelProto(), np.random.default_rng(5)
