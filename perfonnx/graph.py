@@ -105,7 +105,7 @@ def own_nodes(workspace: Workspace) -> list[gs.Node]:
 
 def rewritten_nodes(workspace: Workspace) -> list[gs.Node]:
     """Those of them that stand for a convolution of the model as it was."""
-    return [n for n in own_nodes(workspace) if n.op in ops.OPERATORS or n.op == ops.sampled_conv.NAME]
+    return [n for n in own_nodes(workspace) if n.op in ops.OPERATORS or n.op in ops.CONVS_ON_ROWS]
 
 
 def unreachable_convs(workspace: Workspace) -> list[Unreachable]:
@@ -421,8 +421,8 @@ def dense_multiplies_of(workspace: Workspace, node: gs.Node) -> int:
 
 def layer_output(workspace: Workspace, node: gs.Node) -> tuple[int, int] | None:
     """Height and width of the map that one of our layers gives, or that its rows stand for; None where unknown."""
-    if node.op == ops.sampled_conv.NAME:
-        w, shape = (workspace.constant(node.inputs[i]) for i in (1, 4))
+    if node.op in ops.CONVS_ON_ROWS:
+        w, shape = (workspace.constant(node.inputs[i]) for i in (1, ops.CONVS_ON_ROWS[node.op].SHAPE_INPUT))
         if w is None or shape is None:
             return None
         return conv_attributes(w, node.attrs).output_shape(int(shape[0]), int(shape[1]))

@@ -311,8 +311,9 @@ def _rewritten_multiplies(workspace: Workspace) -> int:
 
 def positions_computed(workspace: Workspace, node: gs.Node) -> int | None:
     """How many output positions one of our layers computes per image; None where unknown."""
-    if node.op == ops.sampled_conv.NAME:
-        sites = workspace.constant(node.inputs[5]) if len(node.inputs) > 5 else None
+    if node.op in ops.CONVS_ON_ROWS:
+        position = ops.CONVS_ON_ROWS[node.op].SITES_INPUT
+        sites = workspace.constant(node.inputs[position]) if len(node.inputs) > position else None
         return None if sites is None else int(sites.size)
     mask_input = ops.OPERATORS[node.op].MASK_INPUT
     if mask_input is not None:

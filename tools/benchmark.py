@@ -25,6 +25,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
+from scipy.ndimage import gaussian_filter
 
 import models
 import perfonnx
@@ -108,6 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     layers.add_argument("--method", default="perforate", choices=list(RATES))
     layers.add_argument("--rates", nargs="+", type=float, default=None, help="for radius-adaptive: share of open gates")
     layers.add_argument("--mask", default="uniform")
+    layers.add_argument(
+        "--gates", nargs="+", default=["random", "blobs"], choices=["random", "blobs"], help="where gates are open"
+    )
     layers.set_defaults(run=run_layers)
     networks = commands.add_parser("networks", help="whole networks", epilog=_NETWORKS_EXAMPLES, formatter_class=shown)
     networks.add_argument(
@@ -202,7 +206,10 @@ def _layers(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             if options.method == "radius-adaptive" and site.attributes.kernel_shape != (3, 3):
                 continue
             for rate in options.rates:
-                yield _layer(network, site, rate, options)
+                if options.method == "radius-adaptive":
+                    yield from (_radius_layer(network, site, rate, gates, options) for gates in options.gates)
+                else:
+                    yield _layer(network, site, rate, options)
 
 
 def _layer(network: str, site: ConvSite, rate: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -218,21 +225,6 @@ def _layer(network: str, site: ConvSite, rate: float, options: argparse.Namespac
     dense = _model("Conv", "", {"X": x}, {"W": w, "B": b}, geometry, 4)
     attributes = {**geometry, **Activation().attributes()}
     runners = [runner(dense, {"X": x}, options.threads, library=False)]
-    if options.method == "radius-adaptive":
-        gate, bias = _gate(rng, x, rate)
-        constants = {"W": w, "B": b, "W_alpha": gate, "B_alpha": bias, "B_ring": np.zeros_like(b)}
-        canonical = _model("RadiusAdaptiveConv", ops.DOMAIN, {"X": x}, constants, {**attributes, "center_gain": 0.0}, 4)
-        runners.append(runner(canonical, {"X": x}, options.threads, library=True))
-        times = median_times(runners, options)
-        theory = 9 / (1 + 8 * rate)
-        return {
-            "network": network,
-            "layer": site.name,
-            "open gates": rate,
-            "onnxruntime ms": times[0],
-            "theory": theory,
-            "NCHW": times[0] / times[1],
-        }
     mask = make_mask(options.mask, MaskRequest(site.output_shape, rate, rng))
     sampling = interpolate(mask, "nearest" if options.method == "perforate" else "zero")
     if options.method == "perforate":
@@ -266,15 +258,61 @@ def _layer(network: str, site: ConvSite, rate: float, options: argparse.Namespac
     }
 
 
-def _gate(rng: np.random.Generator, x: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """A random gate that is open at this share of the positions of `x`."""
-    gate = rng.standard_normal((1, x.shape[1], 1, 1), dtype=np.float32)
-    scores = np.einsum("nchw,c->nhw", x, gate[0, :, 0, 0])
-    if share >= 1:
-        return np.zeros_like(gate), np.ones(1, np.float32)
-    if share <= 0:
-        return np.zeros_like(gate), np.full(1, -1, np.float32)
-    return gate, np.array([-np.quantile(scores, 1 - share)], np.float32)
+def _radius_layer(
+    network: str, site: ConvSite, share: float, gates: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One radius-adaptive layer whose gates are open at a share of the positions: single ones, or blobs of them."""
+    assert site.attributes is not None
+    assert site.input_shape is not None
+    rng = np.random.default_rng(0)
+    channels, height, width = (int(d) for d in site.input_shape[1:] if isinstance(d, int))
+    x = rng.standard_normal((options.batch, channels, height, width), dtype=np.float32)
+    if gates == "blobs":
+        x[:, 0] = gaussian_filter(x[:, 0], (0, height / 14, width / 14), mode="wrap")
+        x[:, 0] /= x[:, 0].std()
+    w = rng.standard_normal(site.w_shape, dtype=np.float32) / np.float32(np.sqrt(np.prod(site.w_shape[1:])))
+    b = rng.standard_normal(site.w_shape[0], dtype=np.float32)
+    gate = np.zeros((1, channels, 1, 1), np.float32)
+    bias = np.full(1, 1 if share >= 1 else -1, np.float32)
+    if 0 < share < 1:
+        gate[0, 0] = 10
+        top, left = site.attributes.pads[:2]
+        (down, along), rows, columns = site.attributes.strides, *(site.output_shape or (0, 0))
+        scores = 10 * x[:, 0, 1 - top :: down, 1 - left :: along][:, :rows, :columns]  # under the centre tap
+        bias[0] = -np.quantile(scores, 1 - share)
+    geometry = site.attributes.attributes()
+    attributes = {**geometry, **Activation().attributes(), "center_gain": 0.0}
+    constants = {"W": w, "B": b, "W_alpha": gate, "B_alpha": bias, "B_ring": np.zeros_like(b)}
+    tables = {
+        "in_source": np.arange(height * width, dtype=np.int32),
+        "in_shape": np.array([height, width], np.int64),
+        "sites": np.arange(np.prod(site.output_shape or ()), dtype=np.int32),
+    }
+    s = np.ascontiguousarray(x.reshape(options.batch, channels, -1).transpose(0, 2, 1))
+    op = "RadiusAdaptiveConv"
+    dense = _model("Conv", "", {"X": x}, {"W": w, "B": b}, geometry, 4)
+    canonical = _model(op, ops.DOMAIN, {"X": x}, constants, attributes, 4)
+    rows_model = _model(f"Sampled{op}", ops.DOMAIN, {"S": s}, {**constants, **tables}, attributes, 3)
+    times = median_times(
+        [
+            runner(dense, {"X": x}, options.threads, library=False),
+            runner(canonical, {"X": x}, options.threads, library=True),
+            runner(rows_model, {"S": s}, options.threads, library=True),
+        ],
+        options,
+    )
+    theory = 9 / (1 + 8 * share)
+    return {
+        "network": network,
+        "layer": site.name,
+        "open gates": share,
+        "gates": gates,
+        "onnxruntime ms": times[0],
+        "theory": theory,
+        "rows": times[0] / times[2],
+        "NCHW": times[0] / times[1],
+        "rows / theory": times[0] / times[2] / theory,
+    }
 
 
 def _model(

@@ -245,6 +245,66 @@ void pool(const PoolArgs* args) {
   if (c < args->channels) Pool::template pool<1>(args, c, args->channels - c);
 }
 
+// Four sites at a time, so that four sums run side by side.
+template <int SITES>
+PERFONNX_INLINE void gate_sites(const GateArgs* args, size_t first) {
+  const size_t whole = args->channels / kVector * kVector;
+  const float* const* rows = args->rows + first;
+  Vec sum[SITES] = {};
+  for (size_t c = 0; c < whole; c += kVector) {
+    const Vec w = load(args->weights + c);
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) sum[p] += load(rows[p] + c) * w;
+  }
+  if (whole < args->channels) {
+    const Vec w = load(args->weights + whole);
+    for (size_t p = 0; p < SITES; ++p) sum[p] += load_some(rows[p] + whole, args->channels - whole) * w;
+  }
+  for (size_t p = 0; p < SITES; ++p) {
+    float lane[kVector];
+    store(lane, sum[p]);
+    PERFONNX_UNROLL
+    for (size_t half = kVector / 2; half > 0; half /= 2) {
+      for (size_t i = 0; i < half; ++i) lane[i] += lane[i + half];
+    }
+    float alpha = lane[0] + args->bias;
+    alpha = alpha < 0.0F ? 0.0F : alpha;
+    args->out[first + p] = alpha > 1.0F ? 1.0F : alpha;
+  }
+}
+
+void gate(const GateArgs* args) {
+  size_t p = 0;
+  for (; p + 4 <= args->sites; p += 4) gate_sites<4>(args, p);
+  for (; p < args->sites; ++p) gate_sites<1>(args, p);
+}
+
+// One vector of the sum, of which `count` channels are there.
+PERFONNX_INLINE Vec radius_sum_vector(const RadiusSumArgs* args, size_t site, size_t channel, size_t count) {
+  const Vec zero = {};
+  const float alpha = args->alpha[site];
+  Vec sum = load_some(args->centre + site * args->channels + channel, count);
+  if (args->bias != nullptr) {
+    sum = sum * (zero + (1.0F + args->center_gain * alpha)) + load_some(args->bias + channel, count);
+  }
+  const int row = args->ring_row[site];
+  if (row >= 0) {
+    sum += (zero + alpha) * load_some(args->ring + static_cast<size_t>(row) * args->channels + channel, count);
+  }
+  if (args->activate == 0) return sum;
+  return apply(sum, Act{args->negative_slope, args->clip_min, args->clip_max});
+}
+
+void radius_sum(const RadiusSumArgs* args) {
+  const size_t whole = args->channels / kVector * kVector;
+  const size_t left = args->channels - whole;
+  for (size_t p = 0; p < args->sites; ++p) {
+    float* out = args->out + p * args->channels;
+    for (size_t c = 0; c < whole; c += kVector) store(out + c, radius_sum_vector(args, p, c, kVector));
+    if (left > 0) store_some(out + whole, radius_sum_vector(args, p, whole, left), left);
+  }
+}
+
 // Tiles that the instruction set does not use have no function.
 template <bool GATHERED, int SITES, int VECTORS>
 constexpr TileFunction tile_or_null() {
@@ -272,6 +332,8 @@ extern constexpr KernelSet PERFONNX_KERNELS = {PERFONNX_ISA_NAME,
                                                {PERFONNX_TILES(true, 1), PERFONNX_TILES(true, 2)},
                                                depthwise,
                                                pool<Max>,
-                                               pool<Average>};
+                                               pool<Average>,
+                                               gate,
+                                               radius_sum};
 
 }  // namespace perfonnx

@@ -66,9 +66,40 @@ struct PoolArgs {
   float* out;     // [channels]
 };
 
+// Gates: out[p] = bias + sum over channels of rows[p][c] * weights[c], clipped to 0 and 1; NaN stays.
+struct GateArgs {
+  const float* const* rows;  // [sites]
+  size_t sites;
+  const float* weights;  // [channels], padded with zeros to a whole number of vectors
+  size_t channels;
+  float bias;
+  float* out;  // [sites]
+};
+
+// The sum of the radius-adaptive convolution, row by row:
+//   out[p] = act((1 + center_gain * alpha[p]) * centre[p] + bias + alpha[p] * ring[ring_row[p]])
+// without its last term where ring_row[p] is -1.
+struct RadiusSumArgs {
+  const float* centre;  // [sites][channels]
+  const float* ring;    // [*][channels]
+  const int* ring_row;  // [sites]
+  const float* alpha;   // [sites]
+  const float* bias;    // [channels]; null: none, and center_gain is taken for 0
+  size_t sites;
+  size_t channels;
+  float center_gain;
+  float* out;  // [sites][channels]
+  int activate;
+  float negative_slope;
+  float clip_min;
+  float clip_max;
+};
+
 typedef void (*TileFunction)(const TileArgs*);
 typedef void (*DepthwiseFunction)(const DepthwiseArgs*);
 typedef void (*PoolFunction)(const PoolArgs*);
+typedef void (*GateFunction)(const GateArgs*);
+typedef void (*RadiusSumFunction)(const RadiusSumArgs*);
 
 enum { kMaxSiteTile = 16 };
 
@@ -84,6 +115,8 @@ struct KernelSet {
   DepthwiseFunction depthwise;
   PoolFunction max_pool;
   PoolFunction average_pool;
+  GateFunction gate;
+  RadiusSumFunction radius_sum;
 };
 
 extern const KernelSet kKernelsBaseline;

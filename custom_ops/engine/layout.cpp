@@ -200,27 +200,6 @@ void in_pieces(std::int64_t count, Context& context, const Function& convert_pie
   });
 }
 
-template <typename T>
-void combine_typed(const CombineArgs& args, T* y, Context& context) {
-  rows_to_nchw<float>(args.images, args.channels, args.positions, y, context,
-                      [&](std::int64_t n, std::int64_t q, std::int64_t c, std::int64_t count, float* out) {
-                        const std::int64_t i = n * args.positions + q;
-                        const float alpha = args.alpha[i];
-                        const float gain = 1.0F + args.center_gain * alpha;
-                        const float* centre = args.centre + i * args.centre_stride + c;
-                        const float* bias = args.bias + c;
-                        for (std::int64_t j = 0; j < count; ++j) out[j] = gain * centre[j] + bias[j];
-                        if (args.ring_row[i] >= 0) {
-                          const float* ring = args.ring + args.ring_row[i] * args.channels + c;
-                          for (std::int64_t j = 0; j < count; ++j) out[j] += alpha * ring[j];
-                        }
-                        if (args.activation != nullptr) {
-                          const Activation act = *args.activation;
-                          for (std::int64_t j = 0; j < count; ++j) out[j] = act(out[j]);
-                        }
-                      });
-}
-
 }  // namespace
 
 void nchw_to_rows(const void* x, Element element, std::int64_t images, std::int64_t channels, std::int64_t pixels,
@@ -255,14 +234,6 @@ void expand(const ExpandArgs& args, void* y, Element element, Context& context) 
     expand_rows<Half>(args, y, element, context);
   } else {
     expand_rows<float>(args, y, element, context);
-  }
-}
-
-void combine_radius_adaptive(const CombineArgs& args, void* y, Element element, Context& context) {
-  if (element == Element::kHalf) {
-    combine_typed(args, static_cast<Half*>(y), context);
-  } else {
-    combine_typed(args, static_cast<float*>(y), context);
   }
 }
 

@@ -40,21 +40,4 @@ struct ExpandArgs {
 };
 void expand(const ExpandArgs& args, void* y, Element element, Context& context);
 
-// The last step of the radius-adaptive convolution:
-//   Y = act((1 + center_gain * alpha) * centre + bias + alpha * ring), ring only where ring_row >= 0.
-struct CombineArgs {
-  const float* centre;  // [images * positions, centre_stride]
-  std::int64_t centre_stride;
-  const float* alpha;            // [images * positions]
-  const std::int64_t* ring_row;  // [images * positions]
-  const float* ring;             // [*, channels]
-  const float* bias;             // [channels]
-  float center_gain;
-  std::int64_t images;
-  std::int64_t positions;
-  std::int64_t channels;
-  const Activation* activation;
-};
-void combine_radius_adaptive(const CombineArgs& args, void* y, Element element, Context& context);
-
 }  // namespace perfonnx

@@ -11,6 +11,7 @@
 #include "engine/layout.h"
 #include "engine/pack.h"
 #include "engine/plan.h"
+#include "engine/radius_product.h"
 #include "engine/sampled_product.h"
 
 namespace perfonnx {
@@ -83,20 +84,12 @@ MaskedConv make_perforated_conv(const ConvConstants& conv, const Mask& mask, con
                                 const float* weight, std::int64_t per_position, const KernelSet& kernels);
 MaskedConv make_sparse_conv(const ConvConstants& conv, const Mask& mask, const float* fill, const KernelSet& kernels);
 
-// The constants of the radius-adaptive form beside those of the convolution.
-struct RadiusConstants {
-  const float* alpha_weights = nullptr;  // [channels of X]
-  float alpha_bias = 0.0F;
-  const float* ring_bias = nullptr;  // [outputs] or null
-  float center_gain = 0.0F;
-};
-
 class RadiusAdaptiveConv {
  public:
   RadiusAdaptiveConv(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels);
 
   void check(const Images& x) const;
-  std::int64_t outputs() const noexcept { return ring_.shape().outputs; }
+  std::int64_t outputs() const noexcept { return product_.outputs(); }
   std::int64_t height(const Images& x) const noexcept { return geometry_.output_size(0, x.height); }
   std::int64_t width(const Images& x) const noexcept { return geometry_.output_size(1, x.width); }
   void run(const Images& x, void* y, Context& context) const;
@@ -107,15 +100,7 @@ class RadiusAdaptiveConv {
 
   ConvGeometry geometry_;
   Activation activation_;
-  float center_gain_;
-  float alpha_bias_;
-  // One product gives the centre and, where there are no groups, alpha as one more output channel behind it.
-  bool alpha_in_centre_;
-  PackedWeights centre_;
-  std::unique_ptr<PackedWeights> alpha_;
-  PackedWeights ring_;
-  std::vector<float> bias_;
-  std::vector<float> zero_row_;
+  RadiusProduct product_;
   mutable std::mutex mutex_;
   mutable std::vector<std::shared_ptr<const Tables>> cache_;
 };

@@ -87,6 +87,25 @@ class SampledConv {
   std::vector<float> added_zero_row_;
 };
 
+// The radius-adaptive convolution from rows to rows.
+class SampledRadiusAdaptiveConv {
+ public:
+  SampledRadiusAdaptiveConv(const ConvConstants& conv, const RadiusConstants& radius, const VirtualMap& map,
+                            const std::optional<Indices>& sites, const KernelSet& kernels);
+
+  void check(const Rows& s) const;
+  std::int64_t sites() const noexcept { return tables_.ring.sites; }
+  std::int64_t outputs() const noexcept { return product_.outputs(); }
+  // r [s.images, sites, outputs] of S's element type.
+  void run(const Rows& s, void* r, Context& context) const;
+
+ private:
+  Activation activation_;
+  RadiusProduct product_;
+  RowIndex in_source_;
+  RadiusTables tables_;
+};
+
 // The window of a pooling layer, in ONNX's terms.
 struct PoolWindow {
   ConvGeometry geometry;

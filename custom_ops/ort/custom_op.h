@@ -131,5 +131,6 @@ void add_compact(const OrtApi& api, OrtCustomOpDomain* domain);
 void add_expand(const OrtApi& api, OrtCustomOpDomain* domain);
 void add_sampled_conv(const OrtApi& api, OrtCustomOpDomain* domain);
 void add_sampled_pool(const OrtApi& api, OrtCustomOpDomain* domain);
+void add_sampled_radius_adaptive_conv(const OrtApi& api, OrtCustomOpDomain* domain);
 
 }  // namespace perfonnx::ort

@@ -2,8 +2,28 @@
 
 #include "engine/isa.h"
 #include "ort/custom_op.h"
+#include "ort/radius_inputs.h"
 
 namespace perfonnx::ort {
+
+RadiusInputs::RadiusInputs(const KernelInfo& info, const ConvConstants& conv) {
+  const Constant alpha = info.required(3, "W_alpha");
+  alpha.expect_shape({1, conv.inputs * conv.groups, 1, 1}, "one number per input channel");
+  alpha_weights_ = alpha.floats();
+  radius.alpha_weights = alpha_weights_.data();
+  if (const std::optional<Constant> bias = info.constant(4, "B_alpha")) {
+    bias->expect_shape({1}, "one number");
+    radius.alpha_bias = bias->floats()[0];
+  }
+  if (const std::optional<Constant> bias = info.constant(5, "B_ring")) {
+    bias->expect_shape({conv.outputs}, "one number per output channel of W");
+    ring_bias_ = bias->floats();
+    radius.ring_bias = ring_bias_.data();
+  }
+  radius.center_gain = info.number("center_gain").value_or(0.0F);
+  if (!std::isfinite(radius.center_gain)) throw Error("attribute 'center_gain': it is not finite");
+}
+
 namespace {
 
 struct RadiusAdaptiveConvOp {
@@ -18,25 +38,8 @@ struct RadiusAdaptiveConvOp {
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     const ConvInputs inputs(info);
-    RadiusConstants radius;
-    const Constant alpha = info.required(3, "W_alpha");
-    const std::int64_t channels = inputs.conv.inputs * inputs.conv.groups;
-    alpha.expect_shape({1, channels, 1, 1}, "one number per input channel");
-    const std::vector<float> alpha_weights = alpha.floats();
-    radius.alpha_weights = alpha_weights.data();
-    if (const std::optional<Constant> bias = info.constant(4, "B_alpha")) {
-      bias->expect_shape({1}, "one number");
-      radius.alpha_bias = bias->floats()[0];
-    }
-    std::vector<float> ring_bias;
-    if (const std::optional<Constant> bias = info.constant(5, "B_ring")) {
-      bias->expect_shape({inputs.conv.outputs}, "one number per output channel of W");
-      ring_bias = bias->floats();
-      radius.ring_bias = ring_bias.data();
-    }
-    radius.center_gain = info.number("center_gain").value_or(0.0F);
-    if (!std::isfinite(radius.center_gain)) throw Error("attribute 'center_gain': it is not finite");
-    return std::make_unique<const Engine>(inputs.conv, radius, default_kernels());
+    const RadiusInputs radius(info, inputs.conv);
+    return std::make_unique<const Engine>(inputs.conv, radius.radius, default_kernels());
   }
 
   static void compute(const Engine& engine, Call& call) {

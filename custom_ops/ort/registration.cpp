@@ -26,6 +26,7 @@ OrtCustomOpDomain* domain(const OrtApi& api) {
     add_expand(api, created);
     add_sampled_conv(api, created);
     add_sampled_pool(api, created);
+    add_sampled_radius_adaptive_conv(api, created);
     made = std::move(fresh);
   }
   return made.get();

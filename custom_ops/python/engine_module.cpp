@@ -14,6 +14,7 @@
 #include "engine/half.h"
 #include "engine/isa.h"
 #include "engine/operators.h"
+#include "engine/row_operators.h"
 
 namespace py = pybind11;
 
@@ -147,6 +148,16 @@ py::array run_radius(const RadiusAdaptiveConv& engine, const py::array& x, int t
   return run_engine(engine, x, engine.height(images), engine.width(images), images, threads);
 }
 
+py::array run_sampled_radius(const SampledRadiusAdaptiveConv& engine, const Floats& s, int threads) {
+  expect_rank(s, 3, "S");
+  const Rows rows{s.data(), Element::kFloat, s.shape(0), s.shape(1), s.shape(2)};
+  engine.check(rows);
+  Floats result({s.shape(0), static_cast<py::ssize_t>(engine.sites()), static_cast<py::ssize_t>(engine.outputs())});
+  void* data = result.mutable_data();
+  with_context(threads, [&](Context& context) { engine.run(rows, data, context); });
+  return result;
+}
+
 Ints row_table(const Pair& kernel, const Pair& strides, const Quad& pads, const Pair& dilations, const Pair& input,
                std::int64_t output_width, const Ints& sites) {
   const ConvGeometry geometry = geometry_of(kernel, strides, pads, dilations).checked();
@@ -244,16 +255,35 @@ std::unique_ptr<MaskedConv> new_sparse(const Floats& w, const std::optional<Floa
       new MaskedConv(make_sparse_conv(conv, mask_of(mask), fill ? fill->data() : nullptr, kernels(isa))));
 }
 
+RadiusConstants radius_of(const ConvConstants& conv, const Floats& w_alpha, float b_alpha,
+                          const std::optional<Floats>& b_ring, float center_gain) {
+  expect_size(w_alpha, conv.inputs * conv.groups, "W_alpha");
+  if (b_ring) expect_size(*b_ring, conv.outputs, "B_ring");
+  return RadiusConstants{w_alpha.data(), b_alpha, b_ring ? b_ring->data() : nullptr, center_gain};
+}
+
 std::unique_ptr<RadiusAdaptiveConv> new_radius(const Floats& w, const std::optional<Floats>& b, const Floats& w_alpha,
                                                float b_alpha, const std::optional<Floats>& b_ring, float center_gain,
                                                const Pair& strides, const Quad& pads, const Pair& dilations,
                                                std::int64_t group, const Triple& activation,
                                                const std::optional<std::string>& isa) {
   const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation);
-  expect_size(w_alpha, conv.inputs * conv.groups, "W_alpha");
-  if (b_ring) expect_size(*b_ring, conv.outputs, "B_ring");
-  const RadiusConstants radius{w_alpha.data(), b_alpha, b_ring ? b_ring->data() : nullptr, center_gain};
+  const RadiusConstants radius = radius_of(conv, w_alpha, b_alpha, b_ring, center_gain);
   return std::make_unique<RadiusAdaptiveConv>(conv, radius, kernels(isa));
+}
+
+std::unique_ptr<SampledRadiusAdaptiveConv> new_sampled_radius(
+    const Floats& w, const std::optional<Floats>& b, const Floats& w_alpha, float b_alpha,
+    const std::optional<Floats>& b_ring, const Pair& in_shape, const std::optional<Ints>& in_source,
+    const std::optional<Ints>& sites, float center_gain, const Pair& strides, const Quad& pads, const Pair& dilations,
+    std::int64_t group, const Triple& activation, const std::optional<std::string>& isa) {
+  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation);
+  const RadiusConstants radius = radius_of(conv, w_alpha, b_alpha, b_ring, center_gain);
+  const auto list = [](const std::optional<Ints>& given) {
+    return given ? std::optional<Indices>(Indices{given->data(), given->size()}) : std::nullopt;
+  };
+  const VirtualMap map{MapSize{in_shape[0], in_shape[1]}, list(in_source)};
+  return std::make_unique<SampledRadiusAdaptiveConv>(conv, radius, map, list(sites), kernels(isa));
 }
 
 }  // namespace
@@ -315,4 +345,11 @@ PYBIND11_MODULE(_engine, m) {
            py::kw_only(), arg("center_gain") = 0.0F, arg("strides") = ones, arg("pads") = zeros,
            arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("isa") = py::none())
       .def("__call__", run_radius, arg("x"), py::kw_only(), arg("threads") = 1);
+
+  py::class_<SampledRadiusAdaptiveConv>(m, "SampledRadiusAdaptiveConv")
+      .def(py::init(&new_sampled_radius), arg("w"), arg("b"), arg("w_alpha"), arg("b_alpha") = 0.0F,
+           arg("b_ring") = py::none(), py::kw_only(), arg("in_shape"), arg("in_source") = py::none(),
+           arg("sites") = py::none(), arg("center_gain") = 0.0F, arg("strides") = ones, arg("pads") = zeros,
+           arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("isa") = py::none())
+      .def("__call__", run_sampled_radius, arg("s"), py::kw_only(), arg("threads") = 1);
 }

@@ -6,10 +6,20 @@ from types import ModuleType, SimpleNamespace
 
 import onnx
 
-from perfonnx.ops import compact, expand, perforated_conv, radius_adaptive_conv, sampled_conv, sampled_pool, sparse_conv
+from perfonnx.ops import (
+    compact,
+    expand,
+    perforated_conv,
+    radius_adaptive_conv,
+    sampled_conv,
+    sampled_pool,
+    sampled_radius_adaptive_conv,
+    sparse_conv,
+)
 from perfonnx.ops.common import DOMAIN, VERSION
 
 __all__ = [
+    "CONVS_ON_ROWS",
     "DOMAIN",
     "LOWERED",
     "OPERATORS",
@@ -21,6 +31,7 @@ __all__ = [
     "radius_adaptive_conv",
     "sampled_conv",
     "sampled_pool",
+    "sampled_radius_adaptive_conv",
     "sparse_conv",
 ]
 
@@ -30,9 +41,20 @@ OPERATORS: dict[str, ModuleType] = {
 """The canonical operators, NCHW in and out."""
 
 LOWERED: dict[str, ModuleType | SimpleNamespace] = {
-    module.NAME: module for module in (compact, expand, sampled_conv, sampled_pool.max_pool, sampled_pool.average_pool)
+    module.NAME: module
+    for module in (
+        compact,
+        expand,
+        sampled_conv,
+        sampled_radius_adaptive_conv,
+        sampled_pool.max_pool,
+        sampled_pool.average_pool,
+    )
 }
 """The operators on rows."""
+
+CONVS_ON_ROWS: dict[str, ModuleType] = {module.NAME: module for module in (sampled_conv, sampled_radius_adaptive_conv)}
+"""Those of them that stand for a convolution; `SHAPE_INPUT` and `SITES_INPUT` say where they have these inputs."""
 
 REFERENCE_OPS = [module.Reference for module in (*OPERATORS.values(), *LOWERED.values())]
 """For `onnx.reference.ReferenceEvaluator(model, new_ops=REFERENCE_OPS)`."""

@@ -30,19 +30,27 @@ def schema() -> onnx.defs.OpSchema:
     return common.conv_schema(
         NAME,
         DOC,
-        [
-            common.formal("W_alpha", "T", "[1, C, 1, 1], weights of the gate."),
-            common.formal("B_alpha", "T", "[1], bias of the gate; absent: 0.", optional=True),
-            common.formal("B_ring", "T", "[M], added to the ring before alpha scales it; absent: 0.", optional=True),
-        ],
-        [
-            onnx.defs.OpSchema.Attribute(
-                "center_gain",
-                onnx.helper.make_attribute("center_gain", 0.0),
-                "How much alpha adds to the centre's factor of 1.",
-            ),
-        ],
+        gate_inputs(),
+        [gain_attribute()],
         mask_input=MASK_INPUT,
+    )
+
+
+def gate_inputs() -> list[onnx.defs.OpSchema.FormalParameter]:
+    """The inputs that the radius-adaptive form has beside those of a convolution."""
+    return [
+        common.formal("W_alpha", "T", "[1, C, 1, 1], weights of the gate."),
+        common.formal("B_alpha", "T", "[1], bias of the gate; absent: 0.", optional=True),
+        common.formal("B_ring", "T", "[M], added to the ring before alpha scales it; absent: 0.", optional=True),
+    ]
+
+
+def gain_attribute() -> onnx.defs.OpSchema.Attribute:
+    """The attribute that it has beside them."""
+    return onnx.defs.OpSchema.Attribute(
+        "center_gain",
+        onnx.helper.make_attribute("center_gain", 0.0),
+        "How much alpha adds to the centre's factor of 1.",
     )
 
 
@@ -60,6 +68,20 @@ def reference(
 ) -> NDArray[Any]:
     """The operator in numpy; shapes as in `schema`. Computes in float64 and rounds once, to the type of `x`."""
     activation = activation or common.Activation()
+    return common.cast_like(activation(adaptive_sum(x, w, b, w_alpha, b_alpha, b_ring, attributes, center_gain)), x)
+
+
+def adaptive_sum(
+    x: NDArray[Any],
+    w: NDArray[Any],
+    b: NDArray[Any] | None,
+    w_alpha: NDArray[Any],
+    b_alpha: NDArray[Any] | None,
+    b_ring: NDArray[Any] | None,
+    attributes: common.ConvAttributes,
+    center_gain: float,
+) -> NDArray[np.float64]:
+    """The sum [N, M, OH, OW] before the activation, in float64."""
     one_group = common.ConvAttributes(
         attributes.kernel_shape, attributes.strides, attributes.pads, attributes.dilations, 1
     )
@@ -67,8 +89,7 @@ def reference(
     centre = common.convolve(x, w * CENTRE, None, attributes)
     ring = common.convolve(x, w * (1 - CENTRE), b_ring, attributes)
     bias = np.zeros(w.shape[0]) if b is None else b.astype(np.float64)
-    out = (1 + center_gain * alpha) * centre + bias[:, None, None] + alpha * ring
-    return common.cast_like(activation(out), x)
+    return (1 + center_gain * alpha) * centre + bias[:, None, None] + alpha * ring
 
 
 class Reference(OpRun):
@@ -98,13 +119,17 @@ Reference.__name__ = NAME  # onnx finds the operator by the class's name
 def function_body(opset: int, elem_type: int) -> onnx.FunctionProto:
     """The operator in standard operators: three Convs of the same geometry (gate, centre, ring) and their sum."""
     f = common.FunctionBuilder(opset, elem_type)
-    centre_tap = f.to_float_type(f.constant(CENTRE), "X")
+    return f.build(NAME, INPUTS, f.activate(body_sum(f, "X")), ATTRIBUTES)
+
+
+def body_sum(f: common.FunctionBuilder, x: str) -> str:
+    """Nodes that compute the sum of the map `x`, before the activation."""
+    centre_tap = f.to_float_type(f.constant(CENTRE), "W")
     w_centre = f.add("Mul", "W", centre_tap)
-    centre = f.conv("X", w_centre)
-    ring = f.conv("X", f.add("Sub", "W", w_centre), "B_ring")
-    alpha = f.clip_unit(f.conv("X", f.add("Mul", "W_alpha", centre_tap), "B_alpha", one_group=True))
-    extra = f.add("Mul", f.add("Mul", alpha, f.float_attribute("center_gain", "X")), centre)
+    centre = f.conv(x, w_centre)
+    ring = f.conv(x, f.add("Sub", "W", w_centre), "B_ring")
+    alpha = f.clip_unit(f.conv(x, f.add("Mul", "W_alpha", centre_tap), "B_alpha", one_group=True))
+    extra = f.add("Mul", f.add("Mul", alpha, f.float_attribute("center_gain", "W")), centre)
     bias = f.add("Reshape", "B", f.constant(np.array([1, -1, 1, 1], np.int64)))
     base = f.add("Add", f.add("Add", centre, extra), bias)
-    result = f.activate(f.add("Add", base, f.add("Mul", alpha, ring)))
-    return f.build(NAME, INPUTS, result, ATTRIBUTES)
+    return f.add("Add", base, f.add("Mul", alpha, ring))

@@ -74,6 +74,19 @@ def infer_rows(context: Any, *, sites_input: int, channels: Any, positions: int 
     context.set_output_type(0, result)
 
 
+def infer_conv_rows(context: Any, *, shape_input: int, sites_input: int) -> None:
+    """Shape [N, P, M] of a convolution: P from `sites`, or from the geometry; M from the weights, input 1."""
+    w, shape = context.get_input_type(1), constant_shape(context, shape_input)
+    known = w is not None and w.tensor_type.HasField("shape") and len(w.tensor_type.shape.dim) == 4
+    positions = None
+    if known and shape is not None:
+        kernel = [d.dim_value for d in w.tensor_type.shape.dim[2:]]
+        out = common.inferred_attributes(context, kernel).output_shape(*shape)
+        positions = out[0] * out[1]
+    channels = w.tensor_type.shape.dim[0] if known else None
+    infer_rows(context, sites_input=sites_input, channels=channels, positions=positions)
+
+
 def constant_shape(context: Any, position: int) -> tuple[int, int] | None:
     """The value of an `in_shape` input during shape inference, where it is known."""
     data = context.get_input_data(position)

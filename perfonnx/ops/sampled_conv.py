@@ -14,6 +14,8 @@ from perfonnx.ops import common, rows
 NAME = "SampledConv"
 INPUTS = ("S", "W", "B", "in_source", "in_shape", "sites", "Z", "z_source")
 ATTRIBUTES = common.COMMON_ATTRIBUTES
+SHAPE_INPUT = 4
+SITES_INPUT = 5
 
 DOC = """Convolution of the map that S stands for (position q of it is row in_source[q], -1 zeros), at the output
 positions `sites`. Row z_source[p] of Z, if any, is added to row p (-1 adds zero); the activation follows. The
@@ -41,20 +43,10 @@ def schema() -> onnx.defs.OpSchema:
         type_constraints=[common.FLOAT_CONSTRAINT],
         attributes=common.schema_attributes(),
     )
-    result.set_type_and_shape_inference_function(_infer)
+    result.set_type_and_shape_inference_function(
+        lambda context: rows.infer_conv_rows(context, shape_input=SHAPE_INPUT, sites_input=SITES_INPUT)
+    )
     return result
-
-
-def _infer(context: Any) -> None:
-    w, shape = context.get_input_type(1), rows.constant_shape(context, 4)
-    known = w is not None and w.tensor_type.HasField("shape") and len(w.tensor_type.shape.dim) == 4
-    positions = None
-    if known and shape is not None:
-        kernel = [d.dim_value for d in w.tensor_type.shape.dim[2:]]
-        out = common.inferred_attributes(context, kernel).output_shape(*shape)
-        positions = out[0] * out[1]
-    channels = w.tensor_type.shape.dim[0] if known else None
-    rows.infer_rows(context, sites_input=5, channels=channels, positions=positions)
 
 
 def reference(

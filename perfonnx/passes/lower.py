@@ -144,7 +144,7 @@ class _Lowering:
 
     def _rule(self, node: gs.Node) -> Callable[[gs.Node], bool] | None:
         if id(node) in self.sampled:
-            return self._sampled_conv
+            return self._radius_adaptive if node.op == ops.radius_adaptive_conv.NAME else self._sampled_conv
         if not works_on_rows(self.workspace, node) or not any(t.name in self.rows for t in node.inputs):
             return None
         if node.op in ELEMENTWISE:
@@ -197,11 +197,47 @@ class _Lowering:
             Rows(y, int(sites.size), source, mask.shape, channels, rows_in.elem_type, rows_in.batch),
         )
         self.convs[new.outputs[0].name] = new
-        self.workspace.inherit(new, node)
-        if node.name in self.state.rewritten:
-            self.state.rewritten[node.name] = new
-        self.changes.append(Change(node.name, "on rows"))
+        self._stands_for(new, node)
         return True
+
+    def _radius_adaptive(self, node: gs.Node) -> bool:
+        """Every position is a site and gets a row, so that rows save nothing to those that only read the map."""
+        x, y = node.inputs[0], node.outputs[0]
+        if x.name not in self.rows and not self._goes_on(y):
+            return False
+        rows_in = self._rows_of(x)
+        known = self.workspace.types[y.name].shape
+        assert known is not None
+        channels, height, width = (int(d) for d in known[1:])  # type: ignore[arg-type]
+        positions = np.arange(height * width, dtype=np.int32)
+        inputs = [
+            rows_in.tensor,
+            node.inputs[1],
+            self._or_zeros(node, 2, channels, rows_in.elem_type),
+            node.inputs[3],
+            self._or_zeros(node, 4, 1, rows_in.elem_type),
+            self._or_zeros(node, 5, channels, rows_in.elem_type),
+            self._table("rows", rows_in.source),
+            self._table("shape", np.array(rows_in.shape, np.int64)),
+            self._table("sites", positions),
+        ]
+        result = Rows(y, positions.size, positions, (height, width), channels, rows_in.elem_type, rows_in.batch)
+        op = ops.sampled_radius_adaptive_conv.NAME
+        self._stands_for(self._emit(op, node.name, inputs, dict(node.attrs), y, result), node)
+        return True
+
+    def _or_zeros(self, node: gs.Node, position: int, size: int, elem_type: int) -> gs.Tensor:
+        """An optional input of a node, written out."""
+        if position < len(node.inputs) and node.inputs[position].name:
+            return node.inputs[position]
+        return self._table("zeros", np.zeros(size, numpy_type(elem_type)))
+
+    def _stands_for(self, new: gs.Node, old: gs.Node) -> None:
+        """Record that one of our layers is on rows now."""
+        self.workspace.inherit(new, old)
+        if old.name in self.state.rewritten:
+            self.state.rewritten[old.name] = new
+        self.changes.append(Change(old.name, "on rows"))
 
     def _elementwise(self, node: gs.Node) -> bool:
         rows = self.rows[node.inputs[0].name]

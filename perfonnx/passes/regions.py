@@ -64,6 +64,8 @@ def is_sampled(workspace: Workspace, node: gs.Node) -> bool:
         return False
     if workspace.constant_proto(node.inputs[3]) is None:
         return False
+    if node.op == ops.radius_adaptive_conv.NAME:
+        return True
     if node.op == ops.sparse_conv.NAME:
         fill = workspace.constant(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4].name else None
         return fill is None or not fill.any()

@@ -91,10 +91,10 @@ class _Layout:
         self.state = state
         self.costs = costs
         self.sites = {id(site.node): site for site in conv_sites(workspace) if not site.obstacle}
-        self.chosen = {id(d.site.node): name for name, d in state.decisions.items() if d.mask is not None}
+        self.chosen = {id(d.site.node): name for name, d in state.decisions.items()}
         on_rows = {i: n for i, n in self.chosen.items() if rows and self._has_rows(state.decisions[n])}
         self.shares = {i: _share(state.decisions[name]) for i, name in on_rows.items()}
-        taken = {id(d.site.node) for d in state.decisions.values()}
+        taken = self.chosen.keys()
         self.joined = {i for i, s in self.sites.items() if rows and i not in taken and is_map(workspace, s.output)}
         self.pointwise = {i for i, site in self.sites.items() if _is_pointwise(site)}
         while True:

@@ -179,6 +179,87 @@ def test_radius_adaptive_conv(
     np.testing.assert_array_equal(engine(case.x, threads=3), got)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    strides=PAIR,
+    dilations=PAIR,
+    pads=st.tuples(*[st.integers(0, 3)] * 4),
+    seed=st.integers(0, 2**32 - 1),
+    images=st.integers(0, 3),
+    group=st.integers(1, 3),
+    keep=st.sampled_from([0.1, 0.5, 1.0]),
+    b_alpha=st.sampled_from([-100.0, -0.5, 0.5, 100.0]),
+    center_gain=st.sampled_from([0.0, 1.0]),
+    activation=st.sampled_from(ACTIVATIONS),
+    isa=st.sampled_from(ISAS),
+)
+def test_sampled_radius_adaptive_conv(
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    seed: int,
+    images: int,
+    group: int,
+    keep: float,
+    b_alpha: float,
+    center_gain: float,
+    activation: tuple[float, float, float],
+    isa: str,
+) -> None:
+    """The sites of the map that rows stand for, some of them repeated, some of them zeros."""
+    geometry = Geometry((3, 3), strides, pads, dilations)
+    case = Case(geometry, seed, images=images, group=group, keep=keep)
+    w_alpha = case.rng.standard_normal((1, case.x.shape[1], 1, 1)).astype(np.float32)
+    b_ring = case.rng.standard_normal(len(case.w)).astype(np.float32)
+    s = case.rng.standard_normal((images, 9, case.x.shape[1])).astype(np.float32)
+    in_source = case.rng.integers(-1, 9, 7 * 6).astype(np.int32)
+    sites = np.flatnonzero(case.mask).astype(np.int32)
+    engine = _engine.SampledRadiusAdaptiveConv(
+        case.w,
+        case.b,
+        w_alpha,
+        b_alpha,
+        b_ring,
+        in_shape=(7, 6),
+        in_source=in_source,
+        sites=sites,
+        center_gain=center_gain,
+        **geometry.keywords(),
+        group=group,
+        activation=activation,
+        isa=isa,
+    )
+    padded = np.concatenate([s, np.zeros_like(s[:, :1])], axis=1)
+    x = padded[:, in_source].transpose(0, 2, 1).reshape(case.x.shape)
+    expected = radius_adaptive(
+        x, case.w, case.b, w_alpha, b_alpha, b_ring, geometry, group=group, center_gain=center_gain
+    )
+    expected = expected.reshape(*expected.shape[:2], case.mask.size)[:, :, sites].transpose(0, 2, 1)
+    got = engine(s)
+    _close(got, activate(expected, activation))
+    np.testing.assert_array_equal(engine(s, threads=3), got)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("outputs", [5, 64])
+def test_radius_adaptive_blocks_of_a_large_map(isa: str, outputs: int) -> None:
+    """Many blocks of sites, some of which go over the end of an image; gates open in stripes."""
+    case = Case(Geometry(), 1, images=5, size=(53, 61), outputs=outputs)
+    case.x[:, 0] = np.sin(np.arange(case.x[:, 0].size) / 300).reshape(case.x[:, 0].shape)
+    gate = np.array([2, 0, 0], np.float32).reshape(1, 3, 1, 1)
+    zeros = np.zeros(outputs, np.float32)
+    expected = radius_adaptive(case.x, case.w, case.b, gate, 0.0, zeros, case.geometry)
+    engine = _engine.RadiusAdaptiveConv(case.w, case.b, gate, pads=(1, 1, 1, 1), isa=isa)
+    got = engine(case.x)
+    _close(got, expected)
+    np.testing.assert_array_equal(engine(case.x, threads=3), got)
+    rows = _engine.SampledRadiusAdaptiveConv(case.w, case.b, gate, in_shape=(53, 61), pads=(1, 1, 1, 1), isa=isa)
+    s = np.ascontiguousarray(case.x.reshape(5, 3, -1).transpose(0, 2, 1))
+    np.testing.assert_array_equal(rows(s, threads=3).transpose(0, 2, 1).reshape(got.shape), got)
+    half = engine(case.x.astype(np.float16))
+    np.testing.assert_array_equal(half, engine(case.x.astype(np.float16).astype(np.float32)).astype(np.float16))
+
+
 def test_alpha_one_everywhere_is_the_plain_convolution() -> None:
     case = Case(Geometry(), 0)
     zeros = np.zeros((1, 3, 1, 1), np.float32)

@@ -79,15 +79,17 @@ def fill_in(inputs: dict[str, np.ndarray | None], op: str, attributes: dict[str,
     if op in (ops.sampled_pool.MAX, ops.sampled_pool.AVERAGE) and inputs["sites"] is None and shape is not None:
         out = ops.sampled_pool.window(attributes).output_shape((int(shape[0]), int(shape[1])))
         inputs["sites"] = np.arange(out[0] * out[1], dtype=np.int32)
-    if op == "SampledConv":
+    if op in ops.CONVS_ON_ROWS:
         w = inputs["W"]
         assert w is not None
         assert shape is not None
-        if inputs["B"] is None:
-            inputs["B"] = np.zeros(w.shape[0], w.dtype)
+        for name, size in {"B": w.shape[0], "B_alpha": 1, "B_ring": w.shape[0]}.items():
+            if name in inputs and inputs[name] is None:
+                inputs[name] = np.zeros(size, w.dtype)
         if inputs["sites"] is None:
             out = ops.common.conv_attributes(w, attributes).output_shape(int(shape[0]), int(shape[1]))
             inputs["sites"] = np.arange(out[0] * out[1], dtype=np.int32)
+    if op == "SampledConv":
         sites, z = inputs["sites"], inputs["Z"]
         assert sites is not None
         if z is None:
@@ -126,6 +128,8 @@ def row_cases(draw: st.DrawFn, op: str) -> RowCase:
         in_source = rng.integers(-1, rows, height * width).astype(np.int32)
     if op == "SampledConv":
         return _sampled_conv(draw, rng, s, in_source, shape, group)
+    if op == "SampledRadiusAdaptiveConv":
+        return _sampled_radius(draw, rng, s, in_source, shape, group)
     return _sampled_pool(draw, rng, op, s, in_source, shape)
 
 
@@ -178,6 +182,47 @@ def _sampled_conv(
     }
     expected = ops.sampled_conv.reference(*inputs.values(), attributes=geometry, activation=activation)
     return RowCase("SampledConv", inputs, {**geometry.attributes(), **activation.attributes()}, expected)
+
+
+def _sampled_radius(
+    draw: st.DrawFn,
+    rng: np.random.Generator,
+    s: np.ndarray,
+    in_source: np.ndarray | None,
+    shape: np.ndarray,
+    group: int,
+) -> RowCase:
+    geometry = ConvAttributes(
+        (3, 3),
+        draw(st.tuples(st.integers(1, 2), st.integers(1, 3))),
+        draw(st.tuples(*[st.integers(0, 3)] * 4)),
+        draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        group,
+    )
+    out_h, out_w = geometry.output_shape(int(shape[0]), int(shape[1]))
+    assume(out_h >= 1 and out_w >= 1)
+    outputs, channels = group * draw(st.sampled_from([1, 5, 33])), s.shape[2]
+    w = _floats(rng, (outputs, channels // group, 3, 3), s.dtype)
+    gate = _floats(rng, (1, channels, 1, 1), s.dtype) * draw(st.sampled_from([0, 1]))
+    bias = draw(st.sampled_from([None, -1.0, -0.25, 0.25, 1.0]))
+    inputs = {
+        "S": s,
+        "W": (w / np.sqrt(max(1, w[0].size))).astype(s.dtype),
+        "B": _floats(rng, (outputs,), s.dtype) if draw(st.booleans()) else None,
+        "W_alpha": gate.astype(s.dtype),
+        "B_alpha": None if bias is None else np.array([bias], s.dtype),
+        "B_ring": _floats(rng, (outputs,), s.dtype) if draw(st.booleans()) else None,
+        "in_source": in_source,
+        "in_shape": shape,
+        "sites": _sites(draw, rng, out_h * out_w),
+    }
+    activation: Activation = draw(st.sampled_from(ACTIVATIONS))
+    gain = draw(st.sampled_from([0.0, 1.0]))
+    expected = ops.sampled_radius_adaptive_conv.reference(
+        *inputs.values(), attributes=geometry, activation=activation, center_gain=gain
+    )
+    attributes = {**geometry.attributes(), **activation.attributes(), "center_gain": gain}
+    return RowCase("SampledRadiusAdaptiveConv", inputs, attributes, expected)
 
 
 def _sampled_pool(

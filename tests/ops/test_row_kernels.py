@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,81 @@ def test_eight_threads_in_one_session_get_the_same_bits() -> None:
     for worker in workers:
         worker.join()
     assert wrong == []
+
+
+def _radius_case(
+    *, channels: tuple[int, int], size: tuple[int, int], batch: int, open_share: float, gain: float = 0.0
+) -> RowCase:
+    """A radius-adaptive convolution of many blocks of sites, its gates open in blobs, closed, and in between."""
+    rng = np.random.default_rng(11)
+    positions = size[0] * size[1]
+    geometry = ConvAttributes((3, 3), pads=(1, 1, 1, 1))
+    w = rng.standard_normal((channels[1], channels[0], 3, 3)).astype(np.float32)
+    s = rng.standard_normal((batch, positions, channels[0])).astype(np.float32)
+    gate = np.zeros((1, channels[0], 1, 1), np.float32)
+    gate[0, 0] = 1
+    waves = np.sin(np.arange(batch * positions) / 100).reshape(batch, positions)
+    s[:, :, 0] = 3 * (waves - np.quantile(waves, 1 - open_share) + 1e-3 * (open_share - 0.5))
+    inputs: dict[str, Any] = {
+        "S": s,
+        "W": w / np.float32(np.sqrt(w[0].size)),
+        "B": rng.standard_normal(channels[1]).astype(np.float32),
+        "W_alpha": gate,
+        "B_alpha": np.zeros(1, np.float32),
+        "B_ring": rng.standard_normal(channels[1]).astype(np.float32),
+        "in_source": rng.permutation(positions).astype(np.int32),
+        "in_shape": np.array(size, np.int64),
+        "sites": np.flatnonzero(rng.random(positions) < 0.9).astype(np.int32),
+    }
+    activation = Activation(negative_slope=0.1, clip_max=1.0)
+    expected = ops.sampled_radius_adaptive_conv.reference(
+        *inputs.values(), attributes=geometry, activation=activation, center_gain=gain
+    )
+    attributes = {**geometry.attributes(), **activation.attributes(), "center_gain": gain}
+    return RowCase("SampledRadiusAdaptiveConv", inputs, attributes, expected)
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+@pytest.mark.parametrize("open_share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("channels", "size"), [((17, 40), (60, 70)), ((300, 20), (14, 13))])
+def test_radius_adaptive_blocks(
+    channels: tuple[int, int], size: tuple[int, int], open_share: float, gain: float
+) -> None:
+    """Blocks that run side by side, and sums so long that the blocks follow one another."""
+    case = _radius_case(channels=channels, size=size, batch=2, open_share=open_share, gain=gain)
+    model = case.model(fallback=False)
+    one, three = (perfonnx.session(model, threads=count).run(None, case.feed)[0] for count in (1, 3))
+    assert_close(one, case.expected)
+    np.testing.assert_array_equal(one, three)
+
+
+def test_eight_threads_in_one_session_adapt_to_the_same_bits() -> None:
+    case = _radius_case(channels=(24, 40), size=(60, 70), batch=2, open_share=0.5)
+    s, model = case.feed["S"], case.model(fallback=False)
+    feeds = [{"S": s}, {"S": s[:1]}, {"S": -s}, {"S": s[:0]}]
+    alone = perfonnx.session(model, threads=1)
+    expected = [alone.run(None, feed)[0] for feed in feeds]
+    shared = perfonnx.session(model, threads=2)
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda i: shared.run(None, feeds[i % 4])[0], range(48)))
+    for i, rows in enumerate(got):
+        np.testing.assert_array_equal(rows, expected[i % 4])
+
+
+@pytest.mark.parametrize("where", ["centre", "ring"])
+def test_a_nan_reaches_the_pixels_that_read_it(where: str) -> None:
+    """One under the centre tap makes alpha a NaN, one under the ring shows where alpha is above 0."""
+    case = _radius_case(channels=(17, 40), size=(60, 70), batch=1, open_share=0.5)
+    case.inputs["sites"] = case.inputs["in_source"] = None
+    s = case.feed["S"].copy()
+    s[0, 35 * 70 + 30, 0 if where == "centre" else 5] = np.nan
+    got = perfonnx.session(case.model(fallback=False)).run(None, {"S": s})[0].reshape(60, 70, 40)
+    near = np.zeros((60, 70), bool)
+    near[34:37, 29:32] = True
+    alpha = np.clip(case.feed["S"][0, :, 0].reshape(60, 70), 0, 1)
+    assert np.array_equal(
+        np.isnan(got).any(axis=2), near & ((alpha > 0) | (np.indices((60, 70)) == [[[35]], [[30]]]).all(axis=0))
+    )
 
 
 @pytest.mark.parametrize("op", OPERATORS)

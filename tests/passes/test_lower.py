@@ -204,6 +204,8 @@ def in_half(model: onnx.ModelProto) -> onnx.ModelProto:
     half = onnx.ModelProto()
     half.CopyFrom(model)
     for tensor in half.graph.initializer:
+        if tensor.name in CONSTANTS:  # whole numbers, and factors that Resize wants in float32
+            continue
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
     for info in (*half.graph.input, *half.graph.output):
         info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
@@ -277,6 +279,84 @@ def test_a_residual_of_other_sites_is_added_by_the_convolution() -> None:
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+def test_radius_adaptive_layers_exchange_rows_with_dense_ones() -> None:
+    result = perfonnx.rewrite(build("chain"), layout="rows", method="radius-adaptive", only=["Conv_0", "Conv_2"])
+    found = operators(result.proto)
+    assert found["Compact"] == found["Expand"] == 1
+    assert found["SampledRadiusAdaptiveConv"] == 2
+    result = perfonnx.rewrite(build("residual"), layout="rows", method="radius-adaptive", only=["Conv_0", "Conv_7"])
+    found = operators(result.proto)
+    assert found["SampledRadiusAdaptiveConv"] == found["SampledConv"] == 2  # the dense ones in between
+    assert [layer.name for layer in result.report.layers] == ["Conv_0", "Conv_7"]
+
+
+def with_gates(model: onnx.ModelProto, layers: dict[str, float]) -> onnx.ModelProto:
+    """The model with gates that open and close with the pixels, as if they had been trained."""
+    changed, rng = onnx.ModelProto(), np.random.default_rng(5)
+    changed.CopyFrom(model)
+    shapes = {t.name: t.dims for t in changed.graph.initializer}
+    for node in changed.graph.node:
+        if node.name in layers:
+            assert "RadiusAdaptive" in node.op_type
+            values = {
+                "gate": rng.standard_normal(shapes[node.input[3]]),
+                "opening": np.full(1, layers[node.name]),
+                "ring_bias": rng.standard_normal(shapes[node.input[5]]),
+            }
+            for position, (kind, value) in enumerate(values.items(), 3):
+                name = f"{node.name}.{kind}"
+                changed.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+                node.input[position] = name
+    return changed
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["chain", "residual", "fire", "groups"])
+def test_both_layouts_agree_whatever_the_gates(name: str, gain: float) -> None:
+    maps, rows = (
+        perfonnx.rewrite(build(name), layout=layout, method="radius-adaptive", center_gain=gain, only=[""])
+        for layout in LAYOUTS[::-1]
+    )
+    layers = {layer.name: 0.3 * (i % 3) - 0.3 for i, layer in enumerate(maps.report.layers)}
+    assert len(layers) > 1
+    expected = outputs_of(with_gates(maps.proto, layers), library=False)
+    for library in (False, True):
+        for proto in (rows.proto, maps.proto):
+            actual = outputs_of(with_gates(proto, layers), library=library)
+            for a, e in zip(actual, expected, strict=True):
+                np.testing.assert_allclose(a, e, rtol=0, atol=2e-5 * max(1.0, float(np.abs(e).max())))
+
+
+def test_radius_adaptive_layers_read_through_a_perforated_one() -> None:
+    layers = {
+        "Conv_0": perfonnx.LayerPlan("perforate", 0.6, "uniform"),
+        "Conv_2": perfonnx.LayerPlan("radius-adaptive"),
+    }
+    maps, rows = (
+        perfonnx.rewrite(build("residual"), layout=layout, plan=perfonnx.Plan(layers)) for layout in LAYOUTS[::-1]
+    )
+    (adaptive,) = (n for n in rows.proto.graph.node if n.op_type == "SampledRadiusAdaptiveConv")
+    (source,) = (t for t in rows.proto.graph.initializer if t.name == adaptive.input[6])
+    assert numpy_helper.to_array(source).max() == 48 - 1
+    for library in (False, True):
+        actual, expected = outputs_of(rows.proto, library=library), outputs_of(maps.proto, library=False)
+        np.testing.assert_allclose(actual[0], expected[0], rtol=0, atol=1e-5)
+
+
+def test_optional_inputs_that_a_model_omits_are_written_for_the_function_bodies() -> None:
+    """A radius-adaptive model from elsewhere may leave out the biases."""
+    maps = perfonnx.rewrite(build("chain"), layout="nchw", method="radius-adaptive", only=["Conv_0", "Conv_2"]).proto
+    for node in maps.graph.node:
+        if node.op_type == "RadiusAdaptiveConv":
+            del node.input[5:]
+            node.input[2] = node.input[4] = ""
+            node.input[4:] = []
+    again = perfonnx.rewrite(maps, layout="rows", rate=0.5, only=["Conv_6"], interpolation="nearest").proto
+    assert operators(again)["SampledRadiusAdaptiveConv"] == 2
+    by_kernel, by_function = (outputs_of(again, library=library)[0] for library in (True, False))
+    np.testing.assert_allclose(by_kernel, by_function, rtol=0, atol=1e-5)
 
 
 def test_a_sampled_layer_alone_stays_canonical() -> None:

@@ -51,6 +51,13 @@ def _conv(**changes: Any) -> Inputs:
     return {**base, **changes}
 
 
+def _radius(**changes: Any) -> Inputs:
+    base: Inputs = {"W": W, "B": np.zeros(4, np.float32), "W_alpha": np.ones((1, 2, 1, 1), np.float32)}
+    base.update(B_alpha=np.zeros(1, np.float32), B_ring=np.zeros(4, np.float32))
+    base.update(in_source=SOURCE, in_shape=SHAPE, sites=_ints(0, 7, 29))
+    return {**base, **changes}
+
+
 def _pool(**changes: Any) -> Inputs:
     return {"in_source": SOURCE, "in_shape": SHAPE, "sites": _ints(0, 5), **changes}
 
@@ -74,6 +81,7 @@ def _model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
+RADIUS = "SampledRadiusAdaptiveConv"
 HUGE = np.array([2**31 - 1, 1], np.int64)
 WRONG: dict[str, tuple[str, Inputs, dict[str, Any], str]] = {
     "sites below 0": ("Compact", _compact(sites=_ints(0, -1)), {}, "'sites': [1] = -1"),
@@ -110,6 +118,23 @@ WRONG: dict[str, tuple[str, Inputs, dict[str, Any], str]] = {
     "zeros of other channels": ("SampledConv", _conv(Z=np.zeros((1, 5, 3), np.float32)), CONV, "'Z'"),
     "zeros of too few rows": ("SampledConv", _conv(Z=np.zeros((1, 4, 4), np.float32)), CONV, "'Z'"),
     "zeros of rank 2": ("SampledConv", _conv(Z=np.zeros((5, 4), np.float32)), CONV, "'Z'"),
+    "radius in_source below -1": (RADIUS, _radius(in_source=_with(SOURCE, -2)), CONV, "'in_source': [3] = -2"),
+    "radius in_source too long": (RADIUS, _radius(in_source=np.append(SOURCE, _ints(0))), CONV, "'in_source'"),
+    "radius in_shape too large": (RADIUS, _radius(in_shape=np.array([2**40, 2**40])), CONV, "'in_shape'"),
+    "radius in_shape negative": (RADIUS, _radius(in_shape=np.array([-1, 5])), CONV, "'in_shape'"),
+    "radius site too large": (RADIUS, _radius(sites=_ints(0, 7, 30)), CONV, "'sites': [2] = 30"),
+    "radius site below 0": (RADIUS, _radius(sites=_ints(0, 7, -1)), CONV, "'sites': [2] = -1"),
+    "radius of too many sites": (RADIUS, _radius(in_shape=HUGE, in_source=None, sites=None), CONV, "'in_shape'"),
+    "radius of too many positions": (RADIUS, _radius(), {**CONV, "pads": [2**31 - 1] * 4}, "'in_shape'"),
+    "radius stride of zero": (RADIUS, _radius(), {**CONV, "strides": [0, 1]}, "'strides'"),
+    "radius kernel of 1x1": (RADIUS, _radius(W=W[..., :1, :1]), {**CONV, "kernel_shape": [1, 1]}, "3 x 3"),
+    "radius group does not divide": (RADIUS, _radius(), {**CONV, "group": 3}, "'W_alpha'"),
+    "radius B too short": (RADIUS, _radius(B=np.zeros(3, np.float32)), CONV, "'B'"),
+    "W_alpha too short": (RADIUS, _radius(W_alpha=np.ones((1, 1, 1, 1), np.float32)), CONV, "'W_alpha'"),
+    "W_alpha of rank 1": (RADIUS, _radius(W_alpha=np.ones(2, np.float32)), CONV, "'W_alpha'"),
+    "B_alpha too long": (RADIUS, _radius(B_alpha=np.ones(2, np.float32)), CONV, "'B_alpha'"),
+    "B_ring too short": (RADIUS, _radius(B_ring=np.ones(3, np.float32)), CONV, "'B_ring'"),
+    "center_gain is NaN": (RADIUS, _radius(), {**CONV, "center_gain": float("nan")}, "'center_gain'"),
     "pool in_source below -1": ("SampledMaxPool", _pool(in_source=_with(SOURCE, -9)), POOL, "'in_source': [3] = -9"),
     "pool in_source too short": ("SampledMaxPool", _pool(in_source=SOURCE[1:]), POOL, "'in_source'"),
     "pool site too large": ("SampledMaxPool", _pool(sites=_ints(0, 6)), POOL, "'sites': [1] = 6"),
@@ -165,6 +190,7 @@ GIVEN: dict[str, tuple[Inputs, dict[str, Any]]] = {
     "Compact": (_compact(), {}),
     "Expand": (_expand(), {}),
     "SampledConv": (_conv(), CONV),
+    RADIUS: (_radius(), CONV),
     "SampledMaxPool": (_pool(), POOL),
     "SampledAveragePool": (_pool(), POOL),
 }
@@ -207,6 +233,10 @@ MISFITS: dict[str, tuple[str, Inputs, tuple[int, ...], str]] = {
     "channels of Z": ("SampledConv", _conv(Z=np.ones((1, 5, 3), np.float32)), (2, 7, 2), "'Z': shape [1, 5, 3]"),
     "rows of Z": ("SampledConv", _conv(Z=np.ones((1, 4, 4), np.float32)), (2, 7, 2), "'Z'.*4 rows.*row 4"),
     "rows of Z and no table": ("SampledConv", _conv(z_source=None), (2, 7, 2), "'Z'.*5 rows.*3"),
+    "too few rows to adapt": (RADIUS, _radius(), (1, 6, 2), "'S': shape [1, 6, 2].*row 6"),
+    "rows to adapt and no table": (RADIUS, _radius(in_source=None), (1, 31, 2), "'S'.*31 rows.*30"),
+    "channels to adapt": (RADIUS, _radius(), (1, 7, 3), "'S': shape [1, 7, 3].*3 channels.*2"),
+    "rows to adapt of rank 2": (RADIUS, _radius(), (7, 2), "'S'"),
     "pooled rows": ("SampledMaxPool", _pool(), (1, 6, 2), "'S'.*row 6"),
     "pooled rows and no table": ("SampledAveragePool", _pool(in_source=None), (1, 7, 2), "'S'.*7 rows.*30"),
     "pooled rows of rank 2": ("SampledAveragePool", _pool(), (7, 2), "'S'"),

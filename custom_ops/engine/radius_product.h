@@ -1,0 +1,87 @@
+// The product behind the radius-adaptive convolution, on rows: the centre of every site, the ring of those whose gate
+// is open.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/common.h"
+#include "engine/pack.h"
+#include "engine/plan.h"
+#include "engine/sampled_product.h"
+
+namespace perfonnx {
+
+struct ConvConstants;
+
+// The constants of the radius-adaptive form beside those of the convolution.
+struct RadiusConstants {
+  const float* alpha_weights = nullptr;  // [channels of X]
+  float alpha_bias = 0.0F;
+  const float* ring_bias = nullptr;  // [outputs] or null
+  float center_gain = 0.0F;
+};
+
+// The rows that feed each site.
+struct RadiusTables {
+  RowTable centre;  // one tap
+  RowTable ring;    // eight
+};
+// source: the row that stands at each position of the map, -1 zeros; null: row q at position q.
+RadiusTables make_radius_tables(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
+                                const std::vector<std::int32_t>& sites, std::int64_t output_width,
+                                const std::int32_t* source = nullptr);
+
+class RadiusProduct {
+ public:
+  // Throws Error unless the kernel is 3 x 3.
+  RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels);
+
+  std::int64_t outputs() const noexcept { return ring_.shape().outputs; }
+  std::int64_t input_channels() const noexcept { return ring_.input_channels(); }
+
+  // How a batch is cut into blocks of sites, each small enough to stay in the second cache from the first product to
+  // the sum. Blocks run on any thread; where they are too few for that, there is one, and its steps are shared out.
+  struct Blocks {
+    EvenSplit sites;  // of the whole batch, image * sites + site
+    bool parallel;
+  };
+  Blocks blocks(const InputRows& input, const RadiusTables& tables) const;
+
+  // out [count, outputs]: sites `first` to `first + count` of the batch, through the activation if it is not null.
+  void run(const InputRows& input, const RadiusTables& tables, std::int64_t first, std::int64_t count,
+           const Activation* activation, float* out, Context& context) const;
+
+  // Calls block(first, count, context) for every block.
+  template <typename Block>
+  void for_each_block(const InputRows& input, const RadiusTables& tables, Context& context, const Block& block) const {
+    const Blocks cut = blocks(input, tables);
+    if (!cut.parallel) {
+      for (std::int64_t i = 0; i < cut.sites.parts; ++i) {
+        block(cut.sites.begin(i), cut.sites.end(i) - cut.sites.begin(i), context);
+      }
+      return;
+    }
+    context.parallel.run(static_cast<std::size_t>(cut.sites.parts), [&](std::size_t task) {
+      const auto i = static_cast<std::int64_t>(task);
+      SerialFor serial;
+      Context inside{serial, context.allocator};
+      block(cut.sites.begin(i), cut.sites.end(i) - cut.sites.begin(i), inside);
+    });
+  }
+
+  const float* zero_row() const noexcept { return zero_row_.data(); }
+
+ private:
+  void gate(const InputRows& input, const RowTable& table, std::int64_t first, std::int64_t count, float* alpha) const;
+
+  float center_gain_;
+  float alpha_bias_;
+  std::vector<float> alpha_weights_;  // padded to whole vectors
+  std::vector<float> bias_;           // added behind the products; empty: the centre's own
+  PackedWeights centre_;
+  PackedWeights ring_;
+  std::vector<float> zero_row_;
+};
+
+}  // namespace perfonnx
