@@ -12,6 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 import perfonnx
+from perfonnx.costs import Costs
+from perfonnx.passes import weigh
 from perfonnx.rewriting import LAYOUTS
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}]>\ng (float[N,4,12,10] x) => ({outputs})\n'
@@ -281,7 +283,9 @@ def test_a_residual_of_other_sites_is_added_by_the_convolution() -> None:
     )
 
 
-def test_radius_adaptive_layers_exchange_rows_with_dense_ones() -> None:
+def test_radius_adaptive_layers_exchange_rows_with_dense_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    dear = Costs(compact=1e5, expand=1e5, canonical=1e5)  # layers this small would be left on maps
+    monkeypatch.setattr(weigh, "DEFAULT_COSTS", dear)
     result = perfonnx.rewrite(build("chain"), layout="rows", method="radius-adaptive", only=["Conv_0", "Conv_2"])
     found = operators(result.proto)
     assert found["Compact"] == found["Expand"] == 1
