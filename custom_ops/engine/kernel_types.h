@@ -66,9 +66,20 @@ struct PoolArgs {
   float* out;     // [channels]
 };
 
+// Lines turned into columns: to[j * to_stride + i] = from[i][offset + j] for i < lines and j < length.
+struct TurnArgs {
+  const float* const* from;  // [lines]
+  size_t offset;
+  size_t lines;
+  size_t length;
+  float* to;
+  size_t to_stride;
+};
+
 typedef void (*TileFunction)(const TileArgs*);
 typedef void (*DepthwiseFunction)(const DepthwiseArgs*);
 typedef void (*PoolFunction)(const PoolArgs*);
+typedef void (*TurnFunction)(const TurnArgs*);
 
 enum { kMaxSiteTile = 16 };
 
@@ -84,6 +95,7 @@ struct KernelSet {
   DepthwiseFunction depthwise;
   PoolFunction max_pool;
   PoolFunction average_pool;
+  TurnFunction turn;
 };
 
 extern const KernelSet kKernelsBaseline;
