@@ -1,6 +1,7 @@
 // Small things that every part of the engine uses: memory, parallel loops, activation.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -9,6 +10,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 namespace perfonnx {
 
@@ -81,6 +83,12 @@ class SerialFor final : public ParallelFor {
     for (std::size_t i = 0; i < count; ++i) task(i);
   }
 };
+
+// So many tasks at least keep a pool of threads busy to the end.
+inline std::int64_t wanted_tasks() {
+  static const std::int64_t tasks = std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);
+  return tasks;
+}
 
 // What the engine needs from its surroundings for the time of one run.
 struct Context {

@@ -245,6 +245,72 @@ void pool(const PoolArgs* args) {
   if (c < args->channels) Pool::template pool<1>(args, c, args->channels - c);
 }
 
+// The first and the second half of a[0], b[0], a[1], b[1], ...
+#if PERFONNX_VECTOR == 4
+#define PERFONNX_FIRST_HALF 0, 4, 1, 5
+#define PERFONNX_SECOND_HALF 2, 6, 3, 7
+#elif PERFONNX_VECTOR == 8
+#define PERFONNX_FIRST_HALF 0, 8, 1, 9, 2, 10, 3, 11
+#define PERFONNX_SECOND_HALF 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define PERFONNX_FIRST_HALF 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define PERFONNX_SECOND_HALF 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define PERFONNX_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int IntVec __attribute__((vector_size(PERFONNX_VECTOR * sizeof(int))));
+#define PERFONNX_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, IntVec{__VA_ARGS__})
+#endif
+
+// Each round shuffles all elements as one deck of cards; log2(kVector) rounds exchange rows and columns.
+PERFONNX_INLINE void transpose(Vec (&v)[kVector]) {
+  PERFONNX_UNROLL
+  for (size_t round = 1; round < kVector; round *= 2) {
+    Vec next[kVector];
+    PERFONNX_UNROLL
+    for (size_t i = 0; i < kVector / 2; ++i) {
+      next[2 * i] = PERFONNX_SHUFFLE(v[i], v[i + kVector / 2], PERFONNX_FIRST_HALF);
+      next[2 * i + 1] = PERFONNX_SHUFFLE(v[i], v[i + kVector / 2], PERFONNX_SECOND_HALF);
+    }
+    PERFONNX_UNROLL
+    for (size_t i = 0; i < kVector; ++i) v[i] = next[i];
+  }
+}
+
+void turn(const TurnArgs* args) {
+  constexpr size_t kFew = kVector / 4 + 1;  // so few are cheaper to move one by one
+  const size_t stride = args->to_stride;
+  size_t i = 0;
+  for (; args->lines - i > kFew; i += kVector) {
+    const size_t lines = args->lines - i < kVector ? args->lines - i : kVector;
+    const float* from[kVector];
+    for (size_t l = 0; l < kVector; ++l) from[l] = args->from[i + (l < lines ? l : 0)] + args->offset;
+    float* to = args->to + i;
+    size_t j = 0;
+    for (; j + kVector <= args->length; j += kVector, to += kVector * stride) {
+      Vec v[kVector];
+      PERFONNX_UNROLL
+      for (size_t l = 0; l < kVector; ++l) v[l] = load(from[l] + j);
+      transpose(v);
+      if (lines == kVector) {
+        PERFONNX_UNROLL
+        for (size_t l = 0; l < kVector; ++l) store(to + l * stride, v[l]);
+      } else {
+        for (size_t l = 0; l < kVector; ++l) store_some(to + l * stride, v[l], lines);
+      }
+    }
+    for (; j < args->length; ++j, to += stride) {
+      for (size_t l = 0; l < lines; ++l) to[l] = from[l][j];
+    }
+    if (lines < kVector) return;
+  }
+  for (; i < args->lines; ++i) {
+    const float* from = args->from[i] + args->offset;
+    for (size_t j = 0; j < args->length; ++j) args->to[j * stride + i] = from[j];
+  }
+}
+
 // Four sites at a time, so that four sums run side by side.
 template <int SITES>
 PERFONNX_INLINE void gate_sites(const GateArgs* args, size_t first) {
@@ -333,6 +399,7 @@ extern constexpr KernelSet PERFONNX_KERNELS = {PERFONNX_ISA_NAME,
                                                depthwise,
                                                pool<Max>,
                                                pool<Average>,
+                                               turn,
                                                gate,
                                                radius_sum};
 

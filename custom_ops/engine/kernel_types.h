@@ -66,6 +66,16 @@ struct PoolArgs {
   float* out;     // [channels]
 };
 
+// Lines turned into columns: to[j * to_stride + i] = from[i][offset + j] for i < lines and j < length.
+struct TurnArgs {
+  const float* const* from;  // [lines]
+  size_t offset;
+  size_t lines;
+  size_t length;
+  float* to;
+  size_t to_stride;
+};
+
 // Gates: out[p] = bias + sum over channels of rows[p][c] * weights[c], clipped to 0 and 1; NaN stays.
 struct GateArgs {
   const float* const* rows;  // [sites]
@@ -98,6 +108,7 @@ struct RadiusSumArgs {
 typedef void (*TileFunction)(const TileArgs*);
 typedef void (*DepthwiseFunction)(const DepthwiseArgs*);
 typedef void (*PoolFunction)(const PoolArgs*);
+typedef void (*TurnFunction)(const TurnArgs*);
 typedef void (*GateFunction)(const GateArgs*);
 typedef void (*RadiusSumFunction)(const RadiusSumArgs*);
 
@@ -115,6 +126,7 @@ struct KernelSet {
   DepthwiseFunction depthwise;
   PoolFunction max_pool;
   PoolFunction average_pool;
+  TurnFunction turn;
   GateFunction gate;
   RadiusSumFunction radius_sum;
 };

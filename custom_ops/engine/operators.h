@@ -52,6 +52,9 @@ struct Images {
 };
 
 // A convolution at the sites of a mask, and an interpolation that fills the map.
+//
+// The map is made in bands of rows, and these in steps: the lines of the input that a step reads are turned into a
+// buffer that stays in the second cache and multiplied; then the positions that the band's sites feed are written.
 class MaskedConv {
  public:
   // fill [outputs] or null: what positions without a site hold, as it is.
@@ -67,6 +70,35 @@ class MaskedConv {
   void run(const Images& x, void* y, Context& context) const;
 
  private:
+  // Rows of the map, from the first that has a site to the last.
+  struct Step {
+    std::int64_t row_begin;
+    std::int64_t row_end;
+    std::int64_t site_begin;
+    std::int64_t site_end;
+  };
+  struct Band {
+    std::size_t step_begin;
+    std::size_t step_end;
+    std::int64_t site_begin;
+    std::int64_t site_end;
+    std::size_t run_begin;
+    std::size_t run_end;
+    std::size_t entry_begin;
+    std::size_t entry_end;
+  };
+  // A band of some images.
+  struct Part {
+    std::int64_t image;
+    std::int64_t images;
+    const Band* band;
+  };
+  void make_bands();
+  void make_runs(const EvenSplit& rows_of_bands);
+  void run_part(const Images& x, const RowTable& table, const Part& part, float* sums, void* y, Context& context) const;
+  void multiply(const Images& x, const RowTable& table, const Part& part, float* sums, Context& context) const;
+  void write(const Images& x, const Part& part, const float* sums, void* y, Context& context) const;
+
   ConvGeometry geometry_;
   Activation activation_;
   std::int64_t height_;
@@ -74,9 +106,14 @@ class MaskedConv {
   PackedWeights weights_;
   RowTableCache tables_;
   Interpolation interpolation_;
-  std::vector<float> fill_;
+  std::vector<float> fill_;  // the row of positions that have no site
   std::vector<float> zero_row_;
-  bool activate_rows_;
+  std::int64_t images_per_part_ = 1;
+  std::vector<Band> bands_;
+  std::vector<Step> steps_;
+  // Where the interpolation copies: which site each position of a band's runs is, -1 for the fill.
+  std::vector<Run> runs_;
+  std::vector<std::int32_t> entries_;
 };
 
 // source [positions, per_position], weight the same or null.
@@ -97,6 +134,17 @@ class RadiusAdaptiveConv {
  private:
   struct Tables;
   std::shared_ptr<const Tables> tables(std::int64_t height, std::int64_t width) const;
+  // Whole images, or rows `row_begin` to `row_end` of the map of one.
+  struct Part {
+    std::int64_t image;
+    std::int64_t images;
+    std::int64_t row_begin;
+    std::int64_t row_end;
+  };
+  // Rows of the map that are computed together, so that what they read stays in the cache.
+  std::int64_t band_rows(const Images& x) const;
+  void run_part(const Images& x, const RadiusTables& tables, const Part& part, std::int64_t block_sites, void* y,
+                Context& context) const;
 
   ConvGeometry geometry_;
   Activation activation_;

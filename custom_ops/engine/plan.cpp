@@ -56,7 +56,6 @@ Interpolation interpolation_from(const std::int32_t* source, const float* weight
       }
     }
     simple = simple && used <= 1;
-    result.has_fill = result.has_fill || used == 0;
   }
   if (simple) {
     std::vector<std::int32_t> one(static_cast<std::size_t>(positions), -1);
@@ -170,7 +169,6 @@ Interpolation make_identity_interpolation(const bool* mask, std::int64_t positio
   Interpolation result;
   result.positions = positions;
   result.rows = ranks_of_mask(mask, positions);
-  result.has_fill = std::count(mask, mask + positions, false) > 0;
   return result;
 }
 

@@ -38,6 +38,16 @@ struct RowTable {
   std::int64_t taps = 0;
   AlignedArray<std::int32_t> rows;
 };
+
+// Consecutive sites of a table.
+struct RowTableView {
+  RowTableView(const RowTable& table) : RowTableView(table, 0, table.sites) {}  // implicit: all of them
+  RowTableView(const RowTable& table, std::int64_t begin, std::int64_t end)
+      : sites(end - begin), taps(table.taps), rows(table.rows.data() + begin * table.taps) {}
+  std::int64_t sites;
+  std::int64_t taps;
+  const std::int32_t* rows;
+};
 RowTable make_row_table(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
                         const std::vector<std::int32_t>& sites, std::int64_t output_width,
                         const std::vector<std::int32_t>& taps);
@@ -48,7 +58,7 @@ class RowTableCache {
   RowTableCache(const ConvGeometry& geometry, std::vector<std::int32_t> sites, std::int64_t output_width,
                 std::vector<std::int32_t> taps);
   std::shared_ptr<const RowTable> get(std::int64_t height, std::int64_t width) const;
-  std::int64_t sites() const noexcept { return static_cast<std::int64_t>(sites_.size()); }
+  const std::vector<std::int32_t>& sites() const noexcept { return sites_; }
 
  private:
   struct Entry {
@@ -71,7 +81,6 @@ struct Interpolation {
   std::int64_t per_position = 1;
   std::vector<std::int32_t> rows;
   std::vector<float> weights;  // empty: all ones
-  bool has_fill = false;       // some position has no site at all
 
   // One site each, value unchanged: an activation may then be applied once per site instead of once per position.
   bool copies() const noexcept { return per_position == 1 && weights.empty(); }

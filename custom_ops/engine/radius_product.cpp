@@ -1,7 +1,6 @@
 #include "engine/radius_product.h"
 
 #include <algorithm>
-#include <thread>
 
 #include "engine/operators.h"
 
@@ -16,16 +15,8 @@ std::vector<std::int32_t> ring_taps() { return {0, 1, 2, 3, 5, 6, 7, 8}; }
 // open ones among them are too few for the cost of a product to be that of its sums.
 constexpr std::int64_t kBlockFloats = 64 * 1024;
 constexpr std::int64_t kFewestSites = 448;
-// Where sums are longer than this, the products cost so much more than what moves between them that whole batches, in
-// pieces of kDeepFloats, serve them better: their own blocks then share the weights, which fill the cache.
 constexpr std::int64_t kDeepInputs = 2304;
 constexpr std::int64_t kDeepFloats = 1024 * 1024;
-constexpr std::int64_t kBlocksPerThread = 2;
-
-std::int64_t threads() {
-  static const std::int64_t count = std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);
-  return count;
-}
 
 const ConvConstants& checked(const ConvConstants& conv) {
   const ConvGeometry& geometry = conv.geometry.checked();
@@ -79,17 +70,10 @@ RadiusProduct::RadiusProduct(const ConvConstants& conv, const RadiusConstants& r
   }
 }
 
-RadiusProduct::Blocks RadiusProduct::blocks(const InputRows& input, const RadiusTables& tables) const {
-  const std::int64_t total = input.images * tables.ring.sites;
-  const std::int64_t outputs = this->outputs();
-  if (ring_.shape().taps * ring_.shape().inputs > kDeepInputs) {
-    const std::int64_t sites = std::max(kFewestSites, kDeepFloats / outputs);
-    return {EvenSplit{total, ceil_div(total, sites)}, false};
-  }
-  const std::int64_t sites = std::max(kFewestSites, kBlockFloats / outputs);
-  const std::int64_t parts = ceil_div(total, sites);
-  if (parts < kBlocksPerThread * threads()) return {EvenSplit{total, 1}, false};
-  return {EvenSplit{total, parts}, true};
+bool RadiusProduct::deep() const noexcept { return ring_.shape().taps * ring_.shape().inputs > kDeepInputs; }
+
+std::int64_t RadiusProduct::block_sites() const noexcept {
+  return std::max(kFewestSites, (deep() ? kDeepFloats : kBlockFloats) / outputs());
 }
 
 void RadiusProduct::gate(const InputRows& input, const RowTable& table, std::int64_t first, std::int64_t count,
@@ -107,7 +91,8 @@ void RadiusProduct::gate(const InputRows& input, const RowTable& table, std::int
     std::int64_t site = (first + begin) % table.sites;
     for (std::int64_t i = 0; i < here; ++i) {
       const std::int64_t row = table.rows[static_cast<std::size_t>(site)];
-      rows[i] = row < 0 ? input.zero_row : input.data + (image * input.rows_per_image + row) * input_channels();
+      rows[i] = row < 0 ? input.zero_row
+                        : input.data + (image * input.rows_per_image + row - input.first_row) * input_channels();
       if (++site == table.sites) {
         site = 0;
         ++image;
@@ -115,7 +100,7 @@ void RadiusProduct::gate(const InputRows& input, const RowTable& table, std::int
     }
     args.sites = static_cast<std::size_t>(here);
     args.out = alpha + begin;
-    ring_.kernels().gate(&args);
+    kernels().gate(&args);
   }
 }
 
@@ -173,7 +158,7 @@ void RadiusProduct::run(const InputRows& input, const RadiusTables& tables, std:
       args.clip_min = activation->clip_min;
       args.clip_max = activation->clip_max;
     }
-    ring_.kernels().radius_sum(&args);
+    kernels().radius_sum(&args);
   });
 }
 

@@ -40,35 +40,18 @@ class RadiusProduct {
   std::int64_t outputs() const noexcept { return ring_.shape().outputs; }
   std::int64_t input_channels() const noexcept { return ring_.input_channels(); }
 
-  // How a batch is cut into blocks of sites, each small enough to stay in the second cache from the first product to
-  // the sum. Blocks run on any thread; where they are too few for that, there is one, and its steps are shared out.
-  struct Blocks {
-    EvenSplit sites;  // of the whole batch, image * sites + site
-    bool parallel;
-  };
-  Blocks blocks(const InputRows& input, const RadiusTables& tables) const;
+  // Where sums are long, the products cost so much more than what moves between them that their own way through the
+  // weights, which fill the cache, matters alone: large blocks, one after the other, each shared out among threads.
+  bool deep() const noexcept;
+  // Sites of a block, so few that its sums stay in the second cache, from the products to where they are needed.
+  std::int64_t block_sites() const noexcept;
 
-  // out [count, outputs]: sites `first` to `first + count` of the batch, through the activation if it is not null.
+  const KernelSet& kernels() const noexcept { return ring_.kernels(); }
+
+  // out [count, outputs]: sites `first` to `first + count` of the batch (image * sites + site), through the activation
+  // if it is not null.
   void run(const InputRows& input, const RadiusTables& tables, std::int64_t first, std::int64_t count,
            const Activation* activation, float* out, Context& context) const;
-
-  // Calls block(first, count, context) for every block.
-  template <typename Block>
-  void for_each_block(const InputRows& input, const RadiusTables& tables, Context& context, const Block& block) const {
-    const Blocks cut = blocks(input, tables);
-    if (!cut.parallel) {
-      for (std::int64_t i = 0; i < cut.sites.parts; ++i) {
-        block(cut.sites.begin(i), cut.sites.end(i) - cut.sites.begin(i), context);
-      }
-      return;
-    }
-    context.parallel.run(static_cast<std::size_t>(cut.sites.parts), [&](std::size_t task) {
-      const auto i = static_cast<std::int64_t>(task);
-      SerialFor serial;
-      Context inside{serial, context.allocator};
-      block(cut.sites.begin(i), cut.sites.end(i) - cut.sites.begin(i), inside);
-    });
-  }
 
   const float* zero_row() const noexcept { return zero_row_.data(); }
 

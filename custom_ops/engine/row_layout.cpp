@@ -5,7 +5,7 @@
 
 namespace perfonnx {
 
-Compact::Compact(const std::optional<Indices>& sites) : all_(!sites) {
+Compact::Compact(const std::optional<Indices>& sites, const KernelSet& kernels) : all_(!sites), kernels_(kernels) {
   if (all_) return;
   count_ = sites->count;
   for (std::int64_t i = 0; i < count_; ++i) {
@@ -32,12 +32,14 @@ std::int64_t Compact::sites(const Images& x) const noexcept { return all_ ? x.he
 void Compact::run(const Images& x, void* rows, Context& context) const {
   check(x);
   compact(x.data, x.element, x.images, x.channels, x.height * x.width, leading_ ? nullptr : sites_.data(), sites(x),
-          rows, context);
+          rows, kernels_, context);
 }
 
-Expand::Expand(const MapSize& map, const std::int32_t* source, const float* weight, std::int64_t per_position)
+Expand::Expand(const MapSize& map, const std::int32_t* source, const float* weight, std::int64_t per_position,
+               const KernelSet& kernels)
     : map_(map.checked("shape")),
-      interpolation_(make_row_interpolation(source, weight, map.positions(), per_position, &largest_)) {}
+      interpolation_(make_row_interpolation(source, weight, map.positions(), per_position, &largest_)),
+      kernels_(kernels) {}
 
 void Expand::check(const Rows& s) const {
   if (largest_ >= s.rows) {
@@ -51,12 +53,11 @@ void Expand::run(const Rows& s, void* y, Context& context) const {
   ExpandArgs args{};
   args.rows = s.data;
   args.row_element = s.element;
-  args.row_stride = s.channels;
   args.images = s.images;
   args.sites = s.rows;
   args.channels = s.channels;
   args.interpolation = &interpolation_;
-  expand(args, y, s.element, context);
+  expand(args, y, s.element, kernels_, context);
 }
 
 }  // namespace perfonnx

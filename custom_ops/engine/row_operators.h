@@ -15,7 +15,7 @@ namespace perfonnx {
 class Compact {
  public:
   // sites: flat positions in the map, or all of them.
-  explicit Compact(const std::optional<Indices>& sites);
+  explicit Compact(const std::optional<Indices>& sites, const KernelSet& kernels = default_kernels());
 
   void check(const Images& x) const;
   std::int64_t sites(const Images& x) const noexcept;
@@ -28,13 +28,15 @@ class Compact {
   std::int64_t count_ = 0;
   std::int64_t largest_ = -1;
   std::vector<std::int32_t> sites_;
+  const KernelSet& kernels_;
 };
 
 // The map that rows stand for.
 class Expand {
  public:
   // source [positions of the map, per_position], -1 adding nothing; weight the same or null.
-  Expand(const MapSize& map, const std::int32_t* source, const float* weight, std::int64_t per_position);
+  Expand(const MapSize& map, const std::int32_t* source, const float* weight, std::int64_t per_position,
+         const KernelSet& kernels = default_kernels());
 
   void check(const Rows& s) const;
   const MapSize& map() const noexcept { return map_; }
@@ -45,6 +47,7 @@ class Expand {
   MapSize map_;
   std::int64_t largest_ = -1;
   Interpolation interpolation_;
+  const KernelSet& kernels_;
 };
 
 // The map that the rows S stand for: position q shows row source[q] (in_source), or row q where there is none.

@@ -1,7 +1,6 @@
 #include "engine/sampled_product.h"
 
 #include <algorithm>
-#include <thread>
 #include <vector>
 
 namespace perfonnx {
@@ -16,12 +15,6 @@ constexpr std::int64_t kPointerBytes = 96 * 1024;
 constexpr std::int64_t kDirectDepth = 2304;
 constexpr std::int64_t kGatherInputs = 16;
 
-// With fewer blocks of sites than this the panels are split too, so that a pool of threads stays busy to the end.
-std::int64_t wanted_tasks() {
-  static const std::int64_t tasks = std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);
-  return tasks;
-}
-
 // `count` floats; most counts are small, where a call would cost more than the copy.
 inline void copy_floats(const float* from, std::int64_t count, float* to) {
   if (count >= 64) {
@@ -33,7 +26,7 @@ inline void copy_floats(const float* from, std::int64_t count, float* to) {
 
 class Product {
  public:
-  Product(const InputRows& input, const RowTable& table, const PackedWeights& weights, const Activation* activation,
+  Product(const InputRows& input, const RowTableView& table, const PackedWeights& weights, const Activation* activation,
           float* out, std::int64_t out_stride, const SiteList* list, const AddedRows* added, Context& context)
       : context_(context),
         input_(input),
@@ -50,7 +43,7 @@ class Product {
     const std::int64_t pointers = shape.taps * site_tile_ * static_cast<std::int64_t>(sizeof(float*));
     const std::int64_t tiles = std::clamp(kPointerBytes / pointers, std::int64_t{1}, kTilesPerBlock);
     const std::int64_t all_panels = shape.groups * weights.panels_per_group();
-    const std::int64_t tasks = wanted_tasks();
+    const std::int64_t tasks = wanted_tasks();  // with fewer blocks the panels are split too
     blocks_ = ceil_div(total_, tiles * site_tile_);
     if (blocks_ < tasks && (weights.depthwise() || all_panels < tasks)) {  // few panels to share: smaller blocks
       blocks_ = std::min(tasks, ceil_div(total_, site_tile_));
@@ -109,9 +102,9 @@ class Product {
     for (std::int64_t p = 0; p < count; ++p) {
       const std::int64_t number = site_number(first + p);
       const float* image = input_.data + number / table_.sites * input_.rows_per_image * channels;
-      const std::int32_t* rows = table_.rows.data() + number % table_.sites * table_.taps;
+      const std::int32_t* rows = table_.rows + number % table_.sites * table_.taps;
       for (std::int64_t t = 0; t < table_.taps; ++t) {
-        pointers[t * count + p] = rows[t] < 0 ? input_.zero_row : image + rows[t] * channels;
+        pointers[t * count + p] = rows[t] < 0 ? input_.zero_row : image + (rows[t] - input_.first_row) * channels;
       }
     }
   }
@@ -252,7 +245,7 @@ class Product {
 
   Context& context_;
   const InputRows& input_;
-  const RowTable& table_;
+  RowTableView table_;
   const PackedWeights& weights_;
   const Activation* activation_;
   float* out_;
@@ -268,7 +261,7 @@ class Product {
 
 }  // namespace
 
-void sampled_product(const InputRows& input, const RowTable& table, const PackedWeights& weights,
+void sampled_product(const InputRows& input, const RowTableView& table, const PackedWeights& weights,
                      const Activation* activation, float* out, std::int64_t out_stride, Context& context,
                      const SiteList* list, const AddedRows* added) {
   const std::int64_t total = list != nullptr ? list->count : input.images * table.sites;

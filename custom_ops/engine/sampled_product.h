@@ -14,7 +14,8 @@ struct InputRows {
   const float* data;
   std::int64_t images;
   std::int64_t rows_per_image;
-  const float* zero_row;  // [channels]; stands where the row table says -1
+  const float* zero_row;       // [channels]; stands where the row table says -1
+  std::int64_t first_row = 0;  // what the row table calls the first row that is here
 };
 
 // Which sites of which images are computed, in the order of the output. Without a list: all sites of all images.
@@ -36,7 +37,7 @@ struct AddedRows {
 // out [images * table.sites, out_stride] or [list.count, out_stride], of which the first `outputs` floats of each row
 // are written: bias + product (+ added), through the activation if one is given. Tiles are stacked over the whole
 // batch.
-void sampled_product(const InputRows& input, const RowTable& table, const PackedWeights& weights,
+void sampled_product(const InputRows& input, const RowTableView& table, const PackedWeights& weights,
                      const Activation* activation, float* out, std::int64_t out_stride, Context& context,
                      const SiteList* list = nullptr, const AddedRows* added = nullptr);
 

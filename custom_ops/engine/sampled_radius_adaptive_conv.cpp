@@ -1,6 +1,11 @@
 #include "engine/row_operators.h"
 
 namespace perfonnx {
+namespace {
+
+constexpr std::int64_t kBlocksPerThread = 2;
+
+}  // namespace
 
 SampledRadiusAdaptiveConv::SampledRadiusAdaptiveConv(const ConvConstants& conv, const RadiusConstants& radius,
                                                      const VirtualMap& map, const std::optional<Indices>& sites,
@@ -30,9 +35,22 @@ void SampledRadiusAdaptiveConv::run(const Rows& s, void* r, Context& context) co
   const InputRows input{rows.data(), s.images, s.rows, product_.zero_row()};
   FloatResult result(r, s.element, s.images * sites() * outputs(), context);
   const Activation* activation = activation_.is_identity() ? nullptr : &activation_;
-  product_.for_each_block(input, tables_, context, [&](std::int64_t first, std::int64_t count, Context& inside) {
-    product_.run(input, tables_, first, count, activation, result.data() + first * outputs(), inside);
-  });
+  const std::int64_t total = s.images * sites();
+  const auto block = [&](std::int64_t first, std::int64_t last, Context& inside) {
+    product_.run(input, tables_, first, last - first, activation, result.data() + first * outputs(), inside);
+  };
+  const EvenSplit blocks{total, ceil_div(total, product_.block_sites())};
+  if (product_.deep()) {
+    for (std::int64_t i = 0; i < blocks.parts; ++i) block(blocks.begin(i), blocks.end(i), context);
+  } else if (blocks.parts < kBlocksPerThread * wanted_tasks()) {  // too few to share: share each step of one block
+    block(0, total, context);
+  } else {
+    context.parallel.run(static_cast<std::size_t>(blocks.parts), [&](std::size_t task) {
+      SerialFor serial;
+      Context inside{serial, context.allocator};
+      block(blocks.begin(static_cast<std::int64_t>(task)), blocks.end(static_cast<std::int64_t>(task)), inside);
+    });
+  }
   result.finish(context);
 }
 

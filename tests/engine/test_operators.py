@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -260,11 +261,63 @@ def test_radius_adaptive_blocks_of_a_large_map(isa: str, outputs: int) -> None:
     np.testing.assert_array_equal(half, engine(case.x.astype(np.float16).astype(np.float32)).astype(np.float16))
 
 
+@pytest.mark.parametrize("size", [(0, 3), (1, 1), (2, 9)])
+def test_radius_adaptive_maps_that_lie_in_the_padding(size: tuple[int, int]) -> None:
+    geometry = Geometry(pads=(5, 4, 3, 2))
+    case = Case(geometry, 0, size=size, images=40)
+    ones = np.ones((1, 3, 1, 1), np.float32)
+    engine = _engine.RadiusAdaptiveConv(case.w, case.b, ones, 0.5, **geometry.keywords())
+    expected = radius_adaptive(case.x, case.w, case.b, ones, 0.5, np.zeros(5, np.float32), geometry)
+    _close(engine(case.x), expected)
+    np.testing.assert_array_equal(engine(case.x, threads=3), engine(case.x))
+
+
 def test_alpha_one_everywhere_is_the_plain_convolution() -> None:
     case = Case(Geometry(), 0)
     zeros = np.zeros((1, 3, 1, 1), np.float32)
     engine = _engine.RadiusAdaptiveConv(case.w, case.b, zeros, 1.0, pads=(1, 1, 1, 1))
     _close(engine(case.x), case.dense())
+
+
+@functools.cache
+def _large(geometry: Geometry, size: tuple[int, int]) -> tuple[Case, np.ndarray]:
+    case = Case(geometry, 0, images=2, size=size, inputs=96, outputs=21)
+    case.mask[5:9] = False  # rows of the map without a site
+    return case, case.dense()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("geometry", "size"),
+    [
+        (Geometry(), (48, 41)),
+        (Geometry(kernel=(5, 3), dilations=(2, 1), pads=(4, 1, 4, 1)), (48, 40)),
+        (Geometry(strides=(3, 2), pads=(0, 2, 1, 0)), (97, 60)),
+    ],
+)
+@pytest.mark.parametrize("method", ["nearest", "anywhere", "fill", "weighted"])
+def test_maps_that_are_made_in_several_bands(geometry: Geometry, size: tuple[int, int], isa: str, method: str) -> None:
+    """The input is too large for the cache, and positions copy sites of the same band or of any other."""
+    case, dense = _large(geometry, size)
+    rng = np.random.default_rng(1)
+    arguments = {**geometry.keywords(), "activation": (0.0, -1.0, 6.0), "isa": isa}
+    if method == "fill":
+        fill = rng.standard_normal(len(case.w)).astype(np.float32)
+        engine = _engine.MaskedConv.sparse(case.w, case.b, case.mask, fill, **arguments)
+        expected = np.where(case.mask, activate(dense, arguments["activation"]), fill[:, None, None])
+    else:
+        source, weight = nearest_source(case.mask), None
+        choices = np.append(np.flatnonzero(case.mask), -1)
+        if method == "anywhere":
+            source = rng.choice(choices, (case.mask.size, 1)).astype(np.int32)
+        elif method == "weighted":
+            source = rng.choice(choices, (case.mask.size, 2)).astype(np.int32)
+            weight = rng.choice(np.array([0.25, -0.5, 1], np.float32), source.shape)
+        engine = _engine.MaskedConv.perforated(case.w, case.b, case.mask, source, weight, **arguments)
+        expected = activate(interpolate(dense, source, weight), arguments["activation"])
+    got = engine(case.x)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(engine(case.x, threads=3), got)
 
 
 def test_float16_is_the_float32_result_rounded() -> None:

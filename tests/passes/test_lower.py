@@ -284,7 +284,7 @@ def test_a_residual_of_other_sites_is_added_by_the_convolution() -> None:
 
 
 def test_radius_adaptive_layers_exchange_rows_with_dense_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    dear = Costs(compact=1e5, expand=1e5, canonical=1e5)  # layers this small would be left on maps
+    dear = Costs(compact=1e5, expand=1e5, canonical=1e6)  # layers this small would be left on maps
     monkeypatch.setattr(weigh, "DEFAULT_COSTS", dear)
     result = perfonnx.rewrite(build("chain"), layout="rows", method="radius-adaptive", only=["Conv_0", "Conv_2"])
     found = operators(result.proto)
