@@ -57,8 +57,8 @@ def is_map(workspace: Workspace, tensor: gs.Tensor) -> bool:
 def is_sampled(workspace: Workspace, node: gs.Node) -> bool:
     """True for a canonical operator that has a form on rows.
 
-    Not for interpolation by several sites, since the activation follows the interpolation there, and not for a fill
-    value other than zero.
+    Not for interpolation by several sites, since the activation follows the interpolation there, not for a fill
+    value other than zero, and not for tables that fit no map, which the kernel refuses by name.
     """
     if node.domain != ops.DOMAIN or not is_map(workspace, node.inputs[0]) or not is_map(workspace, node.outputs[0]):
         return False
@@ -66,13 +66,18 @@ def is_sampled(workspace: Workspace, node: gs.Node) -> bool:
         return False
     if node.op == ops.radius_adaptive_conv.NAME:
         return True
+    mask, output = workspace.constant(node.inputs[3]), workspace.types[node.outputs[0].name].shape
+    if mask is None or output is None or mask.size == 0 or mask.shape != tuple(output[2:]):
+        return False
     if node.op == ops.sparse_conv.NAME:
         fill = workspace.constant(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4].name else None
         return fill is None or not fill.any()
     if node.op != ops.perforated_conv.NAME or (len(node.inputs) > 5 and node.inputs[5].name):
         return False
     source = workspace.constant(node.inputs[4])
-    if source is None or source.shape[1] != 1:
+    if source is None or source.shape != (mask.size, 1) or source.min() < -1 or source.max() >= mask.size:
+        return False
+    if not mask.reshape(-1)[source[source >= 0]].all():
         return False
     zero = np.zeros(1)
     return bool((source >= 0).all() or activation_from(node.attrs)(zero)[0] == 0)

@@ -349,6 +349,20 @@ def test_radius_adaptive_layers_read_through_a_perforated_one() -> None:
         np.testing.assert_allclose(actual[0], expected[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrong", [10_000, -2])
+def test_a_table_that_fits_no_map_is_left_to_the_kernel(wrong: int) -> None:
+    maps = perfonnx.rewrite(build("chain"), layout="nchw", rate=0.5, only=["Conv_0", "Conv_2"]).proto
+    node = next(n for n in maps.graph.node if n.name == "Conv_2")
+    tensor = next(t for t in maps.graph.initializer if t.name == node.input[4])
+    source = numpy_helper.to_array(tensor).copy()
+    source[5] = wrong
+    tensor.CopyFrom(numpy_helper.from_array(source, tensor.name))
+    again = perfonnx.rewrite(maps, layout="rows", rate=0.5, only=["Conv_6"]).proto
+    assert operators(again)["PerforatedConv"] >= 1
+    with pytest.raises(perfonnx.PerfonnxError, match=r"Conv_2.*'source': \[5, 0\]"):
+        perfonnx.session(again)
+
+
 def test_optional_inputs_that_a_model_omits_are_written_for_the_function_bodies() -> None:
     """A radius-adaptive model from elsewhere may leave out the biases."""
     maps = perfonnx.rewrite(build("chain"), layout="nchw", method="radius-adaptive", only=["Conv_0", "Conv_2"]).proto
