@@ -20,17 +20,18 @@ struct TileArgs {
   const float* const* rows;  // [taps][sites]: first input channel of the tap, for each tap and site
   const float* gathered;     // [sites][kGatherStride], of which `inputs` floats each are used
   size_t taps;
-  size_t offset;              // added to every row pointer: first input channel of the group and of the block
-  size_t inputs;              // input channels in the block
-  const float* panel;         // weights [taps][inputs][panel width], at the first tap and channel of the block
-  const float* bias;          // [panel width]
-  float* out;                 // [sites][out_stride]
-  size_t out_stride;          // floats
-  size_t channels;            // output channels to store, at most the panel width
-  const float* const* added;  // [sites] rows to add to the finished sums, before the activation; null: none
-  size_t column;              // first output channel of the panel, added to every such pointer
-  int accumulate;             // start from out instead of bias
-  int activate;               // apply the activation below
+  size_t offset;                  // added to every row pointer: first input channel of the group and of the block
+  size_t inputs;                  // input channels in the block
+  const float* panel;             // weights [taps][inputs][panel width], at the first tap and channel of the block
+  const float* bias;              // [panel width]
+  float* out;                     // [sites][out_stride]
+  size_t out_stride;              // floats
+  size_t channels;                // output channels to store, at most the panel width
+  const float* const* added;      // [sites] rows to add to the finished sums, before the activation; null: none
+  size_t column;                  // first output channel of the panel, added to every such pointer
+  const float* const* next_rows;  // like rows, of a tile to bring near meanwhile; null: none
+  int accumulate;                 // start from out instead of bias
+  int activate;                   // apply the activation below
   float negative_slope;
   float clip_min;
   float clip_max;

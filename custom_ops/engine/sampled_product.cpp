@@ -15,10 +15,15 @@ constexpr std::int64_t kPointerBytes = 96 * 1024;
 constexpr std::int64_t kDirectDepth = 2304;
 constexpr std::int64_t kGatherInputs = 16;
 
-// `count` floats; most counts are small, where a call would cost more than the copy.
-inline void copy_floats(const float* from, std::int64_t count, float* to) {
-  if (count >= 64) {
+// `count` floats of which `readable` lie behind each other. Most counts are small, where a call would cost more than
+// the copy; so up to kCopy - 1 floats too many are written.
+constexpr std::int64_t kCopy = 16;
+static_assert(kGatherDepth + kCopy <= kGatherStride, "a copy would write into the inputs of the next site");
+inline void copy_floats(const float* from, std::int64_t count, std::int64_t readable, float* to) {
+  if (count >= 4 * kCopy) {
     std::copy_n(from, count, to);
+  } else if (count + kCopy - 1 <= readable) {
+    for (std::int64_t i = 0; i < count; i += kCopy) std::copy_n(from + i, kCopy, to + i);
   } else {
     for (std::int64_t i = 0; i < count; ++i) to[i] = from[i];
   }
@@ -49,7 +54,6 @@ class Product {
       blocks_ = std::min(tasks, ceil_div(total_, site_tile_));
     }
     panel_parts_ = weights.depthwise() ? 1 : std::min(all_panels, blocks_ < tasks ? ceil_div(tasks, blocks_) : 1);
-    gathers_ = shape.taps * shape.inputs > kDirectDepth || shape.inputs < kGatherInputs;
   }
 
   std::int64_t tasks() const noexcept { return blocks_ * panel_parts_; }
@@ -60,9 +64,9 @@ class Product {
     const std::int64_t first = sites.begin(block);
     const std::int64_t count = sites.end(block) - first;
     const EvenSplit tiles{count, ceil_div(count, site_tile_)};
-    const std::int64_t taps = weights_.shape().taps;
+    const std::int64_t taps = gathers() ? 0 : weights_.shape().taps;
     std::vector<const float*> pointers(static_cast<std::size_t>(count * (taps + (added_ != nullptr ? 1 : 0))));
-    for (std::int64_t i = 0; i < tiles.parts; ++i) {
+    for (std::int64_t i = 0; taps > 0 && i < tiles.parts; ++i) {
       fill_pointers(first + tiles.begin(i), tiles.end(i) - tiles.begin(i), pointers.data() + tiles.begin(i) * taps);
     }
     const float** added = nullptr;
@@ -75,8 +79,8 @@ class Product {
     } else {
       const EvenSplit panels{weights_.shape().groups * weights_.panels_per_group(), panel_parts_};
       const std::int64_t part = task % panel_parts_;
-      if (gathers_) {
-        run_gathered(first, tiles, pointers.data(), added, panels.begin(part), panels.end(part));
+      if (gathers()) {
+        run_gathered(first, tiles, added, panels.begin(part), panels.end(part));
       } else {
         run_direct(first, tiles, pointers.data(), added, panels.begin(part), panels.end(part));
       }
@@ -84,6 +88,11 @@ class Product {
   }
 
  private:
+  bool gathers() const {
+    const WeightShape& shape = weights_.shape();
+    return !weights_.depthwise() && (shape.taps * shape.inputs > kDirectDepth || shape.inputs < kGatherInputs);
+  }
+
   // Image and site of an output row, as image * sites + site.
   std::int64_t site_number(std::int64_t row) const { return list_ != nullptr ? list_->numbers[row] : row; }
 
@@ -96,17 +105,36 @@ class Product {
     return added_->data + (image * added_->rows_per_image + from) * weights_.shape().outputs;
   }
 
+  // Calls visit(p, image, rows) for each of `count` sites: its image and its row of the table.
+  template <typename Visit>
+  void for_each_site(std::int64_t first, std::int64_t count, const Visit& visit) const {
+    const std::int64_t image_size = input_.rows_per_image * weights_.input_channels();
+    if (list_ != nullptr) {
+      for (std::int64_t p = 0; p < count; ++p) {
+        const std::int64_t number = list_->numbers[first + p];
+        visit(p, input_.data + number / table_.sites * image_size, table_.rows + number % table_.sites * table_.taps);
+      }
+      return;
+    }
+    const float* image = input_.data + first / table_.sites * image_size;
+    std::int64_t site = first % table_.sites;
+    for (std::int64_t p = 0; p < count; ++p, ++site) {
+      if (site == table_.sites) {
+        site = 0;
+        image += image_size;
+      }
+      visit(p, image, table_.rows + site * table_.taps);
+    }
+  }
+
   // [taps][count] pointers to the rows that a tile of sites reads.
   void fill_pointers(std::int64_t first, std::int64_t count, const float** pointers) const {
     const std::int64_t channels = weights_.input_channels();
-    for (std::int64_t p = 0; p < count; ++p) {
-      const std::int64_t number = site_number(first + p);
-      const float* image = input_.data + number / table_.sites * input_.rows_per_image * channels;
-      const std::int32_t* rows = table_.rows + number % table_.sites * table_.taps;
+    for_each_site(first, count, [&](std::int64_t p, const float* image, const std::int32_t* rows) {
       for (std::int64_t t = 0; t < table_.taps; ++t) {
         pointers[t * count + p] = rows[t] < 0 ? input_.zero_row : image + (rows[t] - input_.first_row) * channels;
       }
-    }
+    });
   }
 
   // Reads the inputs where they are.
@@ -119,18 +147,21 @@ class Product {
     args.activate = activation_ != nullptr ? 1 : 0;
     for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
       const TileFunction* functions = enter_panel(panel, 0, &args, false);
+      const bool entered = panel == panel_begin || panel % weights_.panels_per_group() == 0;  // new inputs
       args.offset = static_cast<std::size_t>(panel / weights_.panels_per_group() * shape.inputs);
       for (std::int64_t i = 0; i < tiles.parts; ++i) {
         const std::int64_t begin = tiles.begin(i);
         args.rows = pointers + begin * shape.taps;
+        const bool alike = i + 1 < tiles.parts && tiles.end(i + 1) - tiles.end(i) == tiles.end(i) - begin;
+        args.next_rows = alike && entered ? pointers + tiles.end(i) * shape.taps : nullptr;
         run_tile(functions, first + begin, tiles.end(i) - begin, added == nullptr ? nullptr : added + begin, args);
       }
     }
   }
 
   // Copies the inputs of all tiles first, a slice of the sum over taps and channels at a time.
-  void run_gathered(std::int64_t first, const EvenSplit& tiles, const float* const* pointers, const float* const* added,
-                    std::int64_t panel_begin, std::int64_t panel_end) const {
+  void run_gathered(std::int64_t first, const EvenSplit& tiles, const float* const* added, std::int64_t panel_begin,
+                    std::int64_t panel_end) const {
     const WeightShape& shape = weights_.shape();
     const EvenSplit slices{shape.taps * shape.inputs, ceil_div(shape.taps * shape.inputs, kGatherDepth)};
     Scratch<float> gathered(context_, static_cast<std::size_t>(tiles.total * kGatherStride));
@@ -144,11 +175,7 @@ class Product {
       for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
         if (panel / weights_.panels_per_group() != group) {
           group = panel / weights_.panels_per_group();
-          for (std::int64_t i = 0; i < tiles.parts; ++i) {
-            const std::int64_t begin = tiles.begin(i);
-            gather(pointers + begin * shape.taps, tiles.end(i) - begin, group, slices.begin(slice), slices.end(slice),
-                   gathered.data() + begin * kGatherStride);
-          }
+          gather(first, tiles.total, group, slices.begin(slice), slices.end(slice), gathered.data());
         }
         const TileFunction* functions = enter_panel(panel, slices.begin(slice), &args, true);
         for (std::int64_t i = 0; i < tiles.parts; ++i) {
@@ -161,27 +188,37 @@ class Product {
     }
   }
 
-  // Inputs `begin` to `end` of the sum over taps and channels of a group, for the sites of a tile.
-  void gather(const float* const* pointers, std::int64_t sites, std::int64_t group, std::int64_t begin,
-              std::int64_t end, float* out) const {
+  // Inputs `begin` to `end` of the sum over taps and channels of a group, for some sites.
+  void gather(std::int64_t first, std::int64_t count, std::int64_t group, std::int64_t begin, std::int64_t end,
+              float* out) const {
     const std::int64_t inputs = weights_.shape().inputs;
+    const std::int64_t channels = weights_.input_channels();
     const bool mergeable = weights_.shape().groups == 1;
-    for (std::int64_t p = 0; p < sites; ++p) {
+    const std::int64_t first_tap = begin / inputs;
+    const std::int64_t first_input = begin % inputs;
+    const float* const data_end = input_.data + input_.images * input_.rows_per_image * channels;
+    for_each_site(first, count, [&](std::int64_t p, const float* image, const std::int32_t* rows) {
       float* to = out + p * kGatherStride;
-      for (std::int64_t k = begin; k < end;) {
-        std::int64_t tap = k / inputs;
-        const float* from = pointers[tap * sites + p] + group * inputs + k % inputs;
-        std::int64_t stop = std::min(end, (tap + 1) * inputs);
-        // Neighbouring taps often read neighbouring rows.
-        while (mergeable && stop < end && pointers[(tap + 1) * sites + p] == pointers[tap * sites + p] + inputs) {
-          ++tap;
-          stop = std::min(end, (tap + 1) * inputs);
+      std::int64_t tap = first_tap;
+      std::int64_t input = first_input;
+      for (std::int64_t left = end - begin; left > 0; ++tap, input = 0) {
+        std::int64_t length = std::min(inputs - input, left);
+        const std::int64_t offset = group * inputs + input;
+        if (rows[tap] < 0) {
+          copy_floats(input_.zero_row + offset, length, length, to);
+        } else {
+          const float* from = image + (rows[tap] - input_.first_row) * channels + offset;
+          // Neighbouring taps often read neighbouring rows.
+          while (mergeable && length < left && rows[tap + 1] == rows[tap] + 1) {
+            ++tap;
+            length = std::min(length + inputs, left);
+          }
+          copy_floats(from, length, data_end - from, to);
         }
-        copy_floats(from, stop - k, to);
-        to += stop - k;
-        k = stop;
+        to += length;
+        left -= length;
       }
-    }
+    });
   }
 
   TileArgs tile_args() const {
@@ -256,7 +293,6 @@ class Product {
   std::int64_t site_tile_;
   std::int64_t blocks_ = 0;
   std::int64_t panel_parts_ = 1;
-  bool gathers_ = false;
 };
 
 }  // namespace

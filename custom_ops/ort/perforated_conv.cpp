@@ -1,11 +1,9 @@
-#include "engine/isa.h"
-#include "ort/custom_op.h"
+#include "ort/masked_conv.h"
 
 namespace perfonnx::ort {
 namespace {
 
-struct PerforatedConvOp {
-  using Engine = MaskedConv;
+struct PerforatedConvOp : MaskedConvOp {
   static constexpr const char* kName = "PerforatedConv";
   static constexpr Input kInputs[] = {kRequiredT,                                    // X
                                       kRequiredT,                                    // W
@@ -32,14 +30,6 @@ struct PerforatedConvOp {
     }
     return std::unique_ptr<const Engine>(new Engine(make_perforated_conv(
         inputs.conv, mask, static_cast<const std::int32_t*>(source.data), weights, source.dims[1], default_kernels())));
-  }
-
-  static void compute(const Engine& engine, Call& call) {
-    const Images x = call.images();
-    engine.check(x);
-    void* y = call.output(x.images, engine.outputs(), engine.height(), engine.width());
-    Context context = call.context();
-    engine.run(x, y, context);
   }
 };
 

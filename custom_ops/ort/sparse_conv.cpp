@@ -1,11 +1,9 @@
-#include "engine/isa.h"
-#include "ort/custom_op.h"
+#include "ort/masked_conv.h"
 
 namespace perfonnx::ort {
 namespace {
 
-struct SparseConvOp {
-  using Engine = MaskedConv;
+struct SparseConvOp : MaskedConvOp {
   static constexpr const char* kName = "SparseConv";
   static constexpr Input kInputs[] = {kRequiredT,                                   // X
                                       kRequiredT,                                   // W
@@ -23,14 +21,6 @@ struct SparseConvOp {
     }
     return std::unique_ptr<const Engine>(
         new Engine(make_sparse_conv(inputs.conv, mask, fill.empty() ? nullptr : fill.data(), default_kernels())));
-  }
-
-  static void compute(const Engine& engine, Call& call) {
-    const Images x = call.images();
-    engine.check(x);
-    void* y = call.output(x.images, engine.outputs(), engine.height(), engine.width());
-    Context context = call.context();
-    engine.run(x, y, context);
   }
 };
 
