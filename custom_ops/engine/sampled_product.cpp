@@ -14,6 +14,8 @@ constexpr std::int64_t kPointerBytes = 96 * 1024;
 // into slices, or where a tap has few channels: a loop over taps of three channels is mostly overhead.
 constexpr std::int64_t kDirectDepth = 2304;
 constexpr std::int64_t kGatherInputs = 16;
+// Rows a multiple of 4096 bytes apart all lie in one set of the first cache, which then holds fewer than a tile has.
+constexpr std::int64_t kAliasedInputs = 1024;
 
 // `count` floats of which `readable` lie behind each other. Most counts are small, where a call would cost more than
 // the copy; so up to kCopy - 1 floats too many are written.
@@ -90,7 +92,8 @@ class Product {
  private:
   bool gathers() const {
     const WeightShape& shape = weights_.shape();
-    return !weights_.depthwise() && (shape.taps * shape.inputs > kDirectDepth || shape.inputs < kGatherInputs);
+    return !weights_.depthwise() && (shape.taps * shape.inputs > kDirectDepth || shape.inputs < kGatherInputs ||
+                                     shape.inputs % kAliasedInputs == 0);
   }
 
   // Image and site of an output row, as image * sites + site.
