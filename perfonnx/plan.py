@@ -18,7 +18,13 @@ from perfonnx.sampling import INTERPOLATIONS
 FORMAT = 1
 METHODS = ("perforate", "sparse", "radius-adaptive")
 DENSE = "dense"
-_FIELDS = ("perfonnx_plan", "seed", "layers", "notes", "input_shapes")
+_FIELDS = ("perfonnx_plan", "seed", "layers", "notes", "input_shapes", "corrections")
+NO_REPAIR = "none"
+REPAIRS = (NO_REPAIR, "bias", "interpolation", "predictor", "full")
+"""What perforated layers are repaired with, see `perfonnx.passes.repair`: a bias; a learned interpolation or a
+predictor beside it; or all three."""
+PREDICTING = ("predictor", "full")
+"""Those with a predictor."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class LayerPlan:
         mask: Name in `perfonnx.masks.MASKS`, or the path of a .npy or .npz file. Empty for radius-adaptive layers.
         interpolation: Name in `perfonnx.sampling.INTERPOLATIONS`; perforation only.
         center_gain: 0 or 1, the two published forms of the radius-adaptive sum.
+        repair: One of `REPAIRS`; perforation only.
     """
 
     method: str
@@ -38,6 +45,7 @@ class LayerPlan:
     mask: str = "grid"
     interpolation: str = "nearest"
     center_gain: float = 0.0
+    repair: str = NO_REPAIR
 
     def __post_init__(self) -> None:
         for name in ("rate", "center_gain"):  # numpy's numbers become Python's, which JSON can hold
@@ -61,6 +69,10 @@ class LayerPlan:
             raise PerfonnxError(
                 f"{where}: unknown interpolation {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}"
             )
+        if not isinstance(self.repair, str) or self.repair not in REPAIRS:
+            raise PerfonnxError(f"{where}: unknown repair {self.repair!r}; choose from {', '.join(REPAIRS)}")
+        if self.repair != NO_REPAIR and self.method != "perforate":
+            raise PerfonnxError(f"{where}: only perforated layers can be repaired, not {self.method} ones")
         if self.center_gain not in (0, 1):
             raise PerfonnxError(f"{where}: center_gain {self.center_gain!r} is not one of the published forms, 0 and 1")
 
@@ -76,12 +88,14 @@ class Plan:
 
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
     `input_shapes` are the shapes that the plan was made for, where the model left them open.
+    `corrections` is the file of what repair found, see `perfonnx.corrections`; in a saved plan it is relative to it.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     seed: int = 0
     notes: dict[str, str] = field(default_factory=dict)
     input_shapes: dict[str, tuple[int | str | None, ...]] = field(default_factory=dict)
+    corrections: str | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -100,7 +114,10 @@ class Plan:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise PerfonnxError(f"{path}: not a plan, since it is not JSON ({error})") from error
-        return cls.from_json(data, str(path))
+        plan = cls.from_json(data, str(path))
+        if plan.corrections is not None:
+            plan.corrections = str(Path(path).parent / plan.corrections)
+        return plan
 
     @classmethod
     def from_json(cls, data: Any, where: str = "plan") -> Plan:
@@ -117,6 +134,9 @@ class Plan:
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise PerfonnxError(f"{where}: seed {seed!r} is not a whole number from 0 up")
+        corrections = data.get("corrections")
+        if corrections is not None and not isinstance(corrections, str):
+            raise PerfonnxError(f"{where}: corrections is {corrections!r}; give the name of a file")
         known = set(LayerPlan.__dataclass_fields__)
         layers = {}
         for name, fields in data["layers"].items():
@@ -130,7 +150,8 @@ class Plan:
                 )
             layers[name] = LayerPlan(**fields)
             layers[name].check(layer)
-        return cls(layers, seed, input_shapes=_input_shapes(data.get("input_shapes", {}), where))
+        shapes = _input_shapes(data.get("input_shapes", {}), where)
+        return cls(layers, seed, input_shapes=shapes, corrections=corrections)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, with only the fields that a layer's method reads."""
@@ -143,9 +164,14 @@ class Plan:
         layers = {
             name: {key: asdict(layer)[key] for key in fields[layer.method]} for name, layer in self.layers.items()
         }
+        for name, layer in self.layers.items():
+            if layer.repair != NO_REPAIR:
+                layers[name]["repair"] = layer.repair
         result: dict[str, Any] = {"perfonnx_plan": FORMAT, "seed": self.seed, "layers": layers}
         if self.input_shapes:
             result["input_shapes"] = {name: list(shape) for name, shape in self.input_shapes.items()}
+        if self.corrections is not None:
+            result["corrections"] = self.corrections
         if self.notes:
             result["notes"] = self.notes
         return result

@@ -7,6 +7,7 @@ from perfonnx.passes.finish import Finish
 from perfonnx.passes.fold import Fold
 from perfonnx.passes.lower import Lower
 from perfonnx.passes.normalize import Normalize
+from perfonnx.passes.repair import Repair
 from perfonnx.passes.select import MIN_SHARE, Options, Select
 from perfonnx.passes.weigh import Weigh
 
@@ -25,6 +26,7 @@ __all__ = [
     "PassResult",
     "Perforate",
     "RadiusAdaptive",
+    "Repair",
     "Select",
     "Skip",
     "Sparsify",

@@ -349,7 +349,10 @@ class _Lowering:
         return True
 
     def _add_into_conv(self, node: gs.Node, parts: list[Rows]) -> bool:
-        """Let one operand's convolution add the other operand before its activation."""
+        """Let one operand's convolution add the other operand before its activation.
+
+        Each of its rows has to stand for positions that have one row in the other operand too.
+        """
         if not self._one_batch(parts[0], parts[1]):
             return False  # the convolution's result has the batch of its own input, the sum may have the other's
         for own, other in ((1, 0), (0, 1)):
