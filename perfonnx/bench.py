@@ -173,7 +173,7 @@ def bench(
         raise PerfonnxError(f"runs {runs}, warm-up {warmup}: there must be 1 run or more, and no negative warm-up")
     if threads is not None and threads < 1:
         raise PerfonnxError(f"threads {threads}: must be 1 or more")
-    opened = [open_model(model, threads=threads, options=_options()) for model in models]
+    opened = [open_model(model, threads=threads, options=session_options()) for model in models]
     for model, name in zip(opened, _distinct(names or [model.name for model in opened]), strict=True):
         model.name = name
     if feed is None:
@@ -208,7 +208,8 @@ def bench(
     )
 
 
-def _options() -> Any:
+def session_options() -> Any:
+    """For sessions that are timed in turn: onnxruntime is quiet, and its idle threads leave the cores to the others."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # the user asked for times, not for onnxruntime's remarks on the model
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -295,7 +296,7 @@ def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
 
 def _open_profiled(source: io.ModelSource, model: OpenModel, threads: int | None, prefix: str) -> OpenModel:
     """Another session on a model, one that writes a profile."""
-    options = _options()
+    options = session_options()
     options.enable_profiling = True
     options.profile_file_prefix = prefix
     loaded = io.load(source)

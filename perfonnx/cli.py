@@ -199,9 +199,10 @@ def _add_rewrite(commands: Any) -> None:
     )
     model.add_argument(
         "--layout",
-        default="rows",
+        default=None,
         metavar="NAME",
-        help="rows (default): neighbouring rewritten layers exchange rows; nchw: each takes and gives whole maps",
+        help="rows (default, unless the plan says otherwise): neighbouring rewritten layers exchange rows; nchw: each "
+        "takes and gives whole maps",
     )
     after = parser.add_argument_group("afterwards")
     after.add_argument(

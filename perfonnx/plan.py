@@ -18,6 +18,8 @@ from perfonnx.sampling import INTERPOLATIONS
 FORMAT = 1
 METHODS = ("perforate", "sparse", "radius-adaptive")
 DENSE = "dense"
+LAYOUTS = ("rows", "nchw")
+"""How rewritten layers hand on their results."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def is_mask_file(mask: str) -> bool:
 
 @dataclass
 class Plan:
-    """Layer plans by layer name, and the seed of all random choices.
+    """Layer plans by layer name, the seed of all random choices, and the layout, one of `LAYOUTS`.
 
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
     """
@@ -79,6 +81,7 @@ class Plan:
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     seed: int = 0
     notes: dict[str, str] = field(default_factory=dict)
+    layout: str = LAYOUTS[0]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -108,12 +111,17 @@ class Plan:
             raise PerfonnxError(
                 f"{where}: plan format {data.get('perfonnx_plan')!r} is unknown; this version reads {FORMAT}"
             )
-        unknown = sorted(set(data) - {"perfonnx_plan", "seed", "layers", "notes"})
+        unknown = sorted(set(data) - {"perfonnx_plan", "seed", "layout", "layers", "notes"})
         if unknown:
-            raise PerfonnxError(f"{where}: unknown field {unknown[0]!r}; known are perfonnx_plan, seed, layers, notes")
+            raise PerfonnxError(
+                f"{where}: unknown field {unknown[0]!r}; known are perfonnx_plan, seed, layout, layers, notes"
+            )
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise PerfonnxError(f"{where}: seed {seed!r} is not a whole number from 0 up")
+        layout = data.get("layout", LAYOUTS[0])
+        if layout not in LAYOUTS:
+            raise PerfonnxError(f"{where}: unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
         known = set(LayerPlan.__dataclass_fields__)
         layers = {}
         for name, fields in data["layers"].items():
@@ -127,7 +135,7 @@ class Plan:
                 )
             layers[name] = LayerPlan(**fields)
             layers[name].check(layer)
-        return cls(layers, seed)
+        return cls(layers, seed, layout=layout)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, with only the fields that a layer's method reads."""
@@ -141,6 +149,8 @@ class Plan:
             name: {key: asdict(layer)[key] for key in fields[layer.method]} for name, layer in self.layers.items()
         }
         result: dict[str, Any] = {"perfonnx_plan": FORMAT, "seed": self.seed, "layers": layers}
+        if self.layout != LAYOUTS[0]:
+            result["layout"] = self.layout
         if self.notes:
             result["notes"] = self.notes
         return result

@@ -34,10 +34,7 @@ from perfonnx.passes import (
     Sparsify,
     State,
 )
-from perfonnx.plan import LayerPlan, Plan
-
-LAYOUTS = ("rows", "nchw")
-"""How rewritten layers hand on their results."""
+from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 
 LITTLE_TO_GAIN = 0.20
 """Where eligible layers carry a smaller part of the multiplies than this, there is little to gain: skipping three of
@@ -139,7 +136,7 @@ def rewrite(
     plan: Plan | str | os.PathLike[str] | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     fallback: bool = True,
-    layout: str = "rows",
+    layout: str | None = None,
     freeze_weights: bool = False,
     progress: Callable[[str], None] | None = None,
     **choices: Any,
@@ -153,7 +150,8 @@ def rewrite(
         plan: A plan, or the path of one, instead of options.
         input_shapes: Sizes for symbolic dimensions, by input name, as [N, C, H, W].
         fallback: Give each operator a function body, so that the model also runs without the library.
-        layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps.
+        layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps. None: what the
+            plan says, "rows" without one.
         freeze_weights: Make initializers that are also graph inputs constant.
         progress: Called with a few words before each step.
         **choices: Fields of `Options`.
@@ -172,10 +170,11 @@ def rewrite(
         chosen = options or Options(**choices)
     except TypeError as error:
         raise PerfonnxError(f"unknown option: {error}") from error
-    if layout not in LAYOUTS:
-        raise PerfonnxError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan.load(plan)
+    layout = layout or (plan.layout if plan else LAYOUTS[0])
+    if layout not in LAYOUTS:
+        raise PerfonnxError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     tell = progress or (lambda _: None)
 
     if output is not None:
@@ -187,7 +186,7 @@ def rewrite(
     io.fix_input_shapes(loaded, input_shapes or {})
     workspace = Workspace.open(loaded)
     state = State()
-    used = Plan(seed=plan.seed if plan else chosen.seed)
+    used = Plan(seed=plan.seed if plan else chosen.seed, layout=layout)
 
     normalize, select = Normalize(), Select(chosen, plan, fallback)
     tell("choosing layers")
