@@ -41,6 +41,7 @@ _REWRITE_EXAMPLES = """examples:
   perfonnx rewrite model.onnx fast.onnx --rate 0.5 --skip '^conv1$' --check 4
   perfonnx rewrite model.onnx fast.onnx --method sparse --mask masks.npz
   perfonnx rewrite model.onnx fast.onnx --input-shape image:N,3,480,640
+  perfonnx rewrite model.onnx fast.onnx --rate 0.5 --mask lattice --repair predictor --data photos/ --samples 200
   perfonnx rewrite model.onnx --dry-run --save-plan plan.json
   perfonnx rewrite model.onnx fast.onnx --plan plan.json
 """
@@ -158,6 +159,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _add_rewrite(commands: Any) -> None:
+    from perfonnx.calibration import add_data_arguments
+
     parser = _add(commands, "rewrite", "rewrite a model's convolutions", _REWRITE_EXAMPLES)
     parser.add_argument("model", metavar="IN", help="the model to rewrite; it is not changed")
     parser.add_argument("output", metavar="OUT", nargs="?", help="where the new model goes")
@@ -170,7 +173,8 @@ def _add_rewrite(commands: Any) -> None:
         "--mask",
         default=None,
         metavar="NAME|FILE",
-        help="uniform, grid, grid-square, pooling-structure, propagated, or a .npy file (one mask) or .npz file (one "
+        help="uniform, grid, grid-square, lattice, stripes-rows, stripes-columns, pooling-structure, propagated, or a "
+        ".npy file (one mask) or .npz file (one "
         "mask per layer name); default: pooling-structure where a pool follows, else grid; propagated for sparse",
     )
     what.add_argument(
@@ -178,6 +182,13 @@ def _add_rewrite(commands: Any) -> None:
     )
     what.add_argument(
         "--center-gain", type=float, default=None, metavar="G", help="0 (default) or 1; radius-adaptive only"
+    )
+    what.add_argument(
+        "--repair",
+        default=None,
+        metavar="KIND",
+        help="correct perforated layers by least squares on --data, without training: none (default), bias (free), "
+        "predictor (also a 1x1 convolution beside each layer), interpolation (also learned weights) or full (all)",
     )
     what.add_argument("--seed", type=int, default=None, metavar="N", help="seed of random choices (default 0)")
     which = parser.add_argument_group("which layers")
@@ -187,6 +198,7 @@ def _add_rewrite(commands: Any) -> None:
     which.add_argument("--skip", action="append", default=[], metavar="RE", help="not these layers; repeatable")
     which.add_argument("--plan", metavar="FILE", help="do what this JSON plan says, instead of the options above")
     which.add_argument("--save-plan", metavar="FILE", help="write what was done as a plan, to edit and use again")
+    add_data_arguments(parser, seed=False)
     model = parser.add_argument_group("the model")
     _add_shapes(model)  # type: ignore[arg-type]
     model.add_argument(
@@ -216,9 +228,11 @@ def _add_rewrite(commands: Any) -> None:
 
 
 def _rewrite(options: argparse.Namespace) -> int:
+    from perfonnx.calibration import samples_from
     from perfonnx.check import render_check
     from perfonnx.feeds import parse_input_shapes
     from perfonnx.passes import Options
+    from perfonnx.plan import NO_REPAIR
     from perfonnx.render import render_report
     from perfonnx.rewriting import rewrite
 
@@ -228,7 +242,7 @@ def _rewrite(options: argparse.Namespace) -> int:
         raise PerfonnxError(f"--check {options.check}: give the number of inputs to compare on, 1 or more")
     given = {
         name: getattr(options, name)
-        for name in ("method", "rate", "mask", "interpolation", "center_gain", "seed")
+        for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "seed")
         if getattr(options, name) is not None
     }
     if options.plan and (given or options.only or options.skip):
@@ -238,6 +252,9 @@ def _rewrite(options: argparse.Namespace) -> int:
         raise PerfonnxError(f"--seed {given['seed']}: give a whole number from 0 up")
     if options.save_plan:
         _check_plan_target(options)
+    if options.data is not None and not options.plan and options.repair in (None, NO_REPAIR):
+        raise PerfonnxError("--data is for --repair bias, predictor or full; add it")
+    samples = samples_from(options, options.model)
     console = _stderr(options)
     with console.status("reading") as status:
         result = rewrite(
@@ -249,10 +266,11 @@ def _rewrite(options: argparse.Namespace) -> int:
             fallback=not options.no_fallback,
             layout=options.layout,
             freeze_weights=options.freeze_weights,
+            samples=samples,
             progress=status.update,
         )
     if options.save_plan:
-        result.plan.save(options.save_plan)
+        result.save_plan(options.save_plan)
     data = result.report.to_json()
     if not options.quiet and not options.json:
         _show(options, data, render_report(result.report, verbose=options.verbose))

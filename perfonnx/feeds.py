@@ -21,6 +21,9 @@ Array: TypeAlias = NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 Shapes: TypeAlias = Mapping[str, Sequence[int | str | None]]
 
+LAYOUTS = ("nchw", "nhwc")
+"""Orders of an image input's dimensions."""
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm")
 LABEL_NAMES = ("labels", "label", "y")
 """Names under which an .npz file may carry one integer class per sample."""
@@ -88,7 +91,12 @@ class ImageFormat:
         mean: One value for all channels, or one per channel in the order the model sees them.
         std: Likewise.
         bgr: The model wants blue first.
-        crop: Share of the image's short side that the centre crop keeps, in (0, 1].
+        crop: Share of the image's short side that the centre crop keeps, in (0, 1]; not with `size`.
+        size: Images are first resized: their shorter side to this one number, or to this height and width. Empty: as
+            far as the crop needs it.
+        window: Height and width of the centre crop; None: the model's. Only for models that leave theirs open.
+        gray: Colours are taken out; a model of three channels gets the same in each.
+        layout: `nchw` or `nhwc`, for models whose shape does not tell; None: from the shape.
     """
 
     scale: float = 1.0 / 255.0
@@ -96,10 +104,18 @@ class ImageFormat:
     std: tuple[float, ...] = (1.0,)
     bgr: bool = False
     crop: float = 1.0
+    size: tuple[int, ...] = ()
+    window: tuple[int, int] | None = None
+    gray: bool = False
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.crop <= 1.0:
             raise PerfonnxError(f"image crop {self.crop}: must be above 0 and at most 1")
+        if len(self.size) > 2 or any(n < 1 for n in (*self.size, *(self.window or ()))):
+            raise PerfonnxError(f"image size {self.size} or crop {self.window}: give one or two sizes of 1 or more")
+        if self.layout not in (None, *LAYOUTS):
+            raise PerfonnxError(f"image layout {self.layout!r}: choose from {', '.join(LAYOUTS)}")
         if any(value == 0 for value in self.std):
             raise PerfonnxError("image std: must not be 0")
 
@@ -282,17 +298,65 @@ def load_feeds(
         PerfonnxError: The data is missing, unreadable, or does not fit the model; raised while iterating where it
             concerns a single sample.
     """
-    path = Path(path)
-    image_format = image_format or ImageFormat()
     if n is not None:
         _check_count(n)
+    data = open_data(path, inputs, image_format=image_format, shapes=shapes)
+    size = data.batch or 1
+    kept = data.count if n is None else min(n, data.count)
+    batches = kept // size
+    if batches == 0:
+        raise PerfonnxError(f"data {path}: {kept} samples do not fill the model's batch of {size}")
+
+    def generate() -> Iterator[Feed]:
+        for start in range(0, batches * size, size):
+            yield data.read(start, start + size)
+
+    return Feeds(batches * size, batches, generate())
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples that can be read in any order.
+
+    Attributes:
+        count: How many there are.
+        files: Their files, for folders; else empty.
+        batch: The batch that the model fixes; None where it leaves it open.
+    """
+
+    count: int
+    files: Sequence[Path]
+    batch: int | None
+    _takes: Mapping[str, _Take] = field(repr=False)
+
+    def read(self, first: int, last: int) -> Feed:
+        """The samples from `first` to before `last`, as the model wants them."""
+        return {name: take(first, last) for name, take in self._takes.items()}
+
+
+def open_data(
+    path: str | Path,
+    inputs: SessionLike | Sequence[ValueLike] | Sequence[InputSpec],
+    *,
+    image_format: ImageFormat | None = None,
+    shapes: Shapes | None = None,
+) -> Data:
+    """Opens what `load_feeds` describes, without reading the samples.
+
+    Raises:
+        PerfonnxError: See `load_feeds`.
+    """
+    path = Path(path)
+    image_format = image_format or ImageFormat()
     specs = input_specs(inputs)
     _check_names(specs, shapes)
     specs = [_narrow(spec, shapes) for spec in specs]
     if not specs:
         raise PerfonnxError("the model has no input: there is nothing to feed")
+    files: Sequence[Path] = ()
     if path.is_dir():
-        takes, count = _directory(path, specs, image_format)
+        takes, files = _directory(path, specs, image_format)
+        count = len(files)
     elif not path.exists():
         raise PerfonnxError(f"data {path}: no such file or directory")
     elif path.suffix == ".npz":
@@ -302,18 +366,8 @@ def load_feeds(
         takes, count = _arrays({spec.name: (str(path), _open_npy(path))}, specs, image_format)
     else:
         raise PerfonnxError(f"data {path}: give a directory, an .npz file or an .npy file")
-
-    size = max(1, batch_size({spec.name: tuple(d if isinstance(d, int) else 1 for d in spec.shape) for spec in specs}))
-    kept = count if n is None else min(n, count)
-    batches = kept // size
-    if batches == 0:
-        raise PerfonnxError(f"data {path}: {kept} samples do not fill the model's batch of {size}")
-
-    def generate() -> Iterator[Feed]:
-        for start in range(0, batches * size, size):
-            yield {name: take(start, start + size) for name, take in takes.items()}
-
-    return Feeds(batches * size, batches, generate())
+    first = next((spec.shape[0] for spec in specs if spec.shape), 1)
+    return Data(count, files, max(1, first) if isinstance(first, int) else None, takes)
 
 
 def load_labels(path: str | Path, n: int) -> NDArray[np.int64] | None:
@@ -394,10 +448,13 @@ def _converter(what: str, array: Array, spec: InputSpec, image_format: ImageForm
             "dimensions, the first one counting samples"
         )
     as_image = array.dtype == np.uint8 and spec.dtype.kind == "f" and array.ndim == 4
-    channels_last = False
+    model_last = as_image and _layout(spec, image_format) == "nhwc"
+    channels_last = model_last
     if as_image and not _fits(shape[1:], spec.shape[1:]):
-        channels_last = _fits((shape[3], shape[1], shape[2]), spec.shape[1:])
-    if not channels_last and not _fits(shape[1:], spec.shape[1:]):
+        turned = (shape[2], shape[3], shape[1]) if model_last else (shape[3], shape[1], shape[2])
+        channels_last = _fits(turned, spec.shape[1:]) != model_last
+    fits = _fits(shape[1:], spec.shape[1:])
+    if channels_last == model_last and not fits:
         raise PerfonnxError(f"{what} has shape {_text(shape)}: it does not fit input '{spec.name}' {_text(spec.shape)}")
     if not as_image and not _convertible(array.dtype, spec.dtype):
         raise PerfonnxError(f"{what} has type {array.dtype}: input '{spec.name}' needs {spec.dtype}, convert it first")
@@ -405,6 +462,7 @@ def _converter(what: str, array: Array, spec: InputSpec, image_format: ImageForm
     def convert(part: Array, first: int) -> Array:
         if as_image:
             part = image_format.normalize(part.transpose(0, 3, 1, 2) if channels_last else part)
+            part = part.transpose(0, 2, 3, 1) if model_last else part
         return _finish(part, spec, what, first)
 
     return convert
@@ -476,7 +534,9 @@ def _open_npz(path: Path, specs: Sequence[InputSpec]) -> dict[str, tuple[str, Ar
 # --- directories -----------------------------------------------------------------------------------------------------
 
 
-def _directory(path: Path, specs: Sequence[InputSpec], image_format: ImageFormat) -> tuple[dict[str, _Take], int]:
+def _directory(
+    path: Path, specs: Sequence[InputSpec], image_format: ImageFormat
+) -> tuple[dict[str, _Take], Sequence[Path]]:
     spec = _only_input(specs, path)
     visible = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     images = [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]
@@ -486,16 +546,19 @@ def _directory(path: Path, specs: Sequence[InputSpec], image_format: ImageFormat
     if not images and not arrays:
         raise PerfonnxError(f"data {path}: no image ({', '.join(IMAGE_SUFFIXES)}) and no .npy file in it")
     if arrays:
-        return {spec.name: lambda first, last: _stack_samples(arrays[first:last], spec)}, len(arrays)
-    channels, height, width = _image_shape(spec)
+        return {spec.name: lambda first, last: _stack_samples(arrays[first:last], spec)}, arrays
+    channels, height, width = _image_shape(spec, image_format)
+    last_axis = _layout(spec, image_format) == "nhwc"
 
     def take(first: int, last: int) -> Array:
-        pixels = np.stack(
-            [_read_image(file, channels, height, width, image_format.crop) for file in images[first:last]]
-        )
-        return np.ascontiguousarray(image_format.normalize(pixels), dtype=spec.dtype)
+        pixels = np.stack([_read_image(file, channels, height, width, image_format) for file in images[first:last]])
+        if spec.dtype.kind == "f":
+            pixels = image_format.normalize(pixels)
+        elif image_format.bgr:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if last_axis else pixels, dtype=spec.dtype)
 
-    return {spec.name: take}, len(images)
+    return {spec.name: take}, images
 
 
 def _stack_samples(files: Sequence[Path], spec: InputSpec) -> Array:
@@ -516,18 +579,34 @@ def _stack_samples(files: Sequence[Path], spec: InputSpec) -> Array:
     return np.stack(samples)
 
 
-def _image_shape(spec: InputSpec) -> tuple[int, int, int]:
+def _layout(spec: InputSpec, image_format: ImageFormat) -> str:
+    """The order of an image input's dimensions: as told, else from where 1 or 3 channels can be."""
+    if image_format.layout is not None:
+        return image_format.layout
+    dims = spec.shape[1:]
+    return "nhwc" if len(dims) == 3 and dims[2] in (1, 3) and dims[0] not in (1, 3) else "nchw"
+
+
+def _image_shape(spec: InputSpec, image_format: ImageFormat) -> tuple[int, int, int]:
     """Channels, height and width of an image input."""
     dims = spec.shape[1:]
+    if len(dims) == 3 and _layout(spec, image_format) == "nhwc":
+        dims = (dims[2], dims[0], dims[1])
+    if len(dims) == 3 and image_format.window is not None:
+        if not _fits(image_format.window, dims[1:]):
+            raise PerfonnxError(
+                f"image crop {image_format.window}: input '{spec.name}' {_text(spec.shape)} has another size"
+            )
+        dims = (dims[0], *image_format.window)
     if len(dims) == 3 and isinstance(dims[0], int) and not all(isinstance(dim, int) for dim in dims):
         raise PerfonnxError(
             f"input '{spec.name}' has open dimensions {_text(spec.shape)}: add --input-shape {_example(spec)} "
             "with the size you use"
         )
-    if len(dims) != 3 or dims[0] not in (1, 3) or spec.dtype.kind != "f":
+    if len(dims) != 3 or dims[0] not in (1, 3) or (spec.dtype.kind != "f" and spec.dtype != np.uint8):
         raise PerfonnxError(
-            f"input '{spec.name}' is {spec.dtype} {_text(spec.shape)}: images need a floating-point input "
-            "[N, 1 or 3, height, width], give .npy or .npz data instead"
+            f"input '{spec.name}' is {spec.dtype} {_text(spec.shape)}: images need a floating-point or uint8 input "
+            "[N, 1 or 3, height, width] or [N, height, width, 1 or 3], give .npy or .npz data instead"
         )
     channels, height, width = (int(cast(int, dim)) for dim in dims)
     if height < 1 or width < 1:
@@ -535,7 +614,7 @@ def _image_shape(spec: InputSpec) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _read_image(file: Path, channels: int, height: int, width: int, crop: float) -> NDArray[np.uint8]:
+def _read_image(file: Path, channels: int, height: int, width: int, image_format: ImageFormat) -> NDArray[np.uint8]:
     """Reads, scales and crops one image; [C, H, W] uint8, RGB or gray."""
     try:
         from PIL import Image, ImageOps
@@ -545,9 +624,20 @@ def _read_image(file: Path, channels: int, height: int, width: int, crop: float)
         with Image.open(file) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise PerfonnxError(f"image {file}: has more than 8 bits per channel, convert it or give .npy data")
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 or image_format.gray else "RGB")
+            image = image.convert("L" if channels == 1 else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PerfonnxError(f"image {file}: cannot be read ({_first_line(error)})") from error
+    if image_format.size:
+        image = _resized(image, image_format.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        if left < 0 or top < 0:
+            raise PerfonnxError(
+                f"image {file}: is {image.height}x{image.width} after resizing, too small for {height}x{width}; "
+                "give a larger --size"
+            )
+        return _pixels(image.crop((left, top, left + width, top + height)))
+    crop = image_format.crop
     # The crop box is found first and resampled straight to the target, so no pixel is interpolated twice.
     scale = crop * min(image.width / width, image.height / height)
     left, top = (image.width - scale * width) / 2, (image.height - scale * height) / 2
@@ -559,8 +649,25 @@ def _read_image(file: Path, channels: int, height: int, width: int, crop: float)
     )
     if (image.width, image.height) != (width, height) or crop != 1.0:
         image = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return _pixels(image)
+
+
+def _resized(image: Any, size: tuple[int, ...]) -> Any:
+    """To a shorter side, or to height and width."""
+    from PIL import Image
+
+    if len(size) == 1:
+        factor = size[0] / min(image.width, image.height)
+        size = (max(size[0], round(image.height * factor)), max(size[0], round(image.width * factor)))
+    if (image.height, image.width) == size:
+        return image
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def _pixels(image: Any) -> NDArray[np.uint8]:
+    """[C, H, W] of a Pillow image."""
     pixels = np.asarray(image, np.uint8)
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 # --- shapes and messages ---------------------------------------------------------------------------------------------

@@ -457,7 +457,7 @@ class Workspace:
             _copy_field(self.proto, result, name)
         source, graph = self.proto.graph, result.graph
         graph.name = source.name or "graph"
-        graph.node.extend(self._node_protos())
+        graph.node.extend(self.node_protos())
         graph.input.extend(source.input)
         graph.output.extend(source.output)
         graph.value_info.extend(source.value_info)
@@ -480,8 +480,8 @@ class Workspace:
         """Write the graph back into the message: changed nodes, new initializers, without those no longer used."""
         target = self.proto.graph
         nodes = GraphProto()
-        nodes.node.extend(self._node_protos())
-        before, after = set(_used_names(target.node)), set(_used_names(nodes.node))
+        nodes.node.extend(self.node_protos())
+        before, after = set(used_names(target.node)), set(used_names(nodes.node))
         after |= {o.name for o in target.output}
         lost = before - after
         del target.node[:]
@@ -499,7 +499,8 @@ class Workspace:
     def _is_feed(self, info: ValueInfoProto) -> bool:
         return info.name not in self._initializers
 
-    def _node_protos(self) -> list[NodeProto]:
+    def node_protos(self) -> list[NodeProto]:
+        """The graph's nodes as messages, those that no pass changed as they came."""
         result = []
         for node in self.graph.nodes:
             origin = self._origin.get(id(node))
@@ -559,7 +560,8 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield from attribute.graphs
 
 
-def _used_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
+def used_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    """The names that nodes read, in the graphs in their attributes too."""
     for node in nodes:
         yield from node.input
         for graph in subgraphs(node):
@@ -576,7 +578,7 @@ def _names_made_in(graph: GraphProto) -> Iterator[str]:
 
 
 def _names_in(graph: GraphProto) -> Iterator[str]:
-    yield from _used_names(graph.node)
+    yield from used_names(graph.node)
     yield from (o.name for o in graph.output)
 
 
@@ -797,14 +799,14 @@ def _keep(file: Path, kept: Path) -> None:
         shutil.copy2(file, kept)
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that it is the old one or the new one, never a part."""
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file so that it is the old one or the new one, never a part."""
     target = Path(path)
     check_target(target)
     try:
         with tempfile.TemporaryDirectory(prefix=".perfonnx-", dir=target.parent) as temporary:
-            draft = Path(temporary) / "text"
-            draft.write_text(text, encoding="utf-8")
+            draft = Path(temporary) / "content"
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
             _publish(draft, target)
     except OSError as error:
         raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error

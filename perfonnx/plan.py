@@ -20,6 +20,12 @@ METHODS = ("perforate", "sparse", "radius-adaptive")
 DENSE = "dense"
 LAYOUTS = ("rows", "nchw")
 """How rewritten layers hand on their results."""
+NO_REPAIR = "none"
+REPAIRS = (NO_REPAIR, "bias", "interpolation", "predictor", "full")
+"""What perforated layers are repaired with, see `perfonnx.passes.repair`: a bias; a learned interpolation or a
+predictor beside it; or all three."""
+PREDICTING = ("predictor", "full")
+"""Those with a predictor."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class LayerPlan:
         mask: Name in `perfonnx.masks.MASKS`, or the path of a .npy or .npz file. Empty for radius-adaptive layers.
         interpolation: Name in `perfonnx.sampling.INTERPOLATIONS`; perforation only.
         center_gain: 0 or 1, the two published forms of the radius-adaptive sum.
+        repair: One of `REPAIRS`; perforation only.
     """
 
     method: str
@@ -39,6 +46,7 @@ class LayerPlan:
     mask: str = "grid"
     interpolation: str = "nearest"
     center_gain: float = 0.0
+    repair: str = NO_REPAIR
 
     def __post_init__(self) -> None:
         for name in ("rate", "center_gain"):  # numpy's numbers become Python's, which JSON can hold
@@ -62,6 +70,10 @@ class LayerPlan:
             raise PerfonnxError(
                 f"{where}: unknown interpolation {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}"
             )
+        if not isinstance(self.repair, str) or self.repair not in REPAIRS:
+            raise PerfonnxError(f"{where}: unknown repair {self.repair!r}; choose from {', '.join(REPAIRS)}")
+        if self.repair != NO_REPAIR and self.method != "perforate":
+            raise PerfonnxError(f"{where}: only perforated layers can be repaired, not {self.method} ones")
         if self.center_gain not in (0, 1):
             raise PerfonnxError(f"{where}: center_gain {self.center_gain!r} is not one of the published forms, 0 and 1")
 
@@ -76,12 +88,14 @@ class Plan:
     """Layer plans by layer name, the seed of all random choices, and the layout, one of `LAYOUTS`.
 
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
+    `corrections` is the file of what repair found, see `perfonnx.corrections`; in a saved plan it is relative to it.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
     seed: int = 0
     notes: dict[str, str] = field(default_factory=dict)
     layout: str = LAYOUTS[0]
+    corrections: str | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -100,7 +114,10 @@ class Plan:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise PerfonnxError(f"{path}: not a plan, since it is not JSON ({error})") from error
-        return cls.from_json(data, str(path))
+        plan = cls.from_json(data, str(path))
+        if plan.corrections is not None:
+            plan.corrections = str(Path(path).parent / plan.corrections)
+        return plan
 
     @classmethod
     def from_json(cls, data: Any, where: str = "plan") -> Plan:
@@ -111,17 +128,19 @@ class Plan:
             raise PerfonnxError(
                 f"{where}: plan format {data.get('perfonnx_plan')!r} is unknown; this version reads {FORMAT}"
             )
-        unknown = sorted(set(data) - {"perfonnx_plan", "seed", "layout", "layers", "notes"})
+        known_fields = ("perfonnx_plan", "seed", "layout", "layers", "notes", "corrections")
+        unknown = sorted(set(data) - set(known_fields))
         if unknown:
-            raise PerfonnxError(
-                f"{where}: unknown field {unknown[0]!r}; known are perfonnx_plan, seed, layout, layers, notes"
-            )
+            raise PerfonnxError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(known_fields)}")
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise PerfonnxError(f"{where}: seed {seed!r} is not a whole number from 0 up")
         layout = data.get("layout", LAYOUTS[0])
         if layout not in LAYOUTS:
             raise PerfonnxError(f"{where}: unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
+        corrections = data.get("corrections")
+        if corrections is not None and not isinstance(corrections, str):
+            raise PerfonnxError(f"{where}: corrections is {corrections!r}; give the name of a file")
         known = set(LayerPlan.__dataclass_fields__)
         layers = {}
         for name, fields in data["layers"].items():
@@ -135,7 +154,7 @@ class Plan:
                 )
             layers[name] = LayerPlan(**fields)
             layers[name].check(layer)
-        return cls(layers, seed, layout=layout)
+        return cls(layers, seed, layout=layout, corrections=corrections)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, with only the fields that a layer's method reads."""
@@ -148,9 +167,14 @@ class Plan:
         layers = {
             name: {key: asdict(layer)[key] for key in fields[layer.method]} for name, layer in self.layers.items()
         }
+        for name, layer in self.layers.items():
+            if layer.repair != NO_REPAIR:
+                layers[name]["repair"] = layer.repair
         result: dict[str, Any] = {"perfonnx_plan": FORMAT, "seed": self.seed, "layers": layers}
         if self.layout != LAYOUTS[0]:
             result["layout"] = self.layout
+        if self.corrections is not None:
+            result["corrections"] = self.corrections
         if self.notes:
             result["notes"] = self.notes
         return result

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import ModelProto
 
+from perfonnx import corrections as correction_files
 from perfonnx import io, ops
+from perfonnx.calibration import Samples
+from perfonnx.corrections import Correction, Corrections
 from perfonnx.errors import PerfonnxError
+from perfonnx.fitting import RIDGE
 from perfonnx.graph import activation_bytes, conv_sites, layer_output, other_multiplies, rewritten_nodes
 from perfonnx.io import LoadedModel, ModelSource, Workspace
 from perfonnx.ops.common import dense_multiplies
@@ -29,6 +35,7 @@ from perfonnx.passes import (
     PassManager,
     Perforate,
     RadiusAdaptive,
+    Repair,
     Select,
     Skip,
     Sparsify,
@@ -101,6 +108,7 @@ class Rewritten:
     model: LoadedModel
     report: Report
     plan: Plan
+    corrections: Corrections = field(default_factory=dict)
 
     @property
     def proto(self) -> ModelProto:
@@ -127,6 +135,23 @@ class Rewritten:
         """Write the model, atomically."""
         io.save(self.model, path)
 
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan and, where layers were repaired, the corrections beside it; atomically each.
+
+        The corrections of `plan.json` go into `plan.corrections.npz`.
+        """
+        self.plan.corrections = None
+        if self.corrections:
+            file = corrections_path(path)
+            correction_files.save(self.corrections, file)
+            self.plan.corrections = file.name
+        self.plan.save(path)
+
+
+def corrections_path(plan: str | os.PathLike[str]) -> Path:
+    """Where the corrections of a plan are kept."""
+    return Path(plan).with_suffix(".corrections.npz")
+
 
 def rewrite(
     model: ModelSource,
@@ -138,6 +163,8 @@ def rewrite(
     fallback: bool = True,
     layout: str | None = None,
     freeze_weights: bool = False,
+    samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None = None,
+    ridge: float = RIDGE,
     progress: Callable[[str], None] | None = None,
     **choices: Any,
 ) -> Rewritten:
@@ -153,6 +180,9 @@ def rewrite(
         layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps. None: what the
             plan says, "rows" without one.
         freeze_weights: Make initializers that are also graph inputs constant.
+        samples: Calibration data for layers that are to be repaired: `perfonnx.calibration.Samples`, or feeds, one per
+            batch, that can be iterated again and again. None: the corrections saved with the plan are applied.
+        ridge: Strength of regularization in repair.
         progress: Called with a few words before each step.
         **choices: Fields of `Options`.
 
@@ -186,6 +216,7 @@ def rewrite(
     io.fix_input_shapes(loaded, input_shapes or {})
     workspace = Workspace.open(loaded)
     state = State()
+    feeds, known = _repair_sources(plan, samples)
     used = Plan(seed=plan.seed if plan else chosen.seed, layout=layout)
 
     normalize, select = Normalize(), Select(chosen, plan, fallback)
@@ -203,17 +234,29 @@ def rewrite(
         Perforate(),
         Sparsify(),
         RadiusAdaptive(),
+        Repair(feeds, known, rows, ridge, progress=lambda done, count: tell(f"repairing layer {done + 1} of {count}")),
         Absorb(),
         *([Lower()] if rows else []),
         Finish(used, fallback),
     ]
     changes = PassManager(steps).run(workspace, state)
     _after(workspace, state, changes, report)
-    result = Rewritten(loaded, report, used)
+    result = Rewritten(loaded, report, used, state.corrections)
     if output is not None:
         tell("writing")
         result.save(output)
     return result
+
+
+def _repair_sources(
+    plan: Plan | None, samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None
+) -> tuple[Iterable[Mapping[str, NDArray[Any]]] | None, Corrections]:
+    """Feeds to repair with, or else the corrections that a plan names."""
+    if isinstance(samples, Samples):
+        return samples.feeds(), {}
+    if samples is None and plan is not None and plan.corrections is not None:
+        return None, correction_files.load(plan.corrections)
+    return samples, {}
 
 
 def _before(workspace: Workspace, state: State) -> Report:
@@ -237,7 +280,7 @@ def _after(workspace: Workspace, state: State, changes: list[Change], report: Re
         if decision.joined:
             continue
         before = decision.site.multiplies or 0
-        after = _layer_multiplies(decision)
+        after = _layer_multiplies(decision, state.corrections.get(name))
         saved += before - after
         rate = 0.0 if decision.mask is None else float(1 - decision.mask.mean())
         notes = tuple(change.what for change in changes if change.layer == name)
@@ -248,12 +291,13 @@ def _after(workspace: Workspace, state: State, changes: list[Change], report: Re
     report.activations = (report.activations[0], activation_bytes(workspace))
 
 
-def _layer_multiplies(decision: Decision) -> int:
+def _layer_multiplies(decision: Decision, correction: Correction | None) -> int:
     site = decision.site
     assert site.output_shape is not None
     assert site.attributes is not None
     if decision.mask is not None:
-        return dense_multiplies(site.w_shape, int(decision.mask.sum()))
+        predictor = 0 if correction is None or correction.predictor is None else correction.predictor.size
+        return dense_multiplies(site.w_shape, int(decision.mask.sum())) + predictor * decision.mask.size
     gate = site.output_shape[0] * site.output_shape[1] * site.w_shape[1] * site.attributes.group
     return (site.multiplies or 0) + gate
 

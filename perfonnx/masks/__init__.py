@@ -9,6 +9,7 @@ import numpy as np
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks.file import ANY_LAYER, load_masks, mask_from_file
 from perfonnx.masks.grid import grid_mask, grid_size, grid_square_mask
+from perfonnx.masks.lattice import column_stripes_mask, lattice_mask, row_stripes_mask
 from perfonnx.masks.pooling_structure import pooling_structure_mask, pooling_weights
 from perfonnx.masks.propagated import propagated_mask, propagated_request, propagated_scores
 from perfonnx.masks.request import Mask, MaskFunction, MaskRequest, PoolWindow, count_sites
@@ -37,6 +38,9 @@ MASKS: dict[str, MaskFunction] = {
     "grid-square": grid_square_mask,
     "pooling-structure": pooling_structure_mask,
     "propagated": propagated_request,
+    "lattice": lattice_mask,
+    "stripes-rows": row_stripes_mask,
+    "stripes-columns": column_stripes_mask,
 }
 """Mask functions by the name a user types."""
 

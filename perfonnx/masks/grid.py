@@ -80,12 +80,12 @@ def grid_size(shape: Shape, rate: float) -> tuple[int, int]:
 def _lattice(request: MaskRequest, rows: int, columns: int) -> Mask:
     height, width = request.shape
     mask = np.zeros(request.shape, dtype=np.bool_)
-    chosen_rows = _spread(height, rows, request.rng)
-    mask[np.ix_(chosen_rows, _spread(width, columns, request.rng))] = True
+    chosen_rows = spread(height, rows, request.rng)
+    mask[np.ix_(chosen_rows, spread(width, columns, request.rng))] = True
     return mask
 
 
-def _spread(length: int, count: int, rng: np.random.Generator) -> list[int]:
+def spread(length: int, count: int, rng: np.random.Generator) -> list[int]:
     """`count` distinct indices in 0..length-1, evenly spread with a random phase."""
     phase = Fraction(int(rng.integers(1, _PHASES)), _PHASES)
     # Exact: a float that rounds up past a whole number would repeat a row or leave the map.

@@ -8,6 +8,7 @@ from perfonnx.passes.fold import Fold
 from perfonnx.passes.join import Join
 from perfonnx.passes.lower import Lower
 from perfonnx.passes.normalize import Normalize
+from perfonnx.passes.repair import Repair
 from perfonnx.passes.select import MIN_SHARE, Options, Select
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PassResult",
     "Perforate",
     "RadiusAdaptive",
+    "Repair",
     "Select",
     "Skip",
     "Sparsify",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
+from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
 from perfonnx.graph import ConvSite
 from perfonnx.io import Workspace
@@ -48,12 +49,14 @@ class Decision:
 class State:
     """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes.
 
-    `strict` says whether the model passed strict shape inference as it came.
+    `corrections` are what repair found or was given; `strict` says whether the model passed strict shape inference as
+    it came.
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
+    corrections: Corrections = field(default_factory=dict)
     strict: bool = False
 
 

@@ -152,6 +152,7 @@ def _write_metadata(workspace: Workspace, plan: Plan) -> None:
     entries = {entry.key: entry for entry in workspace.proto.metadata_props}
     merged = plan.to_json()
     merged.pop("notes", None)
+    merged.pop("corrections", None)  # a file beside the plan; the model has them in its weights
     if PLAN_KEY in entries:
         try:
             earlier = json.loads(entries[PLAN_KEY].value)["layers"]

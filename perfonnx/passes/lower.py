@@ -67,6 +67,16 @@ class Rows:
         return self.count == other.count and np.array_equal(self.source, other.source)
 
 
+def _read_per_row(rows: Rows, other: Rows) -> Table | None:
+    """For each row, the other's row at the positions that it stands for; None where that is not one row."""
+    present = rows.source >= 0
+    numbers, wanted = rows.source[present], other.source[present]
+    result = np.full(rows.count, -1, np.int32)
+    result[numbers] = wanted
+    exact = np.array_equal(result[numbers], wanted) and bool((other.source[~present] < 0).all())
+    return result if exact else None
+
+
 class Lower(Pass):
     """Moves regions of two layers or more to rows; a sampled layer among dense ones stays canonical."""
 
@@ -212,7 +222,7 @@ class _Lowering:
         first = parts[0]
         source: NDArray[Any]
         alike = all(part.same_sampling(first) for part in parts)
-        if alike and node.op != "Concat" and len(parts) == 2 and self._add_into_conv(node, parts):
+        if node.op != "Concat" and len(parts) == 2 and self._add_into_conv(node, parts):
             return True
         if alike:
             source, count, tensors = first.source, first.count, [part.tensor for part in parts]
@@ -234,16 +244,22 @@ class _Lowering:
         return True
 
     def _add_into_conv(self, node: gs.Node, parts: list[Rows]) -> bool:
-        """Let one operand's convolution add the other operand before its activation."""
+        """Let one operand's convolution add the other operand before its activation.
+
+        Each of its rows has to stand for positions that have one row in the other operand too.
+        """
         if not self._one_batch(parts[0], parts[1]):
             return False  # the convolution's result has the batch of its own input, the sum may have the other's
         for own, other in ((1, 0), (0, 1)):
             conv = self._open_conv(node.inputs[own], node)
             if conv is None or conv.name in self.adding or node.inputs[0] is node.inputs[1]:
                 continue
+            added = _read_per_row(parts[own], parts[other])
+            if added is None:
+                continue
             self.adding.add(conv.name)
             conv.inputs[6] = parts[other].tensor
-            conv.inputs[7] = self._table("sites", np.arange(parts[own].count, dtype=np.int32))
+            conv.inputs[7] = self._table("sites", added)
             position = next(i for i, emitted in enumerate(self.nodes) if emitted is conv)
             self.nodes.append(self.nodes.pop(position))  # behind the other operand
             self.rows[node.outputs[0].name] = parts[own]

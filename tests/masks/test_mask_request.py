@@ -27,7 +27,10 @@ def make(name: str, shape: tuple[int, int], rate: float, seed: int) -> Mask:
 
 
 def test_names() -> None:
-    assert list(MASKS) == ["uniform", "grid", "grid-square", "pooling-structure", "propagated"]
+    assert list(MASKS) == [
+        *("uniform", "grid", "grid-square", "pooling-structure", "propagated"),
+        *("lattice", "stripes-rows", "stripes-columns"),
+    ]
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -51,7 +54,8 @@ def test_rate_zero_keeps_everything(name: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", MASKS)
 def test_rate_near_one_keeps_one_site(name: str) -> None:
-    assert make(name, (6, 6), math.nextafter(1, 0), 1).sum() == 1
+    stripe = 6 if name.startswith("stripes") else 1
+    assert make(name, (6, 6), math.nextafter(1, 0), 1).sum() == stripe
 
 
 @pytest.mark.parametrize("name", ["uniform", "grid", "grid-square", "pooling-structure"])

@@ -1,0 +1,132 @@
+"""What repair found for each layer: arrays that change its constants, and the file that keeps them beside a plan."""
+
+from __future__ import annotations
+
+import hashlib
+import io as std_io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.io import one_line, write_atomically
+from perfonnx.sampling import Sampling
+
+FORMAT = 1
+_ARRAYS = ("bias", "mask", "predictor", "source", "weight")
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What is corrected in one perforated layer, whose result is V at its sites.
+
+    Attributes:
+        bias: float32 [M], added to the layer's bias.
+        mask: bool [H, W], the mask for which it was found.
+        interpolation: The interpolation for which it was found.
+        weights: Digest of the layer's weights, see `digest`.
+        predictor: float32 [M, C/group] or None. The result becomes A x + Interp(V - A x) + bias.
+        learned: The interpolation that takes the place of the layer's own, or None.
+        before: Mean squared error on the calibration data, over the variance of the target; after the layers in front
+            of it were repaired, before it was.
+        after: The same after.
+    """
+
+    bias: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    interpolation: str
+    weights: str
+    predictor: NDArray[np.float32] | None = None
+    learned: Sampling | None = None
+    before: float = 0.0
+    after: float = 0.0
+
+
+Corrections = dict[str, Correction]
+"""By layer name."""
+
+
+def digest(weight: NDArray[Any]) -> str:
+    """What tells one layer's weights from another's."""
+    return hashlib.sha256(repr(weight.shape).encode() + np.ascontiguousarray(weight).tobytes()).hexdigest()[:16]
+
+
+def save(corrections: Mapping[str, Correction], path: str | os.PathLike[str]) -> None:
+    """Write as .npz, atomically.
+
+    Raises:
+        PerfonnxError: The place cannot be written.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    layers = []
+    for number, (name, c) in enumerate(corrections.items()):
+        layers.append(
+            {
+                "name": name,
+                "interpolation": c.interpolation,
+                "weights": c.weights,
+                "before": c.before,
+                "after": c.after,
+            }
+        )
+        values: dict[str, NDArray[Any] | None] = {"bias": c.bias, "mask": c.mask, "predictor": c.predictor}
+        if c.learned is not None:
+            values |= {"source": c.learned.source, "weight": c.learned.weight}
+        arrays |= {f"{number}.{kind}": array for kind, array in values.items() if array is not None}
+    about = json.dumps({"perfonnx_corrections": FORMAT, "layers": layers})
+    stream = std_io.BytesIO()
+    np.savez_compressed(stream, about=np.array(about), **arrays)  # type: ignore[arg-type]
+    write_atomically(path, stream.getvalue())
+
+
+def load(path: str | os.PathLike[str]) -> Corrections:
+    """Read what `save` wrote.
+
+    Raises:
+        PerfonnxError: Not there, damaged, or something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            about = json.loads(str(archive["about"]))
+            if about["perfonnx_corrections"] != FORMAT:
+                raise PerfonnxError(
+                    f"{path}: corrections of format {about['perfonnx_corrections']!r}; this version reads {FORMAT}"
+                )
+            result = {}
+            for number, fields in enumerate(about["layers"]):
+                arrays = {kind: archive[key] for kind in _ARRAYS if (key := f"{number}.{kind}") in archive.files}
+                result[str(fields["name"])] = _correction(fields, arrays)
+            return result
+    except OSError as error:
+        raise PerfonnxError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+    except PerfonnxError as error:
+        raise PerfonnxError(f"{path}: {error}" if not str(error).startswith(str(path)) else str(error)) from error
+    except Exception as error:  # what numpy, zipfile, zlib and json raise on damaged input is no closed set
+        raise PerfonnxError(
+            f"{path}: not a file of corrections, or damaged ({one_line(error)}); repair again with --data"
+        ) from error
+
+
+def _correction(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Correction:
+    mask = arrays["mask"].astype(bool)
+    learned = None
+    if "source" in arrays:
+        learned = Sampling(mask, arrays["source"], arrays["weight"], "learned")
+    found = [arrays["bias"], *([arrays["predictor"]] if "predictor" in arrays else [])]
+    if any(a.dtype.kind != "f" or a.ndim != n + 1 or not np.isfinite(a).all() for n, a in enumerate(found)):
+        raise PerfonnxError(f"layer {fields['name']!r}: its correction is not finite or of the wrong rank")
+    return Correction(
+        arrays["bias"].astype(np.float32),
+        mask,
+        str(fields["interpolation"]),
+        str(fields["weights"]),
+        arrays["predictor"].astype(np.float32) if "predictor" in arrays else None,
+        learned,
+        float(fields["before"]),
+        float(fields["after"]),
+    )

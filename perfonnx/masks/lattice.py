@@ -1,0 +1,63 @@
+"""Masks that repeat: a square or checkerboard lattice of sites or of holes, and stripes, with a random phase.
+
+No two skipped positions are further from a site than they must be, and all are surrounded alike, which interpolation
+and its repair profit from.
+"""
+
+import numpy as np
+
+from perfonnx.masks.grid import spread
+from perfonnx.masks.request import Mask, MaskRequest, Shape, exact_rate
+
+
+def lattice_mask(request: MaskRequest) -> Mask:
+    """The lattice that comes closest to the asked rate.
+
+    Lattice n holds one position in 2**n: n = 1 is the checkerboard, n = 2 every second position of every second row,
+    n = 3 the checkerboard of these, and so on. Its positions are the sites, or the holes: rate 0.25 leaves out one
+    of four, 0.5 every other position, 0.75 keeps one of four.
+
+    Returns:
+        bool [H, W] with at least one site.
+    """
+    rows, columns = request.shape
+    origin = int(request.rng.integers(rows)), int(request.rng.integers(columns))
+    wanted = float(1 - exact_rate(request.rate)) * rows * columns
+    best = np.ones(request.shape, dtype=np.bool_)
+    number = 0
+    while 2**number <= 4 * max(rows, columns) ** 2:
+        number += 1
+        points = _lattice(request.shape, number, origin)
+        for mask in (points, ~points):
+            if mask.any() and abs(int(mask.sum()) - wanted) < abs(int(best.sum()) - wanted):
+                best = mask
+    return best
+
+
+def _lattice(shape: Shape, number: int, origin: tuple[int, int]) -> Mask:
+    """One position in 2**number, among them the origin."""
+    step = 2 ** (number // 2)
+    y, x = (np.arange(size) - start for size, start in zip(shape, origin, strict=True))
+    mask = np.logical_and.outer(y % step == 0, x % step == 0)
+    if number % 2:
+        mask &= np.add.outer(y // step, x // step) % 2 == 0
+    return np.asarray(mask, dtype=np.bool_)
+
+
+def row_stripes_mask(request: MaskRequest) -> Mask:
+    """Whole rows, evenly spread with a random phase; as many as come closest to the asked rate."""
+    return _stripes(request, 0)
+
+
+def column_stripes_mask(request: MaskRequest) -> Mask:
+    """Whole columns, likewise."""
+    return _stripes(request, 1)
+
+
+def _stripes(request: MaskRequest, axis: int) -> Mask:
+    length = request.shape[axis]
+    count = max(1, round((1 - exact_rate(request.rate)) * length))
+    kept = np.zeros(length, dtype=np.bool_)
+    kept[spread(length, count, request.rng)] = True
+    wide = kept[:, np.newaxis] if axis == 0 else kept
+    return np.array(np.broadcast_to(wide, request.shape))
