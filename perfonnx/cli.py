@@ -25,6 +25,7 @@ _MAIN_EXAMPLES = """examples:
   perfonnx rewrite model.onnx fast.onnx --rate 0.5
   perfonnx check model.onnx fast.onnx --data images/ -n 100
   perfonnx bench model.onnx fast.onnx
+  perfonnx tune model.onnx fast.onnx --data photos/ --max-drop 1%
 
 exit status: 0 done, 1 a check failed, 2 bad usage or input
 """
@@ -57,6 +58,26 @@ _BENCH_EXAMPLES = """examples:
   perfonnx bench model.onnx fast.onnx
   perfonnx bench model.onnx fast.onnx faster.onnx --threads 1 --runs 50
   perfonnx bench model.onnx fast.onnx --per-layer
+"""
+
+
+_TUNE_EXAMPLES = """examples:
+  perfonnx tune model.onnx fast.onnx --data photos/ --preset imagenet --max-drop 1%
+        the fastest model that answers otherwise for one photo in a hundred at most; no labels needed
+  perfonnx tune model.onnx fast.onnx --data photos/ --labels classes.csv --max-drop 1%
+        with labels: that loses one percentage point of top-1 at most
+  perfonnx tune model.onnx fast.onnx --data photos/ --speedup 1.5 --threads 1
+  perfonnx tune model.onnx fast.onnx --data data.npz --metric ssim --max-drop 0.02 --plan-out plan.json
+  perfonnx tune model.onnx fast.onnx --data photos/ --max-time 3600 --state tune.state
+        can be interrupted, and goes on from there when it is run again
+
+bounds: top1, agreement: a share of images, 1%; loss: nats; ssim: 1 - SSIM to the original's output, 0.02; psnr: what
+must remain, 35dB; distance: relative L2 distance to the original's output, 5%
+"""
+
+_SENSITIVITY_EXAMPLES = """examples:
+  perfonnx sensitivity model.onnx --data photos/ --preset imagenet --samples 100
+  perfonnx sensitivity model.onnx --data data.npz --rates .25,.5 --masks lattice,uniform --repair bias
 """
 
 
@@ -96,11 +117,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"perfonnx {version('perfonnx')}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     _add_inspect(commands)
     _add_rewrite(commands)
     _add_check(commands)
     _add_bench(commands)
+    _add_tune(commands)
+    _add_sensitivity(commands)
     lib = _add(commands, "lib", "print the path of the custom-operator library", "example:\n  perfonnx lib\n")
     lib.set_defaults(run=_lib)
     return parser
@@ -426,6 +449,197 @@ def _bench(options: argparse.Namespace) -> int:
     return OK
 
 
+# --- tune ------------------------------------------------------------------------------------------------------------
+
+
+def _add_tune(commands: Any) -> None:
+    from perfonnx.calibration import add_data_arguments
+
+    parser = _add(
+        commands, "tune", "find the fastest model within a loss, by measuring on your data and machine", _TUNE_EXAMPLES
+    )
+    parser.add_argument("model", metavar="IN", help="the model; it is not changed")
+    parser.add_argument("output", metavar="OUT", help="where the new model goes; the original where nothing is gained")
+    goal = parser.add_argument_group("what is wanted")
+    goal.add_argument(
+        "--max-drop", metavar="D", help="largest loss, in the metric's terms (default 1%%, 0.02 for ssim; see below)"
+    )
+    goal.add_argument(
+        "--speedup", type=float, metavar="S", help="how many times faster, with the smallest loss (within --max-drop)"
+    )
+    _add_metric(goal)
+    _add_choices(parser)
+    how = parser.add_argument_group("how it is searched")
+    how.add_argument("--search", default="budget", metavar="NAME", help="budget (default) or greedy")
+    how.add_argument(
+        "--max-time", type=float, default=900.0, metavar="SECONDS", help="time to measure, roughly (default 900)"
+    )
+    how.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    how.add_argument("--state", metavar="FILE", help="keep measurements here; an interrupted search then goes on")
+    how.add_argument(
+        "--cache-dir", metavar="DIR", help="where timings are kept between searches (default: the user's cache)"
+    )
+    how.add_argument("--no-cache", action="store_true", help="time everything anew")
+    add_data_arguments(parser)
+    _add_shapes(parser)
+    result = parser.add_argument_group("results")
+    result.add_argument("--plan-out", metavar="FILE", help="write the plan, to edit and give to rewrite --plan")
+    result.add_argument("--report-json", metavar="FILE", help="write everything that was measured")
+    result.add_argument(
+        "--no-fallback", action="store_true", help="leave out the function bodies, as in perfonnx rewrite"
+    )
+    result.add_argument(
+        "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
+    )
+    result.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    _add_json(result)  # type: ignore[arg-type]
+    parser.set_defaults(run=_tune)
+
+
+def _add_metric(parser: Any) -> None:
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="top1, agreement, loss, ssim, psnr or distance (default: by the model's output and whether there are "
+        "labels)",
+    )
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    choices = parser.add_argument_group("what is tried in each layer")
+    choices.add_argument(
+        "--masks", metavar="NAME,...", help="mask names or files (default lattice,uniform,pooling-structure)"
+    )
+    choices.add_argument("--rates", metavar="R,...", help="fractions of positions to skip (default .25,.5,.75)")
+    choices.add_argument("--interpolations", metavar="NAME,...", help="nearest (default), zero, barycentric")
+    choices.add_argument("--repair", metavar="NAME,...", help="none, bias, predictor, full (default bias,predictor)")
+
+
+def _space(options: argparse.Namespace) -> Any:
+    from perfonnx.search import Space
+
+    given: dict[str, Any] = {}
+    for flag, name in (("masks", "masks"), ("interpolations", "interpolations"), ("repair", "repairs")):
+        if getattr(options, flag) is not None:
+            given[name] = tuple(part.strip() for part in getattr(options, flag).split(",") if part.strip())
+    if options.rates is not None:
+        try:
+            given["rates"] = tuple(float(part) for part in options.rates.split(",") if part.strip())
+        except ValueError as error:
+            raise PerfonnxError(f"--rates {options.rates}: give numbers such as .25,.5,.75") from error
+    return Space(**given)
+
+
+def _required_samples(options: argparse.Namespace) -> Any:
+    from perfonnx.calibration import samples_from
+
+    samples = samples_from(options, options.model)
+    if samples is None:
+        raise PerfonnxError(f"{options.command} measures on your data: add --data with a folder of images or a file")
+    return samples
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.io import write_atomically
+    from perfonnx.search import TimingCache, tune
+    from perfonnx.search.render import render_tuned
+
+    _check_outputs(options, "plan_out", "report_json", "state")
+    if options.seed < 0:
+        raise PerfonnxError(f"--seed {options.seed}: give a whole number from 0 up")
+    if options.threads is not None and options.threads < 1:
+        raise PerfonnxError(f"--threads {options.threads}: give 1 or more")
+    cache = TimingCache(Path(options.cache_dir)) if options.cache_dir else TimingCache.default()
+    with _search_progress(options) as step:
+        tuned = tune(
+            options.model,
+            options.output,
+            _required_samples(options),
+            max_drop=options.max_drop,
+            speedup=options.speedup,
+            metric=options.metric,
+            space=_space(options),
+            search=options.search,
+            max_time=options.max_time,
+            threads=options.threads,
+            input_shapes=parse_input_shapes(options.input_shape),
+            freeze_weights=options.freeze_weights,
+            fallback=not options.no_fallback,
+            seed=options.seed,
+            state=options.state,
+            cache=None if options.no_cache else cache,
+            progress=step,
+        )
+    if options.plan_out:
+        tuned.result.save_plan(options.plan_out)
+    data = tuned.to_json()
+    if options.report_json:
+        write_atomically(options.report_json, json.dumps(data, indent=2) + "\n")
+    if not options.quiet:
+        _show(options, data, render_tuned(tuned))
+    return OK
+
+
+def _check_outputs(options: argparse.Namespace, *flags: str) -> None:
+    """Before anything is measured: every file can be written, and no two are one."""
+    from perfonnx.io import check_target
+
+    files = {"IN": options.model, "OUT": options.output}
+    for flag in flags:
+        path = getattr(options, flag)
+        if path is None:
+            continue
+        name = f"--{flag.replace('_', '-')}"
+        check_target(path)
+        for other, known in files.items():
+            if Path(known).resolve() == Path(path).resolve():
+                raise PerfonnxError(f"{name} {path}: that is {other}; give another name")
+        files[name] = path
+
+
+# --- sensitivity -----------------------------------------------------------------------------------------------------
+
+
+def _add_sensitivity(commands: Any) -> None:
+    from perfonnx.calibration import add_data_arguments
+
+    parser = _add(
+        commands, "sensitivity", "measure how much the output minds each layer being sampled", _SENSITIVITY_EXAMPLES
+    )
+    parser.add_argument("model", metavar="MODEL")
+    _add_choices(parser)
+    _add_metric(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    add_data_arguments(parser)
+    _add_shapes(parser)
+    _add_json(parser)
+    parser.set_defaults(run=_sensitivity, quiet=False)
+
+
+def _sensitivity(options: argparse.Namespace) -> int:
+    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.search import render_sensitivity, sensitivity
+
+    if options.seed < 0:
+        raise PerfonnxError(f"--seed {options.seed}: give a whole number from 0 up")
+    if options.threads is not None and options.threads < 1:
+        raise PerfonnxError(f"--threads {options.threads}: give 1 or more")
+    with _progress(options, "measuring layers") as step:
+        result = sensitivity(
+            options.model,
+            _required_samples(options),
+            space=_space(options),
+            metric=options.metric,
+            input_shapes=parse_input_shapes(options.input_shape),
+            threads=options.threads,
+            seed=options.seed,
+            progress=step,
+        )
+    _show(options, result.to_json(), render_sensitivity(result))
+    return OK
+
+
 # --- lib -------------------------------------------------------------------------------------------------------------
 
 
@@ -470,6 +684,32 @@ class _progress:  # noqa: N801
     def __enter__(self) -> Any:
         self.bar.__enter__()
         return lambda done, total: self.bar.update(self.task, completed=done, total=total or None)
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+
+class _search_progress:  # noqa: N801
+    """Context: a callback that shows where a search is on a terminal, and does nothing elsewhere."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=_stderr(options),
+            transient=True,
+        )
+        self.task = self.bar.add_task("reading", total=None, left="")
+
+    def __enter__(self) -> Any:
+        self.bar.__enter__()
+        return self._step
+
+    def _step(self, progress: Any) -> None:
+        left = f"{progress.seconds_left:.0f} s left at most" + (f", best {progress.best}" if progress.best else "")
+        total = progress.total or None
+        self.bar.update(self.task, description=progress.phase, completed=progress.done, total=total, left=left)
 
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)

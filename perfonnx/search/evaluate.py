@@ -16,12 +16,15 @@ from perfonnx.check import OpenModel, classifier_outputs, uses_library
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, batch_size
 from perfonnx.io import LoadedModel, ModelSource
-from perfonnx.plan import Plan
+from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.search.metrics import Metric, Quality, choose_metric, joined
 
 HELD_BYTES = 1 << 30
 """Inputs, and outputs of the original, are kept in memory up to this size each; beyond it they are made anew."""
+
+REPAIR_IMAGES = 200
+"""Images that layers are repaired by, at most; more make little difference."""
 
 CHOOSING, HELD_BACK = "choosing", "held back"
 """The two parts of the data: one to choose by, one that the choice never saw."""
@@ -65,14 +68,29 @@ class Subject:
         source: The model.
         input_shapes: Sizes for symbolic dimensions.
         freeze_weights: As for `perfonnx.rewrite`.
+        calibration: Images to repair layers by, where a plan asks for it.
     """
 
     source: ModelSource
     input_shapes: Mapping[str, Sequence[int | str | None]] = field(default_factory=dict)
     freeze_weights: bool = False
+    calibration: SamplesLike | None = None
 
-    def rewrite(self, plan: Plan, *, layout: str | None = None, fallback: bool = False) -> Rewritten:
-        """The model rewritten by a plan; without function bodies unless asked, since it only runs here."""
+    def rewrite(
+        self, plan: Plan, *, layout: str | None = None, fallback: bool = False, images: int | None = None
+    ) -> Rewritten:
+        """The model rewritten by a plan.
+
+        Args:
+            plan: What to do.
+            layout: As for `perfonnx.rewrite`.
+            fallback: Give operators function bodies; not needed where the model only runs here.
+            images: How many images layers are repaired by; None: `REPAIR_IMAGES`. One is enough for timing.
+        """
+        feeds = None
+        if self.calibration is not None and any(layer.repair != NO_REPAIR for layer in plan.layers.values()):
+            count = min(images or REPAIR_IMAGES, len(self.calibration))
+            feeds = _Feeds(self.calibration.take(count))
         return rewrite(
             self.source,
             plan=plan,
@@ -80,6 +98,7 @@ class Subject:
             layout=layout,
             fallback=fallback,
             freeze_weights=self.freeze_weights,
+            samples=feeds,
         )
 
     def original(self) -> LoadedModel:
@@ -89,6 +108,16 @@ class Subject:
             io.freeze_weights(loaded)
         io.fix_input_shapes(loaded, self.input_shapes)
         return loaded
+
+
+@dataclass(frozen=True)
+class _Feeds:
+    """The feeds of some samples, to be iterated again and again."""
+
+    samples: SamplesLike
+
+    def __iter__(self) -> Iterator[Feed]:
+        return (batch.feeds for batch in self.samples)
 
 
 def open_loaded(loaded: LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
@@ -112,12 +141,14 @@ class Task:
         part: `CHOOSING` or `HELD_BACK`.
         images: How many images of that part, the first ones.
         layout: Of the rewritten model, None: the plan's. The numbers are the same in all.
+        repaired_by: How many images layers are repaired by.
     """
 
     plan: Plan
     part: str
     images: int
     layout: str | None = None
+    repaired_by: int = REPAIR_IMAGES
 
 
 @dataclass(frozen=True)
@@ -164,7 +195,7 @@ class PlanEvaluator:
             PerfonnxError: The plan does not fit the model, or a model does not run.
         """
         start = time.perf_counter()
-        rewritten = self.subject.rewrite(task.plan, layout=task.layout)
+        rewritten = self.subject.rewrite(task.plan, layout=task.layout, images=task.repaired_by)
         candidate = open_loaded(rewritten.model, threads=self.threads)
         scores = []
         for batch, expected in self._references(task.part, task.images):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -15,7 +15,7 @@ from rich.text import Text
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.io import ModelSource
-from perfonnx.plan import LayerPlan, Plan, is_mask_file
+from perfonnx.plan import NO_REPAIR, LayerPlan, Plan, is_mask_file
 from perfonnx.sampling import INTERPOLATIONS
 from perfonnx.search.evaluate import (
     CHOOSING,
@@ -32,18 +32,24 @@ from perfonnx.search.evaluate import (
 from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.state import Records, digest
 
-MASK_CHOICES = ("grid", "pooling-structure", "uniform")
+MASK_CHOICES = ("lattice", "uniform", "pooling-structure")
 RATES = (0.25, 0.5, 0.75)
+REPAIR_CHOICES = ("bias", "predictor")
+"""Without repair a layer is as fast as with a bias, and less accurate: no choice worth measuring."""
+
+REPAIRED_BY = 48
+"""Images that a single layer is repaired by."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What may be done with a layer: every mask at every rate with every interpolation.
+    """What may be done with a layer: every mask at every rate with every interpolation and repair.
 
     Attributes:
         masks: Names or files, as plans take them.
         rates: Fractions of positions to skip.
         interpolations: How skipped positions are filled.
+        repairs: How layers are corrected, names in `perfonnx.plan.REPAIRS`.
 
     Raises:
         PerfonnxError: A name is unknown, a rate is out of range, or nothing is left to choose from.
@@ -52,11 +58,12 @@ class Space:
     masks: Sequence[str] = MASK_CHOICES
     rates: Sequence[float] = RATES
     interpolations: Sequence[str] = INTERPOLATIONS[:1]
+    repairs: Sequence[str] = REPAIR_CHOICES
 
     def __post_init__(self) -> None:
         """Checks everything once."""
-        for what, values in (("mask", self.masks), ("rate", self.rates), ("interpolation", self.interpolations)):
-            if not values:
+        for what in ("mask", "rate", "interpolation", "repair"):
+            if not getattr(self, f"{what}s"):
                 raise PerfonnxError(f"no {what} to choose from")
         for choice in self.choices():
             choice.check("choices")
@@ -66,7 +73,8 @@ class Space:
     def choices(self) -> list[LayerPlan]:
         """All of them, each once."""
         found = [
-            LayerPlan("perforate", rate, mask, interpolation)
+            LayerPlan("perforate", rate, mask, interpolation, repair=repair)
+            for repair in self.repairs
             for mask in self.masks
             for interpolation in self.interpolations
             for rate in (self.rates[:1] if is_mask_file(mask) else self.rates)  # a file has its own rate
@@ -78,7 +86,8 @@ def label(choice: LayerPlan) -> str:
     """A choice in a few characters."""
     rate = "" if is_mask_file(choice.mask) else f" {choice.rate:g}"
     interpolation = "" if choice.interpolation == "nearest" else f" {choice.interpolation}"
-    return f"{choice.mask}{rate}{interpolation}"
+    repair = "" if choice.repair == NO_REPAIR else f" +{choice.repair}"
+    return f"{choice.mask}{rate}{interpolation}{repair}"
 
 
 def plan_key(plan: Plan) -> str:
@@ -146,7 +155,8 @@ def applicable(subject: Subject, layers: Sequence[str], choice: LayerPlan, seed:
     """Those of the layers that can have a choice; a pooling-structure mask, say, needs a pool behind it."""
     if not layers:
         return []
-    result = subject.rewrite(Plan(dict.fromkeys(layers, choice), seed), layout="nchw")
+    plan = Plan(dict.fromkeys(layers, replace(choice, repair=NO_REPAIR)), seed)
+    result = subject.rewrite(plan, layout="nchw")
     return [layer.name for layer in result.report.layers]
 
 
@@ -188,7 +198,7 @@ def measure_layers(
                 key = f"layer {plan_key(plan)} {images}"
                 future = None
                 if key not in records.known:
-                    future = executor.submit(evaluator, Task(plan, CHOOSING, images, "nchw"))
+                    future = executor.submit(evaluator, Task(plan, CHOOSING, images, "nchw", REPAIRED_BY))
                 waiting.append((key, layer, choice, future))
             if not waiting:
                 return
@@ -241,6 +251,7 @@ def sensitivity(
     if not shares:
         raise PerfonnxError(f"{inspection.model}: no layer can be rewritten with profit; see perfonnx inspect")
     held = hold(samples)
+    subject = replace(subject, calibration=held)
     found, _ = find_metric(metric, subject, held, threads=threads)
     evaluator = PlanEvaluator(subject, {CHOOSING: held}, found, threads)
     tasks = [(layer, choice) for choice in space.choices() for layer in applicable(subject, list(shares), choice, seed)]

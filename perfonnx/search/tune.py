@@ -287,6 +287,7 @@ def tune(
     held = max(MIN_IMAGES // 2, round(len(samples) * HELD_BACK_SHARE))
     first, second = samples.split(len(samples) - held, held, seed)
     parts = {CHOOSING: hold(first), HELD_BACK: hold(second)}
+    subject = replace(subject, calibration=parts[CHOOSING])
     found, seconds_per_image = find_metric(metric, subject, parts[CHOOSING], threads=threads)
     bound = found.parse_drop(max_drop) if isinstance(max_drop, str) else max_drop
     if bound is None and speedup is None:
@@ -478,7 +479,7 @@ class _Search:
         return {
             choice: Option(sampled[choice][layer], error)
             for choice, error in self.errors.get(layer, {}).items()
-            if kinds is None or choice.mask in kinds
+            if layer in sampled.get(choice, ()) and (kinds is None or choice.mask in kinds)
         }
 
     def _bisect_frontier(self, layout: str, kinds: Sequence[str], why: str) -> None:
