@@ -26,6 +26,7 @@ from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 from perfonnx.rewriting import Rewritten
 from perfonnx.search.choose import DENSE, Option, Selection, frontier, pareto
 from perfonnx.search.costs import LayerCosts, layer_costs
+from perfonnx.search.credible import credible_drop
 from perfonnx.search.evaluate import (
     CHOOSING,
     HELD_BACK,
@@ -507,7 +508,12 @@ class _Search:
         """Whether a trial lies on the far side of the target: too lossy, or, where a speed is wanted, fast enough."""
         if self.target.speedup is not None:
             return self.target.reached(trial.speed)
-        return not self.target.allows(trial.choosing)
+        return not self._within(trial)
+
+    def _within(self, trial: Trial) -> bool:
+        """Whether a trial's loss is within the bound, by the images to choose by and with what is known of others."""
+        measured = [other.choosing for other in self.trials.values()]
+        return self.target.max_drop is None or credible_drop(trial.choosing, measured) <= self.target.max_drop
 
     def _between(self, line: Sequence[Selection], low: int, high: int) -> int:
         """A place strictly between two: half the time where speed is sought, else the geometric mean of the errors."""
@@ -599,7 +605,7 @@ class _Search:
             best = self._best()
             if self.target.speedup is not None and best is not None:
                 return
-            if self.target.max_drop is not None and self.trials and not self.target.allows(self._latest().choosing):
+            if self.trials and not self._within(self._latest()):
                 return
 
     def _latest(self) -> Trial:
@@ -628,7 +634,7 @@ class _Search:
 
     def _candidates(self) -> list[Trial]:
         """Trials that are faster than the original and within the bound, as far as the images to choose by say."""
-        return [t for t in self.trials.values() if t.speed.ratio >= MIN_SPEEDUP and self.target.allows(t.choosing)]
+        return [t for t in self.trials.values() if t.speed.ratio >= MIN_SPEEDUP and self._within(t)]
 
     def _merit(self, trial: Trial) -> tuple[float, ...]:
         """The order of trials: the fastest first; or the least lossy of those that have the speed that is wanted."""
