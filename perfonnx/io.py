@@ -797,14 +797,14 @@ def _keep(file: Path, kept: Path) -> None:
         shutil.copy2(file, kept)
 
 
-def write_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that it is the old one or the new one, never a part."""
+def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file, text in UTF-8, so that it is the old one or the new one, never a part."""
     target = Path(path)
     check_target(target)
     try:
         with tempfile.TemporaryDirectory(prefix=".perfonnx-", dir=target.parent) as temporary:
-            draft = Path(temporary) / "text"
-            draft.write_text(text, encoding="utf-8")
+            draft = Path(temporary) / "content"
+            draft.write_bytes(content.encode() if isinstance(content, str) else content)
             _publish(draft, target)
     except OSError as error:
         raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error

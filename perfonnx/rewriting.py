@@ -14,6 +14,7 @@ from perfonnx import io, ops
 from perfonnx.errors import PerfonnxError
 from perfonnx.graph import activation_bytes, conv_sites, layer_output, other_multiplies, rewritten_nodes
 from perfonnx.io import LoadedModel, ModelSource, Workspace
+from perfonnx.masks import ImpactMaps, load_impact_maps
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
     Absorb,
@@ -141,6 +142,7 @@ def rewrite(
     fallback: bool = True,
     layout: str = "rows",
     freeze_weights: bool = False,
+    impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
     **choices: Any,
 ) -> Rewritten:
@@ -155,6 +157,8 @@ def rewrite(
         fallback: Give each operator a function body, so that the model also runs without the library.
         layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps.
         freeze_weights: Make initializers that are also graph inputs constant.
+        impact_maps: What the mask `impact` is made from: maps by layer name, as `perfonnx.impact.impact_maps` gives
+            them, or the path of a .npz file with them.
         progress: Called with a few words before each step.
         **choices: Fields of `Options`.
 
@@ -178,6 +182,9 @@ def rewrite(
         plan = Plan.load(plan)
     tell = progress or (lambda _: None)
 
+    if impact_maps is not None and not isinstance(impact_maps, Mapping):
+        impact_maps = load_impact_maps(impact_maps)
+
     if output is not None:
         io.check_target(output)
     tell("reading")
@@ -189,7 +196,7 @@ def rewrite(
     state = State()
     used = Plan(seed=plan.seed if plan else chosen.seed)
 
-    normalize, select = Normalize(), Select(chosen, plan, fallback)
+    normalize, select = Normalize(), Select(chosen, plan, fallback, impact_maps)
     tell("choosing layers")
     PassManager([normalize, select]).run(workspace, state)
     report = _before(workspace, state)

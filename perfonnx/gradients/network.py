@@ -106,10 +106,13 @@ def operator_of(proto: NodeProto) -> str:
 
 
 def inputs_of(proto: NodeProto) -> Iterator[str]:
-    """Everything that a node reads, its bodies included."""
-    yield from (name for name in proto.input if name)
+    """The tensors whose values a node depends on, those that its bodies read included."""
+    if proto.op_type in _ABOUT_SHAPES:
+        return
+    yield from (name for name in proto.input[: 1 if proto.op_type == "CastLike" else None] if name)
     for graph in io.subgraphs(proto):
         for node in graph.node:
+            yield from (name for name in node.input if name)
             yield from inputs_of(node)
         yield from (output.name for output in graph.output)
 
@@ -191,9 +194,7 @@ class Network:
         """The tensors that do not change while the shapes of the inputs stay as they are."""
         fixed = set(self.initializers)  # those that are inputs too keep their values: nothing else is ever fed
         for node in self.nodes:
-            if node.op_type in _RANDOM:
-                continue
-            if node.op_type in _ABOUT_SHAPES or all(name in fixed for name in inputs_of(node)):
+            if node.op_type not in _RANDOM and all(name in fixed for name in inputs_of(node)):
                 fixed.update(node.output)
         return frozenset(fixed)
 
