@@ -327,6 +327,13 @@ def layer_times(events: Sequence[Mapping[str, Any]], names: Names, runs: int) ->
     Returns:
         For each layer, in running order, the operator that ran and the median milliseconds per run.
     """
+    return {key: (operator, statistics.median(series)) for key, (operator, series) in layer_runs(events, names, runs)}
+
+
+def layer_runs(
+    events: Sequence[Mapping[str, Any]], names: Names, runs: int
+) -> Iterator[tuple[str, tuple[str, list[float]]]]:
+    """For each layer, in running order, its operator and its milliseconds in each run; see `layer_times`."""
     spans = sorted(
         (int(event["ts"]), int(event["ts"]) + int(event["dur"])) for event in events if event.get("name") == "model_run"
     )[-runs:]
@@ -345,7 +352,7 @@ def layer_times(events: Sequence[Mapping[str, Any]], names: Names, runs: int) ->
         key = keys[event["name"].removesuffix("_kernel_time")]
         operators.setdefault(key, event["args"]["op_name"])
         sums.setdefault(key, [0.0] * len(spans))[run] += int(event["dur"]) / 1e3
-    return {key: (operators[key], statistics.median(series)) for key, series in sums.items()}
+    return ((key, (operators[key], series)) for key, series in sums.items())
 
 
 _ABSORBED = {"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum", "Mul", "BatchNormalization"}

@@ -47,6 +47,15 @@ _REWRITE_EXAMPLES = """examples:
   perfonnx rewrite model.onnx fast.onnx --plan plan.json
 """
 
+_IMPACT_EXAMPLES = """examples:
+  perfonnx impact model.onnx maps.npz --data photos/ -n 500
+  perfonnx rewrite model.onnx fast.onnx --rate 0.5 --mask impact --impact-maps maps.npz
+  perfonnx impact fast.onnx more.npz --data photos/ -n 500
+        of the network as it is perforated, to go on from with the original model and a higher rate
+
+Labels come with the data (see check); without them the model's own choice is the label.
+"""
+
 _CHECK_EXAMPLES = """examples:
   perfonnx check model.onnx fast.onnx
         random inputs: shows that both run and how far apart they are, says nothing of accuracy
@@ -120,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     _add_inspect(commands)
     _add_rewrite(commands)
+    _add_impact(commands)
     _add_check(commands)
     _add_bench(commands)
     _add_tune(commands)
@@ -153,6 +163,14 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    images = parser.add_argument_group("images (in --data)")
+    images.add_argument("--scale", type=float, help="factor for pixel values 0..255 (default 1/255)")
+    images.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
+    images.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
+    images.add_argument("--bgr", action="store_true", help="channels in the order blue, green, red")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
@@ -196,10 +214,11 @@ def _add_rewrite(commands: Any) -> None:
         "--mask",
         default=None,
         metavar="NAME|FILE",
-        help="uniform, grid, grid-square, lattice, stripes-rows, stripes-columns, pooling-structure, propagated, or a "
-        ".npy file (one mask) or .npz file (one "
-        "mask per layer name); default: pooling-structure where a pool follows, else grid; propagated for sparse",
+        help="uniform, grid, grid-square, lattice, stripes-rows, stripes-columns, pooling-structure, propagated, "
+        "impact, or a .npy file (one mask) or .npz file (one mask per layer name); default: pooling-structure where a "
+        "pool follows, else grid; propagated for sparse",
     )
+    what.add_argument("--impact-maps", metavar="FILE", help="maps that perfonnx impact wrote, for the mask impact")
     what.add_argument(
         "--interpolation", default=None, metavar="NAME", help="nearest (default), zero or barycentric; perforate only"
     )
@@ -290,6 +309,7 @@ def _rewrite(options: argparse.Namespace) -> int:
             layout=options.layout,
             freeze_weights=options.freeze_weights,
             samples=samples,
+            impact_maps=options.impact_maps,
             progress=status.update,
         )
     if options.save_plan:
@@ -332,6 +352,51 @@ def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> N
     )
 
 
+# --- impact ----------------------------------------------------------------------------------------------------------
+
+
+def _add_impact(commands: Any) -> None:
+    parser = _add(
+        commands, "impact", "measure how much each output position matters to a classifier's loss", _IMPACT_EXAMPLES
+    )
+    parser.add_argument("model", metavar="MODEL", help="the original, or a rewritten model with its function bodies")
+    parser.add_argument("output", metavar="OUT", help="where the maps go, a .npz file with one per layer")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR|FILE", help="images or .npy files in a folder, or one .npz or .npy file"
+    )
+    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
+    _add_images(parser)
+    _add_shapes(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(run=_impact)
+
+
+def _impact(options: argparse.Namespace) -> int:
+    from perfonnx import check, feeds, impact, io
+
+    io.check_target(options.output)
+    if Path(options.output).suffix != ".npz":
+        raise PerfonnxError(f"{options.output}: maps of impacts are written as .npz; give a name that ends so")
+    specs = feeds.input_specs(check.open_model(options.model, threads=1).session)
+    shapes = feeds.parse_input_shapes(options.input_shape)
+    source = feeds.load_feeds(options.data, specs, n=options.n, image_format=_image_format(options), shapes=shapes)
+    labels = feeds.load_labels(options.data, source.samples)
+    with _progress(options, "measuring") as step:
+        maps = impact.impact_maps(
+            options.model,
+            source,
+            labels=labels,
+            threads=options.threads,
+            progress=lambda done: step(done, source.samples),
+        )
+    impact.save_impact_maps(options.output, maps)
+    if not options.quiet:
+        judged = "given labels" if labels is not None else "the model's own choices as labels"
+        print(f"{options.output}: impacts of {len(maps)} layers, from {source.samples} samples and {judged}")
+    return OK
+
+
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
@@ -346,11 +411,7 @@ def _add_check(commands: Any) -> None:
     parser.add_argument("--tolerance", type=float, metavar="T", help="exit 1 if an output's relative error is above T")
     parser.add_argument("--max-drop", metavar="D", help="exit 1 if top-1 differs on more than this, such as 1%%")
     parser.add_argument("--no-fallback", action="store_true", help="do not compare kernels with function bodies")
-    images = parser.add_argument_group("images (in --data)")
-    images.add_argument("--scale", type=float, help="factor for pixel values 0..255 (default 1/255)")
-    images.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
-    images.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
-    images.add_argument("--bgr", action="store_true", help="channels in the order blue, green, red")
+    _add_images(parser)
     _add_shapes(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random inputs (default 0)")
@@ -508,7 +569,10 @@ def _add_metric(parser: Any) -> None:
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     choices = parser.add_argument_group("what is tried in each layer")
     choices.add_argument(
-        "--masks", metavar="NAME,...", help="mask names or files (default lattice,uniform,pooling-structure)"
+        "--masks",
+        metavar="NAME,...",
+        help="mask names or files (default lattice,uniform,pooling-structure; impact, for classifiers, measures what "
+        "it needs on the data)",
     )
     choices.add_argument("--rates", metavar="R,...", help="fractions of positions to skip (default .25,.5,.75)")
     choices.add_argument("--interpolations", metavar="NAME,...", help="nearest (default), zero, barycentric")
@@ -572,7 +636,7 @@ def _tune(options: argparse.Namespace) -> int:
             progress=step,
         )
     if options.plan_out:
-        tuned.result.save_plan(options.plan_out)
+        tuned.save_plan(options.plan_out)
     data = tuned.to_json()
     if options.report_json:
         write_atomically(options.report_json, json.dumps(data, indent=2) + "\n")

@@ -20,6 +20,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.graph import activation_bytes, conv_sites, layer_output, other_multiplies, rewritten_nodes
 from perfonnx.io import LoadedModel, ModelSource, Workspace
+from perfonnx.masks import ImpactMaps, load_impact_maps
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
     Absorb,
@@ -165,6 +166,7 @@ def rewrite(
     freeze_weights: bool = False,
     samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None = None,
     ridge: float = RIDGE,
+    impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
     **choices: Any,
 ) -> Rewritten:
@@ -183,6 +185,8 @@ def rewrite(
         samples: Calibration data for layers that are to be repaired: `perfonnx.calibration.Samples`, or feeds, one per
             batch, that can be iterated again and again. None: the corrections saved with the plan are applied.
         ridge: Strength of regularization in repair.
+        impact_maps: What the mask `impact` is made from: maps by layer name, as `perfonnx.impact.impact_maps` gives
+            them, or the path of a .npz file with them.
         progress: Called with a few words before each step.
         **choices: Fields of `Options`.
 
@@ -207,6 +211,9 @@ def rewrite(
         raise PerfonnxError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     tell = progress or (lambda _: None)
 
+    if impact_maps is not None and not isinstance(impact_maps, Mapping):
+        impact_maps = load_impact_maps(impact_maps)
+
     if output is not None:
         io.check_target(output)
     tell("reading")
@@ -219,7 +226,7 @@ def rewrite(
     feeds, known = _repair_sources(plan, samples)
     used = Plan(seed=plan.seed if plan else chosen.seed, layout=layout)
 
-    normalize, select = Normalize(), Select(chosen, plan, fallback)
+    normalize, select = Normalize(), Select(chosen, plan, fallback, impact_maps)
     tell("choosing layers")
     PassManager([normalize, select]).run(workspace, state)
     report = _before(workspace, state)

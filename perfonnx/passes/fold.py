@@ -58,6 +58,16 @@ class Fold(Pass):
         return PassResult(bool(changes), changes)
 
 
+def folded_output(workspace: Workspace, node: gs.Node, channels: int) -> gs.Tensor:
+    """The tensor that a convolution would give if it were folded with what follows it."""
+    output = node.outputs[0]
+    while (follower := only_consumer(workspace, output)) is not None:
+        if _affine_of(workspace, follower, output, channels) is None:
+            break
+        output = follower.outputs[0]
+    return output
+
+
 @dataclass(frozen=True)
 class _Layer:
     """Weight [M, C/group, kh, kw] and bias [M] of a convolution."""

@@ -111,7 +111,7 @@ class Metric:
                     f"output '{name}' has shape {list(reference[name].shape)} in the original and "
                     f"{list(actual[name].shape)} in the rewritten model: they cannot be compared"
                 )
-        if _GUIDES[self.name] == "KL":
+        if self.of_classes:
             return self._classes(reference, actual, labels)
         distance = _distance(reference, actual, self.outputs)
         guide = distance**2
@@ -169,6 +169,11 @@ class Metric:
     def is_share(self) -> bool:
         """Whether it is a share of images."""
         return self.name in ("top1", "agreement")
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether it looks at a classifier's output."""
+        return _GUIDES[self.name] == "KL"
 
     @property
     def default_drop(self) -> float:

@@ -16,12 +16,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from perfonnx import io
 from perfonnx.errors import PerfonnxError
+from perfonnx.impact import save_impact_maps
 from perfonnx.inspection import inspect
 from perfonnx.io import ModelSource
+from perfonnx.masks import ImpactMaps
 from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 from perfonnx.rewriting import Rewritten
 from perfonnx.search.choose import DENSE, Option, Selection, frontier, pareto
@@ -40,10 +43,11 @@ from perfonnx.search.evaluate import (
     count_images,
     find_metric,
     hold,
+    with_impacts,
 )
 from perfonnx.search.greedy import Measured, greedy
 from perfonnx.search.metrics import Metric, Quality
-from perfonnx.search.sensitivity import Row, Space, eligible, measure_layers, plan_key
+from perfonnx.search.sensitivity import IMPACT, Row, Space, eligible, measure_layers, plan_key
 from perfonnx.search.state import Records, digest
 from perfonnx.search.timing import PairedTimer, Speed, Timer, TimingCache, machine
 
@@ -166,6 +170,7 @@ class Tuned:
         images: How many, by part.
         threads: Intra-op threads asked for.
         seconds: What the measurements took.
+        impact_maps: What masks called `impact` were made from, None where that was no choice.
     """
 
     result: Rewritten
@@ -181,11 +186,23 @@ class Tuned:
     images: dict[str, int]
     threads: int | None
     seconds: float
+    impact_maps: ImpactMaps | None = None
 
     @property
     def plan(self) -> Plan:
         """The plan that makes the model again."""
         return self.result.plan
+
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, and beside `plan.json` what it needs: `plan.corrections.npz`, `plan.impact.npz`.
+
+        Raises:
+            PerfonnxError: A file cannot be written.
+        """
+        self.result.save_plan(path)
+        used = {n: self.impact_maps[n] for n, c in self.plan.layers.items() if self.impact_maps and c.mask == IMPACT}
+        if used:
+            save_impact_maps(Path(path).with_suffix(".impact.npz"), used)
 
     def pareto(self) -> list[Trial]:
         """The trials that no other one beats in both speed and guide, from the least loss to the fastest."""
@@ -290,6 +307,8 @@ def tune(
     parts = {CHOOSING: hold(first), HELD_BACK: hold(second)}
     subject = replace(subject, calibration=parts[CHOOSING])
     found, seconds_per_image = find_metric(metric, subject, parts[CHOOSING], threads=threads)
+    if IMPACT in space.masks:
+        subject = with_impacts(subject, parts[CHOOSING], found, threads=threads)
     bound = found.parse_drop(max_drop) if isinstance(max_drop, str) else max_drop
     if bound is None and speedup is None:
         bound = found.default_drop
@@ -313,10 +332,10 @@ def tune(
     )
     best = run.find(search, seconds_per_image)
     plan = best.plan if best else Plan(seed=seed)
-    result = subject.rewrite(plan, fallback=fallback)
-    tuned = run.tuned(result, best, threads)
+    tuned = run.tuned(subject.rewrite(plan, fallback=fallback), best, threads)
+    tuned.impact_maps = subject.impact_maps
     if output is not None:
-        result.save(output)
+        tuned.result.save(output)
     return tuned
 
 
