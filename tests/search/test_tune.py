@@ -366,3 +366,18 @@ def test_resnet20_is_tuned_within_its_bound(tmp_path: Path) -> None:
     if tuned.best is not None:
         assert tuned.best.held_back is not None
         assert tuned.best.held_back.drop <= 0.04
+
+
+def test_impact_masks_are_made_from_the_images_to_choose_by(tmp_path: Path) -> None:
+    space = Space(masks=("impact",), rates=(0.5,), repairs=("none",))
+    tuned = tune(network(), None, samples(), max_drop=1.0, space=space, max_time=20, threads=1, timer=Invented())
+    assert tuned.best is not None
+    assert all(choice.mask == "impact" for choice in tuned.plan.layers.values())
+    tuned.save_plan(tmp_path / "plan.json")
+    again = perfonnx.rewrite(network(), plan=tmp_path / "plan.json", impact_maps=tmp_path / "plan.impact.npz")
+    assert again.proto.graph == tuned.result.proto.graph
+
+
+def test_impact_needs_a_classifier() -> None:
+    with pytest.raises(PerfonnxError, match="follows the log-loss of a classifier, not distance"):
+        sensitivity(network(), samples(8), space=Space(masks=("impact",)), metric="distance")
