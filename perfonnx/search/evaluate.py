@@ -15,6 +15,7 @@ from perfonnx import io, runtime
 from perfonnx.check import OpenModel, classifier_outputs, uses_library
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, batch_size
+from perfonnx.inspection import Inspection, inspect
 from perfonnx.io import LoadedModel, ModelSource
 from perfonnx.masks import ImpactMaps
 from perfonnx.plan import NO_REPAIR, Plan
@@ -105,6 +106,11 @@ class Subject:
             impact_maps=self.impact_maps,
         )
 
+    def inspect(self) -> Inspection:
+        """The model's convolutions."""
+        source = self.original().proto if self.freeze_weights else self.source
+        return inspect(source, input_shapes=self.input_shapes)
+
     def original(self) -> LoadedModel:
         """The model as it came, with the sizes that were given."""
         loaded = io.load(self.source)
@@ -164,7 +170,11 @@ class Outcome:
 
 
 class Evaluator(Protocol):
-    """Anything that measures plans. It is sent to an executor's workers, so it must survive being pickled there."""
+    """Anything that measures plans.
+
+    An executor of processes pickles it for every task. `PlanEvaluator` can be pickled, but takes the images along that
+    it holds in memory: give such an executor an evaluator that finds its data itself.
+    """
 
     def __call__(self, task: Task) -> Outcome:
         """Measure."""

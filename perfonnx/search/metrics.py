@@ -215,6 +215,14 @@ class Metric:
             return f"{-drop:.1f} dB"
         return f"{drop:.2%}" if self.name == "distance" else f"{drop:.4f}"
 
+    def within(self, bound: float) -> str:
+        """A bound as part of a sentence."""
+        return f"above {self.show(bound)}" if self.name == "psnr" else f"within {self.show(bound)} of loss"
+
+    def lost(self, drop: float) -> str:
+        """What was lost, as a sentence."""
+        return f"{self.name} is {self.show(drop)}" if self.name == "psnr" else f"{self.name} loses {self.show(drop)}"
+
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {"name": self.name, "outputs": list(self.outputs), "guide": _GUIDES[self.name]}

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.inspection import Inspection, inspect
+from perfonnx.inspection import Inspection
 from perfonnx.io import ModelSource
 from perfonnx.plan import NO_REPAIR, LayerPlan, Plan, is_mask_file
 from perfonnx.sampling import INTERPOLATIONS
@@ -250,7 +250,7 @@ def sensitivity(
     """
     space = space or Space()
     subject = Subject(model, dict(input_shapes or {}))
-    inspection = inspect(model, input_shapes=subject.input_shapes)
+    inspection = subject.inspect()
     shares = eligible(inspection)
     if not shares:
         raise PerfonnxError(f"{inspection.model}: no layer can be rewritten with profit; see perfonnx inspect")

@@ -162,3 +162,9 @@ def test_bounds_are_read(name: str, text: str, value: float) -> None:
 def test_bounds_without_meaning_are_refused(name: str, text: str) -> None:
     with pytest.raises(PerfonnxError, match=f"drop '{text}'"):
         Metric(name, ("y",)).parse_drop(text)
+
+
+def test_losses_are_told_in_the_metrics_terms() -> None:
+    top1, psnr = Metric("top1", ("y",)), Metric("psnr", ("y",))
+    assert (top1.within(0.01), top1.lost(0.005)) == ("within 1.00 points of loss", "top1 loses 0.50 points")
+    assert (psnr.within(-35), psnr.lost(-36.04)) == ("above 35.0 dB", "psnr is 36.0 dB")

@@ -235,6 +235,36 @@ def test_samples_too_small_for_the_bound_are_said_so() -> None:
     assert not any(expected in warning for warning in invented(Invented(), max_drop=0.03).warnings)
 
 
+def test_an_original_that_is_mostly_wrong_is_said_so() -> None:
+    @dataclass
+    class Wrong(Invented):
+        def __call__(self, task: Task) -> Outcome:
+            quality = super().__call__(task).quality
+            return Outcome(Quality(task.images, 0.05, 0.05, quality.drop, 0.001, quality.guide), 0.1)
+
+    tuned = tune(network(), None, samples(labels=True), evaluator=Wrong(), timer=Wrong(), space=SPACE, max_drop=0.03)
+    assert tuned.metric.name == "top1"
+    assert any("the original itself is right on 5% of the images only" in warning for warning in tuned.warnings)
+
+
+@dataclass
+class _Hasty(Invented):
+    """Takes every network for a tenth faster than it is, but at the last."""
+
+    def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
+        speed = super().speed(plan)
+        ratio = speed.ratio * (1.1 if seconds < 5 else 1.0)
+        return Speed(ratio, ratio * 0.999, ratio * 1.001, 10 / ratio, 10.0, 9)
+
+
+def test_a_speed_that_does_not_last_is_not_claimed() -> None:
+    tuned = invented(_Hasty(), speedup=1.4)
+    assert tuned.best is not None
+    assert tuned.reached == (tuned.best.speed.ratio >= 1.4)
+    rate = sum(rates(tuned).values())
+    assert tuned.best.speed.ratio == pytest.approx(1 / (1 - 0.2 * rate))
+
+
 def test_the_time_is_kept() -> None:
     @dataclass
     class Slower(Invented):
