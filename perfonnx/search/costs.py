@@ -20,7 +20,7 @@ from perfonnx.search.state import Records
 from perfonnx.search.timing import OTHER, Timer
 
 BIAS = "bias"
-HOPELESS = 1.1
+HOPELESS = 1.2
 """Where all layers together are this much slower than dense, smaller rates of the same kind are not profiled."""
 
 LONE_LAYERS = 64
@@ -29,14 +29,14 @@ LONE_LAYERS = 64
 
 @dataclass
 class LayerCosts:
-    """Milliseconds by layer, in one layout.
+    """Times by layer in one layout, as parts of the original network's time.
 
     Attributes:
         dense: As the network came.
         inside: Dense between sampled layers.
         border: To enter and leave the region, where the layer is the only sampled one.
         sampled: By choice, among sampled layers.
-        rest: Milliseconds that no layer here accounts for.
+        rest: What no layer here accounts for.
     """
 
     dense: dict[str, float] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class LayerCosts:
         return chain
 
     def to_json(self) -> dict[str, dict[str, float]]:
-        """As plain data: layer to milliseconds, by state."""
+        """As plain data: state to layer to time."""
         choices = {label(choice): times for choice, times in self.sampled.items()}
         return {"dense": self.dense, "dense between sampled": self.inside, "border": self.border, **choices}
 

@@ -2,8 +2,9 @@
 
 Whole networks are timed in pairs: both models in one process, in turn, the order changing from round to round, so that
 a machine that slows down does so for both. What counts is the median of the ratios of neighbouring runs, and rounds go
-on until its confidence interval is small. Layers are timed by onnxruntime's profiler, with all layers rewritten alike:
-one profile gives the times of one choice in all layers, among neighbours that work on rows as they will in the end.
+on until its confidence interval is small. Layers are timed by onnxruntime's profiler, paired in the same way: one
+profile with all layers rewritten alike gives the times of one choice in all layers, among neighbours that work on rows
+as they will in the end.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ class Timer(Protocol):
         """The whole network rewritten by a plan against the original; about so many seconds are spent."""
 
     def layers(self, plan: Plan) -> dict[str, float]:
-        """Milliseconds per layer of the network rewritten by a plan (empty: the original); `OTHER` is the rest."""
+        """Each layer's time in the network rewritten by a plan, as a part of the original network's time.
+
+        An empty plan gives the original's layers; `OTHER` is what belongs to none.
+        """
 
 
 @dataclass
@@ -103,12 +107,8 @@ class PairedTimer:
         known = self.cache.get(key) if self.cache else None
         if known is not None:
             return Speed(**known)
-        if self._original is None:
-            self._original = open_loaded(self.subject.original(), threads=self.threads, options=session_options())
         candidate = open_loaded(loaded, threads=self.threads, options=session_options())
-        speed = paired(
-            _runner(self._original, self.feed), _runner(candidate, self.feed), seconds=seconds, precision=PRECISION
-        )
+        speed = paired(self._run_original(), _runner(candidate, self.feed), seconds=seconds, precision=PRECISION)
         if self.cache:
             self.cache.put(key, speed.to_json())
         return speed
@@ -120,10 +120,15 @@ class PairedTimer:
         known = self.cache.get(key) if self.cache else None
         if known is not None:
             return {name: float(value) for name, value in known.items()}
-        times = profile(loaded, self.feed, threads=self.threads)
+        times = profile(loaded, self._run_original(), self.feed, threads=self.threads)
         if self.cache:
             self.cache.put(key, times)
         return times
+
+    def _run_original(self) -> Callable[[], float]:
+        if self._original is None:
+            self._original = open_loaded(self.subject.original(), threads=self.threads, options=session_options())
+        return _runner(self._original, self.feed)
 
     def _key(self, what: str, loaded: LoadedModel, detail: str) -> str:
         digest = hashlib.sha256()
@@ -205,14 +210,28 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 
-def profile(loaded: LoadedModel, feed: Feed, *, threads: int | None = None, seconds: float = 0.4) -> dict[str, float]:
-    """Milliseconds per convolution, with everything around it that is not one; `OTHER` for what belongs to none.
+def profile(
+    loaded: LoadedModel,
+    original: Callable[[], float],
+    feed: Feed,
+    *,
+    threads: int | None = None,
+    seconds: float = 0.8,
+) -> dict[str, float]:
+    """The time of each convolution with everything around it that is not one, as a part of the original's time.
+
+    Runs are paired with runs of the original, like those of `paired`: profiles are compared that are made minutes
+    apart, on a machine that may have become busy in between.
 
     Args:
         loaded: The model; unnamed nodes get names.
-        feed: Its input.
+        original: Does one run of the original network and returns its milliseconds.
+        feed: The model's input.
         threads: Intra-op threads.
-        seconds: How long to run it, roughly: 10 to 50 runs.
+        seconds: How long to run both, roughly: 10 to 50 runs.
+
+    Returns:
+        Parts by layer; `OTHER` for what belongs to none.
     """
     named = LoadedModel(onnx.ModelProto(), loaded.directory, loaded.name)
     named.proto.CopyFrom(loaded.proto)
@@ -224,27 +243,20 @@ def profile(loaded: LoadedModel, feed: Feed, *, threads: int | None = None, seco
         options.profile_file_prefix = str(Path(directory) / "profile")
         model = open_loaded(named, threads=threads, options=options)
         once = _runner(model, feed)
-        needed = min(once() for _ in range(WARMUP)) / 1e3
+        needed = min(original() + once() for _ in range(WARMUP)) / 1e3
         runs = int(min(50, max(10, seconds / max(needed, 1e-6))))
+        whole = []
         for _ in range(runs):
+            whole.append(original())
             once()
         events = json.loads(Path(model.session.end_profiling()).read_bytes())  # type: ignore[attr-defined]
     owners = owning_convs(named.proto)
     sums: dict[str, float] = {}
     for name, (_, times) in layer_runs(events, Names(named.proto), runs):
         owner = OTHER if name == LAYOUT else owners.get(name, OTHER)
-        sums[owner] = sums.get(owner, 0.0) + undisturbed(times)
+        part = statistics.median(one / max(all_, 1e-9) for one, all_ in zip(times, whole, strict=True))
+        sums[owner] = sums.get(owner, 0.0) + part
     return sums
-
-
-def undisturbed(times: Sequence[float]) -> float:
-    """The mean of the shortest quarter: what something takes where nothing else gets in its way.
-
-    Profiles are compared that were not made in turn. What disturbs a run only makes it longer, so the shortest runs
-    are those that can be compared.
-    """
-    shortest = sorted(times)[: max(1, len(times) // 4)]
-    return sum(shortest) / len(shortest)
 
 
 def owning_convs(proto: onnx.ModelProto) -> dict[str, str]:

@@ -172,7 +172,7 @@ class Tuned:
         target: What was wanted.
         trials: Everything that was really measured, in order.
         rows: The layers' sensitivities.
-        costs: What the layers take, by layout.
+        costs: What the layers take, as parts of the original's time, by layout.
         images: How many, by part.
         threads: Intra-op threads asked for.
         seconds: What the measurements took.
@@ -236,7 +236,7 @@ class Tuned:
             "trials": [trial.to_json() for trial in self.trials],
             "pareto": [i for i, trial in enumerate(self.trials) if id(trial) in front],
             "sensitivity": [row.to_json() for row in self.rows],
-            "layer_milliseconds": {layout: costs.to_json() for layout, costs in self.costs.items()},
+            "layer_times": {layout: costs.to_json() for layout, costs in self.costs.items()},
         }
 
 
