@@ -204,14 +204,14 @@ def test_a_real_network_keeps_more_with_impact_than_with_chance() -> None:
         pytest.skip("CIFAR-10 is not here: set PERFONNX_TEST_DATA")
     data = np.load(file)
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-    images = ((data["x"][:192] / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
-    labels = data["y"][:192].astype(np.int64)
-    maps = impact_maps(path, [{"input": images[:64]}], labels=labels[:64])
+    images = ((data["x"][:96] / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
+    labels = data["y"][:96].astype(np.int64)
+    maps = impact_maps(path, [{"input": images[:32]}], labels=labels[:32])
     losses = {}
     for mask in ("impact", "uniform"):
         proto = perfonnx.rewrite(path, rate=0.5, mask=mask, impact_maps=maps, only="layer1").proto
-        scores = perfonnx.session(proto).run(None, {"input": images[64:]})[0].astype(np.float64)
+        scores = perfonnx.session(proto).run(None, {"input": images[32:]})[0].astype(np.float64)
         top = scores.max(axis=1, keepdims=True)
         log_p = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
-        losses[mask] = -log_p[np.arange(128), labels[64:]].mean()
+        losses[mask] = -log_p[np.arange(64), labels[32:]].mean()
     assert losses["impact"] < losses["uniform"]

@@ -69,13 +69,13 @@ def check_against_differences(
     """All inputs' gradients of a random weighting of all outputs, element by element."""
     model = _framed(model, feeds)
     feeds = {f"one/{name}": x[None] for name, x in feeds.items()}
-    session = perfonnx.session(model, library=False)
+    session = perfonnx.session(model, threads=1, library=False)
     names = [o.name for o in session.get_outputs()]
     values = dict(zip(names, session.run(None, dict(feeds)), strict=True))
     rng = np.random.default_rng(5)
     weights = {name: rng.standard_normal(value.shape) for name, value in values.items()}
     targets = {name: values[name] - weights[name] / 2 for name in names}  # so that 2 * (y - target) is the weighting
-    _, tensors = Gradients(model, list(feeds), output_distance).run(dict(feeds), targets)
+    _, tensors = Gradients(model, list(feeds), output_distance, threads=1).run(dict(feeds), targets)
 
     def weighted(changed: str, array: NDArray[np.float32]) -> float:
         outputs = session.run(None, {**feeds, changed: array})
