@@ -190,7 +190,7 @@ def bench(
         raise PerfonnxError(f"runs {runs}, warm-up {warmup}: there must be 1 run or more, and no negative warm-up")
     if threads is not None and threads < 1:
         raise PerfonnxError(f"threads {threads}: must be 1 or more")
-    opened = [open_model(model, threads=threads, options=_options()) for model in models]
+    opened = [open_model(model, threads=threads, options=session_options()) for model in models]
     for model, name in zip(opened, _distinct(names or [model.name for model in opened]), strict=True):
         model.name = name
     if feed is None:
@@ -231,7 +231,8 @@ def bench(
     )
 
 
-def _options() -> Any:
+def session_options() -> Any:
+    """For sessions that are timed in turn: onnxruntime is quiet, and its idle threads leave the cores to the others."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # the user asked for times, not for onnxruntime's remarks on the model
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -318,7 +319,7 @@ def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
 
 def _open_profiled(source: io.ModelSource, model: OpenModel, threads: int | None, prefix: str) -> OpenModel:
     """Another session on a model, one that writes a profile."""
-    options = _options()
+    options = session_options()
     options.enable_profiling = True
     options.profile_file_prefix = prefix
     loaded = io.load(source)
@@ -349,6 +350,13 @@ def layer_times(events: Sequence[Mapping[str, Any]], names: Names, runs: int) ->
     Returns:
         For each layer, in running order, the operator that ran and the median milliseconds per run.
     """
+    return {key: (operator, statistics.median(series)) for key, (operator, series) in layer_runs(events, names, runs)}
+
+
+def layer_runs(
+    events: Sequence[Mapping[str, Any]], names: Names, runs: int
+) -> Iterator[tuple[str, tuple[str, list[float]]]]:
+    """For each layer, in running order, its operator and its milliseconds in each run; see `layer_times`."""
     spans = sorted(
         (int(event["ts"]), int(event["ts"]) + int(event["dur"])) for event in events if event.get("name") == "model_run"
     )[-runs:]
@@ -367,7 +375,7 @@ def layer_times(events: Sequence[Mapping[str, Any]], names: Names, runs: int) ->
         key = keys[event["name"].removesuffix("_kernel_time")]
         operators.setdefault(key, event["args"]["op_name"])
         sums.setdefault(key, [0.0] * len(spans))[run] += int(event["dur"]) / 1e3
-    return {key: (operators[key], statistics.median(series)) for key, series in sums.items()}
+    return ((key, (operators[key], series)) for key, series in sums.items())
 
 
 _ABSORBED = {"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum", "Mul", "BatchNormalization"}

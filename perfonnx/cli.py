@@ -25,6 +25,7 @@ _MAIN_EXAMPLES = """examples:
   perfonnx rewrite model.onnx fast.onnx --rate 0.5
   perfonnx check model.onnx fast.onnx --data images/ -n 100
   perfonnx bench model.onnx fast.onnx
+  perfonnx tune model.onnx fast.onnx --data photos/ --max-drop 1%
 
 exit status: 0 done, 1 a check failed, 2 bad usage or input
 """
@@ -46,6 +47,15 @@ _REWRITE_EXAMPLES = """examples:
   perfonnx rewrite model.onnx fast.onnx --plan plan.json
 """
 
+_IMPACT_EXAMPLES = """examples:
+  perfonnx impact model.onnx maps.npz --data photos/ -n 500
+  perfonnx rewrite model.onnx fast.onnx --rate 0.5 --mask impact --impact-maps maps.npz
+  perfonnx impact fast.onnx more.npz --data photos/ -n 500
+        of the network as it is perforated, to go on from with the original model and a higher rate
+
+Labels come with the data (see check); without them the model's own choice is the label.
+"""
+
 _CHECK_EXAMPLES = """examples:
   perfonnx check model.onnx fast.onnx
         random inputs: shows that both run and how far apart they are, says nothing of accuracy
@@ -58,6 +68,26 @@ _BENCH_EXAMPLES = """examples:
   perfonnx bench model.onnx fast.onnx faster.onnx --threads 1 --runs 50
   perfonnx bench model.onnx fast.onnx --per-layer
   perfonnx bench model.onnx fast.onnx --memory --json
+"""
+
+
+_TUNE_EXAMPLES = """examples:
+  perfonnx tune model.onnx fast.onnx --data photos/ --preset imagenet --max-drop 1%
+        the fastest model that answers otherwise for one photo in a hundred at most; no labels needed
+  perfonnx tune model.onnx fast.onnx --data photos/ --labels classes.csv --max-drop 1%
+        with labels: that loses one percentage point of top-1 at most
+  perfonnx tune model.onnx fast.onnx --data photos/ --speedup 1.5 --threads 1
+  perfonnx tune model.onnx fast.onnx --data data.npz --metric ssim --max-drop 0.02 --plan-out plan.json
+  perfonnx tune model.onnx fast.onnx --data photos/ --max-time 3600 --state tune.state
+        can be interrupted, and goes on from there when it is run again
+
+bounds: top1, agreement: a share of images, 1%; loss: nats; ssim: 1 - SSIM to the original's output, 0.02; psnr: what
+must remain, 35dB; distance: relative L2 distance to the original's output, 5%
+"""
+
+_SENSITIVITY_EXAMPLES = """examples:
+  perfonnx sensitivity model.onnx --data photos/ --preset imagenet --samples 100
+  perfonnx sensitivity model.onnx --data data.npz --rates .25,.5 --masks lattice,uniform --repair bias
 """
 
 
@@ -97,11 +127,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"perfonnx {version('perfonnx')}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     _add_inspect(commands)
     _add_rewrite(commands)
+    _add_impact(commands)
     _add_check(commands)
     _add_bench(commands)
+    _add_tune(commands)
+    _add_sensitivity(commands)
     lib = _add(commands, "lib", "print the path of the custom-operator library", "example:\n  perfonnx lib\n")
     lib.set_defaults(run=_lib)
     return parser
@@ -131,6 +164,14 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    images = parser.add_argument_group("images (in --data)")
+    images.add_argument("--scale", type=float, help="factor for pixel values 0..255 (default 1/255)")
+    images.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
+    images.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
+    images.add_argument("--bgr", action="store_true", help="channels in the order blue, green, red")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
@@ -174,10 +215,11 @@ def _add_rewrite(commands: Any) -> None:
         "--mask",
         default=None,
         metavar="NAME|FILE",
-        help="uniform, grid, grid-square, lattice, stripes-rows, stripes-columns, pooling-structure, propagated, or a "
-        ".npy file (one mask) or .npz file (one "
-        "mask per layer name); default: pooling-structure where a pool follows, else grid; propagated for sparse",
+        help="uniform, grid, grid-square, lattice, stripes-rows, stripes-columns, pooling-structure, propagated, "
+        "impact, or a .npy file (one mask) or .npz file (one mask per layer name); default: pooling-structure where a "
+        "pool follows, else grid; propagated for sparse",
     )
+    what.add_argument("--impact-maps", metavar="FILE", help="maps that perfonnx impact wrote, for the mask impact")
     what.add_argument(
         "--interpolation", default=None, metavar="NAME", help="nearest (default), zero or barycentric; perforate only"
     )
@@ -212,9 +254,10 @@ def _add_rewrite(commands: Any) -> None:
     )
     model.add_argument(
         "--layout",
-        default="rows",
+        default=None,
         metavar="NAME",
-        help="rows (default): neighbouring rewritten layers exchange rows; nchw: each takes and gives whole maps",
+        help="rows (default, unless the plan says otherwise): neighbouring rewritten layers exchange rows; nchw: each "
+        "takes and gives whole maps",
     )
     after = parser.add_argument_group("afterwards")
     after.add_argument(
@@ -281,6 +324,7 @@ def _rewrite(options: argparse.Namespace) -> int:
             layout=options.layout,
             freeze_weights=options.freeze_weights,
             samples=samples,
+            impact_maps=options.impact_maps,
             progress=status.update,
         )
     if options.save_plan:
@@ -323,6 +367,51 @@ def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> N
     )
 
 
+# --- impact ----------------------------------------------------------------------------------------------------------
+
+
+def _add_impact(commands: Any) -> None:
+    parser = _add(
+        commands, "impact", "measure how much each output position matters to a classifier's loss", _IMPACT_EXAMPLES
+    )
+    parser.add_argument("model", metavar="MODEL", help="the original, or a rewritten model with its function bodies")
+    parser.add_argument("output", metavar="OUT", help="where the maps go, a .npz file with one per layer")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR|FILE", help="images or .npy files in a folder, or one .npz or .npy file"
+    )
+    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
+    _add_images(parser)
+    _add_shapes(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    parser.set_defaults(run=_impact)
+
+
+def _impact(options: argparse.Namespace) -> int:
+    from perfonnx import check, feeds, impact, io
+
+    io.check_target(options.output)
+    if Path(options.output).suffix != ".npz":
+        raise PerfonnxError(f"{options.output}: maps of impacts are written as .npz; give a name that ends so")
+    specs = feeds.input_specs(check.open_model(options.model, threads=1).session)
+    shapes = feeds.parse_input_shapes(options.input_shape)
+    source = feeds.load_feeds(options.data, specs, n=options.n, image_format=_image_format(options), shapes=shapes)
+    labels = feeds.load_labels(options.data, source.samples)
+    with _progress(options, "measuring") as step:
+        maps = impact.impact_maps(
+            options.model,
+            source,
+            labels=labels,
+            threads=options.threads,
+            progress=lambda done: step(done, source.samples),
+        )
+    impact.save_impact_maps(options.output, maps)
+    if not options.quiet:
+        judged = "given labels" if labels is not None else "the model's own choices as labels"
+        print(f"{options.output}: impacts of {len(maps)} layers, from {source.samples} samples and {judged}")
+    return OK
+
+
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
@@ -337,11 +426,7 @@ def _add_check(commands: Any) -> None:
     parser.add_argument("--tolerance", type=float, metavar="T", help="exit 1 if an output's relative error is above T")
     parser.add_argument("--max-drop", metavar="D", help="exit 1 if top-1 differs on more than this, such as 1%%")
     parser.add_argument("--no-fallback", action="store_true", help="do not compare kernels with function bodies")
-    images = parser.add_argument_group("images (in --data)")
-    images.add_argument("--scale", type=float, help="factor for pixel values 0..255 (default 1/255)")
-    images.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
-    images.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
-    images.add_argument("--bgr", action="store_true", help="channels in the order blue, green, red")
+    _add_images(parser)
     _add_shapes(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random inputs (default 0)")
@@ -444,6 +529,200 @@ def _bench(options: argparse.Namespace) -> int:
     return OK
 
 
+# --- tune ------------------------------------------------------------------------------------------------------------
+
+
+def _add_tune(commands: Any) -> None:
+    from perfonnx.calibration import add_data_arguments
+
+    parser = _add(
+        commands, "tune", "find the fastest model within a loss, by measuring on your data and machine", _TUNE_EXAMPLES
+    )
+    parser.add_argument("model", metavar="IN", help="the model; it is not changed")
+    parser.add_argument("output", metavar="OUT", help="where the new model goes; the original where nothing is gained")
+    goal = parser.add_argument_group("what is wanted")
+    goal.add_argument(
+        "--max-drop", metavar="D", help="largest loss, in the metric's terms (default 1%%, 0.02 for ssim; see below)"
+    )
+    goal.add_argument(
+        "--speedup", type=float, metavar="S", help="how many times faster, with the smallest loss (within --max-drop)"
+    )
+    _add_metric(goal)
+    _add_choices(parser)
+    how = parser.add_argument_group("how it is searched")
+    how.add_argument("--search", default="budget", metavar="NAME", help="budget (default) or greedy")
+    how.add_argument(
+        "--max-time", type=float, default=900.0, metavar="SECONDS", help="time to measure, roughly (default 900)"
+    )
+    how.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    how.add_argument("--state", metavar="FILE", help="keep measurements here; an interrupted search then goes on")
+    how.add_argument(
+        "--cache-dir", metavar="DIR", help="where timings are kept between searches (default: the user's cache)"
+    )
+    how.add_argument("--no-cache", action="store_true", help="time everything anew")
+    add_data_arguments(parser)
+    _add_shapes(parser)
+    result = parser.add_argument_group("results")
+    result.add_argument("--plan-out", metavar="FILE", help="write the plan, to edit and give to rewrite --plan")
+    result.add_argument("--report-json", metavar="FILE", help="write everything that was measured")
+    result.add_argument(
+        "--no-fallback", action="store_true", help="leave out the function bodies, as in perfonnx rewrite"
+    )
+    result.add_argument(
+        "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
+    )
+    result.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    _add_json(result)  # type: ignore[arg-type]
+    parser.set_defaults(run=_tune)
+
+
+def _add_metric(parser: Any) -> None:
+    parser.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="top1, agreement, loss, ssim, psnr or distance (default: by the model's output and whether there are "
+        "labels)",
+    )
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    choices = parser.add_argument_group("what is tried in each layer")
+    choices.add_argument(
+        "--masks",
+        metavar="NAME,...",
+        help="mask names or files (default lattice,uniform,pooling-structure; impact, for classifiers, measures what "
+        "it needs on the data)",
+    )
+    choices.add_argument("--rates", metavar="R,...", help="fractions of positions to skip (default .25,.5,.75)")
+    choices.add_argument("--interpolations", metavar="NAME,...", help="nearest (default), zero, barycentric")
+    choices.add_argument("--repair", metavar="NAME,...", help="none, bias, predictor, full (default bias,predictor)")
+
+
+def _space(options: argparse.Namespace) -> Any:
+    from perfonnx.search import Space
+
+    given: dict[str, Any] = {}
+    for flag, name in (("masks", "masks"), ("interpolations", "interpolations"), ("repair", "repairs")):
+        if getattr(options, flag) is not None:
+            given[name] = tuple(part.strip() for part in getattr(options, flag).split(",") if part.strip())
+    if options.rates is not None:
+        try:
+            given["rates"] = tuple(float(part) for part in options.rates.split(",") if part.strip())
+        except ValueError as error:
+            raise PerfonnxError(f"--rates {options.rates}: give numbers such as .25,.5,.75") from error
+    return Space(**given)
+
+
+def _required_samples(options: argparse.Namespace) -> Any:
+    from perfonnx.calibration import samples_from
+
+    samples = samples_from(options, options.model)
+    if samples is None:
+        raise PerfonnxError(f"{options.command} measures on your data: add --data with a folder of images or a file")
+    return samples
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.io import write_atomically
+    from perfonnx.search import TimingCache, tune
+    from perfonnx.search.render import render_tuned
+
+    _check_outputs(options, "plan_out", "report_json", "state")
+    if options.seed < 0:
+        raise PerfonnxError(f"--seed {options.seed}: give a whole number from 0 up")
+    if options.threads is not None and options.threads < 1:
+        raise PerfonnxError(f"--threads {options.threads}: give 1 or more")
+    cache = TimingCache(Path(options.cache_dir)) if options.cache_dir else TimingCache.default()
+    with _search_progress(options) as step:
+        tuned = tune(
+            options.model,
+            options.output,
+            _required_samples(options),
+            max_drop=options.max_drop,
+            speedup=options.speedup,
+            metric=options.metric,
+            space=_space(options),
+            search=options.search,
+            max_time=options.max_time,
+            threads=options.threads,
+            input_shapes=parse_input_shapes(options.input_shape),
+            freeze_weights=options.freeze_weights,
+            fallback=not options.no_fallback,
+            seed=options.seed,
+            state=options.state,
+            cache=None if options.no_cache else cache,
+            progress=step,
+        )
+    if options.plan_out:
+        tuned.save_plan(options.plan_out)
+    data = tuned.to_json()
+    if options.report_json:
+        write_atomically(options.report_json, json.dumps(data, indent=2) + "\n")
+    if not options.quiet:
+        _show(options, data, render_tuned(tuned))
+    return OK
+
+
+def _check_outputs(options: argparse.Namespace, *flags: str) -> None:
+    """Before anything is measured: every file can be written, and no two are one."""
+    from perfonnx.io import check_target
+
+    files = {"IN": options.model, "OUT": options.output}
+    for flag in flags:
+        path = getattr(options, flag)
+        if path is None:
+            continue
+        name = f"--{flag.replace('_', '-')}"
+        check_target(path)
+        for other, known in files.items():
+            if Path(known).resolve() == Path(path).resolve():
+                raise PerfonnxError(f"{name} {path}: that is {other}; give another name")
+        files[name] = path
+
+
+# --- sensitivity -----------------------------------------------------------------------------------------------------
+
+
+def _add_sensitivity(commands: Any) -> None:
+    from perfonnx.calibration import add_data_arguments
+
+    parser = _add(
+        commands, "sensitivity", "measure how much the output minds each layer being sampled", _SENSITIVITY_EXAMPLES
+    )
+    parser.add_argument("model", metavar="MODEL")
+    _add_choices(parser)
+    _add_metric(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    add_data_arguments(parser)
+    _add_shapes(parser)
+    _add_json(parser)
+    parser.set_defaults(run=_sensitivity, quiet=False)
+
+
+def _sensitivity(options: argparse.Namespace) -> int:
+    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.search import render_sensitivity, sensitivity
+
+    if options.seed < 0:
+        raise PerfonnxError(f"--seed {options.seed}: give a whole number from 0 up")
+    if options.threads is not None and options.threads < 1:
+        raise PerfonnxError(f"--threads {options.threads}: give 1 or more")
+    with _progress(options, "measuring layers") as step:
+        result = sensitivity(
+            options.model,
+            _required_samples(options),
+            space=_space(options),
+            metric=options.metric,
+            input_shapes=parse_input_shapes(options.input_shape),
+            threads=options.threads,
+            seed=options.seed,
+            progress=step,
+        )
+    _show(options, result.to_json(), render_sensitivity(result))
+    return OK
+
+
 # --- lib -------------------------------------------------------------------------------------------------------------
 
 
@@ -488,6 +767,32 @@ class _progress:  # noqa: N801
     def __enter__(self) -> Any:
         self.bar.__enter__()
         return lambda done, total: self.bar.update(self.task, completed=done, total=total or None)
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+
+class _search_progress:  # noqa: N801
+    """Context: a callback that shows where a search is on a terminal, and does nothing elsewhere."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=_stderr(options),
+            transient=True,
+        )
+        self.task = self.bar.add_task("reading", total=None, left="")
+
+    def __enter__(self) -> Any:
+        self.bar.__enter__()
+        return self._step
+
+    def _step(self, progress: Any) -> None:
+        left = f"{progress.seconds_left:.0f} s left at most" + (f", best {progress.best}" if progress.best else "")
+        total = progress.total or None
+        self.bar.update(self.task, description=progress.phase, completed=progress.done, total=total, left=left)
 
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)

@@ -825,7 +825,7 @@ def _keep(file: Path, kept: Path) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file so that it is the old one or the new one, never a part."""
+    """Write a file, text in UTF-8, so that it is the old one or the new one, never a part."""
     target = Path(path)
     check_target(target)
     try:

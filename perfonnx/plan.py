@@ -18,7 +18,9 @@ from perfonnx.sampling import INTERPOLATIONS
 FORMAT = 1
 METHODS = ("perforate", "sparse", "radius-adaptive")
 DENSE = "dense"
-_FIELDS = ("perfonnx_plan", "seed", "layers", "notes", "input_shapes", "corrections")
+_FIELDS = ("perfonnx_plan", "seed", "layout", "layers", "notes", "input_shapes", "corrections")
+LAYOUTS = ("rows", "nchw")
+"""How rewritten layers hand on their results."""
 NO_REPAIR = "none"
 REPAIRS = (NO_REPAIR, "bias", "interpolation", "predictor", "full")
 """What perforated layers are repaired with, see `perfonnx.passes.repair`: a bias; a learned interpolation or a
@@ -84,7 +86,7 @@ def is_mask_file(mask: str) -> bool:
 
 @dataclass
 class Plan:
-    """Layer plans by layer name, and the seed of all random choices.
+    """Layer plans by layer name, the seed of all random choices, and the layout, one of `LAYOUTS`.
 
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
     `input_shapes` are the shapes that the plan was made for, where the model left them open.
@@ -95,6 +97,7 @@ class Plan:
     seed: int = 0
     notes: dict[str, str] = field(default_factory=dict)
     input_shapes: dict[str, tuple[int | str | None, ...]] = field(default_factory=dict)
+    layout: str = LAYOUTS[0]
     corrections: str | None = None
 
     @classmethod
@@ -134,6 +137,9 @@ class Plan:
         seed = data.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise PerfonnxError(f"{where}: seed {seed!r} is not a whole number from 0 up")
+        layout = data.get("layout", LAYOUTS[0])
+        if layout not in LAYOUTS:
+            raise PerfonnxError(f"{where}: unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
         corrections = data.get("corrections")
         if corrections is not None and not isinstance(corrections, str):
             raise PerfonnxError(f"{where}: corrections is {corrections!r}; give the name of a file")
@@ -151,7 +157,7 @@ class Plan:
             layers[name] = LayerPlan(**fields)
             layers[name].check(layer)
         shapes = _input_shapes(data.get("input_shapes", {}), where)
-        return cls(layers, seed, input_shapes=shapes, corrections=corrections)
+        return cls(layers, seed, layout=layout, input_shapes=shapes, corrections=corrections)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, with only the fields that a layer's method reads."""
@@ -170,6 +176,8 @@ class Plan:
         result: dict[str, Any] = {"perfonnx_plan": FORMAT, "seed": self.seed, "layers": layers}
         if self.input_shapes:
             result["input_shapes"] = {name: list(shape) for name, shape in self.input_shapes.items()}
+        if self.layout != LAYOUTS[0]:
+            result["layout"] = self.layout
         if self.corrections is not None:
             result["corrections"] = self.corrections
         if self.notes:

@@ -20,6 +20,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.graph import activation_bytes, conv_sites, layer_output, other_multiplies, rewritten_nodes
 from perfonnx.io import LoadedModel, ModelSource, Workspace
+from perfonnx.masks import ImpactMaps, load_impact_maps
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
     Absorb,
@@ -41,10 +42,7 @@ from perfonnx.passes import (
     State,
     Weigh,
 )
-from perfonnx.plan import LayerPlan, Plan
-
-LAYOUTS = ("rows", "nchw")
-"""How rewritten layers hand on their results."""
+from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 
 LITTLE_TO_GAIN = 0.20
 """Where eligible layers carry a smaller part of the multiplies than this, there is little to gain: skipping three of
@@ -164,10 +162,11 @@ def rewrite(
     plan: Plan | str | os.PathLike[str] | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     fallback: bool = True,
-    layout: str = "rows",
+    layout: str | None = None,
     freeze_weights: bool = False,
     samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None = None,
     ridge: float = RIDGE,
+    impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
     **choices: Any,
 ) -> Rewritten:
@@ -181,11 +180,14 @@ def rewrite(
         input_shapes: Sizes for symbolic dimensions, by input name, as [N, C, H, W]; those that a plan was made for
             need not be given again.
         fallback: Give each operator a function body, so that the model also runs without the library.
-        layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps.
+        layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps. None: what the
+            plan says, "rows" without one.
         freeze_weights: Make initializers that are also graph inputs constant.
         samples: Calibration data for layers that are to be repaired: `perfonnx.calibration.Samples`, or feeds, one per
             batch, that can be iterated again and again. None: the corrections saved with the plan are applied.
         ridge: Strength of regularization in repair.
+        impact_maps: What the mask `impact` is made from: maps by layer name, as `perfonnx.impact.impact_maps` gives
+            them, or the path of a .npz file with them.
         progress: Called with a few words before each step.
         **choices: Fields of `Options`.
 
@@ -203,11 +205,15 @@ def rewrite(
         chosen = options or Options(**choices)
     except TypeError as error:
         raise PerfonnxError(f"unknown option: {error}") from error
-    if layout not in LAYOUTS:
-        raise PerfonnxError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan.load(plan)
+    layout = layout or (plan.layout if plan else LAYOUTS[0])
+    if layout not in LAYOUTS:
+        raise PerfonnxError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
     tell = progress or (lambda _: None)
+
+    if impact_maps is not None and not isinstance(impact_maps, Mapping):
+        impact_maps = load_impact_maps(impact_maps)
 
     if output is not None:
         io.check_target(output)
@@ -223,12 +229,13 @@ def rewrite(
     feeds, known = _repair_sources(plan, samples)
     used = Plan(
         seed=plan.seed if plan else chosen.seed,
+        layout=layout,
         input_shapes=_shapes(loaded, [*(plan.input_shapes if plan else ()), *(input_shapes or ())]),
     )
 
     tell("choosing layers")
     rows = layout == "rows"
-    PassManager([Normalize(), Select(chosen, plan, fallback), Weigh(rows)]).run(workspace, state)
+    PassManager([Normalize(), Select(chosen, plan, fallback, impact_maps), Weigh(rows)]).run(workspace, state)
     report = _before(workspace, state)
     used.layers = {name: decision.plan for name, decision in state.decisions.items() if not decision.joined}
     used.notes = {skip.layer: skip.reason for skip in state.skips}

@@ -31,7 +31,7 @@ from tests.passes.nets import node
 from tests.test_io import listing
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("inspect", "rewrite", "check", "bench", "lib")
+COMMANDS = ("inspect", "rewrite", "impact", "check", "bench", "tune", "sensitivity", "lib")
 
 
 def network() -> ModelProto:

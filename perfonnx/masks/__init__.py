@@ -9,6 +9,7 @@ import numpy as np
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks.file import ANY_LAYER, load_masks, mask_from_file
 from perfonnx.masks.grid import grid_mask, grid_size, grid_square_mask
+from perfonnx.masks.impact import ImpactMaps, impact_mask, load_impact_maps
 from perfonnx.masks.lattice import column_stripes_mask, lattice_mask, row_stripes_mask
 from perfonnx.masks.pooling_structure import pooling_structure_mask, pooling_weights
 from perfonnx.masks.propagated import propagated_mask, propagated_request, propagated_scores
@@ -18,12 +19,14 @@ from perfonnx.masks.uniform import uniform_mask
 __all__ = [
     "ANY_LAYER",
     "MASKS",
+    "ImpactMaps",
     "Mask",
     "MaskFunction",
     "MaskRequest",
     "PoolWindow",
     "count_sites",
     "grid_size",
+    "load_impact_maps",
     "load_masks",
     "make_mask",
     "mask_from_file",
@@ -41,6 +44,7 @@ MASKS: dict[str, MaskFunction] = {
     "lattice": lattice_mask,
     "stripes-rows": row_stripes_mask,
     "stripes-columns": column_stripes_mask,
+    "impact": impact_mask,
 }
 """Mask functions by the name a user types."""
 

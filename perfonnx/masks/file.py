@@ -25,22 +25,30 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, Mask]:
     Raises:
         PerfonnxError: the file is missing, broken or something else, or an array is no mask.
     """
-    shown = os.fspath(path)
+    where = f"mask file {os.fspath(path)}"
+    arrays = load_arrays(path, where)
+    return {name: _as_mask(array, where + (f", {name!r}" if name else "")) for name, array in arrays.items()}
+
+
+def load_arrays(path: str | os.PathLike[str], where: str) -> dict[str, object]:
+    """Reads what a .npy or .npz file holds, `ANY_LAYER` being the name of the array of a .npy file.
+
+    Raises:
+        PerfonnxError: The file is missing, broken or empty; the message begins with `where`.
+    """
     try:
         with open(path, "rb") as stream:
             loaded = np.load(stream, allow_pickle=False)
             arrays = {ANY_LAYER: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except OSError as error:
-        raise PerfonnxError(f"mask file {shown}: {error.strerror or _one_line(error)}") from error
+        raise PerfonnxError(f"{where}: {error.strerror or _one_line(error)}") from error
     except Exception as error:  # what numpy, zipfile and zlib raise on damaged input is no closed set
         raise PerfonnxError(
-            f"mask file {shown}: not a readable .npy or .npz file without pickled objects ({_one_line(error)})"
+            f"{where}: not a readable .npy or .npz file without pickled objects ({_one_line(error)})"
         ) from error
     if not arrays:
-        raise PerfonnxError(f"mask file {shown}: holds no array; store one per layer, under the layer's name")
-    return {
-        name: _as_mask(array, f"mask file {shown}" + (f", {name!r}" if name else "")) for name, array in arrays.items()
-    }
+        raise PerfonnxError(f"{where}: holds no array; store one per layer, under the layer's name")
+    return arrays
 
 
 def mask_from_file(masks: Mapping[str, Mask], layer_name: str, shape: Shape) -> Mask:

@@ -86,6 +86,7 @@ class MaskRequest:
         pool: the pooling layer that reads this map, if one does; wanted by `pooling-structure`.
         scores: float [H_in, W_in], one random map at the model's input resolution for all layers; wanted by
             `propagated`.
+        impact: float [H, W], how much each position matters to the loss; wanted by `impact`.
 
     Raises:
         PerfonnxError: the shape or the rate is out of range.
@@ -96,6 +97,7 @@ class MaskRequest:
     rng: np.random.Generator
     pool: PoolWindow | None = None
     scores: npt.NDArray[np.floating] | None = None
+    impact: npt.NDArray[np.floating] | None = None
 
     def __post_init__(self) -> None:
         """Checks shape and rate, so that mask functions need not."""

@@ -61,6 +61,12 @@ def foldable(workspace: Workspace, node: gs.Node, channels: int) -> list[gs.Node
     return [follower for follower, _ in _affine_followers(workspace, node, channels)]
 
 
+def folded_output(workspace: Workspace, node: gs.Node, channels: int) -> gs.Tensor:
+    """The tensor that a convolution would give if it were folded with what follows it."""
+    folded = foldable(workspace, node, channels)
+    return folded[-1].outputs[0] if folded else node.outputs[0]
+
+
 def _affine_followers(workspace: Workspace, node: gs.Node, channels: int) -> Iterator[tuple[gs.Node, _Affine]]:
     x = node.outputs[0]
     while (follower := only_consumer(workspace, x)) is not None:

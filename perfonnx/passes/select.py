@@ -22,7 +22,16 @@ from perfonnx.graph import (
 )
 from perfonnx.inference import symbolic_input_flag
 from perfonnx.io import Workspace
-from perfonnx.masks import ANY_LAYER, Mask, MaskRequest, load_masks, make_mask, mask_from_file, propagated_scores
+from perfonnx.masks import (
+    ANY_LAYER,
+    ImpactMaps,
+    Mask,
+    MaskRequest,
+    load_masks,
+    make_mask,
+    mask_from_file,
+    propagated_scores,
+)
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.plan import DENSE, NO_REPAIR, PREDICTING, LayerPlan, Plan, is_mask_file
 
@@ -81,6 +90,7 @@ class Select(Pass):
     options: Options = field(default_factory=Options)
     plan: Plan | None = None
     fallback: bool = True
+    impact_maps: ImpactMaps | None = None
 
     def requires(self, workspace: Workspace, state: State) -> None:
         """Check options and plan against each other and against the model."""
@@ -101,11 +111,20 @@ class Select(Pass):
                     raise PerfonnxError(
                         f"the plan names layer {name!r}, which the model does not have; see perfonnx inspect"
                     )
+        self._check_impact_maps(workspace)
         flag = symbolic_input_flag(workspace)
         if flag is not None and any(s.output_shape is None for s in conv_sites(workspace)):
             raise PerfonnxError(
                 f"{workspace.model.name}: height and width are symbolic, but a mask is made for one size; add {flag} "
                 "(with your size)"
+            )
+
+    def _check_impact_maps(self, workspace: Workspace) -> None:
+        wanted = [self.options.mask] if self.plan is None else [layer.mask for layer in self.plan.layers.values()]
+        if self.impact_maps is None and "impact" in wanted:
+            raise PerfonnxError(
+                f"{workspace.model.name}: the mask impact needs maps of impacts, computed from images: perfonnx impact "
+                "MODEL maps.npz --data DIR, then --impact-maps maps.npz; in Python perfonnx.impact.impact_maps"
             )
 
     def call(self, workspace: Workspace, state: State) -> PassResult:
@@ -176,7 +195,7 @@ class Select(Pass):
 
     def _make_masks(self, workspace: Workspace, wanted: list[tuple[ConvSite, LayerPlan]], state: State) -> None:
         seed = self.plan.seed if self.plan is not None else self.options.seed
-        masks = _MaskMaker(workspace, seed)
+        masks = _MaskMaker(workspace, seed, self.impact_maps or {})
         first_type = self._type_of_rewritten(workspace)
         for site, layer in wanted:
             reason = None
@@ -213,9 +232,10 @@ class Select(Pass):
 class _MaskMaker:
     """Makes the layers' masks; files are read once, the propagated map is drawn once."""
 
-    def __init__(self, workspace: Workspace, seed: int) -> None:
+    def __init__(self, workspace: Workspace, seed: int, impact_maps: ImpactMaps) -> None:
         self.workspace = workspace
         self.seed = seed
+        self.impact_maps = impact_maps
         self.files: dict[str, dict[str, Mask]] = {}
         self.used_files: set[str] = set()
         self.scores: np.ndarray | None = None
@@ -227,6 +247,8 @@ class _MaskMaker:
             return "no pooling layer follows; the pooling-structure mask needs one"
         if layer.mask == "grid-square" and site.output_shape[0] != site.output_shape[1]:
             return f"its map is {site.output_shape[0]}x{site.output_shape[1]}; the grid-square mask needs a square one"
+        if layer.mask == "impact" and site.name not in self.impact_maps:
+            return "there is no map of impacts for it"
         if is_mask_file(layer.mask):
             masks = self._file(layer.mask)
             if site.name not in masks and ANY_LAYER not in masks:
@@ -253,7 +275,12 @@ class _MaskMaker:
         rng = np.random.default_rng([self.seed, *site.output_shape, *own])
         scores = self._scores() if layer.mask == "propagated" else None
         pool = following_pool(self.workspace, site)
-        return make_mask(layer.mask, MaskRequest(site.output_shape, layer.rate, rng, pool, scores))
+        impact = self.impact_maps[site.name] if layer.mask == "impact" else None
+        request = MaskRequest(site.output_shape, layer.rate, rng, pool, scores, impact)
+        try:
+            return make_mask(layer.mask, request)
+        except PerfonnxError as error:
+            raise PerfonnxError(f"layer {site.name!r}: {error}") from error
 
     def check_used(self) -> None:
         """A mask file that fits no layer is a mistake."""

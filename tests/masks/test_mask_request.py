@@ -19,7 +19,7 @@ POOL = PoolWindow((3, 3), (2, 2), (1, 1, 1, 1))
 def request(shape: tuple[int, int], rate: float, seed: int) -> MaskRequest:
     """A request that every mask accepts, on square maps."""
     rng = np.random.default_rng(seed)
-    return MaskRequest(shape, rate, rng, POOL, propagated_scores((32, 20), rng))
+    return MaskRequest(shape, rate, rng, POOL, propagated_scores((32, 20), rng), rng.random(shape))
 
 
 def make(name: str, shape: tuple[int, int], rate: float, seed: int) -> Mask:
@@ -29,7 +29,7 @@ def make(name: str, shape: tuple[int, int], rate: float, seed: int) -> Mask:
 def test_names() -> None:
     assert list(MASKS) == [
         *("uniform", "grid", "grid-square", "pooling-structure", "propagated"),
-        *("lattice", "stripes-rows", "stripes-columns"),
+        *("lattice", "stripes-rows", "stripes-columns", "impact"),
     ]
 
 

@@ -1,0 +1,209 @@
+"""How much each output position of each layer matters to the loss, measured on images.
+
+B(y, x) is the mean over images of the sum over channels of |dL/dV * V|, the absolute value before any sum: a
+first-order estimate of what the loss changes by when a value is lost. V is what the convolution gives, bias (and a
+normalization that would be folded into it) included, before the activation; L is the loss of one image. Figurnov et
+al., arXiv 1504.08362, section 3.
+
+On a network that is perforated already, the gradients of all positions filled from a site add up at that site, and
+skipped positions get 0, so that they do not come back when the rate grows.
+"""
+
+from __future__ import annotations
+
+import io as streams
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfonnx import io, ops
+from perfonnx.errors import PerfonnxError
+from perfonnx.feeds import Array, Feed
+from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
+from perfonnx.graph import conv_sites, rewritten_nodes
+from perfonnx.masks import ImpactMaps
+from perfonnx.masks.impact import check_impact
+from perfonnx.passes.fold import folded_output
+from perfonnx.rewriting import Rewritten, rewrite
+
+
+class LabelledBatch(Protocol):
+    """Inputs by name, and what the loss compares with."""
+
+    @property
+    def feeds(self) -> Feed:
+        """Inputs by name, one entry per image along the first axis."""
+
+    @property
+    def labels(self) -> Any:
+        """Labels of these images, or None."""
+
+
+Samples: TypeAlias = Iterable["Feed | LabelledBatch"]
+
+
+def impact_maps(
+    model: io.ModelSource,
+    samples: Samples,
+    *,
+    labels: Labels = None,
+    layers: Sequence[str] | None = None,
+    loss: Loss = log_loss,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """The impact of each output position of each convolution.
+
+    Memory does not grow with the number of images; it does with the size of their batches.
+
+    Args:
+        model: The model, original or rewritten (with its function bodies).
+        samples: Batches, each a dictionary of inputs by name or an object with `feeds` and `labels`.
+        labels: Labels of all images in order, where batches carry none. Without any, `log_loss` takes the model's own
+            choice as the label.
+        layers: Names of layers; None takes all 2-D convolutions, except radius-adaptive ones, which have no mask.
+        loss: What is to stay small.
+        threads: Intra-op threads; None leaves onnxruntime's choice.
+        progress: Called with the number of images done, after each batch.
+
+    Returns:
+        float64 [H, W] by layer name; 0 everywhere for a layer that the loss does not depend on.
+
+    Raises:
+        PerfonnxError: No such layer, no samples, or `Gradients` refuses.
+    """
+    network = Network(model)
+    tensors = layer_tensors(model, network)
+    if layers is not None:
+        unknown = [name for name in layers if name not in tensors]
+        if unknown:
+            raise PerfonnxError(f"{network.name}: has no convolution {unknown[0]!r} with a map; see perfonnx inspect")
+        tensors = {name: tensors[name] for name in layers}
+    gradients = Gradients(network, list(tensors.values()), loss, threads=threads)
+    sums: dict[str, Any] = dict.fromkeys(tensors, 0.0)
+    images = 0
+    for feeds, own in _batches(samples, labels):
+        for losses, results in gradients.stream(feeds, own):
+            images += len(losses)
+            for name, tensor in tensors.items():
+                value, gradient = results[tensor]
+                sums[name] = sums[name] + _impact(name, value, gradient)
+        if progress:
+            progress(images)
+    if not images:
+        raise PerfonnxError(f"{network.name}: there is no image to measure impacts on; give samples that can be read")
+    return {name: total / images for name, total in sums.items()}
+
+
+def _impact(layer: str, value: Array, gradient: NDArray[np.float32]) -> NDArray[np.float64]:
+    if value.ndim != 4:
+        raise PerfonnxError(f"layer {layer!r}: gives values of shape {list(value.shape)}, not maps; leave it out")
+    products = np.abs(np.multiply(value, gradient, dtype=np.float32))
+    impact = products.sum(axis=(0, 1), dtype=np.float64)
+    if not np.isfinite(impact).all():
+        raise PerfonnxError(f"layer {layer!r}: its impacts are not finite; look for NaN or overflow in model and data")
+    return impact
+
+
+def layer_tensors(model: io.ModelSource, network: Network) -> dict[str, str]:
+    """The tensor of `network` that holds V of each 2-D convolution of a model, by layer name."""
+    workspace = io.Workspace.open(io.load(model))
+    tensors = {}
+    for site in conv_sites(workspace):
+        if len(site.w_shape) == 4:
+            tensors[site.name] = folded_output(workspace, site.node, site.w_shape[0]).name
+    for node in rewritten_nodes(workspace):
+        if node.op != ops.radius_adaptive_conv.NAME:
+            tensors[node.name] = _convolved(network, node.outputs[0].name)
+    return tensors
+
+
+def _convolved(network: Network, tensor: str) -> str:
+    """The output of the convolution in the function body that made a tensor: first inputs lead to it."""
+    node = network.producers[tensor]
+    while node.op_type != "Conv":
+        tensor = node.input[1 if node.op_type == "Where" else 0]
+        node = network.producers[tensor]
+    return tensor
+
+
+def _batches(samples: Samples, labels: Labels) -> Iterator[tuple[Feed, Labels]]:
+    start = 0
+    for batch in samples:
+        feeds, own = (batch, None) if isinstance(batch, Mapping) else (batch.feeds, batch.labels)
+        if own is None and labels is not None:
+            size = next((len(array) for array in feeds.values() if np.ndim(array)), 0)
+            own = _slice(labels, start, start + size)
+            start += size
+        yield feeds, own
+
+
+def _slice(labels: Labels, start: int, stop: int) -> Labels:
+    if isinstance(labels, Mapping):
+        return {name: array[start:stop] for name, array in labels.items()}
+    return None if labels is None else np.asarray(labels)[start:stop]
+
+
+def rewrite_by_impact(
+    model: io.ModelSource,
+    samples: Samples,
+    rates: Sequence[float],
+    *,
+    labels: Labels = None,
+    loss: Loss = log_loss,
+    threads: int | None = None,
+    from_original: bool = False,
+    **choices: Any,
+) -> Rewritten:
+    """Rewrites with impact masks, the rate growing step by step and impacts measured anew at each.
+
+    Args:
+        model: The model, not yet rewritten.
+        samples: See `impact_maps`; gone through once for each rate, so not an iterator.
+        rates: Rates, growing; the last one is the result's.
+        labels: See `impact_maps`.
+        loss: See `impact_maps`.
+        threads: See `impact_maps`.
+        from_original: Measure on the original network only, as the authors' program does, instead of on the network as
+            it is perforated so far, as in their paper.
+        **choices: See `rewrite`: which layers, interpolation, seed.
+
+    Returns:
+        The model rewritten at the last rate.
+
+    Raises:
+        PerfonnxError: See `impact_maps` and `rewrite`.
+    """
+    if not rates or list(rates) != sorted(rates):
+        raise PerfonnxError(f"rates {list(rates)}: give one or more, each larger than the one before")
+    if iter(samples) is samples:
+        raise PerfonnxError("samples: an iterator can be gone through only once; give a list of batches")
+    settings: dict[str, Any] = {"labels": labels, "loss": loss, "threads": threads}
+    maps: ImpactMaps = impact_maps(model, samples, **settings)
+    if from_original:
+        return rewrite(model, rate=rates[-1], mask="impact", impact_maps=maps, **choices)
+    for rate in rates[:-1]:
+        current = rewrite(model, rate=rate, mask="impact", impact_maps=maps, **choices)
+        maps = {**maps, **impact_maps(current.proto, samples, **settings)}
+    return rewrite(model, rate=rates[-1], mask="impact", impact_maps=maps, **choices)
+
+
+def save_impact_maps(path: str | os.PathLike[str], maps: ImpactMaps) -> None:
+    """Writes maps to a .npz file, one array per layer under its name, atomically; see `load_impact_maps`.
+
+    Raises:
+        PerfonnxError: There is none, one is no map of impacts, or the place cannot be written.
+    """
+    if not maps:
+        raise PerfonnxError(f"{os.fspath(path)}: there is no map of impacts to write; the model has no convolution")
+    buffer = streams.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:  # numpy's own writer has names that it reserves
+        for name, values in maps.items():
+            with archive.open(f"{name}.npy", "w") as stream:
+                array = np.ascontiguousarray(check_impact(values, f"impact map {name!r}"))
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+    io.write_atomically(path, buffer.getvalue())

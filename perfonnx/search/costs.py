@@ -1,0 +1,187 @@
+"""What every choice in every layer costs in time, from a few profiles of the whole network.
+
+One profile per choice and layout, with all layers rewritten alike, gives the time of that choice in each layer. On maps
+a layer's time hardly depends on the others. On rows it does: two more profiles, with every other layer rewritten, give
+the time of a layer that stays dense between sampled ones, and one per layer, with that layer alone rewritten, gives
+what it costs to enter and leave the region of rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from perfonnx.plan import LAYOUTS, NO_REPAIR, LayerPlan, Plan
+from perfonnx.search.choose import Layer, Option
+from perfonnx.search.evaluate import Subject
+from perfonnx.search.sensitivity import applicable, label, plan_key
+from perfonnx.search.state import Records
+from perfonnx.search.timing import OTHER, Timer
+
+BIAS = "bias"
+HOPELESS = 1.2
+"""Where all layers together are this much slower than dense, smaller rates of the same kind are not profiled."""
+
+LONE_LAYERS = 64
+"""In networks with more layers than this, only every second one is profiled alone, and so on."""
+
+
+@dataclass
+class LayerCosts:
+    """Times by layer in one layout, as parts of the original network's time.
+
+    Attributes:
+        dense: As the network came.
+        inside: Dense between sampled layers.
+        border: To enter and leave the region, where the layer is the only sampled one.
+        sampled: By choice, among sampled layers.
+        rest: What no layer here accounts for.
+    """
+
+    dense: dict[str, float] = field(default_factory=dict)
+    inside: dict[str, float] = field(default_factory=dict)
+    border: dict[str, float] = field(default_factory=dict)
+    sampled: dict[LayerPlan, dict[str, float]] = field(default_factory=dict)
+    rest: float = 0.0
+
+    def gain(self, layer: str, choice: LayerPlan) -> float:
+        """What a choice saves in a layer at most: against the dense layer where it stands, or between sampled ones."""
+        dense = max(self.dense[layer], self.inside.get(layer, 0.0))
+        return dense - self.sampled[choice].get(layer, math.inf)
+
+    def chain(self, options: Mapping[str, Sequence[Option]]) -> dict[str, Layer]:
+        """The layers as `choose.frontier` takes them, in running order, with these ways of sampling them.
+
+        The first layer's times among sampled ones already hold the way into the region, the last one's the way out.
+        """
+        names = list(self.dense)
+        chain = {}
+        for place, name in enumerate(names):
+            first, last = place == 0, place == len(names) - 1
+            border = self.border.get(name, 0.0)
+            share = border if first or last else border / 2
+            chain[name] = Layer(
+                self.dense[name],
+                self.inside.get(name, self.dense[name]),
+                tuple(options.get(name, ())),
+                0.0 if first else share,
+                0.0 if last else share,
+            )
+        return chain
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """As plain data: state to layer to time."""
+        choices = {label(choice): times for choice, times in self.sampled.items()}
+        return {"dense": self.dense, "dense between sampled": self.inside, "border": self.border, **choices}
+
+
+def layer_costs(
+    subject: Subject,
+    timer: Timer,
+    layers: Sequence[str],
+    choices: Sequence[LayerPlan],
+    *,
+    layout: str,
+    seed: int,
+    records: Records,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> LayerCosts:
+    """Profiles a network in one layout; see the module.
+
+    Args:
+        subject: The model.
+        timer: Profiles plans.
+        layers: Names, in running order.
+        choices: What may be done with them.
+        layout: One of `perfonnx.plan.LAYOUTS`.
+        seed: Seed of the masks.
+        records: What is known already.
+        progress: Called with what is profiled, and the profiles done and their total.
+    """
+    rows = layout == LAYOUTS[0]
+    owners: dict[str, str] = {}
+    total, done = len(choices) + 1 + (2 + len(layers) if rows else 0), 0
+
+    def profile(chosen: Mapping[str, LayerPlan], what: str) -> dict[str, float]:
+        nonlocal done
+        progress(what, done, total)
+        done += 1
+        plan = Plan(dict(chosen), seed, layout=layout if chosen else LAYOUTS[0])
+        times = records.ask(f"profile {plan_key(plan)}", lambda: timer.layers(plan))
+        found = {name: float(value) for name, value in times.items()}
+        return _folded(found, owners, layers) if owners else found
+
+    original = profile({}, "the original")
+    owners = _owners(original, layers)
+    original = _folded(original, owners, layers)
+    costs = LayerCosts({name: original.get(name, 0.0) for name in layers})
+    costs.rest = sum(original.values()) - sum(costs.dense.values())
+    too_slow: dict[LayerPlan, float] = {}  # a kind of choice, and a rate at which it is slower than nothing
+    for choice in sorted(choices, key=lambda choice: -choice.rate):
+        able = applicable(subject, layers, choice, seed)
+        kind = replace(choice, rate=0.0)
+        if not able or choice.rate < too_slow.get(kind, 0.0):
+            progress(label(choice), done, total)
+            done += 1
+            continue
+        # a bias takes no time: the layer is profiled as if it had none
+        profiled = replace(choice, repair=NO_REPAIR) if choice.repair == BIAS else choice
+        times = profile(dict.fromkeys(able, profiled), label(profiled))
+        costs.sampled[choice] = {name: times.get(name, 0.0) for name in able}
+        if sum(costs.sampled[choice].values()) > HOPELESS * sum(costs.dense[name] for name in able):
+            too_slow[kind] = choice.rate
+    if not rows or not costs.sampled or len(layers) < 2:
+        return costs
+    usual = _usual(costs)
+    usual_plan = replace(usual, repair=NO_REPAIR) if usual.repair == BIAS else usual
+    for parity in (0, 1):
+        chosen = {name: usual_plan for name in layers[parity::2] if name in costs.sampled[usual]}
+        times = profile(chosen, f"every other layer {label(usual)}")
+        sampled = [place for place, name in enumerate(layers) if name in chosen]
+        for place, name in enumerate(layers):
+            if sampled and sampled[0] < place < sampled[-1] and name not in chosen:
+                costs.inside[name] = times.get(name, 0.0)
+    step = math.ceil(len(layers) / LONE_LAYERS)
+    for place in range(0, len(layers), step):
+        name = layers[place]
+        if name in costs.sampled[usual]:
+            times = profile({name: usual_plan}, f"{name} alone")
+            near = [*layers[max(place - 1, 0) : place + 2], OTHER]
+            more = sum(times.get(n, 0.0) - original.get(n, 0.0) for n in near)
+            border = max(more - (costs.sampled[usual][name] - costs.dense[name]), 0.0)
+            costs.border.update(dict.fromkeys(layers[place : place + step], border))
+    return costs
+
+
+def _owners(original: Mapping[str, float], layers: Sequence[str]) -> dict[str, str]:
+    """For each convolution the layer that its time is counted with: the last one of `layers` up to it, or the first.
+
+    Others than these are rewritten by nobody, but the region of rows takes them along: what they lose by that is a
+    cost of the layers around them.
+    """
+    owners, current = {}, layers[0]
+    for name in original:
+        current = name if name in layers else current
+        owners[name] = current
+    owners.pop(OTHER, None)
+    return owners
+
+
+def _folded(times: Mapping[str, float], owners: Mapping[str, str], layers: Sequence[str]) -> dict[str, float]:
+    """The times of all convolutions, counted with their owners; a new one belongs to the layer it is named after."""
+    folded: dict[str, float] = {}
+    for name, value in times.items():
+        owner = owners.get(name)
+        if owner is None and name != OTHER:
+            owner = max((layer for layer in layers if name.startswith(layer)), key=len, default=None)
+        owner = owner or OTHER
+        folded[owner] = folded.get(owner, 0.0) + value
+    return folded
+
+
+def _usual(costs: LayerCosts) -> LayerPlan:
+    """The choice that stands for all: of those that fit the most layers, the one nearest to half the positions."""
+    fitting = max(len(times) for times in costs.sampled.values())
+    wide = [choice for choice, times in costs.sampled.items() if len(times) == fitting]
+    return min(wide, key=lambda choice: (choice.repair not in (NO_REPAIR, BIAS), abs(choice.rate - 0.5)))

@@ -1,0 +1,352 @@
+"""Measures what a plan loses: rewrites the model by it, runs the images through it, compares with the original."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from perfonnx import io, runtime
+from perfonnx.check import OpenModel, classifier_outputs, uses_library
+from perfonnx.errors import PerfonnxError
+from perfonnx.feeds import Array, Feed, batch_size
+from perfonnx.inspection import Inspection, inspect
+from perfonnx.io import LoadedModel, ModelSource
+from perfonnx.masks import ImpactMaps
+from perfonnx.plan import NO_REPAIR, Plan
+from perfonnx.rewriting import Rewritten, rewrite
+from perfonnx.search.metrics import Metric, Quality, choose_metric, joined
+
+HELD_BYTES = 1 << 30
+"""Inputs, and outputs of the original, are kept in memory up to this size each; beyond it they are made anew."""
+
+REPAIR_IMAGES = 200
+"""Images that layers are repaired by, at most; more make little difference."""
+
+CHOOSING, HELD_BACK = "choosing", "held back"
+"""The two parts of the data: one to choose by, one that the choice never saw."""
+
+_T = TypeVar("_T")
+
+
+class BatchLike(Protocol):
+    """Some images, ready to be fed."""
+
+    @property
+    def feeds(self) -> Feed:
+        """Arrays by input name."""
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """Class of each image."""
+
+
+class SamplesLike(Protocol):
+    """What is needed of `perfonnx.calibration.Samples`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches (`BatchLike`), the same ones in each pass."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def take(self, n: int) -> Any:
+        """The first n images."""
+
+    def split(self, a: int, b: int, seed: int = 0) -> Any:
+        """Two parts without a common image."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is tuned, and how it is read.
+
+    Attributes:
+        source: The model.
+        input_shapes: Sizes for symbolic dimensions.
+        freeze_weights: As for `perfonnx.rewrite`.
+        calibration: Images to repair layers by, where a plan asks for it.
+        impact_maps: What masks called `impact` are made from.
+    """
+
+    source: ModelSource
+    input_shapes: Mapping[str, Sequence[int | str | None]] = field(default_factory=dict)
+    freeze_weights: bool = False
+    calibration: SamplesLike | None = None
+    impact_maps: ImpactMaps | None = None
+
+    def rewrite(
+        self, plan: Plan, *, layout: str | None = None, fallback: bool = False, images: int | None = None
+    ) -> Rewritten:
+        """The model rewritten by a plan.
+
+        Args:
+            plan: What to do.
+            layout: As for `perfonnx.rewrite`.
+            fallback: Give operators function bodies; not needed where the model only runs here.
+            images: How many images layers are repaired by; None: `REPAIR_IMAGES`. One is enough for timing.
+        """
+        feeds = None
+        if self.calibration is not None and any(layer.repair != NO_REPAIR for layer in plan.layers.values()):
+            count = min(images or REPAIR_IMAGES, len(self.calibration))
+            feeds = _Feeds(self.calibration.take(count))
+        return rewrite(
+            self.source,
+            plan=plan,
+            input_shapes=self.input_shapes,
+            layout=layout,
+            fallback=fallback,
+            freeze_weights=self.freeze_weights,
+            samples=feeds,
+            impact_maps=self.impact_maps,
+        )
+
+    def inspect(self) -> Inspection:
+        """The model's convolutions."""
+        source = self.original().proto if self.freeze_weights else self.source
+        return inspect(source, input_shapes=self.input_shapes)
+
+    def original(self) -> LoadedModel:
+        """The model as it came, with the sizes that were given."""
+        loaded = io.load(self.source)
+        if self.freeze_weights:
+            io.freeze_weights(loaded)
+        io.fix_input_shapes(loaded, self.input_shapes)
+        return loaded
+
+
+@dataclass(frozen=True)
+class _Feeds:
+    """The feeds of some samples, to be iterated again and again."""
+
+    samples: SamplesLike
+
+    def __iter__(self) -> Iterator[Feed]:
+        return (batch.feeds for batch in self.samples)
+
+
+def open_loaded(loaded: LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
+    """A session on a model in memory, whose external data stay where they are."""
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+    if loaded.directory is not None and io.has_external_data(loaded):
+        folder = str(loaded.directory.resolve())
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    session = runtime.session(loaded.proto, threads=threads, library=uses_library(loaded.proto), options=options)
+    return OpenModel(loaded.proto, loaded.name, loaded.proto, session)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement.
+
+    Attributes:
+        plan: What is done with the model.
+        part: `CHOOSING` or `HELD_BACK`.
+        images: How many images of that part, the first ones.
+        layout: Of the rewritten model, None: the plan's. The numbers are the same in all.
+        repaired_by: How many images layers are repaired by.
+    """
+
+    plan: Plan
+    part: str
+    images: int
+    layout: str | None = None
+    repaired_by: int = REPAIR_IMAGES
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a measurement gave, and the seconds that it took."""
+
+    quality: Quality
+    seconds: float
+
+
+class Evaluator(Protocol):
+    """Anything that measures plans.
+
+    An executor of processes pickles it for every task. `PlanEvaluator` can be pickled, but takes the images along that
+    it holds in memory: give such an executor an evaluator that finds its data itself.
+    """
+
+    def __call__(self, task: Task) -> Outcome:
+        """Measure."""
+
+
+@dataclass
+class PlanEvaluator:
+    """Measures plans on onnxruntime.
+
+    Attributes:
+        subject: The model.
+        parts: The images, by part.
+        metric: What is measured.
+        threads: Intra-op threads.
+    """
+
+    subject: Subject
+    parts: dict[str, SamplesLike]
+    metric: Metric
+    threads: int | None = None
+    _reference: dict[tuple[str, int], list[dict[str, Array]] | None] = field(default_factory=dict, repr=False)
+    _original: OpenModel | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the session, which cannot be sent."""
+        return {**self.__dict__, "_original": None}
+
+    def __call__(self, task: Task) -> Outcome:
+        """Measure.
+
+        Raises:
+            PerfonnxError: The plan does not fit the model, or a model does not run.
+        """
+        start = time.perf_counter()
+        rewritten = self.subject.rewrite(task.plan, layout=task.layout, images=task.repaired_by)
+        candidate = open_loaded(rewritten.model, threads=self.threads)
+        scores = []
+        for batch, expected in self._references(task.part, task.images):
+            actual = candidate.run(candidate.adapt(batch.feeds))
+            scores.append(self.metric.scores(expected, actual, batch.labels))
+        if not scores:
+            raise PerfonnxError("there is no image to measure on")
+        return Outcome(self.metric.quality(joined(scores)), time.perf_counter() - start)
+
+    def _references(self, part: str, images: int) -> Iterator[tuple[BatchLike, Mapping[str, Array]]]:
+        """Batches with the original's outputs for them, which are kept where they are small enough."""
+        samples = self.parts[part]
+        batches = samples if images >= len(samples) else samples.take(images)
+        kept = self._reference.get((part, images))
+        if kept is not None:
+            yield from zip(batches, kept, strict=True)
+            return
+        if self._original is None:
+            self._original = open_loaded(self.subject.original(), threads=self.threads)
+        collected: list[dict[str, Array]] | None = [] if (part, images) not in self._reference else None
+        size = 0
+        for batch in batches:
+            outputs = self._original.run(self._original.adapt(batch.feeds))
+            outputs = {name: outputs[name] for name in self.metric.outputs}
+            size += sum(array.nbytes for array in outputs.values())
+            if collected is not None:
+                collected.append(outputs)
+                if size > HELD_BYTES:
+                    collected = None
+            yield batch, outputs
+        self._reference[part, images] = collected
+
+
+def find_metric(
+    name: str | None, subject: Subject, samples: SamplesLike, *, threads: int | None = None
+) -> tuple[Metric, float]:
+    """The metric for a model, and the seconds that the original takes per image of these samples.
+
+    Raises:
+        PerfonnxError: See `choose_metric`; or the model does not run, or there is no image.
+    """
+    loaded = subject.original()
+    original = open_loaded(loaded, threads=threads)
+    batch = next(iter(samples), None)
+    if batch is None:
+        raise PerfonnxError("there is no image to measure on")
+    feed = original.adapt(batch.feeds)
+    outputs = original.run(feed)
+    images = count_images(feed)
+    seconds = min(_seconds(original, feed) for _ in range(3)) / images
+    metric = choose_metric(
+        name,
+        outputs,
+        images=images,
+        classifiers=classifier_outputs(loaded.proto),
+        labelled=batch.labels is not None,
+    )
+    return metric, seconds
+
+
+def _seconds(model: OpenModel, feed: Feed) -> float:
+    start = time.perf_counter()
+    model.run(feed)
+    return time.perf_counter() - start
+
+
+def count_images(feed: Feed) -> int:
+    """How many images a feed holds."""
+    return max(1, batch_size({name: array.shape for name, array in feed.items()}))
+
+
+@dataclass
+class Held:
+    """Samples in memory: decoded once, run many times."""
+
+    batches: list[BatchLike]
+    source: SamplesLike
+
+    def __iter__(self) -> Iterator[BatchLike]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, n: int) -> SamplesLike:
+        """The first n images."""
+        if n >= len(self):
+            return self
+        kept, count = [], 0
+        for batch in self.batches:
+            size = count_images(batch.feeds)
+            if count + size > n:
+                break
+            kept.append(batch)
+            count += size
+        return Held(kept, self.source.take(n)) if count == n else hold(self.source.take(n))
+
+    def split(self, a: int, b: int, seed: int = 0) -> tuple[SamplesLike, SamplesLike]:
+        """Two parts without a common image."""
+        first, second = self.source.split(a, b, seed)
+        return hold(first), hold(second)
+
+
+def hold(samples: SamplesLike) -> SamplesLike:
+    """The samples in memory if they are small enough, else as they are."""
+    batches: list[BatchLike] = []
+    size = 0
+    for batch in samples:
+        batches.append(batch)
+        size += sum(array.nbytes for array in batch.feeds.values())
+        if size > HELD_BYTES:
+            return samples
+    return Held(batches, samples)
+
+
+class SerialExecutor(Executor):
+    """Does each task at once, in this thread."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run `fn` and return its finished future."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def with_impacts(subject: Subject, samples: SamplesLike, metric: Metric, *, threads: int | None = None) -> Subject:
+    """The subject with the maps that masks called `impact` are made from, measured on some images.
+
+    Raises:
+        PerfonnxError: The model is no classifier, or an operator of it has no gradient.
+    """
+    from perfonnx.impact import impact_maps
+
+    if not metric.of_classes:
+        raise PerfonnxError(f"mask impact follows the log-loss of a classifier, not {metric.name}; leave it out")
+    maps = impact_maps(subject.original().proto, samples, threads=threads)
+    return replace(subject, impact_maps=maps)

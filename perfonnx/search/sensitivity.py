@@ -1,0 +1,295 @@
+"""How much each layer minds being sampled: one layer at a time is rewritten, and the network's output is compared."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.inspection import Inspection
+from perfonnx.io import ModelSource
+from perfonnx.plan import NO_REPAIR, LayerPlan, Plan, is_mask_file
+from perfonnx.sampling import INTERPOLATIONS
+from perfonnx.search.evaluate import (
+    CHOOSING,
+    Evaluator,
+    Outcome,
+    PlanEvaluator,
+    SamplesLike,
+    SerialExecutor,
+    Subject,
+    Task,
+    find_metric,
+    hold,
+    with_impacts,
+)
+from perfonnx.search.metrics import Metric, Quality
+from perfonnx.search.state import Records, digest
+
+MASK_CHOICES = ("lattice", "uniform", "pooling-structure")
+RATES = (0.25, 0.5, 0.75)
+IMPACT = "impact"
+"""The mask that needs maps of impacts, which are measured on the images to choose by."""
+
+REPAIR_CHOICES = ("bias", "predictor")
+"""Without repair a layer is as fast as with a bias, and less accurate: no choice worth measuring."""
+
+REPAIRED_BY = 48
+"""Images that a single layer is repaired by."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be done with a layer: every mask at every rate with every interpolation and repair.
+
+    Attributes:
+        masks: Names or files, as plans take them.
+        rates: Fractions of positions to skip.
+        interpolations: How skipped positions are filled.
+        repairs: How layers are corrected, names in `perfonnx.plan.REPAIRS`.
+
+    Raises:
+        PerfonnxError: A name is unknown, a rate is out of range, or nothing is left to choose from.
+    """
+
+    masks: Sequence[str] = MASK_CHOICES
+    rates: Sequence[float] = RATES
+    interpolations: Sequence[str] = INTERPOLATIONS[:1]
+    repairs: Sequence[str] = REPAIR_CHOICES
+
+    def __post_init__(self) -> None:
+        """Checks everything once."""
+        for what in ("mask", "rate", "interpolation", "repair"):
+            if not getattr(self, f"{what}s"):
+                raise PerfonnxError(f"no {what} to choose from")
+        for choice in self.choices():
+            choice.check("choices")
+            if not choice.rate:
+                raise PerfonnxError("rate 0 skips nothing; the original is always among the choices")
+
+    def choices(self) -> list[LayerPlan]:
+        """All of them, each once."""
+        found = [
+            LayerPlan("perforate", rate, mask, interpolation, repair=repair)
+            for repair in self.repairs
+            for mask in self.masks
+            for interpolation in self.interpolations
+            for rate in (self.rates[:1] if is_mask_file(mask) else self.rates)  # a file has its own rate
+        ]
+        return list(dict.fromkeys(found))
+
+
+def label(choice: LayerPlan) -> str:
+    """A choice in a few characters."""
+    rate = "" if is_mask_file(choice.mask) else f" {choice.rate:g}"
+    interpolation = "" if choice.interpolation == "nearest" else f" {choice.interpolation}"
+    repair = "" if choice.repair == NO_REPAIR else f" +{choice.repair}"
+    return f"{choice.mask}{rate}{interpolation}{repair}"
+
+
+def plan_key(plan: Plan) -> str:
+    """The same for plans that do the same."""
+    data = plan.to_json()
+    data.pop("notes", None)
+    data["layers"] = dict(sorted(data["layers"].items()))
+    return digest(str(data))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one choice in one layer costs.
+
+    Attributes:
+        layer: Its name.
+        choice: What was done with it; all others stay as they are.
+        quality: What the network then loses.
+    """
+
+    layer: str
+    choice: LayerPlan
+    quality: Quality
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"layer": self.layer, "choice": asdict(self.choice), **self.quality.to_json()}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The sensitivity of a model's layers.
+
+    Attributes:
+        model: Its name.
+        metric: What was measured.
+        images: On how many images.
+        rows: One per layer and choice.
+        shares: Each layer's part of the multiplies.
+    """
+
+    model: str
+    metric: Metric
+    images: int
+    rows: tuple[Row, ...]
+    shares: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "model": self.model,
+            "metric": self.metric.to_json(),
+            "images": self.images,
+            "layers": [row.to_json() for row in self.rows],
+            "shares": dict(self.shares),
+        }
+
+
+def eligible(inspection: Inspection) -> dict[str, float]:
+    """The layers that may be rewritten with profit, each with its part of the multiplies."""
+    return {conv.name: conv.share for conv in inspection.convs if conv.reason is None}
+
+
+def applicable(subject: Subject, layers: Sequence[str], choice: LayerPlan, seed: int) -> list[str]:
+    """Those of the layers that can have a choice; a pooling-structure mask, say, needs a pool behind it."""
+    if not layers:
+        return []
+    plan = Plan(dict.fromkeys(layers, replace(choice, repair=NO_REPAIR)), seed)
+    result = subject.rewrite(plan, layout="nchw")
+    return [layer.name for layer in result.report.layers]
+
+
+def measure_layers(
+    tasks: Sequence[tuple[str, LayerPlan]],
+    evaluator: Evaluator,
+    *,
+    images: int,
+    seed: int,
+    records: Records,
+    executor: Executor,
+    go_on: Callable[[], bool] = lambda: True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Row]:
+    """Measures (layer, choice) pairs, each alone in the network.
+
+    Args:
+        tasks: The pairs, in the order in which they matter.
+        evaluator: Measures a plan.
+        images: How many images of the choosing part.
+        seed: Seed of the masks.
+        records: What is known already.
+        executor: Does the work; as many tasks are under way as it has workers.
+        go_on: Asked before each measurement.
+        progress: Called with the pairs done and their total.
+    """
+    workers = int(getattr(executor, "_max_workers", 1))
+    waiting: deque[tuple[str, str, LayerPlan, Future[Outcome] | None]] = deque()
+    todo = iter(tasks)
+    done = 0
+    try:
+        while True:
+            while len(waiting) < workers and go_on():
+                pair = next(todo, None)
+                if pair is None:
+                    break
+                layer, choice = pair
+                plan = Plan({layer: choice}, seed)
+                key = f"layer {plan_key(plan)} {images}"
+                future = None
+                if key not in records.known:
+                    future = executor.submit(evaluator, Task(plan, CHOOSING, images, "nchw", REPAIRED_BY))
+                waiting.append((key, layer, choice, future))
+            if not waiting:
+                return
+            key, layer, choice, future = waiting.popleft()
+            if future is not None:
+                outcome = future.result()
+                records.put(key, outcome.quality.to_json(), outcome.seconds)
+            done += 1
+            if progress:
+                progress(done, len(tasks))
+            yield Row(layer, choice, Quality(**records.read(key)))
+    finally:
+        for *_, future in waiting:
+            if future is not None:
+                future.cancel()
+
+
+def sensitivity(
+    model: ModelSource,
+    samples: SamplesLike,
+    *,
+    space: Space | None = None,
+    metric: str | None = None,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    threads: int | None = None,
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sensitivity:
+    """Measures what each choice in each layer does to a model's output.
+
+    Args:
+        model: As for `perfonnx.rewrite`.
+        samples: The images.
+        space: The choices; default: three masks at three rates.
+        metric: Name in `METRICS`; None: by the model's outputs.
+        input_shapes: Sizes for symbolic dimensions.
+        threads: Intra-op threads, None for all cores.
+        seed: Seed of the masks.
+        executor: Does the measuring; None: this thread.
+        progress: Called with the pairs done and their total.
+
+    Raises:
+        PerfonnxError: The model or the data cannot be used, or no layer can be rewritten.
+    """
+    space = space or Space()
+    subject = Subject(model, dict(input_shapes or {}))
+    inspection = subject.inspect()
+    shares = eligible(inspection)
+    if not shares:
+        raise PerfonnxError(f"{inspection.model}: no layer can be rewritten with profit; see perfonnx inspect")
+    held = hold(samples)
+    subject = replace(subject, calibration=held)
+    found, _ = find_metric(metric, subject, held, threads=threads)
+    if IMPACT in space.masks:
+        subject = with_impacts(subject, held, found, threads=threads)
+    evaluator = PlanEvaluator(subject, {CHOOSING: held}, found, threads)
+    tasks = [(layer, choice) for choice in space.choices() for layer in applicable(subject, list(shares), choice, seed)]
+    rows = measure_layers(
+        tasks,
+        evaluator,
+        images=len(held),
+        seed=seed,
+        records=Records(),
+        executor=executor or SerialExecutor(),
+        progress=progress,
+    )
+    return Sensitivity(inspection.model, found, len(held), tuple(rows), shares)
+
+
+def render_sensitivity(result: Sensitivity) -> RenderableType:
+    """One line per layer, one column per choice: the guide, and the drop where it is not 0."""
+    choices = list(dict.fromkeys(row.choice for row in result.rows))
+    cells = {(row.layer, row.choice): row.quality for row in result.rows}
+    guide = result.metric.to_json()["guide"]
+    table = Table(
+        title=Text(f"{result.model}: {guide} of the output with one layer sampled, and drop of {result.metric.name}"),
+        title_justify="left",
+    )
+    table.add_column("layer", overflow="fold")
+    table.add_column("share", justify="right")
+    for choice in choices:
+        table.add_column(label(choice), justify="right")
+    for layer in dict.fromkeys(row.layer for row in result.rows):
+        texts = []
+        for choice in choices:
+            quality = cells.get((layer, choice))
+            texts.append("-" if quality is None else f"{quality.guide:.4f}\n{result.metric.show(quality.drop)}")
+        table.add_row(Text(layer), f"{result.shares[layer]:.1%}", *texts)
+    return Group(table, f"{result.images} images; standard errors are in --json")

@@ -1,0 +1,134 @@
+"""What a search has measured so far, in a file: an interrupted search goes on where it was, to the same end.
+
+A search is a fixed sequence of decisions on measured numbers. Each number is asked for under a key; the first time it
+is measured and written down, after that it is read. A search that is run again therefore decides the same, whatever the
+machine's noise, and reaches new ground only behind the last number that is known. Its clock is the sum of the seconds
+that the numbers asked for so far took, then or now, so that decisions that depend on time come out the same too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perfonnx import io
+from perfonnx.errors import PerfonnxError
+
+FORMAT = 1
+
+
+@dataclass
+class Records:
+    """Measured numbers by key.
+
+    Attributes:
+        path: The file, JSON lines; None keeps them in memory only.
+        known: Values, with the seconds that each took.
+        clock: Seconds that the numbers asked for by this run took.
+    """
+
+    path: Path | None = None
+    known: dict[str, tuple[Any, float]] = field(default_factory=dict)
+    clock: float = 0.0
+    _asked: set[str] = field(default_factory=set)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | None, search: Mapping[str, Any]) -> Records:
+        """Reads a file of records, or starts one.
+
+        Args:
+            path: The file; None for none.
+            search: What the numbers are about: model, data, settings. Another search's file is refused.
+
+        Raises:
+            PerfonnxError: The file is no such file, belongs to another search, or cannot be written.
+        """
+        if path is None:
+            return cls()
+        target = Path(path)
+        io.check_target(target)
+        header = json.dumps({"perfonnx_search": FORMAT, **search}, sort_keys=True)
+        records = cls(target)
+        if target.exists():
+            records._read(header)
+        else:
+            records._write([header])
+        return records
+
+    def _read(self, header: str) -> None:
+        assert self.path is not None
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            first = json.loads(lines[0]) if lines else None
+        except (OSError, ValueError) as error:
+            raise PerfonnxError(f"{self.path}: cannot be read as the state of a search ({error})") from error
+        if not isinstance(first, dict) or first.get("perfonnx_search") != FORMAT:
+            raise PerfonnxError(f"{self.path}: not the state of a search; give another file")
+        if lines[0] != header:
+            wanted = json.loads(header)
+            other = next((key for key in wanted if wanted[key] != first.get(key)), "what it is about")
+            raise PerfonnxError(
+                f"{self.path}: the state of another search ({other} differs); delete it or give another file"
+            )
+        kept = [header]
+        for line in lines[1:]:
+            try:
+                record = json.loads(line)
+                key, value, seconds = record["key"], record["value"], float(record["seconds"])
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that was cut short: that number is measured again
+            kept.append(line)
+            self.known[key] = value, seconds
+        if len(kept) != len(lines):
+            self._write(kept)
+
+    def ask(self, key: str, measure: Callable[[], Any]) -> Any:
+        """The number under a key, as JSON holds it; measured, and written down, if it is not known."""
+        if key in self.known:
+            return self.read(key)
+        start = time.perf_counter()
+        value = measure()
+        self.put(key, value, time.perf_counter() - start)
+        return self.read(key)
+
+    def read(self, key: str) -> Any:
+        """A known number."""
+        value, seconds = self.known[key]
+        if key not in self._asked:
+            self._asked.add(key)
+            self.clock += seconds
+        return value
+
+    def put(self, key: str, value: Any, seconds: float) -> None:
+        """Write a number down."""
+        value = json.loads(json.dumps(value))
+        self.known[key] = value, seconds
+        if self.path is None:
+            return
+        line = json.dumps({"key": key, "value": value, "seconds": seconds})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise PerfonnxError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+
+    def _write(self, lines: list[str]) -> None:
+        assert self.path is not None
+        io.write_atomically(self.path, "\n".join(lines) + "\n")
+
+
+def digest(*parts: bytes | str) -> str:
+    """A short name for some content."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()[:24]

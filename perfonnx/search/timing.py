@@ -1,0 +1,339 @@
+"""Measures how fast a plan is: the whole network against the original, and each layer inside its region.
+
+Whole networks are timed in pairs: both models in one process, in turn, the order changing from round to round, so that
+a machine that slows down does so for both. What counts is the median of the ratios of neighbouring runs, and rounds go
+on until its confidence interval is small. Layers are timed by onnxruntime's profiler, paired in the same way: one
+profile with all layers rewritten alike gives the times of one choice in all layers, among neighbours that work on rows
+as they will in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx
+import onnxruntime as ort
+
+from perfonnx import io, ops
+from perfonnx.bench import LAYOUT, Names, layer_runs, session_options
+from perfonnx.check import OpenModel
+from perfonnx.errors import PerfonnxError
+from perfonnx.feeds import Feed
+from perfonnx.io import LoadedModel
+from perfonnx.plan import Plan
+from perfonnx.runtime import get_library_path
+from perfonnx.search.evaluate import Subject, open_loaded
+
+WARMUP = 3
+MIN_ROUNDS, MAX_ROUNDS = 9, 400
+PRECISION = 0.01
+"""Rounds go on until half the confidence interval of the ratio is below this part of it."""
+
+OTHER = "(other)"
+"""Time that belongs to no convolution: layout changes, and what stands before and beside all of them."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A model's time against the original's.
+
+    Attributes:
+        ratio: Original over candidate, median of paired rounds: above 1 is faster.
+        low: Lower end of the 95 % confidence interval of `ratio`.
+        high: Upper end.
+        milliseconds: Median time of the candidate.
+        original: Median time of the original, in the same rounds.
+        rounds: How many.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    milliseconds: float
+    original: float
+    rounds: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+class Timer(Protocol):
+    """Anything that times plans."""
+
+    def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
+        """The whole network rewritten by a plan against the original; about so many seconds are spent."""
+
+    def layers(self, plan: Plan) -> dict[str, float]:
+        """Each layer's time in the network rewritten by a plan, as a part of the original network's time.
+
+        An empty plan gives the original's layers; `OTHER` is what belongs to none.
+        """
+
+
+@dataclass
+class PairedTimer:
+    """Times plans on onnxruntime's CPU provider.
+
+    Attributes:
+        subject: The model.
+        feed: The input that is run.
+        threads: Intra-op threads, None for all cores.
+        cache: Where results are kept between runs of the program; None: nowhere.
+    """
+
+    subject: Subject
+    feed: Feed
+    threads: int | None = None
+    cache: TimingCache | None = None
+    _original: OpenModel | None = field(default=None, repr=False)
+
+    def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
+        """See `Timer.speed`."""
+        loaded = self.subject.rewrite(plan, images=1).model  # what the values are does not matter to the time
+        key = self._key("speed", loaded, f"{seconds:g}")
+        known = self.cache.get(key) if self.cache else None
+        if known is not None:
+            return Speed(**known)
+        candidate = open_loaded(loaded, threads=self.threads, options=session_options())
+        speed = paired(self._run_original(), _runner(candidate, self.feed), seconds=seconds, precision=PRECISION)
+        if self.cache:
+            self.cache.put(key, speed.to_json())
+        return speed
+
+    def layers(self, plan: Plan) -> dict[str, float]:
+        """See `Timer.layers`."""
+        loaded = self.subject.rewrite(plan, images=1).model if plan.layers else self.subject.original()
+        key = self._key("layers", loaded, "")
+        known = self.cache.get(key) if self.cache else None
+        if known is not None:
+            return {name: float(value) for name, value in known.items()}
+        times = profile(loaded, self._run_original(), self.feed, threads=self.threads)
+        if self.cache:
+            self.cache.put(key, times)
+        return times
+
+    def _run_original(self) -> Callable[[], float]:
+        if self._original is None:
+            self._original = open_loaded(self.subject.original(), threads=self.threads, options=session_options())
+        return _runner(self._original, self.feed)
+
+    def _key(self, what: str, loaded: LoadedModel, detail: str) -> str:
+        digest = hashlib.sha256()
+        for part in (
+            what,
+            detail,
+            machine(),
+            str(self.threads),
+            ",".join(f"{name}{list(array.shape)}" for name, array in sorted(self.feed.items())),
+        ):
+            digest.update(part.encode() + b"\0")
+        for proto in (self.subject.original().proto, loaded.proto):
+            digest.update(hashlib.sha256(proto.SerializeToString(deterministic=True)).digest())
+        return digest.hexdigest()
+
+
+def _runner(model: OpenModel, feed: Feed) -> Callable[[], float]:
+    """Runs a model and returns the milliseconds; its first run is checked."""
+    adapted = model.adapt(feed)
+    model.run(adapted)
+    run = model.session.run
+
+    def once() -> float:
+        start = time.perf_counter_ns()
+        run(None, adapted)
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return once
+
+
+def paired(
+    original: Callable[[], float],
+    candidate: Callable[[], float],
+    *,
+    seconds: float,
+    precision: float = PRECISION,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Speed:
+    """Times two things in turn until their ratio is known well enough or the time is up.
+
+    Args:
+        original: Does one run and returns its milliseconds.
+        candidate: Likewise.
+        seconds: Time to spend at most, `MIN_ROUNDS` rounds aside.
+        precision: Half the confidence interval of the ratio, relative to it, at which to stop.
+        clock: Seconds from an arbitrary start.
+    """
+    for _ in range(WARMUP):
+        original()
+        candidate()
+    ours: list[float] = []
+    theirs: list[float] = []
+    end = clock() + seconds
+    while True:
+        for one, times in ((original, ours), (candidate, theirs))[:: 1 if len(ours) % 2 else -1]:
+            times.append(one())
+        if len(ours) < MIN_ROUNDS:
+            continue
+        ratios = [a / max(b, 1e-9) for a, b in zip(ours, theirs, strict=True)]
+        ratio = statistics.median(ratios)
+        low, high = median_interval(ratios)
+        if (high - low) / 2 <= precision * ratio or clock() >= end or len(ours) >= MAX_ROUNDS:
+            return Speed(ratio, low, high, statistics.median(theirs), statistics.median(ours), len(ours))
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Confidence interval of 95 % or a little more for the median, from order statistics (sign test)."""
+    ordered, n = sorted(values), len(values)
+    tail, rank = 0.0, 0
+    while rank < n // 2:
+        tail += math.comb(n, rank) / 2.0**n
+        if tail > 0.025:
+            break
+        rank += 1
+    # `rank` values may lie outside on each side
+    return ordered[max(rank - 1, 0)], ordered[n - max(rank, 1)]
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def profile(
+    loaded: LoadedModel,
+    original: Callable[[], float],
+    feed: Feed,
+    *,
+    threads: int | None = None,
+    seconds: float = 0.8,
+) -> dict[str, float]:
+    """The time of each convolution with everything around it that is not one, as a part of the original's time.
+
+    Runs are paired with runs of the original, like those of `paired`: profiles are compared that are made minutes
+    apart, on a machine that may have become busy in between.
+
+    Args:
+        loaded: The model; unnamed nodes get names.
+        original: Does one run of the original network and returns its milliseconds.
+        feed: The model's input.
+        threads: Intra-op threads.
+        seconds: How long to run both, roughly: 10 to 50 runs.
+
+    Returns:
+        Parts by layer; `OTHER` for what belongs to none.
+    """
+    named = LoadedModel(onnx.ModelProto(), loaded.directory, loaded.name)
+    named.proto.CopyFrom(loaded.proto)
+    for node in named.proto.graph.node:
+        node.name = node.name or next((name for name in node.output if name), node.op_type)
+    with tempfile.TemporaryDirectory(prefix="perfonnx-profile-") as directory:
+        options = session_options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(directory) / "profile")
+        model = open_loaded(named, threads=threads, options=options)
+        once = _runner(model, feed)
+        needed = min(original() + once() for _ in range(WARMUP)) / 1e3
+        runs = int(min(50, max(10, seconds / max(needed, 1e-6))))
+        whole = []
+        for _ in range(runs):
+            whole.append(original())
+            once()
+        events = json.loads(Path(model.session.end_profiling()).read_bytes())  # type: ignore[attr-defined]
+    owners = owning_convs(named.proto)
+    sums: dict[str, float] = {}
+    for name, (_, times) in layer_runs(events, Names(named.proto), runs):
+        owner = OTHER if name == LAYOUT else owners.get(name, OTHER)
+        part = statistics.median(one / max(all_, 1e-9) for one, all_ in zip(times, whole, strict=True))
+        sums[owner] = sums.get(owner, 0.0) + part
+    return sums
+
+
+def owning_convs(proto: onnx.ModelProto) -> dict[str, str]:
+    """For each node the convolution that its time is counted with, by name; nodes that have none are left out.
+
+    A convolution owns itself; a `Compact`, the next convolution; every other node, the nearest convolution before it,
+    the latest where it reads several; a node before all convolutions, the next one. So the same rule, applied to the
+    original and to a rewritten model, puts what was gained and what is paid at a region's border to the layer there.
+    """
+    nodes = list(proto.graph.node)
+    before: dict[str, tuple[int, str]] = {}  # tensor -> the convolution behind it, and its place
+    owners: dict[str, str] = {}
+    for place, node in enumerate(nodes):
+        known = max((before[name] for name in node.input if name in before), default=None)
+        if _is_conv(node):
+            owners[node.name] = node.name
+            known = (place, node.name)
+        elif known is not None and node.op_type != ops.compact.NAME:
+            owners[node.name] = known[1]
+        if known is not None:
+            before.update((name, known) for name in node.output if name)
+    after: dict[str, str] = {}  # tensor -> the convolution that reads it, maybe through other nodes
+    for node in reversed(nodes):
+        following = node.name if _is_conv(node) else next((after[n] for n in node.output if n in after), None)
+        if following is not None:
+            owners.setdefault(node.name, following)
+            after.update((name, following) for name in node.input if name)
+    return owners
+
+
+def _is_conv(node: onnx.NodeProto) -> bool:
+    return "Conv" in node.op_type and node.domain in ("", ops.DOMAIN)
+
+
+# --- cache -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TimingCache:
+    """Timings in files, one per measurement, so that the same models need not be timed twice on one machine.
+
+    A cache that cannot be read or written is no cache; nothing fails because of it.
+    """
+
+    directory: Path
+
+    @classmethod
+    def default(cls) -> TimingCache:
+        """In `$XDG_CACHE_HOME/perfonnx/timing`, `~/.cache` without that."""
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return cls(Path(home) / "perfonnx" / "timing")
+
+    def get(self, key: str) -> Any:
+        """What was put under a key; None where there is nothing."""
+        try:
+            return json.loads((self.directory / f"{key}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def put(self, key: str, value: Mapping[str, Any]) -> None:
+        """Keep a result."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            io.write_atomically(self.directory / f"{key}.json", json.dumps(value))
+        except (OSError, PerfonnxError):
+            pass
+
+
+@cache
+def machine() -> str:
+    """What a timing depends on beside the models: processor, onnxruntime, and the operator library."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    except OSError:
+        names = set()
+    library = hashlib.sha256(Path(get_library_path()).read_bytes()).hexdigest()
+    isa = os.environ.get("PERFONNX_ISA", "")
+    cpu = " ".join(sorted(names)) or platform.processor() or platform.machine()
+    return f"{cpu}; {os.cpu_count()} cores; onnxruntime {ort.__version__}; perfonnx {library} {isa}"

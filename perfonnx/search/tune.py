@@ -1,0 +1,770 @@
+"""From a model and unlabeled inputs to the fastest model within the accuracy asked, measured on this machine.
+
+1. Profile: every choice (mask kind and rate) in all layers at once; one profile per choice gives the time of every
+   layer under it, among neighbours that work on rows.
+2. Screen: the error of every choice in every layer that it makes faster, one layer at a time, on part of the images.
+3. Choose: times and errors add up, roughly; the best selections under that model form a frontier.
+4. Search: selections of the frontier are rewritten, run on all images to choose by, and timed against the original;
+   bisection finds the fastest one within the bound, then single layers are changed where that promises most.
+5. Verify: the fastest ones are run on images that took no part in the choice, until one stays within the bound.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from perfonnx import io
+from perfonnx.errors import PerfonnxError
+from perfonnx.impact import save_impact_maps
+from perfonnx.io import ModelSource
+from perfonnx.masks import ImpactMaps
+from perfonnx.plan import LAYOUTS, LayerPlan, Plan
+from perfonnx.rewriting import Rewritten
+from perfonnx.search.choose import DENSE, Option, Selection, frontier, pareto
+from perfonnx.search.costs import LayerCosts, layer_costs
+from perfonnx.search.credible import credible_drop
+from perfonnx.search.evaluate import (
+    CHOOSING,
+    HELD_BACK,
+    Evaluator,
+    Outcome,
+    PlanEvaluator,
+    SamplesLike,
+    SerialExecutor,
+    Subject,
+    Task,
+    count_images,
+    find_metric,
+    hold,
+    with_impacts,
+)
+from perfonnx.search.greedy import Measured, greedy
+from perfonnx.search.metrics import Metric, Quality
+from perfonnx.search.sensitivity import IMPACT, Row, Space, eligible, measure_layers, plan_key
+from perfonnx.search.state import Records, digest
+from perfonnx.search.timing import PairedTimer, Speed, Timer, TimingCache, machine
+
+FORMAT = 1
+SEARCHES = ("budget", "greedy")
+
+MIN_SPEEDUP = 1.03
+"""A model that is not faster than this is not worth a change: repeated timings differ by as much."""
+
+MIN_IMAGES = 8
+HELD_BACK_SHARE = 0.4
+"""Part of the images that the choice does not see."""
+
+SCREEN_IMAGES = (12, 128)
+"""Fewest and most images to screen layers on."""
+
+SCREEN_SHARE, SEARCH_SHARE = 0.4, 0.9
+"""Parts of the time after which screening, and search, come to an end."""
+
+PATIENCE = 8
+"""Changes of single layers that may fail in a row before the search ends."""
+
+CLOSE = 0.003
+"""Bisection ends where predicted times differ by less than this part."""
+
+FINAL_SECONDS = 5.0
+"""Time spent on timing the model that is taken once more."""
+
+SURE_LOOKS = 3
+"""Models that are verified even where the time is up."""
+
+POOR = 0.2
+"""An original that is right on fewer images than this was given the wrong labels or pixels, most likely."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted.
+
+    Attributes:
+        max_drop: Largest loss, in the metric's terms; None where only the speed counts.
+        speedup: How many times faster; None: as fast as the loss allows. With both, the smallest loss at that speed.
+    """
+
+    max_drop: float | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        if self.speedup is not None and not 1 < self.speedup < math.inf:
+            raise PerfonnxError(f"speed-up {self.speedup:g}: give a number above 1, such as 1.5")
+        if self.max_drop is not None and math.isnan(self.max_drop):
+            raise PerfonnxError("drop: it is no number")
+
+    def allows(self, quality: Quality | None) -> bool:
+        """Whether a loss is within the bound."""
+        return self.max_drop is None or (quality is not None and quality.drop <= self.max_drop)
+
+    def reached(self, speed: Speed) -> bool:
+        """Whether a speed is enough."""
+        return speed.ratio >= (self.speedup or MIN_SPEEDUP)
+
+
+@dataclass
+class Trial:
+    """A whole network that was really rewritten, run and timed.
+
+    Attributes:
+        plan: What was done.
+        why: How the search came to it.
+        choosing: Its loss on the images to choose by.
+        speed: Its time against the original's.
+        held_back: Its loss on the other images; None where it was not looked at.
+    """
+
+    plan: Plan
+    why: str
+    choosing: Quality
+    speed: Speed
+    held_back: Quality | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "why": self.why,
+            "plan": self.plan.to_json(),
+            "speed": self.speed.to_json(),
+            "choosing": self.choosing.to_json(),
+            "held_back": None if self.held_back is None else self.held_back.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search is.
+
+    Attributes:
+        phase: What is being done.
+        done: Steps of the phase that are done.
+        total: All its steps, 0 where that is not known.
+        seconds_left: Until the time given is used up; searches end earlier where nothing is left to try.
+        best: The best that was found, in words.
+    """
+
+    phase: str
+    done: int
+    total: int
+    seconds_left: float
+    best: str
+
+
+@dataclass
+class Tuned:
+    """What `tune` found.
+
+    Attributes:
+        result: The rewritten model; the original where nothing was found.
+        best: The trial that was taken, None where nothing was found.
+        message: In one line, what came out.
+        warnings: What should be known before the numbers are trusted.
+        reached: Whether the target was reached.
+        metric: What was measured.
+        target: What was wanted.
+        trials: Everything that was really measured, in order.
+        rows: The layers' sensitivities.
+        costs: What the layers take, as parts of the original's time, by layout.
+        images: How many, by part.
+        threads: Intra-op threads asked for.
+        seconds: What the measurements took.
+        impact_maps: What masks called `impact` were made from, None where that was no choice.
+    """
+
+    result: Rewritten
+    best: Trial | None
+    message: str
+    warnings: tuple[str, ...]
+    reached: bool
+    metric: Metric
+    target: Target
+    trials: list[Trial]
+    rows: list[Row]
+    costs: dict[str, LayerCosts]
+    images: dict[str, int]
+    threads: int | None
+    seconds: float
+    impact_maps: ImpactMaps | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that makes the model again."""
+        return self.result.plan
+
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, and beside `plan.json` what it needs: `plan.corrections.npz`, `plan.impact.npz`.
+
+        Raises:
+            PerfonnxError: A file cannot be written.
+        """
+        self.result.save_plan(path)
+        used = {n: self.impact_maps[n] for n, c in self.plan.layers.items() if self.impact_maps and c.mask == IMPACT}
+        if used:
+            save_impact_maps(Path(path).with_suffix(".impact.npz"), used)
+
+    def pareto(self) -> list[Trial]:
+        """The trials that no other one beats in both speed and guide, from the least loss to the fastest."""
+        options = [Option(1 / trial.speed.ratio, trial.choosing.guide) for trial in self.trials]
+        return [self.trials[i] for i in pareto(options)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for a report."""
+        best = [i for i, trial in enumerate(self.trials) if trial is self.best]
+        front = {id(trial) for trial in self.pareto()}
+        return {
+            "perfonnx_tune": FORMAT,
+            "model": self.result.report.model,
+            "message": self.message,
+            "warnings": list(self.warnings),
+            "reached": self.reached,
+            "metric": self.metric.to_json(),
+            "target": asdict(self.target),
+            "machine": machine(),
+            "threads": self.threads,
+            "images": self.images,
+            "seconds": self.seconds,
+            "best": best[0] if best else None,
+            "plan": self.plan.to_json(),
+            "trials": [trial.to_json() for trial in self.trials],
+            "pareto": [i for i, trial in enumerate(self.trials) if id(trial) in front],
+            "sensitivity": [row.to_json() for row in self.rows],
+            "layer_times": {layout: costs.to_json() for layout, costs in self.costs.items()},
+        }
+
+
+def tune(
+    model: ModelSource,
+    output: str | os.PathLike[str] | None,
+    samples: SamplesLike,
+    *,
+    max_drop: float | str | None = None,
+    speedup: float | None = None,
+    metric: str | None = None,
+    space: Space | None = None,
+    search: str = "budget",
+    max_time: float = 900.0,
+    threads: int | None = None,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    freeze_weights: bool = False,
+    fallback: bool = True,
+    seed: int = 0,
+    state: str | os.PathLike[str] | None = None,
+    cache: TimingCache | None = None,
+    executor: Executor | None = None,
+    evaluator: Evaluator | None = None,
+    timer: Timer | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Tuned:
+    """Find the fastest model within a loss, or the model with the smallest loss at a speed.
+
+    Args:
+        model: As for `perfonnx.rewrite`.
+        output: Where the model goes; None: nowhere. Where nothing is found, the original goes there.
+        samples: Images, a few hundred; labels are used where they have some. Part of them takes no part in the choice.
+        max_drop: The largest loss, a number or a text such as "1%", in the metric's terms; None: the metric's default,
+            unless a speed is asked for.
+        speedup: How many times faster the model should become; with `max_drop` too, the smallest loss at that speed,
+            or the fastest model within the loss.
+        metric: Name in `METRICS`; None: by the model's outputs and labels.
+        space: What may be done with a layer.
+        search: "budget", or "greedy" for the perforation paper's search.
+        max_time: Seconds of measuring, roughly.
+        threads: Intra-op threads, None for all cores.
+        input_shapes: Sizes for symbolic dimensions; timings are made at them.
+        freeze_weights: As for `perfonnx.rewrite`.
+        fallback: As for `perfonnx.rewrite`.
+        seed: Seed of the split of the images and of the masks.
+        state: File in which measurements are kept; a tuning that was interrupted goes on from there.
+        cache: Where timings are kept between tunings; None: nowhere.
+        executor: Does the screening of layers; None: this thread.
+        evaluator: Measures losses; None: on onnxruntime.
+        timer: Measures times; None: on onnxruntime.
+        progress: Called now and then.
+
+    Returns:
+        The model, its plan, and everything that was measured.
+
+    Raises:
+        PerfonnxError: Bad usage or input. Nothing has been written then, but the state.
+    """
+    if search not in SEARCHES:
+        raise PerfonnxError(f"unknown search {search!r}; choose from {', '.join(SEARCHES)}")
+    if not 0 < max_time < math.inf:
+        raise PerfonnxError(f"time {max_time:g}: give the seconds that tuning may take, above 0")
+    if output is not None:
+        io.check_target(output)
+    space = space or Space()
+    subject = Subject(model, dict(input_shapes or {}), freeze_weights)
+    if len(samples) < MIN_IMAGES:
+        raise PerfonnxError(
+            f"{len(samples)} images are too few to choose by some and verify on others; give {MIN_IMAGES} or more, "
+            "better a few hundred"
+        )
+    held = max(MIN_IMAGES // 2, round(len(samples) * HELD_BACK_SHARE))
+    first, second = samples.split(len(samples) - held, held, seed)
+    parts = {CHOOSING: hold(first), HELD_BACK: hold(second)}
+    subject = replace(subject, calibration=parts[CHOOSING])
+    found, seconds_per_image = find_metric(metric, subject, parts[CHOOSING], threads=threads)
+    if IMPACT in space.masks:
+        subject = with_impacts(subject, parts[CHOOSING], found, threads=threads)
+    bound = found.parse_drop(max_drop) if isinstance(max_drop, str) else max_drop
+    if bound is None and speedup is None:
+        bound = found.default_drop
+    target = Target(bound, speedup)
+    feed = next(iter(parts[CHOOSING])).feeds
+    if timer is None:
+        timer = PairedTimer(subject, _timing_feed(subject, feed), threads, cache)
+    run = _Search(
+        subject,
+        parts,
+        found,
+        target,
+        space,
+        evaluator or PlanEvaluator(subject, parts, found, threads),
+        timer,
+        executor or SerialExecutor(),
+        Records.open(state, _fingerprint(subject, samples, feed, found, target, space, search, threads, seed)),
+        max_time,
+        seed,
+        progress or (lambda _: None),
+    )
+    best = run.find(search, seconds_per_image)
+    plan = best.plan if best else Plan(seed=seed)
+    tuned = run.tuned(subject.rewrite(plan, fallback=fallback), best, threads)
+    tuned.impact_maps = subject.impact_maps
+    if output is not None:
+        tuned.result.save(output)
+    return tuned
+
+
+def _timing_feed(subject: Subject, feed: Mapping[str, Any]) -> dict[str, Any]:
+    """One image, or the batch that the model fixes."""
+    size = count_images(dict(feed))
+    for value in subject.original().proto.graph.input:
+        if value.name in feed:
+            dims = value.type.tensor_type.shape.dim
+            fixed = len(dims) > 0 and dims[0].HasField("dim_value")
+            size = dims[0].dim_value if fixed else 1
+            break
+    return {name: array[:size] if array.ndim else array for name, array in feed.items()}
+
+
+def _fingerprint(
+    subject: Subject,
+    samples: SamplesLike,
+    feed: Mapping[str, Any],
+    metric: Metric,
+    target: Target,
+    space: Space,
+    search: str,
+    threads: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """What a state file is about; another time limit is no other search."""
+    model = subject.original().proto.SerializeToString(deterministic=True)
+    data = digest(*(array.tobytes() for _, array in sorted(feed.items())))
+    return {
+        "model": digest(model),
+        "data": f"{len(samples)} images, {data}",
+        "metric": metric.name,
+        "target": asdict(target),
+        "choices": [asdict(choice) for choice in space.choices()],
+        "search": search,
+        "threads": threads,
+        "seed": seed,
+        "machine": digest(machine()),
+    }
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """One choice of a layer (None: dense) among sampled ones, with its time and error."""
+
+    choice: LayerPlan | None
+    time: float
+    error: float
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A layer and the choice that it gets; the smallest order comes first."""
+
+    order: float
+    layer: str
+    choice: LayerPlan | None
+
+
+@dataclass
+class _Search:
+    """One tuning: its tools, and what it has found so far."""
+
+    subject: Subject
+    parts: dict[str, SamplesLike]
+    metric: Metric
+    target: Target
+    space: Space
+    evaluator: Evaluator
+    timer: Timer
+    executor: Executor
+    records: Records
+    max_time: float
+    seed: int
+    progress: Callable[[Progress], None]
+    trials: dict[str, Trial] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    costs: dict[str, LayerCosts] = field(default_factory=dict)
+    errors: dict[str, dict[LayerPlan, float]] = field(default_factory=dict)
+    screened: int = 0
+
+    def find(self, search: str, seconds_per_image: float) -> Trial | None:
+        """The best trial that stays within the bound on held-back images; None where there is none."""
+        inspection = self.subject.inspect()
+        layers = list(eligible(inspection))
+        if not layers:
+            return None
+        for layout in LAYOUTS:
+            self.costs[layout] = layer_costs(
+                self.subject,
+                self.timer,
+                layers,
+                self.space.choices(),
+                layout=layout,
+                seed=self.seed,
+                records=self.records,
+                progress=lambda what, done, total: self._tell(f"profiling {what}", done, total),
+            )
+        pairs = [(n, c) for c in self.space.choices() for n in layers if self._saves_time(n, c)]
+        if search == "greedy":
+            self._greedy(pairs)
+        else:
+            self._screen(pairs, seconds_per_image)
+            if self.errors:
+                self._bisect()
+                self._swap()
+        return self._verify()
+
+    def _saves_time(self, layer: str, choice: LayerPlan) -> bool:
+        """Whether a choice makes a layer faster in some layout."""
+        return any(layer in c.sampled.get(choice, ()) and c.gain(layer, choice) > 0 for c in self.costs.values())
+
+    # --- 2. screen ---------------------------------------------------------------------------------------------------
+
+    def _screen(self, pairs: Sequence[tuple[str, LayerPlan]], seconds_per_image: float) -> None:
+        """Measures the error of each pair, and fills the table of options."""
+        if not pairs:
+            return
+        images = self.records.ask("screening images", lambda: self._screening_images(len(pairs), seconds_per_image))
+        self.screened = images
+        end = self.records.clock + SCREEN_SHARE * self.max_time
+        rows = measure_layers(
+            pairs,
+            self.evaluator,
+            images=images,
+            seed=self.seed,
+            records=self.records,
+            executor=self.executor,
+            go_on=lambda: self.records.clock < end,
+            progress=lambda done, total: self._tell("measuring layers", done, total),
+        )
+        for row in rows:
+            self.rows.append(row)
+            self.errors.setdefault(row.layer, {})[row.choice] = row.quality.guide
+
+    def _screening_images(self, pairs: int, seconds_per_image: float) -> int:
+        """As many images as the time allows, a fixed number otherwise."""
+        available = len(self.parts[CHOOSING])
+        affordable = SCREEN_SHARE * self.max_time / pairs / max(seconds_per_image, 1e-6)
+        size = count_images(next(iter(self.parts[CHOOSING])).feeds)
+        wanted = int(min(max(affordable * 0.8, SCREEN_IMAGES[0]), SCREEN_IMAGES[1]))
+        return min(math.ceil(wanted / size) * size, available)
+
+    # --- 3. and 4. choose and search ---------------------------------------------------------------------------------
+
+    def _bisect(self) -> None:
+        """Looks along the frontiers of the additive model for the places where the bound is met."""
+        kinds = sorted({choice.mask for errors in self.errors.values() for choice in errors})
+        for layout in LAYOUTS:
+            self._bisect_frontier(layout, kinds, f"best by the layers' times and errors, {layout}")
+        best = self._best()
+        layout = best.plan.layout if best else LAYOUTS[0]
+        for kind in kinds if len(kinds) > 1 else ():
+            # layers of one size then share one mask, and rows pass between them as they are
+            self._bisect_frontier(layout, [kind], f"best with {kind} alone, {layout}")
+
+    def _options(self, layout: str, layer: str, kinds: Sequence[str] | None = None) -> dict[LayerPlan, Option]:
+        """What can be done with a layer in a layout, with masks of these kinds."""
+        sampled = self.costs[layout].sampled
+        return {
+            choice: Option(sampled[choice][layer], error)
+            for choice, error in self.errors.get(layer, {}).items()
+            if layer in sampled.get(choice, ()) and (kinds is None or choice.mask in kinds)
+        }
+
+    def _bisect_frontier(self, layout: str, kinds: Sequence[str], why: str) -> None:
+        options = {layer: self._options(layout, layer, kinds) for layer in self.errors}
+        line = frontier(self.costs[layout].chain({layer: list(known.values()) for layer, known in options.items()}))
+
+        def attempt(place: int) -> Trial:
+            picks = {layer: pick for layer, pick in line[place].picks.items() if pick != DENSE}
+            layers = {layer: list(options[layer])[pick] for layer, pick in picks.items()}
+            return self._try(self._plan(layers, layout), why)
+
+        low, high = 0, len(line) - 1  # low is dense: within the bound, too slow
+        if high <= low or not self._beyond(attempt(high)):
+            return
+        while high - low > 1 and self._time_left(SEARCH_SHARE):
+            if line[low].time - line[high].time < CLOSE * (self.costs[layout].rest + line[low].time):
+                break
+            place = self._between(line, low, high)
+            if self._beyond(attempt(place)):
+                high = place
+            else:
+                low = place
+
+    def _beyond(self, trial: Trial) -> bool:
+        """Whether a trial lies on the far side of the target: too lossy, or, where a speed is wanted, fast enough."""
+        if self.target.speedup is not None:
+            return self.target.reached(trial.speed)
+        return not self._within(trial)
+
+    def _within(self, trial: Trial) -> bool:
+        """Whether a trial's loss is within the bound, by the images to choose by and with what is known of others."""
+        measured = [other.choosing for other in self.trials.values()]
+        return self.target.max_drop is None or credible_drop(trial.choosing, measured) <= self.target.max_drop
+
+    def _between(self, line: Sequence[Selection], low: int, high: int) -> int:
+        """A place strictly between two: half the time where speed is sought, else the geometric mean of the errors."""
+        inner = range(low + 1, high)
+        if self.target.speedup is not None:
+            middle = (line[low].time + line[high].time) / 2
+            return min(inner, key=lambda i: abs(line[i].time - middle))
+        error = math.sqrt(max(line[low].error, line[high].error * 1e-3) * line[high].error)
+        return min(inner, key=lambda i: abs(line[i].error - error))
+
+    def _swap(self) -> None:
+        """Changes single layers of the best trial: one goes further, or one goes back and another further."""
+        failures = 0
+        while failures < PATIENCE and self._time_left(SEARCH_SHARE):
+            best = self._best()
+            if best is None:
+                return
+            for plan, why in self._changes(best):
+                if plan_key(plan) in self.trials:
+                    continue
+                self._try(plan, why)
+                failures += 1
+                if self._best() is not best:
+                    failures = 0
+                    break
+                if failures >= PATIENCE or not self._time_left(SEARCH_SHARE):
+                    return
+            else:
+                return
+
+    def _rungs(self, layout: str, layer: str) -> list[_Rung]:
+        """The choices of a layer between sampled ones, dense first."""
+        costs = self.costs[layout]
+        dense = _Rung(None, costs.inside.get(layer, costs.dense[layer]), 0.0)
+        return [dense, *(_Rung(c, o.time, o.error) for c, o in self._options(layout, layer).items())]
+
+    def _changes(self, best: Trial) -> Iterator[tuple[Plan, str]]:
+        """Plans near a trial's, the most promising first."""
+        further: list[_Move] = []
+        back: list[_Move] = []
+        layout = best.plan.layout
+        for layer in self.errors:
+            rungs = self._rungs(layout, layer)
+            now = next(rung for rung in rungs if rung.choice == best.plan.layers.get(layer))
+            ladder = [rungs[i] for i in pareto([Option(r.time, r.error) for r in rungs])]
+            faster = next((r for r in ladder if r.time < now.time), None)
+            safer = next((r for r in reversed(ladder) if r.error < now.error), None)
+            if faster is not None:
+                cost = max(faster.error - now.error, 0.0) / (now.time - faster.time)
+                further.append(_Move(cost, layer, faster.choice))
+            if safer is not None:
+                back.append(_Move((safer.error - now.error) / max(safer.time - now.time, 1e-9), layer, safer.choice))
+        further.sort(key=lambda move: (move.order, move.layer))
+        back.sort(key=lambda move: (move.order, move.layer))
+
+        def changed(*moves: _Move) -> Plan:
+            layers = {**best.plan.layers}
+            for move in moves:
+                layers.pop(move.layer, None)
+                if move.choice is not None:
+                    layers[move.layer] = move.choice
+            return self._plan(layers, layout)
+
+        if self.target.speedup is None:
+            for move in further[:3]:
+                yield changed(move), f"more in {move.layer}"
+        else:
+            for move in back[:3]:
+                yield changed(move), f"less in {move.layer}"
+        for one in back[:2]:
+            for other in further[:3]:
+                if one.layer != other.layer:
+                    yield changed(one, other), f"less in {one.layer}, more in {other.layer}"
+
+    def _greedy(self, pairs: Sequence[tuple[str, LayerPlan]]) -> None:
+        """The paper's search; see `perfonnx.search.greedy`."""
+        ladders: dict[str, list[list[LayerPlan]]] = {}
+        for layer in dict.fromkeys(layer for layer, _ in pairs):
+            own = [choice for other, choice in pairs if other == layer]
+            rates = sorted({choice.rate for choice in own})
+            ladders[layer] = [[choice for choice in own if choice.rate == rate] for rate in rates]
+
+        def measure(choices: Mapping[str, LayerPlan]) -> Measured:
+            trial = self._try(self._plan(choices, LAYOUTS[0]), "greedy step")
+            uncertainty = (1 / trial.speed.low - 1 / trial.speed.high) / 2
+            return Measured(1 / trial.speed.ratio, uncertainty, trial.choosing.guide)
+
+        for _ in greedy(ladders, measure, max_loss=math.inf, go_on=lambda: self._time_left(SEARCH_SHARE)):
+            best = self._best()
+            if self.target.speedup is not None and best is not None:
+                return
+            if self.trials and not self._within(self._latest()):
+                return
+
+    def _latest(self) -> Trial:
+        return list(self.trials.values())[-1]
+
+    # --- 5. verify ---------------------------------------------------------------------------------------------------
+
+    def _verify(self) -> Trial | None:
+        """Looks at the held-back images, the best trial first, until one is within the bound."""
+        second_best: Trial | None = None
+        for number, trial in enumerate(sorted(self._candidates(), key=self._merit)):
+            if number >= SURE_LOOKS and self.records.clock > self.max_time:
+                break
+            if second_best is not None and not self.target.reached(trial.speed):
+                break  # slower than what is there already
+            self._tell("verifying", number, 0)
+            trial.held_back = self._evaluate(trial.plan, HELD_BACK)
+            if not self.target.allows(trial.held_back):
+                continue
+            speed = self.records.ask(
+                f"final time {plan_key(trial.plan)}",
+                lambda plan=trial.plan: self.timer.speed(plan, seconds=FINAL_SECONDS).to_json(),  # type: ignore[misc]
+            )
+            trial.speed = Speed(**speed)
+            if self.target.reached(trial.speed):
+                return trial
+            if trial.speed.ratio >= MIN_SPEEDUP and second_best is None:
+                second_best = trial
+        return second_best
+
+    def _candidates(self) -> list[Trial]:
+        """Trials that are faster than the original and within the bound, as far as the images to choose by say."""
+        return [t for t in self.trials.values() if t.speed.ratio >= MIN_SPEEDUP and self._within(t)]
+
+    def _merit(self, trial: Trial) -> tuple[float, ...]:
+        """The order of trials: the fastest first; or the least lossy of those that have the speed that is wanted."""
+        if self.target.speedup is not None and self.target.reached(trial.speed):
+            return (0.0, trial.choosing.guide)
+        return (1.0, -trial.speed.ratio)
+
+    def _best(self) -> Trial | None:
+        return min(self._candidates(), key=self._merit, default=None)
+
+    # --- measuring ---------------------------------------------------------------------------------------------------
+
+    def _plan(self, choices: Mapping[str, LayerPlan], layout: str) -> Plan:
+        """A plan, its layers in running order."""
+        order = self.costs[layout].dense
+        return Plan({layer: choices[layer] for layer in order if layer in choices}, self.seed, layout=layout)
+
+    def _try(self, plan: Plan, why: str) -> Trial:
+        """Rewrites, runs and times a plan, unless that was done before."""
+        key = plan_key(plan)
+        if key not in self.trials:
+            self._tell("searching", len(self.trials), 0)
+            quality = self._evaluate(plan, CHOOSING)
+            speed = self.records.ask(f"time {key}", lambda: self.timer.speed(plan).to_json())
+            self.trials[key] = Trial(plan, why, quality, Speed(**speed))
+        return self.trials[key]
+
+    def _evaluate(self, plan: Plan, part: str) -> Quality:
+        images = len(self.parts[part])
+
+        def measure() -> dict[str, Any]:
+            outcome: Outcome = self.executor.submit(self.evaluator, Task(plan, part, images)).result()
+            return outcome.quality.to_json()
+
+        same = plan_key(replace(plan, layout=LAYOUTS[0]))  # what is lost does not depend on the layout
+        return Quality(**self.records.ask(f"{part} {same} {images}", measure))
+
+    def _time_left(self, share: float) -> bool:
+        return self.records.clock < share * self.max_time
+
+    def _tell(self, phase: str, done: int, total: int) -> None:
+        best = self._best()
+        words = "" if best is None else f"{best.speed.ratio:.2f}x, {self.metric.show(best.choosing.drop)}"
+        self.progress(Progress(phase, done, total, max(self.max_time - self.records.clock, 0.0), words))
+
+    # --- the answer --------------------------------------------------------------------------------------------------
+
+    def tuned(self, result: Rewritten, best: Trial | None, threads: int | None) -> Tuned:
+        """Everything, with a message and warnings."""
+        reached = best is not None and self.target.allows(best.held_back) and self.target.reached(best.speed)
+        return Tuned(
+            result,
+            best,
+            self._message(result, best, reached),
+            tuple(self._warnings(best)),
+            reached,
+            self.metric,
+            self.target,
+            list(self.trials.values()),
+            self.rows,
+            self.costs,
+            {**{part: len(samples) for part, samples in self.parts.items()}, "screening": self.screened},
+            threads,
+            self.records.clock,
+        )
+
+    def _message(self, result: Rewritten, best: Trial | None, reached: bool) -> str:
+        name = result.report.model
+        bound = "" if self.target.max_drop is None else f" {self.metric.within(self.target.max_drop)}"
+        if best is None:
+            reason = result.report.little_to_gain
+            return f"{name}: nothing{bound} is faster than {MIN_SPEEDUP:g}x; the model is left alone" + (
+                f" ({reason})" if reason else ""
+            )
+        assert best.held_back is not None
+        text = (
+            f"{name}: {best.speed.ratio:.2f}x faster, {self.metric.lost(best.held_back.drop)} on "
+            f"{best.held_back.images} images that took no part in the choice"
+        )
+        return text if reached else f"{text}; {self.target.speedup:g}x is not reached{bound}"
+
+    def _warnings(self, best: Trial | None) -> Iterator[str]:
+        bound = self.target.max_drop
+        first = next(iter(self.trials.values()), None)
+        if self.metric.name == "top1" and first is not None and first.choosing.reference < POOR:
+            yield (
+                f"the original itself is right on {first.choosing.reference:.0%} of the images only: are the labels, "
+                "and the numbers made of the pixels, those that it was trained for?"
+            )
+        quality = best.held_back if best else None
+        if bound is not None and quality is not None and bound > 0:
+            half = 1.96 * quality.drop_error
+            if half > bound:
+                needed = math.ceil(quality.images * (half / bound) ** 2 / HELD_BACK_SHARE / 50) * 50
+                yield (
+                    f"{quality.images} images cannot tell a loss of {self.metric.show(bound)} from twice as much: the "
+                    f"loss is known to +-{self.metric.show(half)} (95 %); about {needed} images in all would do"
+                )
+        looks = sum(trial.held_back is not None for trial in self.trials.values())
+        if looks > 1:
+            yield (
+                f"{looks} models were looked at on the held-back images until one stayed within the bound, so its loss "
+                "there is a little flattering"
+            )

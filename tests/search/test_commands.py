@@ -1,0 +1,116 @@
+"""`perfonnx tune` and `perfonnx sensitivity`: one line for every mistake, files only where all went well."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from perfonnx.cli import main
+from tests.search.test_tune import network, samples
+
+FAST = ("--max-time", "5", "--masks", "lattice", "--rates", ".75", "--repair", "bias", "--threads", "1", "--no-cache")
+
+
+def run(*arguments: Any) -> int:
+    """The exit status, however it is reached."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to work in, with a model and data."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(network(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=samples(24).images, labels=np.arange(24) % 5)
+    return tmp_path
+
+
+def test_tune_writes_a_model_a_plan_and_a_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ("--plan-out", "plan.json", "--report-json", "report.json", "--state", "state")
+    assert run("tune", "m.onnx", "out.onnx", "--data", "data.npz", "--max-drop", "50%", *files, *FAST) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    report = json.loads((here / "report.json").read_text())
+    assert report["message"] in " ".join(shown.out.split())
+    assert report["metric"]["name"] == "top1"
+    assert report["target"] == {"max_drop": 0.5, "speedup": None}
+    assert run("rewrite", "m.onnx", "again.onnx", "--plan", "plan.json", "--quiet") == 0
+    onnx.checker.check_model(onnx.load("out.onnx"))
+    before = len((here / "state").read_text().splitlines())
+    assert run("tune", "m.onnx", "out2.onnx", "--data", "data.npz", "--max-drop", "50%", *files[4:], *FAST, "-q") == 0
+    assert len((here / "state").read_text().splitlines()) == before  # nothing was measured again
+    assert onnx.load("out2.onnx") == onnx.load("out.onnx")
+    assert capsys.readouterr().out == ""
+
+
+def test_tune_without_gain_leaves_the_model_alone_and_succeeds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--data", "data.npz", "--metric", "distance", "--max-drop", "0", *FAST, "--json")
+    assert run("tune", "m.onnx", "out.onnx", *arguments) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["best"] is None
+    assert "the model is left alone" in data["message"]
+    assert data["plan"]["layers"] == {}
+    assert onnx.load("out.onnx") == onnx.load("m.onnx")
+
+
+def test_sensitivity_prints_a_table_or_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--data", "data.npz", "--samples", "8", "--rates", ".25,.5", "--masks", "uniform", "--repair", "none")
+    assert run("sensitivity", "m.onnx", *arguments) == 0
+    assert "conv3" in capsys.readouterr().out
+    assert run("sensitivity", "m.onnx", *arguments, "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["images"] == 8
+    assert {(row["layer"], row["choice"]["rate"]) for row in data["layers"]} == {
+        (f"conv{i}", rate) for i in (1, 2, 3, 4) for rate in (0.25, 0.5)
+    }
+
+
+TUNE = ("tune", "m.onnx", "out.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*TUNE,), "tune measures on your data: add --data"),
+        (("sensitivity", "m.onnx"), "sensitivity measures on your data: add --data"),
+        ((*TUNE, "--data", "none.npz"), "none.npz: no such file"),
+        ((*TUNE, "--data", "data.npz", "--max-drop", "much"), "drop 'much': for top1, write a share"),
+        ((*TUNE, "--data", "data.npz", "--metric", "psnr", "--max-drop", "1%"), "no output is an image"),
+        ((*TUNE, "--data", "data.npz", "--metric", "bleu"), "unknown metric 'bleu'"),
+        ((*TUNE, "--data", "data.npz", "--speedup", "1"), "give a number above 1"),
+        ((*TUNE, "--data", "data.npz", "--speedup", "nan"), "give a number above 1"),
+        ((*TUNE, "--data", "data.npz", "--masks", "fog"), "unknown mask 'fog'"),
+        ((*TUNE, "--data", "data.npz", "--masks", ","), "no mask to choose from"),
+        ((*TUNE, "--data", "data.npz", "--rates", "half"), "--rates half: give numbers"),
+        ((*TUNE, "--data", "data.npz", "--rates", "2"), "rate 2.0 is not in"),
+        ((*TUNE, "--data", "data.npz", "--repair", "glue"), "unknown repair 'glue'"),
+        ((*TUNE, "--data", "data.npz", "--search", "luck"), "unknown search 'luck'"),
+        ((*TUNE, "--data", "data.npz", "--max-time", "-1"), "give the seconds"),
+        ((*TUNE, "--data", "data.npz", "--threads", "0"), "--threads 0"),
+        ((*TUNE, "--data", "data.npz", "--seed", "-1"), "--seed -1"),
+        ((*TUNE, "--data", "data.npz", "--samples", "4"), "4 images are too few"),
+        ((*TUNE, "--data", "data.npz", "--plan-out", "out.onnx"), "--plan-out out.onnx: that is OUT"),
+        ((*TUNE, "--data", "data.npz", "--state", "m.onnx"), "--state m.onnx: that is IN"),
+        ((*TUNE, "--data", "data.npz", "--report-json", "no/r.json"), "there is no directory"),
+        (("tune", "none.onnx", "out.onnx", "--data", "data.npz"), "none.onnx"),
+        (("tune", "data.npz", "out.onnx", "--data", "data.npz"), "not an ONNX model"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    before = sorted(here.iterdir())
+    assert run(*arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert message in shown.err
+    assert sorted(here.iterdir()) == before
