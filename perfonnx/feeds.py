@@ -605,7 +605,7 @@ def _image_shape(spec: InputSpec, image_format: ImageFormat) -> tuple[int, int, 
         )
     if len(dims) != 3 or dims[0] not in (1, 3) or (spec.dtype.kind != "f" and spec.dtype != np.uint8):
         raise PerfonnxError(
-            f"input '{spec.name}' is {spec.dtype} {_text(spec.shape)}: images need a floating-point or uint8 input "
+            f"input '{spec.name}' is {spec.dtype} {_text(spec.shape)}: images need a floating-point input (or uint8) "
             "[N, 1 or 3, height, width] or [N, height, width, 1 or 3], give .npy or .npz data instead"
         )
     channels, height, width = (int(cast(int, dim)) for dim in dims)

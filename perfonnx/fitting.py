@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import spatial  # type: ignore[import-untyped, unused-ignore]
 
 from perfonnx.errors import PerfonnxError
+from perfonnx.ops.common import Activation
 from perfonnx.sampling import Sampling
 
 Float = NDArray[np.float64]
@@ -23,8 +24,8 @@ RIDGE = 1e-3
 NEIGHBOURS = 4
 """Sites from which a learned interpolation makes a position."""
 
-_BLOCK = 1 << 23
-"""Float64 values that are worked on at once, about."""
+_BLOCK = 1 << 18
+"""Float64 values that are worked on at once, about: what stays in a cache."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,32 @@ class Solution:
     after: float
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What a layer's output is for: values that its activation maps to one need not be told apart.
+
+    A target at or below `low` is met by anything there, so the error counts from the nearest such value; likewise at
+    and above `high`. The squared error so measured bounds that behind the activation from above. (Zhang et al., arXiv
+    1505.06798, section 3.2, fit through ReLU likewise.)
+    """
+
+    low: float = -np.inf
+    high: float = np.inf
+
+    @classmethod
+    def of(cls, activation: Activation) -> Goal:
+        """From the activation that follows the layer, or the sum that the layer ends in."""
+        low = max(activation.clip_min, 0.0) if activation.negative_slope == 0 else activation.clip_min
+        return cls(low, activation.clip_max)
+
+    def error(self, target: Float, result: Float) -> Float:
+        """What has to be added to the result."""
+        error = target - result
+        np.copyto(error, np.minimum(self.low - result, 0), where=target <= self.low)
+        np.copyto(error, np.maximum(self.high - result, 0), where=target >= self.high)
+        return error
+
+
 class Residual:
     """What is left of a layer's target, and how much of it a bias and a linear map of the input explain.
 
@@ -55,11 +82,13 @@ class Residual:
     Args:
         sampling: The layer's mask and interpolation.
         groups: Groups of the convolution.
+        goal: What the target is for.
     """
 
-    def __init__(self, sampling: Sampling, groups: int = 1) -> None:
+    def __init__(self, sampling: Sampling, groups: int = 1, goal: Goal | None = None) -> None:
         self.sampling = sampling
         self.groups = groups
+        self.goal = goal or Goal()
         ones = np.ones((1, 1, sampling.mask.size))
         self.share = _interpolated(ones, sampling.source, sampling.weight)[0, 0]
         self.skipped = np.flatnonzero(~sampling.mask)
@@ -72,24 +101,33 @@ class Residual:
         self.gram: Float | None = None  # of G G', [groups, C/group, C/group]
         self.cross: Float | float = 0.0  # of G E', [groups, C/group, M/group]
 
-    def add(self, result: NDArray[np.floating], target: NDArray[np.floating], x: NDArray[np.floating] | None) -> None:
+    def add(
+        self,
+        result: NDArray[np.floating],
+        target: NDArray[np.floating],
+        other: NDArray[np.floating] | None = None,
+        x: NDArray[np.floating] | None = None,
+    ) -> None:
         """Count a batch.
 
         Args:
             result: [N, M, H, W], the layer's output; only its sites are read.
-            target: [N, M, H, W].
+            target: [N, M, H, W], what it should be, together with `other`.
+            other: [N, M, H, W], what the network adds to the layer's output.
             x: [N, C, H, W], the input at the output's positions; None: no predictor is fitted.
         """
         per_image = self.sampling.mask.size * (2 * target.shape[1] + (0 if x is None else x.shape[1]))
         for part in _blocks(len(target), per_image):
-            self._add(_flat(result[part]), _flat(target[part]), None if x is None else _flat(x[part]))
+            rest = (None if values is None else _flat(values[part]) for values in (other, x))
+            self._add(_flat(result[part]), _flat(target[part]), *rest)
 
-    def _add(self, result: Float, target: Float, x: Float | None) -> None:
+    def _add(self, result: Float, target: Float, other: Float | None, x: Float | None) -> None:
         sampling = self.sampling
-        error = target - _interpolated(result, sampling.source, sampling.weight)
+        result = _interpolated(result, sampling.source, sampling.weight)
+        error = self.goal.error(target, result if other is None else result + other)
         self.images += len(target)
-        self.error_squares += float(np.vdot(error, error))
-        self.target_squares += float(np.vdot(target, target))
+        self.error_squares += float(np.square(error).sum())
+        self.target_squares += float(np.square(target).sum())
         self.target_sum = self.target_sum + target.sum(axis=(0, 2))
         shared = (error @ self.share).sum(axis=0)
         self.error_sum = self.error_sum + shared
@@ -162,22 +200,33 @@ class Neighbours:
 
     Args:
         mask: bool [H, W].
+        goal: What the target is for.
         count: Sites per position.
     """
 
-    def __init__(self, mask: NDArray[np.bool_], count: int = NEIGHBOURS) -> None:
+    def __init__(self, mask: NDArray[np.bool_], goal: Goal | None = None, count: int = NEIGHBOURS) -> None:
         self.mask = mask
+        self.goal = goal or Goal()
         self.skipped = np.flatnonzero(~mask)
         self.nearest = nearest_sites(mask, count)
         number = self.nearest.shape[1]
         self.gram = np.zeros((self.skipped.size, number, number))
         self.cross = np.zeros((self.skipped.size, number))
 
-    def add(self, result: NDArray[np.floating], target: NDArray[np.floating]) -> None:
+    def add(
+        self,
+        result: NDArray[np.floating],
+        target: NDArray[np.floating],
+        other: NDArray[np.floating] | None = None,
+    ) -> None:
         """Count a batch; see `Residual.add`."""
+        if not self.skipped.size:
+            return
         per_image = target.shape[1] * (self.skipped.size * (self.nearest.shape[1] + 1) + self.mask.size)
         for part in _blocks(len(target), per_image):
-            sites, wanted = _flat(result[part]), _flat(target[part])[:, :, self.skipped]
+            sites, wanted = _flat(result[part]), _flat(target[part])
+            added = 0.0 if other is None else _flat(other[part])
+            wanted = (sites + self.goal.error(wanted, sites + added))[:, :, self.skipped]
             values = sites[:, :, self.nearest[self.skipped]]  # [N, M, Q, K]
             values = values.transpose(2, 3, 0, 1).reshape(self.skipped.size, self.nearest.shape[1], -1)
             wanted = wanted.transpose(2, 0, 1).reshape(self.skipped.size, -1, 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -71,6 +72,8 @@ class Replay:
         source, self.kept = self.kept, self.kept
         kept: list[Values] | None = []
         for number, batch in enumerate(self.batches if source is None else source):
+            for name in feeds - batch.keys():
+                raise PerfonnxError(f"the calibration data has nothing for input '{name}'")
             values = {**{name: np.asarray(batch[name]) for name in feeds}, **run(batch)}
             if kept is not None:
                 kept.append({name: values[name] for name in live})
@@ -100,7 +103,11 @@ class Replay:
                 return {}
             feed = {name: batch[name] for name in feeds}
             if session is None:
-                session = runtime.session(self._piece(nodes, feed, outputs))
+                options = ort.SessionOptions()
+                options.log_severity_level = 4
+                # threads that spin between two runs take the processor from the work that is done there
+                options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                session = runtime.session(self._piece(nodes, feed, outputs), options=options)
             try:
                 return dict(zip(outputs, session.run(outputs, feed), strict=True))
             except Exception as error:  # onnxruntime raises types of its own that it does not export

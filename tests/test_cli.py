@@ -159,6 +159,42 @@ def test_a_saved_plan_makes_the_same_bytes(here: Path) -> None:
     assert (here / "p").read_bytes() == (here / "q").read_bytes()
 
 
+def test_repair(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = np.random.default_rng(0).random((20, 3, 12, 10)).astype(np.float32)
+    np.save("d.npy", data)
+    flags = [
+        "--rate",
+        "0.5",
+        "--only",
+        "conv",
+        "--repair",
+        "predictor",
+        "--data",
+        "d.npy",
+        "--samples",
+        "16",
+        "--seed",
+        3,
+    ]
+    assert run("rewrite", "m.onnx", "a.onnx", *flags, "--save-plan", "p.json", "--json") == 0
+    notes = [note for layer in json.loads(capfd.readouterr().out)["layers"] for note in layer["notes"]]
+    assert sum("repaired by bias, predictor: error" in note for note in notes) == 2
+    Path("d.npy").unlink()
+    assert run("rewrite", "m.onnx", "b.onnx", "--plan", "p.json") == 0
+    assert (here / "a.onnx").read_bytes() == (here / "b.onnx").read_bytes()
+    assert run("check", "a.onnx", "b.onnx") == 0
+
+
+def test_repair_of_bad_data(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    np.save("d.npy", np.zeros((4, 3, 9, 9), np.float32))
+    rewrite = ("rewrite", "m.onnx", "o.onnx", "--only", "conv")
+    assert "no calibration data; give --data" in refused(capfd, *rewrite, "--repair", "bias")
+    assert "d.npy has shape [4, 3, 9, 9]" in refused(capfd, *rewrite, "--repair", "bias", "--data", "d.npy")
+    assert "--data is for --repair" in refused(capfd, *rewrite, "--data", "d.npy")
+    assert "give --data" in refused(capfd, *rewrite, "--repair", "bias", "--preset", "unit")
+    assert "unknown repair 'tape'" in refused(capfd, *rewrite, "--repair", "tape")
+
+
 def test_output_over_input(here: Path) -> None:
     assert run("rewrite", "m.onnx", "m.onnx") == 0
     assert [c.reason for c in perfonnx.inspect("m.onnx").convs] == ["already rewritten"] * 2

@@ -333,7 +333,7 @@ def test_deep_images_are_refused(tmp_path: Path) -> None:
     [
         (_spec(["N", 3, "H", "W"]), "--input-shape x:1,3,224,224"),
         (_spec([1, 4, 8, 8]), "images need a floating-point input"),
-        (_spec([1, 8, 8, 3]), "images need a floating-point input"),
+        (_spec([1, 8, 8, 4]), "images need a floating-point input"),
         (_spec([1, 3, 8, 8], np.int64), "images need a floating-point input"),
         (_spec([1, 10]), "images need a floating-point input"),
     ],

@@ -8,11 +8,15 @@ target from the original network. A layer can get
   sites up to b, and needs no new operator: conv(x) - A x is the convolution with A taken off the tap that reads the
   position itself;
 - a *learned interpolation*: weights of the nearest sites, one set per position for all channels.
+
+The error is that of the tensor behind the layer that its activation reads: the sum at the end of a residual block, and
+counted only where the activation lets it through. Without that, SqueezeNet (ImageNet, half of all positions skipped in
+its 3x3 layers) loses 22 points of top-1 by the bias, with it it gains 9.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +27,13 @@ from numpy.typing import NDArray
 from perfonnx import ops
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import RIDGE, Neighbours, Residual, Solution
-from perfonnx.graph import numpy_type, only_consumer
+from perfonnx.fitting import RIDGE, Goal, Neighbours, Residual, Solution
+from perfonnx.graph import activation_of, numpy_type, only_consumer
 from perfonnx.io import TensorType, Workspace
 from perfonnx.ops.common import Activation, ConvAttributes
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
-from perfonnx.passes.regions import Regions, is_map, is_sampled, is_standard
+from perfonnx.passes.regions import Regions, is_sampled, is_standard
 from perfonnx.plan import NO_REPAIR, PREDICTING
 from perfonnx.replay import Replay, ancestors
 from perfonnx.sampling import Sampling, interpolate
@@ -243,25 +247,34 @@ class _Question:
         y: Its output.
         other: What is added to it, or None.
         total: The sum, or `y`.
+        goal: What the total is for.
     """
 
     x: str
     y: str
     other: str | None
     total: str
+    goal: Goal
 
     @classmethod
     def of(cls, workspace: Workspace, node: gs.Node, unsettled: set[str]) -> _Question:
         """`unsettled` are the outputs of the layers that are not repaired yet, the node's own among them."""
         x, y = node.inputs[0], node.outputs[0]
+        goal = _goal(workspace, y)
         follower = only_consumer(workspace, y)
-        if follower is not None and is_standard(follower) and follower.op == "Add" and is_map(workspace, y):
+        if follower is not None and is_standard(follower) and follower.op == "Add":
             (other,) = (tensor for tensor in follower.inputs if tensor is not y)
-            total = follower.outputs[0]
-            same = workspace.types.get(other.name) == workspace.types[y.name] == workspace.types.get(total.name)
+            result = follower.outputs[0]
+            same = workspace.types.get(other.name) == workspace.types[y.name] == workspace.types.get(result.name)
             if same and not unsettled & ancestors(workspace.node_protos(), [other.name]):
-                return cls(x.name, y.name, other.name, total.name)
-        return cls(x.name, y.name, None, y.name)
+                return cls(x.name, y.name, other.name, result.name, _goal(workspace, result))
+        return cls(x.name, y.name, None, y.name, goal)
+
+
+def _goal(workspace: Workspace, tensor: gs.Tensor) -> Goal:
+    follower = only_consumer(workspace, tensor)
+    activation = None if follower is None else activation_of(workspace, follower)
+    return Goal() if activation is None else Goal.of(activation)
 
 
 class _Fitter:
@@ -329,20 +342,23 @@ class _Fitter:
         )
 
     def _interpolation(self, layer: _Layer) -> Sampling:
-        neighbours = Neighbours(layer.sampling.mask)
-        for _, result, target in self._values(layer, settled=False):
-            neighbours.add(result, target)
+        neighbours = Neighbours(layer.sampling.mask, self.questions[layer.name].goal)
+        for _, result, target, other in self._values(layer, settled=False):
+            neighbours.add(result, target, other)
         return neighbours.solve(self.ridge)
 
     def _residuals(self, layer: _Layer, samplings: list[Sampling], *, with_predictor: bool) -> list[Solution]:
-        residuals = [Residual(sampling, layer.attributes.group) for sampling in samplings]
-        for x, result, target in self._values(layer, settled=True):
+        goal = self.questions[layer.name].goal
+        residuals = [Residual(sampling, layer.attributes.group, goal) for sampling in samplings]
+        for x, result, target, other in self._values(layer, settled=True):
             for residual in residuals:
-                residual.add(result, target, layer.at_outputs(x) if with_predictor else None)
+                residual.add(result, target, other, layer.at_outputs(x) if with_predictor else None)
         return [residual.solve(self.ridge) for residual in residuals]
 
-    def _values(self, layer: _Layer, *, settled: bool) -> Iterable[tuple[NDArray[Any], ...]]:
-        """Input and output of the layer in the network rewritten so far, and what its output should be.
+    def _values(
+        self, layer: _Layer, *, settled: bool
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
+        """Input and output of the layer in the network rewritten so far, the target, and what is added to the output.
 
         With `settled` it is the last time that this layer is asked about.
         """
@@ -357,10 +373,7 @@ class _Fitter:
             [now.total], settled=[now.total] if settled else [], later=[q.total for q in later]
         )
         for ours, theirs in zip(rewritten, original, strict=True):
-            target = theirs[now.total]
-            if now.other is not None:
-                target = target.astype(np.float64) - ours[now.other]
-            yield ours[now.x], ours[now.y], target
+            yield ours[now.x], ours[now.y], theirs[now.total], None if now.other is None else ours[now.other]
 
 
 def _unique(workspace: Workspace, name: str) -> str:

@@ -1,0 +1,332 @@
+"""Samples: every source, every kind of label, subsets, formats, and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import perfonnx
+from perfonnx.calibration import (
+    PRESETS,
+    Samples,
+    add_data_arguments,
+    image_format,
+    model_inputs,
+    samples_from,
+)
+from perfonnx.errors import PerfonnxError
+from perfonnx.feeds import ImageFormat, InputSpec
+from tests import real_models
+from tests.passes import nets
+
+
+def spec(shape: list[Any], dtype: Any = np.float32, name: str = "x") -> InputSpec:
+    return InputSpec(name, tuple(shape), np.dtype(dtype))
+
+
+IMAGE = spec(["N", 3, 8, 8])
+
+
+def pictures(folder: Path, count: int = 6, size: tuple[int, int] = (8, 8)) -> Path:
+    """Pictures of one colour, red 10 * number, in two folders."""
+    for number in range(count):
+        place = folder / ("cats" if number % 2 else "dogs")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (10 * number, 100, 200)).save(place / f"{number:03d}_a.png")
+    return folder
+
+
+def reds(samples: Samples) -> list[int]:
+    return [round(float(value) * 25.5) for batch in samples for value in batch.feeds["x"][:, 0, 0, 0]]
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    samples = Samples.load(pictures(tmp_path), [IMAGE], batch=4)
+    batches = list(samples)
+    assert len(samples) == 6
+    assert [batch.feeds["x"].shape for batch in batches] == [(4, 3, 8, 8), (2, 3, 8, 8)]
+    assert batches[0].names == ["cats/001_a.png", "cats/003_a.png", "cats/005_a.png", "dogs/000_a.png"]
+    assert samples.labels is None
+    assert reds(samples) == reds(samples) == [1, 3, 5, 0, 2, 4]
+
+
+def test_images_are_read_when_they_are_iterated(tmp_path: Path) -> None:
+    samples = Samples.load(pictures(tmp_path), [IMAGE], batch=2)
+    (tmp_path / "dogs" / "002_a.png").write_bytes(b"no image")
+    batches = iter(samples)
+    next(batches)
+    next(batches)
+    with pytest.raises(PerfonnxError, match=r"002_a\.png: cannot be read"):
+        next(batches)
+
+
+def test_arrays(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(5), other=np.arange(5) + 10)
+    np.save(tmp_path / "d.npy", x)
+    for path in (tmp_path / "d.npz", tmp_path / "d.npy"):
+        samples = Samples.load(path, [IMAGE], batch=2)
+        np.testing.assert_array_equal(np.concatenate([b.feeds["x"] for b in samples]), x)
+    assert Samples.load(tmp_path / "d.npz", [IMAGE]).labels is not None
+    labels = Samples.load(tmp_path / "d.npz", [IMAGE], labels="other").labels
+    assert labels is not None
+    assert labels.tolist() == [10, 11, 12, 13, 14]
+
+
+def test_an_iterable() -> None:
+    items = [np.full((3, 8, 8), i, np.float64) for i in range(5)]
+    for data in (items, np.stack(items), (item for item in items), [{"x": item} for item in items]):
+        samples = Samples.load(data, [spec(["N", 3, 8, 8], np.float16)], labels=range(5), batch=3)
+        for _ in range(2):
+            assert [b.feeds["x"][:, 0, 0, 0].tolist() for b in samples] == [[0, 1, 2], [3, 4]]
+        assert all(b.feeds["x"].dtype == np.float16 for b in samples)
+        assert [b.labels.tolist() for b in samples if b.labels is not None] == [[0, 1, 2], [3, 4]]
+
+
+def test_a_fixed_batch_leaves_out_the_rest() -> None:
+    data = np.zeros((7, 3, 8, 8), np.float32)
+    samples = Samples.load(data, [spec([2, 3, 8, 8])], batch=5)
+    assert len(samples) == 6
+    assert [len(b.names) for b in samples] == [2, 2, 2]
+    with pytest.raises(PerfonnxError, match="too few samples for the model's batch of 2"):
+        samples.take(1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.uint8])
+def test_other_input_types(dtype: Any, tmp_path: Path) -> None:
+    samples = Samples.load(pictures(tmp_path), [spec([1, 8, 8, 3], dtype)], image_format=ImageFormat(scale=1.0))
+    values = [batch.feeds["x"] for batch in samples]
+    assert all(v.dtype == dtype and v.shape == (1, 8, 8, 3) for v in values)
+    assert [int(v[0, 0, 0, 0]) for v in values] == [10, 30, 50, 0, 20, 40]
+    assert {int(v[0, 0, 0, 2]) for v in values} == {200}
+
+
+def test_arrays_of_images_in_either_layout(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5)).astype(np.uint8)
+    mean = ImageFormat(mean=(0.1, 0.2, 0.3))
+    wanted = pixels.astype(np.float32) / 255 - np.array([0.1, 0.2, 0.3], np.float32)[:, None, None]
+    for data in (pixels, pixels.transpose(0, 2, 3, 1)):
+        for shape, order in (((None, 3, 6, 5), (0, 1, 2, 3)), ((None, 6, 5, 3), (0, 2, 3, 1))):
+            np.save(tmp_path / "d.npy", data)
+            (batch,) = Samples.load(tmp_path / "d.npy", [spec(list(shape))], image_format=mean)
+            np.testing.assert_allclose(batch.feeds["x"], wanted.transpose(order), atol=1e-6)
+
+
+# --- subsets ---------------------------------------------------------------------------------------------------------
+
+
+def test_subsets_are_disjoint_and_repeat(tmp_path: Path) -> None:
+    samples = Samples.load(pictures(tmp_path, 20), [IMAGE], labels="prefix", batch=3)
+    a, b = samples.split(7, 5, seed=3)
+    again, _ = samples.split(7, 5, seed=3)
+    other, _ = samples.split(7, 5, seed=4)
+    assert (len(a), len(b)) == (7, 5)
+    assert not set(reds(a)) & set(reds(b))
+    assert reds(a) == reds(again) != reds(other)
+    for part in (a, b, samples.shuffled(1), samples.take(4)):
+        assert part.labels is not None
+        assert reds(part) == part.labels.tolist()
+    assert reds(samples.take(4)) == reds(samples)[:4]
+    assert sorted(reds(samples.shuffled(1))) == sorted(reds(samples)) != reds(samples.shuffled(1))
+    with pytest.raises(PerfonnxError, match="20 samples cannot be split into 15 and 6"):
+        samples.split(15, 6)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def labels_of(path: Path, labels: Any) -> list[int]:
+    found = Samples.load(path, [IMAGE], labels=labels).labels
+    assert found is not None
+    return found.tolist()
+
+
+def test_labels(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    assert labels_of(data, "folders") == [0, 0, 0, 1, 1, 1]
+    assert labels_of(data, "prefix") == [1, 3, 5, 0, 2, 4]
+    table = tmp_path / "labels.csv"
+    names = ["cats/001_a.png", "003_a.png", "cats/005_a.png", "dogs/000_a.png", "002_a.png", "004_a.png"]
+    table.write_text("file,class\n" + "\n".join(f"{name}, {7 + i}" for i, name in enumerate(names)))
+    assert labels_of(data, table) == [7, 8, 9, 10, 11, 12]
+    table.with_suffix(".tsv").write_text("\n".join(f"{name}\t{i}" for i, name in enumerate(names)))
+    assert labels_of(data, table.with_suffix(".tsv")) == [0, 1, 2, 3, 4, 5]
+    (data / "labels.txt").write_text("5 4 3 2 1 0")
+    assert labels_of(data, None) == [5, 4, 3, 2, 1, 0]
+
+
+def test_labels_that_are_not_there(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    table = tmp_path / "labels.csv"
+    table.write_text("file,class\ncats/001_a.png,1\n")
+    with pytest.raises(PerfonnxError, match=r"labels\.csv: no label for cats/003_a\.png"):
+        Samples.load(data, [IMAGE], labels=table)
+    table.write_text("cats/001_a.png,1\ncats/003_a.png,tiger\n")
+    with pytest.raises(PerfonnxError, match=r"line 2: needs a file name and a whole number"):
+        Samples.load(data, [IMAGE], labels=table)
+    with pytest.raises(PerfonnxError, match=r"nowhere\.csv: cannot be read \(No such file"):
+        Samples.load(data, [IMAGE], labels=tmp_path / "nowhere.csv")
+    Image.new("RGB", (8, 8)).save(data / "a.png")
+    with pytest.raises(PerfonnxError, match=r"a\.png does not start with a number"):
+        Samples.load(data, [IMAGE], labels="prefix")
+    np.savez(tmp_path / "d.npz", x=np.zeros((3, 3, 8, 8), np.float32), y=np.zeros((3, 2)))
+    with pytest.raises(PerfonnxError, match="only a folder of files has them"):
+        Samples.load(tmp_path / "d.npz", [IMAGE], labels="folders")
+    with pytest.raises(PerfonnxError, match="neither a file nor an array"):
+        Samples.load(tmp_path / "d.npz", [IMAGE], labels="z")
+    with pytest.raises(PerfonnxError, match="must be one integer per sample"):
+        Samples.load(tmp_path / "d.npz", [IMAGE], labels="y")
+    with pytest.raises(PerfonnxError, match="2 labels for 3 samples"):
+        Samples.load(np.zeros((3, 3, 8, 8), np.float32), [IMAGE], labels=[1, 2])
+
+
+# --- image formats ---------------------------------------------------------------------------------------------------
+
+
+def test_resizing_and_cropping(tmp_path: Path) -> None:
+    ramp = np.zeros((40, 60, 3), np.uint8)
+    ramp[..., 0] = np.arange(60) * 4
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+
+    def row(**fields: Any) -> np.ndarray:
+        (batch,) = Samples.load(tmp_path, [IMAGE], image_format=ImageFormat(scale=0.25, **fields))
+        return batch.feeds["x"][0, 0, 4]
+
+    np.testing.assert_array_equal(row(size=(40,)), np.arange(26, 34))
+    np.testing.assert_allclose(row(size=(20,)), np.arange(26, 34) * 2 - 29.5, atol=0.5)
+    np.testing.assert_allclose(row(size=(8, 8))[1:-1], np.arange(1, 7) * 7.5 + 3.25, atol=0.5)
+    with pytest.raises(PerfonnxError, match=r"a\.png: is 6x9 after resizing, too small for 8x8; give a larger --size"):
+        row(size=(6,))
+    open_size = [spec(["N", 3, "H", "W"])]
+    (batch,) = Samples.load(tmp_path, open_size, image_format=ImageFormat(size=(40,), window=(10, 12)))
+    assert batch.feeds["x"].shape == (1, 3, 10, 12)
+    with pytest.raises(PerfonnxError, match="has another size"):
+        Samples.load(tmp_path, [IMAGE], image_format=ImageFormat(window=(10, 12)))
+    with pytest.raises(PerfonnxError, match="add --input-shape x:1,3,224,224"):
+        Samples.load(tmp_path, open_size)
+
+
+def test_channels(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (255, 0, 51)).save(tmp_path / "a.png")
+
+    def first(**fields: Any) -> list[float]:
+        (batch,) = Samples.load(tmp_path, [IMAGE], image_format=ImageFormat(**fields))
+        return batch.feeds["x"][0, :, 0, 0].round(3).tolist()
+
+    assert first() == pytest.approx([1, 0, 0.2])
+    assert first(bgr=True, mean=(0.1, 0, 0)) == pytest.approx([0.1, 0, 1])
+    assert len(set(first(gray=True))) == 1
+
+
+def test_presets(tmp_path: Path) -> None:
+    assert image_format() == image_format("unit") == PRESETS["unit"]
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"preset": "imagenet", "size": 232, "bgr": True}))
+    assert image_format(str(file)) == ImageFormat(
+        mean=PRESETS["imagenet"].mean, std=PRESETS["imagenet"].std, size=(232,), bgr=True
+    )
+    for text, message in (
+        ('{"means": 1}', "needs an object with fields of preset, bgr"),
+        ('{"mean": "high"}', "mean is 'high'; give numbers"),
+        ('{"bgr": 1}', "give true or false"),
+        ('{"size": [1.5]}', "size is"),
+        ('{"preset": "mine"}', "starts from 'mine'"),
+        ('{"std": 0}', "std: must not be 0"),
+        ('{"layout": "hwc"}', "layout 'hwc': choose from nchw, nhwc"),
+        ("{", "cannot be read"),
+    ):
+        file.write_text(text)
+        with pytest.raises(PerfonnxError, match=message):
+            image_format(str(file))
+    with pytest.raises(PerfonnxError, match=r"preset 'imagnet': choose from unit, pixels"):
+        image_format("imagnet")
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def test_data_that_does_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PerfonnxError, match="no image"):
+        Samples.load(tmp_path / "empty", [IMAGE])
+    with pytest.raises(PerfonnxError, match="no such file or directory"):
+        Samples.load(tmp_path / "nothing", [IMAGE])
+    with pytest.raises(PerfonnxError, match=r"sample 1: float64 \[3, 8\] does not fit input 'x', float32 \[3, 8, 8\]"):
+        list(Samples.load([np.zeros((3, 8, 8)), np.zeros((3, 8))], [IMAGE]))
+    with pytest.raises(PerfonnxError, match="sample 0: nothing for input 'x'"):
+        list(Samples.load([{"z": np.zeros((3, 8, 8))}], [IMAGE]))
+    with pytest.raises(PerfonnxError, match="several inputs"):
+        list(Samples.load([np.zeros((3, 8, 8))], [IMAGE, spec(["N", 2], name="z")]))
+    with pytest.raises(PerfonnxError, match="has no samples"):
+        Samples.load([], [IMAGE])
+    mixed = [np.zeros((3, 8, 8)), np.zeros((3, 9, 8))]
+    with pytest.raises(PerfonnxError, match="differ in shape; use a batch of 1"):
+        list(Samples.load(mixed, [spec(["N", 3, "H", "W"])]))
+    assert len(list(Samples.load(mixed, [spec(["N", 3, "H", "W"])], batch=1))) == 2
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_flags(tmp_path: Path) -> None:
+    data = str(pictures(tmp_path, 12))
+    assert samples_from(parsed(), [IMAGE]) is None
+    flags = ["--data", data, "--labels", "prefix", "--scale", "1", "--mean", "5", "--channels", "bgr", "--samples", "5"]
+    samples = samples_from(parsed(*flags, "--seed", "3"), [IMAGE])
+    assert samples is not None
+    assert samples.labels is not None
+    (batch,) = samples
+    assert (batch.feeds["x"][:, 2, 0, 0] / 10 + 0.5).tolist() == samples.labels.tolist()
+    assert samples.labels.tolist() != list(range(5))
+    for wrong, message in (
+        (["--samples", "0"], "--samples 0: give 1 or more"),
+        (["--size", "8x8x8"], "--size 8x8x8: give one number, or height and width"),
+        (["--mean", "a"], "--mean a: give a number"),
+        (["--mean", "1,2"], "has 2 values, but the model has 3 channels"),
+    ):
+        with pytest.raises(PerfonnxError, match=message):
+            list(samples_from(parsed("--data", data, *wrong), [IMAGE]) or ())
+    with pytest.raises(PerfonnxError, match="--labels is about data; give --data"):
+        samples_from(parsed("--labels", "prefix"), [IMAGE])
+
+
+def test_inputs_of_a_model() -> None:
+    (found,) = model_inputs(nets.single())
+    assert found == spec([1, 3, 12, 10])
+    (half,) = model_inputs(nets.followed_by([nets.node("Relu", ["c"], ["y"])], dtype=np.float16))
+    assert half.dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "preset", "labels", "least"),
+    [
+        ("cifar10_resnet20", "cifar10_test_jpg_dev2000.npz", "imagenet", None, 0.7),
+        ("imagenet_squeezenet_winml_fp32", "imagenet_sample", "imagenet-bgr-caffe", "prefix", 0.4),
+    ],
+)
+def test_real_models_get_what_they_were_trained_on(
+    model: str, data: str, preset: str, labels: str | None, least: float
+) -> None:
+    path, folder = real_models.path(model), real_models.DATA / "images" / data
+    samples = Samples.load(folder, model_inputs(path), image_format=PRESETS[preset], labels=labels).shuffled().take(50)
+    session = perfonnx.session(path)
+    right = 0
+    for batch in samples:
+        scores = session.run(None, batch.feeds)[0].reshape(len(batch.names), -1)
+        right += int((scores.argmax(axis=1) == batch.labels).sum())
+    assert right / len(samples) >= least
