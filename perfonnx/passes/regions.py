@@ -65,9 +65,11 @@ def is_sampled(workspace: Workspace, node: gs.Node) -> bool:
         return fill is None or not fill.any()
     if node.op != ops.perforated_conv.NAME or (len(node.inputs) > 5 and node.inputs[5].name):
         return False
-    source = workspace.constant(node.inputs[4])
-    if source is None or source.shape[1] != 1:
+    source, mask = workspace.constant(node.inputs[4]), workspace.constant(node.inputs[3])
+    if source is None or mask is None or source.ndim != 2 or source.shape[1] != 1:
         return False
+    if len(source) != mask.size or int(source.max(initial=-1)) >= mask.size:
+        return False  # a damaged table: the kernel will say so
     zero = np.zeros(1)
     return bool((source >= 0).all() or activation_from(node.attrs)(zero)[0] == 0)
 

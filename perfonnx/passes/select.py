@@ -231,8 +231,7 @@ class _MaskMaker:
         as much accuracy as independent ones, and shared uniform masks 4 to 5 points more.
 
         Not so layers that get a predictor: it makes a skipped position from what the layers before computed there, so
-        they had better not all skip the same. The same network with a predictor in every layer keeps 5 to 14 points
-        more with independent lattice masks, at rates 0.25 and 0.5.
+        they had better not all skip the same.
         """
         assert site.output_shape is not None
         if is_mask_file(layer.mask):

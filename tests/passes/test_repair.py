@@ -291,3 +291,19 @@ def test_bad_usage() -> None:
         rewrite(chain(), "bias", samples=[])
     with pytest.raises(PerfonnxError, match="nothing for input 'x'"):
         rewrite(chain(), "bias", samples=[{"z": np.zeros((2, 3, 12, 10), np.float32)}])
+
+
+def test_layers_with_a_predictor_do_not_skip_the_same_positions() -> None:
+    masks = {kind: {c.mask.tobytes() for c in rewrite(chain(), kind).corrections.values()} for kind in KINDS}
+    assert len(masks["bias"]) == len(masks["interpolation"]) == 1
+    assert len(masks["predictor"]) == len(masks["full"]) == 2  # a checkerboard has two phases
+
+
+def test_a_table_out_of_range_is_left_on_maps() -> None:
+    model = rewrite(chain(), "bias", layout="nchw").proto
+    source = next(t for t in model.graph.initializer if t.name.startswith("perfonnx.source"))
+    values = onnx.numpy_helper.to_array(source).copy()
+    values[5] = 10**6
+    source.CopyFrom(onnx.numpy_helper.from_array(values, source.name))
+    again = perfonnx.rewrite(model)
+    assert "SampledConv" not in nets.op_types(again.proto)
