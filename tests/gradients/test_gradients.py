@@ -302,7 +302,7 @@ def test_gradients_add_up_at_sites_and_skipped_positions_get_none() -> None:
 
 
 def test_a_model_without_function_bodies_is_refused() -> None:
-    proto = perfonnx.rewrite(convs(), only="two", fallback=False).proto
+    proto = perfonnx.rewrite(convs(), only="two", fallback=False, layout="nchw").proto
     with pytest.raises(PerfonnxError, match=r"PerforatedConv 'two' has no function body.*--no-fallback"):
         Gradients(proto, ["x"], output_distance)
 
