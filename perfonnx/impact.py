@@ -161,6 +161,10 @@ def rewrite_by_impact(
 ) -> Rewritten:
     """Rewrites with impact masks, the rate growing step by step and impacts measured anew at each.
 
+    Small steps matter: the sites that one map ranks highest lie together, and leave large gaps; measured anew, those
+    that fill the gaps rank higher. For a layer of ResNet-20 at rate 2/3, steps of 0.1 lost a fifteenth of what three
+    steps lost.
+
     Args:
         model: The model, not yet rewritten.
         samples: See `impact_maps`; gone through once for each rate, so not an iterator.
