@@ -108,7 +108,11 @@ class PairedTimer:
         if known is not None:
             return Speed(**known)
         candidate = open_loaded(loaded, threads=self.threads, options=session_options())
-        speed = paired(self._run_original(), _runner(candidate, self.feed), seconds=seconds, precision=PRECISION)
+        if self._original is None:
+            self._original = open_loaded(self.subject.original(), threads=self.threads, options=session_options())
+        speed = paired(
+            _runner(self._original, self.feed), _runner(candidate, self.feed), seconds=seconds, precision=PRECISION
+        )
         if self.cache:
             self.cache.put(key, speed.to_json())
         return speed
@@ -120,15 +124,10 @@ class PairedTimer:
         known = self.cache.get(key) if self.cache else None
         if known is not None:
             return {name: float(value) for name, value in known.items()}
-        times = profile(loaded, self._run_original(), self.feed, threads=self.threads)
+        times = profile(loaded, self.subject.original(), self.feed, threads=self.threads)
         if self.cache:
             self.cache.put(key, times)
         return times
-
-    def _run_original(self) -> Callable[[], float]:
-        if self._original is None:
-            self._original = open_loaded(self.subject.original(), threads=self.threads, options=session_options())
-        return _runner(self._original, self.feed)
 
     def _key(self, what: str, loaded: LoadedModel, detail: str) -> str:
         digest = hashlib.sha256()
@@ -212,7 +211,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def profile(
     loaded: LoadedModel,
-    original: Callable[[], float],
+    original: LoadedModel,
     feed: Feed,
     *,
     threads: int | None = None,
@@ -220,43 +219,60 @@ def profile(
 ) -> dict[str, float]:
     """The time of each convolution with everything around it that is not one, as a part of the original's time.
 
-    Runs are paired with runs of the original, like those of `paired`: profiles are compared that are made minutes
+    The original is profiled in turn with the model and in the same way: profiles are compared that are made minutes
     apart, on a machine that may have become busy in between.
 
     Args:
         loaded: The model; unnamed nodes get names.
-        original: Does one run of the original network and returns its milliseconds.
-        feed: The model's input.
+        original: What its times are related to.
+        feed: The input of both.
         threads: Intra-op threads.
         seconds: How long to run both, roughly: 10 to 50 runs.
 
     Returns:
         Parts by layer; `OTHER` for what belongs to none.
     """
-    named = LoadedModel(onnx.ModelProto(), loaded.directory, loaded.name)
-    named.proto.CopyFrom(loaded.proto)
+    named = [_named(model) for model in (original, loaded)]
+    with tempfile.TemporaryDirectory(prefix="perfonnx-profile-") as directory:
+        models = []
+        for number, model in enumerate(named):
+            options = session_options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(directory) / str(number))
+            models.append(open_loaded(model, threads=threads, options=options))
+        once = [_runner(model, feed) for model in models]
+        needed = min(sum(run() for run in once) for _ in range(WARMUP)) / 1e3
+        runs = int(min(50, max(10, seconds / max(needed, 1e-6))))
+        for _ in range(runs):
+            for run in once:
+                run()
+        events = [json.loads(Path(model.session.end_profiling()).read_bytes()) for model in models]  # type: ignore[attr-defined]
+    whole, parts = (
+        {name: undisturbed(times) for name, (_, times) in layer_runs(found, Names(m.proto), runs)}
+        for found, m in zip(events, named, strict=True)
+    )
+    total = max(sum(whole.values()), 1e-9)
+    owners = owning_convs(named[1].proto)
+    sums: dict[str, float] = {}
+    for name, milliseconds in parts.items():
+        owner = OTHER if name == LAYOUT else owners.get(name, OTHER)
+        sums[owner] = sums.get(owner, 0.0) + milliseconds / total
+    return sums
+
+
+def _named(model: LoadedModel) -> LoadedModel:
+    """A copy with a name on every node: the profile knows nodes by name only."""
+    named = LoadedModel(onnx.ModelProto(), model.directory, model.name)
+    named.proto.CopyFrom(model.proto)
     for node in named.proto.graph.node:
         node.name = node.name or next((name for name in node.output if name), node.op_type)
-    with tempfile.TemporaryDirectory(prefix="perfonnx-profile-") as directory:
-        options = session_options()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(directory) / "profile")
-        model = open_loaded(named, threads=threads, options=options)
-        once = _runner(model, feed)
-        needed = min(original() + once() for _ in range(WARMUP)) / 1e3
-        runs = int(min(50, max(10, seconds / max(needed, 1e-6))))
-        whole = []
-        for _ in range(runs):
-            whole.append(original())
-            once()
-        events = json.loads(Path(model.session.end_profiling()).read_bytes())  # type: ignore[attr-defined]
-    owners = owning_convs(named.proto)
-    sums: dict[str, float] = {}
-    for name, (_, times) in layer_runs(events, Names(named.proto), runs):
-        owner = OTHER if name == LAYOUT else owners.get(name, OTHER)
-        part = statistics.median(one / max(all_, 1e-9) for one, all_ in zip(times, whole, strict=True))
-        sums[owner] = sums.get(owner, 0.0) + part
-    return sums
+    return named
+
+
+def undisturbed(times: Sequence[float]) -> float:
+    """The mean of the shortest quarter: what disturbs a run only makes it longer."""
+    shortest = sorted(times)[: max(1, len(times) // 4)]
+    return sum(shortest) / len(shortest)
 
 
 def owning_convs(proto: onnx.ModelProto) -> dict[str, str]:

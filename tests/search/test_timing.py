@@ -22,6 +22,7 @@ from perfonnx.search.timing import (
     median_interval,
     owning_convs,
     paired,
+    undisturbed,
 )
 from tests.passes import nets
 
@@ -79,6 +80,11 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     assert median_interval([1.0]) == (1.0, 1.0)
 
 
+def test_what_disturbs_a_run_does_not_count() -> None:
+    assert undisturbed([3.0, 1.0, 90.0, 2.0, 80.0, 70.0, 60.0, 50.0]) == 1.5
+    assert undisturbed([2.0]) == 2.0
+
+
 def _network() -> ModelProto:
     nodes = [
         nets.node("Neg", ["x"], ["n"]),
@@ -113,6 +119,7 @@ def test_a_real_network_is_profiled_and_timed(tmp_path: Path) -> None:
     dense = timer.layers(Plan())
     assert set(dense) == {"one", "two", OTHER}
     assert all(value >= 0 for value in dense.values())
+    assert sum(dense.values()) == pytest.approx(1, abs=0.4)  # of the original, which it is
     plan = Plan({"one": LayerPlan("perforate", 0.5), "two": LayerPlan("perforate", 0.5)})
     assert {"one", "two"} <= set(timer.layers(plan))
     speed = timer.speed(plan, seconds=0.01)

@@ -411,3 +411,15 @@ def test_impact_masks_are_made_from_the_images_to_choose_by(tmp_path: Path) -> N
 def test_impact_needs_a_classifier() -> None:
     with pytest.raises(PerfonnxError, match="follows the log-loss of a classifier, not distance"):
         sensitivity(network(), samples(8), space=Space(masks=("impact",)), metric="distance")
+
+
+def test_a_model_without_layers_to_rewrite_is_left_alone(tmp_path: Path) -> None:
+    nodes = [nets.node("GlobalAveragePool", ["x"], ["g"]), nets.conv("g", "y", "w", name="head", pads=[0] * 4)]
+    nodes[-1].attribute[0].ints[:] = [1, 1]
+    shapes = {"x": ("N", 3, 16, 14)}
+    model = nets.model(nodes, {"w": nets.values(5, 3, 1, 1)}, inputs=shapes, outputs={"y": ("N", 5, 1, 1)})
+    tuned = tune(model, tmp_path / "out.onnx", samples(), timer=Invented(), evaluator=Invented())
+    assert tuned.best is None
+    assert "the model is left alone (there is little to gain" in tuned.message
+    assert onnx.load(tmp_path / "out.onnx") == model
+    assert tuned.to_json()["best"] is None
