@@ -243,14 +243,14 @@ class _Lowering:
         rows = self.rows[node.inputs[0].name]
         if rows.has_fill and not self._keeps_zero(node):
             return False
-        if not self._is_worth_it(node):
-            return False
         output = node.outputs[0]
         conv, activation = self._open_conv(node.inputs[0], node), activation_of(self.workspace, node)
         if conv is not None and activation is not None:
             conv.attrs.update(activation.attributes())
             self.rows[output.name] = rows
             return True
+        if not self._is_worth_it(node):
+            return False
         inputs = [rows.tensor, *node.inputs[1:]]
         self._emit_standard(node, inputs, dict(node.attrs), output, rows)
         return True
