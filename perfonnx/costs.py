@@ -1,6 +1,6 @@
 """What a layer costs on maps, on rows and dense: estimates by which a rewrite decides what pays.
 
-The figures were measured with one thread against onnxruntime 1.31 on an AVX-512 machine (`tools/measure_costs.py`
+The figures were measured with one thread of an AMD EPYC (Zen 4, AVX-512) and onnxruntime 1.31 (`tools/measure_costs.py`
 prints them for yours). Only their ratios matter, and those differ little between machines: a convolution is bound by
 multiplies, turning a map to rows or back by memory. `perfonnx bench` measures what came of it.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from perfonnx.graph import ConvSite
 
-KINDS = ("wide", "narrow", "pointwise", "depthwise")
+KINDS = ("wide", "narrow", "narrow, large", "pointwise", "depthwise")
 NARROW = 16
 """Layers that read fewer channels than this are bound by reading their taps."""
 
@@ -25,7 +25,9 @@ def kind_of(site: ConvSite) -> str:
         return "depthwise"
     if site.attributes.kernel_shape == (1, 1):
         return "pointwise"
-    return "narrow" if site.w_shape[1] < NARROW else "wide"
+    if site.w_shape[1] >= NARROW:
+        return "wide"
+    return "narrow" if math.prod(site.attributes.kernel_shape) <= 9 else "narrow, large"
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,26 @@ class Costs:
     """
 
     dense: Mapping[str, float] = field(
-        default_factory=lambda: {"wide": 10.0, "narrow": 15.0, "pointwise": 10.5, "depthwise": 60.0}
+        default_factory=lambda: {
+            "wide": 18.7,
+            "narrow": 34.0,
+            "narrow, large": 19.7,
+            "pointwise": 20.2,
+            "depthwise": 62.0,
+        }
     )
     rows: Mapping[str, float] = field(
-        default_factory=lambda: {"wide": 10.5, "narrow": 20.0, "pointwise": 12.0, "depthwise": 60.0}
+        default_factory=lambda: {
+            "wide": 18.8,
+            "narrow": 43.0,
+            "narrow, large": 34.0,
+            "pointwise": 20.0,
+            "depthwise": 85.0,
+        }
     )
-    compact: float = 700.0
-    expand: float = 700.0
-    canonical: float = 700.0
+    compact: float = 240.0
+    expand: float = 300.0
+    canonical: float = 400.0
 
     def of_dense(self, site: ConvSite) -> float:
         """The convolution as onnxruntime runs it."""

@@ -19,6 +19,9 @@ from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import Regions, is_map
 from perfonnx.plan import LayerPlan
 
+WORTH = 1.05
+"""Where nobody asked, a region is rewritten only if that is estimated to make it so many times faster."""
+
 
 @dataclass
 class Weigh(Pass):
@@ -43,7 +46,7 @@ class Weigh(Pass):
             if self.costs.of_rows(decision.site, _share(decision)) >= self.costs.of_dense(decision.site):
                 _give_up(state, name)
         for region in _Layout(workspace, state, self.costs, self.rows).regions():
-            if region.dense <= min(region.on_rows, region.on_maps) and tentative.issuperset(region.sampled):
+            if region.dense <= WORTH * min(region.on_rows, region.on_maps) and tentative.issuperset(region.sampled):
                 for name in region.sampled:
                     _give_up(state, name)
             elif region.on_rows <= region.on_maps:

@@ -9,12 +9,13 @@ import onnx
 import pytest
 
 import perfonnx
-from perfonnx import costs
 from perfonnx.costs import Costs
 from perfonnx.passes import weigh
 from tests.passes import nets
 from tests.passes.nets import node
 
+EVEN = {"wide": 10.0, "narrow": 10.0, "narrow, large": 10.0, "pointwise": 10.0, "depthwise": 10.0}
+FAIR = Costs(dense=EVEN, rows=EVEN, compact=700.0, expand=700.0, canonical=700.0)
 FREE_TURNS = Costs(compact=0.0, expand=0.0, canonical=1e6)
 DEAR_TURNS = Costs(compact=1e6, expand=1e6, canonical=0.0)
 
@@ -70,21 +71,21 @@ def test_a_region_works_on_rows_where_turning_is_cheap(monkeypatch: pytest.Monke
 
 
 def test_a_dense_layer_between_joins_where_that_saves_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_rows = replace(costs.DEFAULT_COSTS, rows={**costs.DEFAULT_COSTS.rows, "wide": 12.0})
-    joined = rewrite_by(monkeypatch, costs.DEFAULT_COSTS, chain(32), rate=0.5, skip="c1")
+    slow_rows = replace(FAIR, rows={**EVEN, "wide": 12.0})
+    joined = rewrite_by(monkeypatch, FAIR, chain(32), rate=0.5, skip="c1")
     alone = rewrite_by(monkeypatch, slow_rows, chain(128), rate=0.5, skip="c1")
     assert (joined["SampledConv"], joined["Conv"]) == (3, 0)
     assert alone["Conv"] == 1
 
 
-def test_a_pointwise_layer_joins_for_the_positions_it_saves() -> None:
+def test_a_pointwise_layer_joins_for_the_positions_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the last sampled layer: at a quarter of the positions it is cheaper on rows, at all of them it is not."""
-    few, many = (perfonnx.rewrite(chain(128, (3, 3, 1)), rate=r, skip="c2").proto for r in (0.75, 0.0))
-    assert operators(few)["Conv"] == 0
-    assert operators(many)["Conv"] == 1
+    few, many = (rewrite_by(monkeypatch, FAIR, chain(128, (3, 3, 1)), rate=r, skip="c2") for r in (0.75, 0.0))
+    assert few["Conv"] == 0
+    assert many["Conv"] == 1
 
 
-def test_a_first_layer_joins_where_its_input_is_smaller_than_its_output() -> None:
+def test_a_first_layer_joins_where_its_input_is_smaller_than_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
     for channels, joins in ((64, True), (2, False)):
         weights = {"w": nets.values(channels, 4, 3, 3), "v": nets.values(64, channels, 3, 3)}
         nodes = [
@@ -94,8 +95,8 @@ def test_a_first_layer_joins_where_its_input_is_smaller_than_its_output() -> Non
             node("Relu", ["b"], ["y"]),
         ]
         model = nets.model(nodes, weights, inputs={"x": (1, 4, 16, 16)}, outputs={"y": (1, 64, 16, 16)})
-        result = perfonnx.rewrite(model, rate=0.5, only="second", layout="rows")
-        assert (operators(result.proto)["Conv"] == 0) == joins
+        found = rewrite_by(monkeypatch, FAIR, model, rate=0.5, only="second", layout="rows")
+        assert (found["Conv"] == 0) == joins
 
 
 def test_layers_without_a_form_on_rows_are_weighed_alone() -> None:
