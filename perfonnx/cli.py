@@ -80,6 +80,8 @@ _TUNE_EXAMPLES = """examples:
   perfonnx tune model.onnx fast.onnx --data data.npz --metric ssim --max-drop 0.02 --plan-out plan.json
   perfonnx tune model.onnx fast.onnx --data photos/ --max-time 3600 --state tune.state
         can be interrupted, and goes on from there when it is run again
+  perfonnx tune model.onnx fast.onnx --data photos/ --report report.html
+        shows what was skipped where, what it costs, and everything that was tried; report.json holds the numbers
 
 bounds: top1, agreement: a share of images, 1%; loss: nats; ssim: 1 - SSIM to the original's output, 0.02; psnr: what
 must remain, 35dB; distance: relative L2 distance to the original's output, 5%
@@ -564,7 +566,14 @@ def _add_tune(commands: Any) -> None:
     _add_shapes(parser)
     result = parser.add_argument_group("results")
     result.add_argument("--plan-out", metavar="FILE", help="write the plan, to edit and give to rewrite --plan")
-    result.add_argument("--report-json", metavar="FILE", help="write everything that was measured")
+    result.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write a report to read in a browser, one file that needs no other, and FILE.json beside it",
+    )
+    result.add_argument(
+        "--report-json", metavar="FILE", help="write everything that was measured (default: beside --report)"
+    )
     result.add_argument(
         "--no-fallback", action="store_true", help="leave out the function bodies, as in perfonnx rewrite"
     )
@@ -628,7 +637,9 @@ def _tune(options: argparse.Namespace) -> int:
     from perfonnx.search import TimingCache, tune
     from perfonnx.search.render import render_tuned
 
-    _check_outputs(options, "plan_out", "report_json", "state")
+    if options.report and not options.report_json:
+        options.report_json = str(Path(options.report).with_suffix(".json"))
+    _check_outputs(options, "plan_out", "report", "report_json", "state")
     if options.seed < 0:
         raise PerfonnxError(f"--seed {options.seed}: give a whole number from 0 up")
     if options.threads is not None and options.threads < 1:
@@ -659,6 +670,8 @@ def _tune(options: argparse.Namespace) -> int:
     data = tuned.to_json()
     if options.report_json:
         write_atomically(options.report_json, json.dumps(data, indent=2) + "\n")
+    if options.report:
+        tuned.save_report(options.report)
     if not options.quiet:
         _show(options, data, render_tuned(tuned))
     return OK

@@ -20,7 +20,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.graph import activation_bytes, conv_sites, layer_output, other_multiplies, rewritten_nodes
 from perfonnx.io import LoadedModel, ModelSource, Workspace
-from perfonnx.masks import ImpactMaps, load_impact_maps
+from perfonnx.masks import ImpactMaps, Mask, load_impact_maps
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
     Absorb,
@@ -104,12 +104,21 @@ class Report:
 
 @dataclass
 class Rewritten:
-    """The result of `rewrite`. The model itself comes out in the form that the caller likes."""
+    """The result of `rewrite`. The model itself comes out in the form that the caller likes.
+
+    Attributes:
+        model: The rewritten model.
+        report: What was done.
+        plan: What makes it again.
+        corrections: By layer, where layers were repaired.
+        masks: By layer, bool [OH, OW], true where the layer is computed; radius-adaptive layers have none.
+    """
 
     model: LoadedModel
     report: Report
     plan: Plan
     corrections: Corrections = field(default_factory=dict)
+    masks: dict[str, Mask] = field(default_factory=dict)
 
     @property
     def proto(self) -> ModelProto:
@@ -253,7 +262,8 @@ def rewrite(
     ]
     changes = PassManager(steps).run(workspace, state)
     _after(workspace, state, changes, report)
-    result = Rewritten(loaded, report, used, state.corrections)
+    masks = {n: d.mask for n, d in state.decisions.items() if d.mask is not None and not d.joined}
+    result = Rewritten(loaded, report, used, state.corrections, masks)
     if output is not None:
         tell("writing")
         result.save(output)

@@ -46,6 +46,7 @@ from perfonnx.search.evaluate import (
 )
 from perfonnx.search.greedy import Measured, greedy
 from perfonnx.search.metrics import Metric, Quality
+from perfonnx.search.pictures import Picture, output_pictures
 from perfonnx.search.sensitivity import IMPACT, Row, Space, eligible, measure_layers, plan_key
 from perfonnx.search.state import Records, digest
 from perfonnx.search.timing import PairedTimer, Speed, Timer, TimingCache, machine
@@ -177,6 +178,8 @@ class Tuned:
         threads: Intra-op threads asked for.
         seconds: What the measurements took.
         impact_maps: What masks called `impact` were made from, None where that was no choice.
+        obstacles: Why layers were not even tried, by name.
+        pictures: Outputs of both models side by side, where the model makes images; made from images held back.
     """
 
     result: Rewritten
@@ -193,6 +196,8 @@ class Tuned:
     threads: int | None
     seconds: float
     impact_maps: ImpactMaps | None = None
+    obstacles: dict[str, str] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
 
     @property
     def plan(self) -> Plan:
@@ -209,6 +214,16 @@ class Tuned:
         used = {n: self.impact_maps[n] for n, c in self.plan.layers.items() if self.impact_maps and c.mask == IMPACT}
         if used:
             save_impact_maps(Path(path).with_suffix(".impact.npz"), used)
+
+    def save_report(self, path: str | os.PathLike[str]) -> None:
+        """Write everything as one HTML file that needs nothing else.
+
+        Raises:
+            PerfonnxError: The file cannot be written.
+        """
+        from perfonnx.report import html_report
+
+        io.write_atomically(path, html_report(self).encode("utf-8", "replace"))  # file names may not be Unicode
 
     def pareto(self) -> list[Trial]:
         """The trials that no other one beats in both speed and guide, from the least loss to the fastest."""
@@ -235,6 +250,7 @@ class Tuned:
             "plan": self.plan.to_json(),
             "trials": [trial.to_json() for trial in self.trials],
             "pareto": [i for i, trial in enumerate(self.trials) if id(trial) in front],
+            "obstacles": self.obstacles,
             "sensitivity": [row.to_json() for row in self.rows],
             "layer_times": {layout: costs.to_json() for layout, costs in self.costs.items()},
         }
@@ -340,6 +356,8 @@ def tune(
     plan = best.plan if best else Plan(seed=seed)
     tuned = run.tuned(subject.rewrite(plan, fallback=fallback), best, threads)
     tuned.impact_maps = subject.impact_maps
+    if best is not None:
+        tuned.pictures = output_pictures(subject, tuned.result, parts[HELD_BACK], found, threads=threads)
     if output is not None:
         tuned.result.save(output)
     return tuned
@@ -423,10 +441,12 @@ class _Search:
     costs: dict[str, LayerCosts] = field(default_factory=dict)
     errors: dict[str, dict[LayerPlan, float]] = field(default_factory=dict)
     screened: int = 0
+    obstacles: dict[str, str] = field(default_factory=dict)
 
     def find(self, search: str, seconds_per_image: float) -> Trial | None:
         """The best trial that stays within the bound on held-back images; None where there is none."""
         inspection = self.subject.inspect()
+        self.obstacles = {conv.name: conv.reason for conv in inspection.convs if conv.reason is not None}
         layers = list(eligible(inspection))
         if not layers:
             return None
@@ -728,6 +748,7 @@ class _Search:
             {**{part: len(samples) for part, samples in self.parts.items()}, "screening": self.screened},
             threads,
             self.records.clock,
+            obstacles=self.obstacles,
         )
 
     def _message(self, result: Rewritten, best: Trial | None, reached: bool) -> str:

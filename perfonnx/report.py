@@ -1,0 +1,532 @@
+"""What a tuning found as one HTML file: no script, no network, nothing beside it.
+
+Names of models, layers, outputs and files are foreign text: every piece of text goes through `html.escape`, and the
+page forbids the browser to load or run anything that is not in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from string import Template
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from perfonnx.masks import Mask
+from perfonnx.plan import LayerPlan
+from perfonnx.render import count
+from perfonnx.rewriting import LayerReport
+from perfonnx.search.metrics import Metric, Quality
+from perfonnx.search.pictures import as_pixels
+from perfonnx.search.sensitivity import label
+from perfonnx.search.timing import machine
+from perfonnx.search.tune import Trial, Tuned
+
+MASK_SIDE = 112
+"""Pixels that the longer side of a mask is enlarged to, at most; a larger mask is drawn pixel by pixel."""
+
+MASK_WINDOW = 224
+"""A side of a mask longer than this is cut to its middle: scaled down, its pattern would be lost or invented."""
+
+PICTURE_SIDE = 420
+"""Pixels that the longer side of an output is scaled down to."""
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+:root { --back: #fff; --text: #1d2430; --dim: #667080; --line: #d9dee6; --card: #f5f7fa; --before: #9aa5b5;
+  --after: #1668c7; --loss: #c2571a; --taken: #d0286b; --warn: #fff4d6; }
+@media (prefers-color-scheme: dark) {
+  :root { --back: #14181f; --text: #e4e8ee; --dim: #98a2b1; --line: #333b47; --card: #1d232c; --before: #768294;
+    --after: #58a6ff; --loss: #f0915a; --taken: #ff6fa3; --warn: #3d3413; }
+}
+body { margin: 2rem auto; max-width: 70rem; padding: 0 1rem; background: var(--back); color: var(--text);
+  font: 15px/1.45 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
+p { margin: .4rem 0; overflow-wrap: anywhere; }
+.dim, figcaption { color: var(--dim); }
+.warn { background: var(--warn); padding: .5rem .8rem; border-radius: 6px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem; margin: 1rem 0; }
+.card { background: var(--card); padding: .7rem 1rem; border-radius: 8px; }
+.card b { display: block; font-size: 1.45rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: middle; }
+th { color: var(--dim); font-weight: 600; white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.name { overflow-wrap: anywhere; min-width: 7rem; }
+tr.taken td { font-weight: 600; }
+.bars { width: 9rem; }
+.bar { height: .5rem; margin: 2px 0; border-radius: 2px; min-width: 1px; }
+.before { background: var(--before); } .after { background: var(--after); } .loss { background: var(--loss); }
+.key { display: inline-block; width: .8rem; height: .5rem; border-radius: 2px; margin: 0 .3rem 0 .8rem; }
+figure { margin: 0; } figcaption { font-size: .82rem; overflow-wrap: anywhere; }
+.masks { display: grid; grid-template-columns: repeat(auto-fill, minmax(${column}px, 1fr)); gap: 1rem; }
+.masks img { image-rendering: pixelated; border: 1px solid var(--line); display: block; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem; margin: .8rem 0; }
+.pair img { max-width: 100%; }
+svg { width: 100%; height: auto; max-width: 60rem; }
+svg text { fill: var(--dim); font: 12px system-ui, sans-serif; }
+svg .axis { stroke: var(--dim); } svg .grid { stroke: var(--line); }
+svg .bound { stroke: var(--loss); stroke-dasharray: 5 4; } svg text.boundtext { fill: var(--loss); }
+svg .tried { fill: none; stroke: var(--before); stroke-width: 1.5; } svg .front { fill: var(--after); }
+svg .taken { fill: var(--taken); stroke: var(--back); stroke-width: 1.5; } svg .origin { fill: var(--text); }
+svg .error { stroke: var(--taken); stroke-width: 1.5; }
+</style>
+</head>
+<body>
+$body
+</body>
+</html>
+""")
+
+
+def html_report(tuned: Tuned) -> str:
+    """Everything that a tuning found, as a page; see `Tuned.save_report`."""
+    name = tuned.result.report.model
+    parts = [_headline(tuned), _curve(tuned), _layers(tuned), _masks(tuned), _pictures(tuned), _trials(tuned)]
+    parts += [_left(tuned), _machine(tuned)]
+    title = escape(f"{name}: perfonnx tune")
+    return _PAGE.substitute(title=title, column=max(MASK_SIDE, 180), body="\n".join(part for part in parts if part))
+
+
+# --- what came out ---------------------------------------------------------------------------------------------------
+
+
+def _headline(tuned: Tuned) -> str:
+    cards = []
+    best = tuned.best
+    if best is not None:
+        speed = best.speed
+        cards.append(_card("speed", f"{speed.ratio:.2f}x", f"95 %: {speed.low:.2f}x to {speed.high:.2f}x"))
+        threads = "all cores" if tuned.threads is None else _plural(tuned.threads, "thread")
+        times = f"{_time(speed.original)} → {_time(speed.milliseconds)}"
+        cards.append(_card("time", times, f"{threads}, {_plural(speed.rounds, 'paired run')}"))
+        quality = best.held_back or best.choosing
+        where = "on images that took no part in the choice" if best.held_back else "on the images to choose by"
+        cards.append(_card(tuned.metric.name, _before_after(tuned.metric, quality), where))
+        error = f"standard error {_error(tuned.metric, quality)}, {_plural(quality.images, 'image')}"
+        cards.append(_card("loss", tuned.metric.show(quality.drop), error))
+        before, after = tuned.result.report.multiplies
+        less = f"{before / max(after, 1):.2f}x fewer"
+        cards.append(_card("multiplies per image", f"{count(before)} → {count(after)}", less))
+    warnings = [_text(f"note: {warning}", "warn") for warning in tuned.warnings]
+    head = f"<h1>{escape(tuned.result.report.model)}</h1>"
+    return "\n".join([head, _text(tuned.message), _text(_wanted(tuned), "dim"), _div("cards", cards), *warnings])
+
+
+def _wanted(tuned: Tuned) -> str:
+    wanted = []
+    if tuned.target.speedup is not None:
+        wanted.append(f"{tuned.target.speedup:g}x faster")
+    if tuned.target.max_drop is not None:
+        wanted.append(f"{tuned.metric.name} {tuned.metric.within(tuned.target.max_drop)}")
+    return f"Wanted: {', '.join(wanted)}. The target is {'reached' if tuned.reached else 'not reached'}."
+
+
+def _machine(tuned: Tuned) -> str:
+    threads = "all cores" if tuned.threads is None else str(tuned.threads)
+    images = ", ".join(f"{number} {part}" for part, number in tuned.images.items() if number)
+    rows = [
+        ("machine", "; ".join(machine().split("; ")[:-1])),
+        ("threads", threads),
+        ("images", images),
+        ("metric", f"{tuned.metric.name} of {', '.join(tuned.metric.outputs)}"),
+        ("time spent measuring", f"{tuned.seconds:.0f} s"),
+        ("seed", str(tuned.plan.seed)),
+        ("layout", tuned.plan.layout),
+    ]
+    return "<h2>How it was measured</h2>\n" + _table(("", ""), [[_cell(a), _cell(b, "name")] for a, b in rows])
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def _layers(tuned: Tuned) -> str:
+    """One line per rewritten layer; times are from the profiles that the choice was made by."""
+    layers = tuned.result.report.layers
+    if not layers or tuned.best is None:
+        return ""
+    original = tuned.best.speed.original
+    times = [_layer_times(tuned, layer.name, layer.plan) for layer in layers]
+    rows = {(row.layer, row.choice): row.quality for row in tuned.rows}
+    losses = [rows.get((layer.name, layer.plan)) for layer in layers]
+    slowest = max((t for pair in times if pair for t in pair), default=0.0)
+    worst = max((q.guide for q in losses if q), default=0.0)
+    lines = []
+    for layer, pair, loss in zip(layers, times, losses, strict=True):
+        before, after = layer.multiplies
+        time = "" if pair is None else " → ".join(_time(t * original) for t in pair)
+        bars = "" if pair is None else _bar("before", pair[0], slowest) + _bar("after", pair[1], slowest)
+        lines.append(
+            [
+                _cell(layer.name, "name"),
+                _cell(layer.plan.mask if layer.plan.interpolation == "nearest" else _kind(layer.plan), "name"),
+                _cell(f"{layer.rate:.1%}", "n"),
+                _cell(layer.plan.repair),
+                _cell(f"{count(before)} → {count(after)}", "n"),
+                _cell(time, "n"),
+                f'<td class="bars">{bars}</td>',
+                _cell("" if loss is None else f"{loss.guide:.2g}", "n"),
+                f'<td class="bars">{"" if loss is None else _bar("loss", loss.guide, worst)}</td>',
+            ]
+        )
+    guide = tuned.metric.to_json()["guide"]
+    header = ("layer", "mask", "skipped", "repair", "multiplies", "time", "", "error alone", "")
+    screening = tuned.images.get("screening", 0)
+    alone = f", on {_plural(screening, 'image')}" if screening else ""
+    note = (
+        "Times come from profiles with all layers rewritten alike; in the network that was taken they differ "
+        f"with its neighbours. The error is the {guide} of the network's output with that layer alone sampled{alone}."
+    )
+    keys = (
+        '<p class="dim"><span class="key before"></span>time before<span class="key after"></span>time after'
+        '<span class="key loss"></span>error</p>'
+    )
+    return f"<h2>Layers</h2>\n{_text(note, 'dim')}\n{keys}\n{_table(header, lines)}"
+
+
+def _layer_times(tuned: Tuned, name: str, choice: LayerPlan) -> tuple[float, float] | None:
+    """A layer's time before and after, as parts of the original network's time; None where it was not measured."""
+    costs = tuned.costs.get(tuned.plan.layout)
+    after = None if costs is None else costs.sampled.get(choice, {}).get(name)
+    return None if costs is None or after is None else (costs.dense[name], after)
+
+
+def _kind(choice: LayerPlan) -> str:
+    return f"{choice.mask}, {choice.interpolation}"
+
+
+def _left(tuned: Tuned) -> str:
+    """The layers that stay as they are, each with the reason."""
+    done = {layer.name for layer in tuned.result.report.layers}
+    reasons = {name: _why_dense(tuned, name) for costs in tuned.costs.values() for name in costs.dense}
+    reasons |= {skip.layer: skip.reason for skip in tuned.result.report.skips if skip.layer not in reasons}
+    reasons |= tuned.obstacles
+    rows = [[_cell(name, "name"), _cell(why, "name")] for name, why in reasons.items() if name not in done]
+    if not rows:
+        return ""
+    return f"<h2>Layers left alone ({len(rows)})</h2>\n" + _table(("layer", "reason"), rows)
+
+
+def _why_dense(tuned: Tuned, name: str) -> str:
+    """Why the search left a layer dense that could be sampled."""
+    gains = [c.gain(name, choice) for c in tuned.costs.values() for choice in c.sampled if name in c.sampled[choice]]
+    if not gains:
+        return "none of the choices fits it"
+    if max(gains) <= 0:
+        return "no choice makes it faster on this machine"
+    if tuned.best is None:
+        return "nothing that was tried met the target"
+    return "it would save time, but the loss allowed was better spent on other layers"
+
+
+def _masks(tuned: Tuned) -> str:
+    layers = [layer for layer in tuned.result.report.layers if layer.name in tuned.result.masks]
+    if not layers:
+        return ""
+    figures = [_mask_figure(layer, tuned.result.masks[layer.name]) for layer in layers]
+    note = "White positions are computed, black ones are interpolated."
+    return f"<h2>Masks</h2>\n{_text(note, 'dim')}\n{_div('masks', figures)}"
+
+
+def _mask_figure(layer: LayerReport, mask: Mask) -> str:
+    height, width = mask.shape
+    cut = max(mask.shape) > MASK_WINDOW
+    caption = f"{layer.name}: {label(layer.plan)}, {height}x{width}{', its middle' if cut else ''}"
+    return f"<figure>{_image(mask_image(mask), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def mask_image(mask: Mask) -> Image.Image:
+    """A mask as a picture, white where it is true: enlarged by a whole factor, or cut to its middle."""
+    y, x = (max(size - MASK_WINDOW, 0) // 2 for size in mask.shape)
+    part = mask[y : y + MASK_WINDOW, x : x + MASK_WINDOW]
+    factor = max(MASK_SIDE // max(part.shape), 1)
+    image = Image.fromarray(np.where(part, 255, 0).astype(np.uint8))
+    size = (image.width * factor, image.height * factor)
+    return image.resize(size, Image.Resampling.NEAREST).convert("1", dither=Image.Dither.NONE)
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def _pictures(tuned: Tuned) -> str:
+    if not tuned.pictures:
+        return ""
+    parts = ["<h2>Outputs</h2>", _text("From images that took no part in the choice.", "dim")]
+    for picture in tuned.pictures:
+        value = f"{tuned.metric.name} {_value(tuned.metric, picture.value)}"
+        captions = (f"{picture.name}: original", f"{picture.name}: rewritten, {value}")
+        parts.append(
+            _div(
+                "pair",
+                [
+                    f"<figure>{_image(_thumbnail(pixels), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+                    for pixels, caption in zip(as_pixels(picture), captions, strict=True)
+                ],
+            )
+        )
+    return "\n".join(parts)
+
+
+def _thumbnail(pixels: NDArray[np.uint8]) -> Image.Image:
+    image = Image.fromarray(pixels)
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    return image
+
+
+# --- everything tried ------------------------------------------------------------------------------------------------
+
+
+def _curve(tuned: Tuned) -> str:
+    """Speed against loss of all networks that were measured, as SVG."""
+    trials = [trial for trial in tuned.trials if math.isfinite(_height(tuned.metric, trial.choosing.drop))]
+    if not trials:
+        return ""
+    metric, target = tuned.metric, tuned.target
+    psnr = metric.name == "psnr"
+    xs = [1.0, *(t.speed.ratio for t in trials), *([target.speedup] if target.speedup else [])]
+    losses = [_height(metric, t.choosing.drop) for t in trials]
+    bound = None if target.max_drop is None else _height(metric, target.max_drop)
+    ys = [*losses, *([] if psnr else [0.0]), *([] if bound is None or not math.isfinite(bound) else [bound])]
+    plot = _Plot(_ticks(min(xs), max(xs)), _ticks(min(ys), max(ys)), up=psnr)
+    lines = plot.axes("speed-up (original time / time)", _height_title(metric))
+    if bound is not None and plot.holds(1.0, bound):
+        lines.append(plot.horizontal(bound, f"bound {metric.show(target.max_drop or 0.0)}"))
+    if target.speedup is not None:
+        lines.append(plot.vertical(target.speedup, f"wanted {target.speedup:g}x"))
+    if not psnr:
+        lines.append(plot.point(1.0, 0.0, "origin", "the original", 4))
+    front = {id(trial) for trial in tuned.pareto()}
+    order = sorted(trials, key=lambda t: (t is tuned.best, id(t) in front))  # what matters is drawn last, on top
+    for trial in order:
+        kind = "taken" if trial is tuned.best else "front" if id(trial) in front else "tried"
+        x, y = trial.speed.ratio, _height(metric, trial.choosing.drop)
+        if trial is tuned.best:
+            half = abs(_height(metric, trial.choosing.drop_error))
+            lines.append(plot.cross(x, y, trial.speed.low, trial.speed.high, half))
+        lines.append(plot.point(x, y, kind, _tooltip(tuned, trial), 6 if kind == "taken" else 4))
+    guide = metric.to_json()["guide"]
+    note = (
+        f"{_plural(len(tuned.trials), 'network')} rewritten, run and timed. Losses are on the "
+        f"{_plural(trials[0].choosing.images, 'image')} to choose by. Filled points are the best trades of speed for "
+        f"{guide}; the large one was taken, and has its 95 % interval of speed and its standard error of loss. Point "
+        "at one for its numbers."
+    )
+    svg = f'<svg viewBox="0 0 {_Plot.WIDTH} {_Plot.HEIGHT}" role="img" aria-label="speed against loss">'
+    return "\n".join(["<h2>Speed against loss</h2>", _text(note, "dim"), svg, *lines, "</svg>"])
+
+
+class _Plot:
+    """A coordinate system, its ranges those of its ticks."""
+
+    WIDTH, HEIGHT = 900, 420
+    LEFT, RIGHT, TOP, BOTTOM = 70, 20, 24, 50
+
+    def __init__(self, x_ticks: Sequence[float], y_ticks: Sequence[float], *, up: bool) -> None:
+        self.x_ticks, self.y_ticks, self.up = x_ticks, y_ticks, up
+
+    def x(self, value: float) -> float:
+        low, high = self.x_ticks[0], self.x_ticks[-1]
+        return self.LEFT + (value - low) / (high - low) * (self.WIDTH - self.LEFT - self.RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_ticks[0], self.y_ticks[-1]
+        return self.HEIGHT - self.BOTTOM - (value - low) / (high - low) * (self.HEIGHT - self.TOP - self.BOTTOM)
+
+    def holds(self, x: float, y: float) -> bool:
+        """Whether a point is inside."""
+        return self.x_ticks[0] <= x <= self.x_ticks[-1] and self.y_ticks[0] <= y <= self.y_ticks[-1]
+
+    def axes(self, x_title: str, y_title: str) -> list[str]:
+        """Ticks with labels, and titles."""
+        right, bottom = self.WIDTH - self.RIGHT, self.HEIGHT - self.BOTTOM
+        lines = []
+        for value in self.x_ticks:
+            x = self.x(value)
+            lines.append(_line("grid", x, self.TOP, x, bottom))
+            lines.append(_label(x, bottom + 18, f"{value:.6g}x", "middle"))
+        for value in self.y_ticks:
+            y = self.y(value)
+            lines.append(_line("grid", self.LEFT, y, right, y))
+            lines.append(_label(self.LEFT - 8, y + 4, f"{value:.6g}", "end"))
+        lines.append(_line("axis", self.LEFT, bottom, right, bottom))
+        lines.append(_line("axis", self.LEFT, self.TOP, self.LEFT, bottom))
+        lines.append(_label((self.LEFT + right) / 2, self.HEIGHT - 10, x_title, "middle"))
+        lines.append(_label(8, 14, y_title, "start"))
+        return lines
+
+    def horizontal(self, value: float, text: str) -> str:
+        """A bound of y."""
+        y, right = self.y(value), self.WIDTH - self.RIGHT
+        line = _line("bound", self.LEFT, y, right, y)
+        return line + _label(right - 4, y - 5, text, "end", "boundtext")
+
+    def vertical(self, value: float, text: str) -> str:
+        """A bound of x."""
+        x = self.x(value)
+        line = _line("bound", x, self.TOP, x, self.HEIGHT - self.BOTTOM)
+        return line + _label(x + 5, self.TOP + 12, text, "start", "boundtext")
+
+    def point(self, x: float, y: float, kind: str, title: str, radius: int) -> str:
+        """A point with its tooltip."""
+        place = f'cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius}"'
+        return f'<circle class="{kind}" {place}><title>{escape(title)}</title></circle>'
+
+    def cross(self, x: float, y: float, low: float, high: float, half: float) -> str:
+        """The uncertainty of a point, cut at the edges."""
+        left, right = (min(max(v, self.x_ticks[0]), self.x_ticks[-1]) for v in (low, high))
+        down, up = (min(max(v, self.y_ticks[0]), self.y_ticks[-1]) for v in (y - half, y + half))
+        return _line("error", self.x(left), self.y(y), self.x(right), self.y(y)) + _line(
+            "error", self.x(x), self.y(down), self.x(x), self.y(up)
+        )
+
+
+def _ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers, evenly spaced, from at or below `low` to at or above `high`; two at least."""
+    span = max(high - low, abs(high) * 1e-6, 1e-9)
+    power = 10.0 ** math.floor(math.log10(span / most))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * most >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, max(last, first + 1) + 1)]
+
+
+def _height(metric: Metric, drop: float) -> float:
+    """A loss as the curve draws it: percentage points, per cent, dB of PSNR, or as it is."""
+    if metric.name == "psnr":
+        return -drop
+    return 100 * drop if metric.is_share or metric.name == "distance" else drop
+
+
+def _height_title(metric: Metric) -> str:
+    units = {"psnr": "PSNR in dB", "ssim": "1 - SSIM", "distance": "distance in %", "loss": "log-loss gained, nats"}
+    return units.get(metric.name, f"loss of {metric.name} in percentage points")
+
+
+def _tooltip(tuned: Tuned, trial: Trial) -> str:
+    unseen = "" if trial.held_back is None else f", on unseen images {tuned.metric.show(trial.held_back.drop)}"
+    return (
+        f"{trial.speed.ratio:.3f}x ({trial.speed.low:.3f} to {trial.speed.high:.3f}); "
+        f"{tuned.metric.lost(trial.choosing.drop)}{unseen}; {_plural(len(trial.plan.layers), 'layer')}; {trial.why}"
+    )
+
+
+def _trials(tuned: Tuned) -> str:
+    """Everything that was tried, in order."""
+    if not tuned.trials:
+        return ""
+    rows = []
+    for trial in tuned.trials:
+        speed, quality = trial.speed, trial.choosing
+        cells = [
+            _cell(f"{speed.ratio:.2f}x", "n"),
+            _cell(f"{speed.low:.2f} to {speed.high:.2f}", "n"),
+            _cell(str(len(trial.plan.layers)), "n"),
+            _cell(f"{tuned.metric.show(quality.drop)} ± {_error(tuned.metric, quality)}", "n"),
+            _cell("" if trial.held_back is None else tuned.metric.show(trial.held_back.drop), "n"),
+            _cell(trial.why + (" (taken)" if trial is tuned.best else ""), "name"),
+        ]
+        rows.append(cells)
+    taken = next((i for i, trial in enumerate(tuned.trials) if trial is tuned.best), None)
+    table = _table(("speed", "95 %", "layers", "loss", "loss on unseen images", "how"), rows, taken)
+    return f"<details>\n<summary>All {len(rows)} networks that were measured</summary>\n{table}\n</details>"
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _plural(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.3g} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.3g} s"
+
+
+def _value(metric: Metric, value: float) -> str:
+    """The metric itself, not what was lost of it."""
+    if metric.is_share:
+        return f"{value:.2%}"
+    return f"{value:.1f} dB" if metric.name == "psnr" else f"{value:.4f}"
+
+
+def _before_after(metric: Metric, quality: Quality) -> str:
+    after = _value(metric, quality.value)
+    if metric.name in ("top1", "loss"):
+        return f"{_value(metric, quality.reference)} → {after}"
+    return after  # the others compare with the original, whose own value says nothing
+
+
+def _error(metric: Metric, quality: Quality) -> str:
+    if metric.is_share:
+        return f"{100 * quality.drop_error:.2f} points"
+    if metric.name == "psnr":
+        return f"{quality.drop_error:.1f} dB"
+    return f"{quality.drop_error:.2%}" if metric.name == "distance" else f"{quality.drop_error:.2g}"
+
+
+def _text(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+
+
+def _div(kind: str, parts: Iterable[str]) -> str:
+    content = "\n".join(parts)
+    return f'<div class="{kind}">\n{content}\n</div>' if content else ""
+
+
+def _card(title: str, value: str, detail: str) -> str:
+    lines = f"<b>{escape(value)}</b><span class='dim'>{escape(detail)}</span>"
+    return f'<div class="card"><span class="dim">{escape(title)}</span>{lines}</div>'
+
+
+def _cell(text: str, kind: str = "") -> str:
+    return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], taken: int | None = None) -> str:
+    """A table of finished cells; a column has its heading on the side where its numbers are."""
+    lines = []
+    if any(header):
+        starts = ['<th class="n">' if 'class="n"' in cell else "<th>" for cell in rows[0]]
+        cells = [f"{start}{escape(text)}</th>" for start, text in zip(starts, header, strict=True)]
+        lines.append(f"<thead><tr>{''.join(cells)}</tr></thead>")
+    lines.append("<tbody>")
+    for number, row in enumerate(rows):
+        start = '<tr class="taken">' if number == taken else "<tr>"
+        lines.append(f"{start}{''.join(row)}</tr>")
+    lines.append("</tbody>")
+    return _div("scroll", ["<table>", *lines, "</table>"])
+
+
+def _bar(kind: str, value: float, largest: float) -> str:
+    share = 0.0 if largest <= 0 or not math.isfinite(value) else min(max(value / largest, 0.0), 1.0)
+    return f'<div class="bar {kind}" style="width:{100 * share:.1f}%"></div>'
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _label(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    style = f' class="{kind}"' if kind else ""
+    return f'<text{style} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _image(image: Image.Image, text: str) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img {size} alt="{escape(text)}" src="data:image/png;base64,{data}">'
