@@ -58,17 +58,18 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 p { margin: .4rem 0; overflow-wrap: anywhere; }
 .dim, figcaption { color: var(--dim); }
 .warn { background: var(--warn); padding: .5rem .8rem; border-radius: 6px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .8rem; margin: 1rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: .8rem; margin: 1rem 0; }
 .card { background: var(--card); padding: .7rem 1rem; border-radius: 8px; }
-.card b { display: block; font-size: 1.45rem; }
+.card b { display: block; font-size: 1.2rem; }
+details { margin: .8rem 0; } summary { cursor: pointer; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .35rem .6rem; text-align: left; vertical-align: middle; }
 th { color: var(--dim); font-weight: 600; white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.name { overflow-wrap: anywhere; min-width: 7rem; }
+td.name { overflow-wrap: anywhere; min-width: 9rem; }
 tr.taken td { font-weight: 600; }
-.bars { width: 9rem; }
+.bars { width: 7rem; min-width: 4rem; }
 .bar { height: .5rem; margin: 2px 0; border-radius: 2px; min-width: 1px; }
 .before { background: var(--before); } .after { background: var(--after); } .loss { background: var(--loss); }
 .key { display: inline-block; width: .8rem; height: .5rem; border-radius: 2px; margin: 0 .3rem 0 .8rem; }
@@ -96,7 +97,7 @@ $body
 def html_report(tuned: Tuned) -> str:
     """Everything that a tuning found, as a page; see `Tuned.save_report`."""
     name = tuned.result.report.model
-    parts = [_headline(tuned), _curve(tuned), _layers(tuned), _masks(tuned), _pictures(tuned), _trials(tuned)]
+    parts = [_headline(tuned), _curve(tuned), _trials(tuned), _layers(tuned), _masks(tuned), _pictures(tuned)]
     parts += [_left(tuned), _machine(tuned)]
     title = escape(f"{name}: perfonnx tune")
     return _PAGE.substitute(title=title, column=max(MASK_SIDE, 180), body="\n".join(part for part in parts if part))
@@ -116,9 +117,12 @@ def _headline(tuned: Tuned) -> str:
         cards.append(_card("time", times, f"{threads}, {_plural(speed.rounds, 'paired run')}"))
         quality = best.held_back or best.choosing
         where = "on images that took no part in the choice" if best.held_back else "on the images to choose by"
-        cards.append(_card(tuned.metric.name, _before_after(tuned.metric, quality), where))
         error = f"standard error {_error(tuned.metric, quality)}, {_plural(quality.images, 'image')}"
-        cards.append(_card("loss", tuned.metric.show(quality.drop), error))
+        if tuned.metric.name in ("psnr", "distance"):  # the loss is the metric itself
+            cards.append(_card(tuned.metric.name, tuned.metric.show(quality.drop), f"{error}, {where}"))
+        else:
+            cards.append(_card(tuned.metric.name, _before_after(tuned.metric, quality), where))
+            cards.append(_card("loss", tuned.metric.show(quality.drop), error))
         before, after = tuned.result.report.multiplies
         less = f"{before / max(after, 1):.2f}x fewer"
         cards.append(_card("multiplies per image", f"{count(before)} → {count(after)}", less))
@@ -230,7 +234,7 @@ def _why_dense(tuned: Tuned, name: str) -> str:
         return "no choice makes it faster on this machine"
     if tuned.best is None:
         return "nothing that was tried met the target"
-    return "it would save time, but the loss allowed was better spent on other layers"
+    return "sampling it saves time, but the network that was taken does without"
 
 
 def _masks(tuned: Tuned) -> str:
@@ -322,9 +326,10 @@ def _curve(tuned: Tuned) -> str:
     note = (
         f"{_plural(len(tuned.trials), 'network')} rewritten, run and timed. Losses are on the "
         f"{_plural(trials[0].choosing.images, 'image')} to choose by. Filled points are the best trades of speed for "
-        f"{guide}; the large one was taken, and has its 95 % interval of speed and its standard error of loss. Point "
-        "at one for its numbers."
+        f"{guide}; point at one for its numbers."
     )
+    if tuned.best is not None:
+        note += " The large one was taken; its lines are the 95 % interval of the speed and the loss's standard error."
     svg = f'<svg viewBox="0 0 {_Plot.WIDTH} {_Plot.HEIGHT}" role="img" aria-label="speed against loss">'
     return "\n".join(["<h2>Speed against loss</h2>", _text(note, "dim"), svg, *lines, "</svg>"])
 

@@ -152,19 +152,20 @@ def _filter(size: int = 24) -> onnx.ModelProto:
     return nets.model(nodes, weights, inputs=shapes, outputs={"y": ("N", 3, size, size)})
 
 
-@pytest.mark.parametrize(("metric", "bound"), [("ssim", "1"), ("psnr", "1dB")])
-def test_images_are_shown_side_by_side(metric: str, bound: str) -> None:
+@pytest.mark.parametrize(("metric", "bound", "batch"), [("ssim", "1", 8), ("psnr", "1dB", 1)])
+def test_images_are_shown_side_by_side(metric: str, bound: str, batch: int) -> None:
     class Timer(Invented):
         def layers(self, plan: Any) -> dict[str, float]:
             found = {"one": 2.0, "two": 2.0}
             return found | dict.fromkeys(plan.layers, 1.0) | {"(other)": 2.0}
 
-    data = Arrays("x", np.random.default_rng(0).random((16, 3, 24, 24), dtype=np.float32))
+    data = Arrays("x", np.random.default_rng(0).random((16, 3, 24, 24), dtype=np.float32), batch=batch)
     space = Space(masks=("uniform",), rates=(0.25,), repairs=("none",))
     arguments: dict[str, Any] = {"space": space, "max_time": 10, "threads": 1, "timer": Timer(), "metric": metric}
     tuned = tune(_filter(), None, data, max_drop=bound, **arguments)
     assert tuned.best is not None
     assert len(tuned.pictures) == 3
+    assert len({picture.name for picture in tuned.pictures}) == 3
     images = Page(html_report(tuned)).images()[len(tuned.result.masks) :]
     assert len(images) == 6
     for picture, before, after in zip(tuned.pictures, images[::2], images[1::2], strict=True):

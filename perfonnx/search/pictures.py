@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfonnx.rewriting import Rewritten
-from perfonnx.search.evaluate import SamplesLike, Subject, count_images, open_loaded
+from perfonnx.search.evaluate import SamplesLike, Subject, open_loaded
 from perfonnx.search.metrics import Metric
 
 PICTURES = 3
@@ -38,19 +38,21 @@ def output_pictures(
     subject: Subject, result: Rewritten, samples: SamplesLike, metric: Metric, *, threads: int | None = None
 ) -> list[Picture]:
     """The first few images of some samples through both models; none where the metric is not one of images."""
-    batch = next(iter(samples), None) if metric.name in ("ssim", "psnr") else None
-    if batch is None:
-        return []
-    models = (open_loaded(loaded, threads=threads) for loaded in (subject.original(), result.model))
-    before, after = (model.run(model.adapt(batch.feeds)) for model in models)
-    values = metric.scores(before, after).value
-    count = min(PICTURES, count_images(batch.feeds))
-    names: Sequence[str] = getattr(batch, "names", ())
+    pictures: list[Picture] = []
+    if metric.name not in ("ssim", "psnr"):
+        return pictures
+    original, rewritten = (open_loaded(loaded, threads=threads) for loaded in (subject.original(), result.model))
     output = metric.outputs[0]
-    return [
-        Picture(str(names[i]) if i < len(names) else str(i), before[output][i], after[output][i], float(values[i]))
-        for i in range(count)
-    ]
+    for batch in samples:
+        before, after = (model.run(model.adapt(batch.feeds)) for model in (original, rewritten))
+        values = metric.scores(before, after).value
+        names: Sequence[str] = getattr(batch, "names", ())
+        for i in range(min(PICTURES - len(pictures), len(values))):
+            name = str(names[i]) if i < len(names) else str(len(pictures))
+            pictures.append(Picture(name, before[output][i], after[output][i], float(values[i])))
+        if len(pictures) == PICTURES:
+            break
+    return pictures
 
 
 def as_pixels(picture: Picture) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
