@@ -43,6 +43,7 @@ _REWRITE_EXAMPLES = """examples:
   perfonnx rewrite model.onnx fast.onnx --method sparse --mask masks.npz
   perfonnx rewrite model.onnx fast.onnx --input-shape image:N,3,480,640
   perfonnx rewrite model.onnx fast.onnx --rate 0.5 --mask lattice --repair predictor --data photos/ --samples 200
+  perfonnx rewrite model.onnx fast.onnx --method radius-adaptive --open-share 0.5 --data photos/ --samples 200
   perfonnx rewrite model.onnx --dry-run --save-plan plan.json
   perfonnx rewrite model.onnx fast.onnx --plan plan.json
 """
@@ -229,6 +230,14 @@ def _add_rewrite(commands: Any) -> None:
         "--center-gain", type=float, default=None, metavar="G", help="0 (default) or 1; radius-adaptive only"
     )
     what.add_argument(
+        "--open-share",
+        type=float,
+        default=None,
+        metavar="P",
+        help="share of pixels where radius-adaptive layers compute their 3x3 ring (default 1); below 1 gates are "
+        "fitted by least squares on --data, without training",
+    )
+    what.add_argument(
         "--repair",
         default=None,
         metavar="KIND",
@@ -273,8 +282,8 @@ def _add_rewrite(commands: Any) -> None:
 
 
 _NOT_FOR = {
-    "perforate": ("center_gain",),
-    "sparse": ("interpolation", "center_gain"),
+    "perforate": ("center_gain", "open_share"),
+    "sparse": ("interpolation", "center_gain", "open_share"),
     "radius-adaptive": ("rate", "mask", "interpolation"),
 }
 """Choices that a method does not read, by method."""
@@ -295,7 +304,7 @@ def _rewrite(options: argparse.Namespace) -> int:
         raise PerfonnxError(f"--check {options.check}: give the number of inputs to compare on, 1 or more")
     given = {
         name: getattr(options, name)
-        for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "seed")
+        for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "seed")
         if getattr(options, name) is not None
     }
     if options.plan and (given or options.only or options.skip):
@@ -311,8 +320,9 @@ def _rewrite(options: argparse.Namespace) -> int:
         raise PerfonnxError(f"--seed {given['seed']}: give a whole number from 0 up")
     if options.save_plan:
         _check_plan_target(options)
-    if options.data is not None and not options.plan and options.repair in (None, NO_REPAIR):
-        raise PerfonnxError("--data is for --repair bias, predictor or full; add it")
+    fitted = options.repair not in (None, NO_REPAIR) or options.open_share not in (None, 1)
+    if options.data is not None and not options.plan and not fitted:
+        raise PerfonnxError("--data is for --repair bias, predictor or full, or for --open-share; add one of them")
     samples = samples_from(options, options.model)
     console = _stderr(options)
     with console.status("reading") as status:

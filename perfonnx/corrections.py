@@ -1,4 +1,4 @@
-"""What repair found for each layer: arrays that change its constants, and the file that keeps them beside a plan."""
+"""What calibration data gave for each layer: arrays that change its constants, and their file beside a plan."""
 
 from __future__ import annotations
 
@@ -18,23 +18,44 @@ from perfonnx.io import one_line, write_atomically
 from perfonnx.sampling import Sampling
 
 FORMAT = 1
-_ARRAYS = ("bias", "mask", "predictor", "source", "weight")
+_ARRAYS = ("bias", "mask", "predictor", "source", "weight", "gate", "ring_bias")
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """The gate of a radius-adaptive layer: alpha = clip(x . weight + bias, 0, 1).
+
+    Attributes:
+        weight: float32 [C].
+        bias: Its bias.
+        ring_bias: float32 [M], what alpha adds beside the ring.
+        gain: How much alpha adds to the centre's factor of 1; the centre tap is divided by 1 + gain.
+        share: Share of the calibration data's pixels whose alpha is not 0.
+    """
+
+    weight: NDArray[np.float32]
+    bias: float
+    ring_bias: NDArray[np.float32]
+    gain: float
+    share: float
 
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What is corrected in one perforated layer, whose result is V at its sites.
+    """What is corrected in one perforated layer, whose result is V at its sites; or in a radius-adaptive one.
 
     Attributes:
         bias: float32 [M], added to the layer's bias.
-        mask: bool [H, W], the mask for which it was found.
-        interpolation: The interpolation for which it was found.
+        mask: bool [H, W], the mask for which it was found; [0, 0] with a gate.
+        interpolation: The interpolation for which it was found; empty with a gate.
         weights: Digest of the layer's weights, see `digest`.
         predictor: float32 [M, C/group] or None. The result becomes A x + Interp(V - A x) + bias.
+            With a gate, it is added to the centre tap.
         learned: The interpolation that takes the place of the layer's own, or None.
         before: Mean squared error on the calibration data, over the variance of the target; after the layers in front
             of it were repaired, before it was.
         after: The same after.
+        gate: Of a radius-adaptive layer; None for perforated ones.
     """
 
     bias: NDArray[np.float32]
@@ -45,6 +66,7 @@ class Correction:
     learned: Sampling | None = None
     before: float = 0.0
     after: float = 0.0
+    gate: Gate | None = None
 
 
 Corrections = dict[str, Correction]
@@ -63,7 +85,7 @@ def save(corrections: Mapping[str, Correction], path: str | os.PathLike[str]) ->
         PerfonnxError: The place cannot be written.
     """
     arrays: dict[str, NDArray[Any]] = {}
-    layers = []
+    layers: list[dict[str, Any]] = []
     for number, (name, c) in enumerate(corrections.items()):
         layers.append(
             {
@@ -75,6 +97,9 @@ def save(corrections: Mapping[str, Correction], path: str | os.PathLike[str]) ->
             }
         )
         values: dict[str, NDArray[Any] | None] = {"bias": c.bias, "mask": c.mask, "predictor": c.predictor}
+        if c.gate is not None:
+            layers[-1] |= {"gate": {"bias": c.gate.bias, "gain": c.gate.gain, "share": c.gate.share}}
+            values |= {"gate": c.gate.weight, "ring_bias": c.gate.ring_bias}
         if c.learned is not None:
             values |= {"source": c.learned.source, "weight": c.learned.weight}
         arrays |= {f"{number}.{kind}": array for kind, array in values.items() if array is not None}
@@ -117,9 +142,16 @@ def _correction(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
     learned = None
     if "source" in arrays:
         learned = Sampling(mask, arrays["source"], arrays["weight"], "learned")
-    found = [arrays["bias"], *([arrays["predictor"]] if "predictor" in arrays else [])]
-    if any(a.dtype.kind != "f" or a.ndim != n + 1 or not np.isfinite(a).all() for n, a in enumerate(found)):
+    ranks = {"bias": 1, "predictor": 2, "gate": 1, "ring_bias": 1}
+    found = [(arrays[kind], rank) for kind, rank in ranks.items() if kind in arrays]
+    if any(a.dtype.kind != "f" or a.ndim != rank or not np.isfinite(a).all() for a, rank in found):
         raise PerfonnxError(f"layer {fields['name']!r}: its correction is not finite or of the wrong rank")
+    gate = None
+    if "gate" in fields:
+        bias, gain, share = (float(fields["gate"][kind]) for kind in ("bias", "gain", "share"))
+        if not np.isfinite([bias, gain]).all() or gain <= -1 or not 0 <= share <= 1:
+            raise PerfonnxError(f"layer {fields['name']!r}: its gate has a bias, gain or share without meaning")
+        gate = Gate(arrays["gate"].astype(np.float32), bias, arrays["ring_bias"].astype(np.float32), gain, share)
     return Correction(
         arrays["bias"].astype(np.float32),
         mask,
@@ -129,4 +161,5 @@ def _correction(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         learned,
         float(fields["before"]),
         float(fields["after"]),
+        gate,
     )

@@ -40,6 +40,8 @@ class LayerPlan:
         interpolation: Name in `perfonnx.sampling.INTERPOLATIONS`; perforation only.
         center_gain: 0 or 1, the two published forms of the radius-adaptive sum.
         repair: One of `REPAIRS`; perforation only.
+        open_share: Share of the pixels where a radius-adaptive layer computes its ring, in [0, 1]; below 1 a gate is
+            fitted on calibration data, see `perfonnx.passes.gate`.
     """
 
     method: str
@@ -48,9 +50,10 @@ class LayerPlan:
     interpolation: str = "nearest"
     center_gain: float = 0.0
     repair: str = NO_REPAIR
+    open_share: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("rate", "center_gain"):  # numpy's numbers become Python's, which JSON can hold
+        for name in ("rate", "center_gain", "open_share"):  # numpy's numbers become Python's, which JSON can hold
             value = getattr(self, name)
             if isinstance(value, Real) and not isinstance(value, (bool, int)):
                 object.__setattr__(self, name, float(value))
@@ -77,6 +80,17 @@ class LayerPlan:
             raise PerfonnxError(f"{where}: only perforated layers can be repaired, not {self.method} ones")
         if self.center_gain not in (0, 1):
             raise PerfonnxError(f"{where}: center_gain {self.center_gain!r} is not one of the published forms, 0 and 1")
+        if not isinstance(self.open_share, (int, float)) or isinstance(self.open_share, bool):
+            raise PerfonnxError(f"{where}: open_share {self.open_share!r} is not a number")
+        if not 0 <= self.open_share <= 1:
+            raise PerfonnxError(
+                f"{where}: open_share {self.open_share!r} is not in [0, 1]; it is the share of pixels that keep their "
+                "ring"
+            )
+        if self.open_share != 1 and self.method != "radius-adaptive":
+            raise PerfonnxError(f"{where}: only radius-adaptive layers have an open_share, not {self.method} ones")
+        if self.open_share != 1 and self.center_gain:
+            raise PerfonnxError(f"{where}: with an open_share the gain of the centre is fitted; leave out center_gain")
 
 
 def is_mask_file(mask: str) -> bool:
@@ -173,6 +187,8 @@ class Plan:
         for name, layer in self.layers.items():
             if layer.repair != NO_REPAIR:
                 layers[name]["repair"] = layer.repair
+            if layer.open_share != 1:
+                layers[name]["open_share"] = layer.open_share
         result: dict[str, Any] = {"perfonnx_plan": FORMAT, "seed": self.seed, "layers": layers}
         if self.input_shapes:
             result["input_shapes"] = {name: list(shape) for name, shape in self.input_shapes.items()}

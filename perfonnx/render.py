@@ -98,14 +98,16 @@ def _layers(report: Report) -> Table:
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for layer in report.layers:
         adaptive = layer.plan.method == "radius-adaptive"
+        gated = f"{1 - layer.plan.open_share:.3f}" if layer.plan.open_share != 1 else ""
+        asked = gated if adaptive else f"{layer.plan.rate:.3f}"
         detail = f", {layer.plan.interpolation}" if layer.plan.method == "perforate" else ""
         table.add_row(
             Text(layer.name),
             layer.plan.method,
             Text("" if adaptive else layer.plan.mask + detail),
             _size(layer.output_shape),
-            "" if adaptive else f"{layer.plan.rate:.3f}",
-            "" if adaptive else f"{layer.rate:.3f}",
+            asked,
+            f"{layer.rate:.3f}" if asked else "",
             count(layer.multiplies[0]),
             count(layer.multiplies[1]),
         )

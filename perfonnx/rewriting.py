@@ -27,6 +27,7 @@ from perfonnx.passes import (
     Change,
     Decision,
     Finish,
+    FitGates,
     Fold,
     Lower,
     Normalize,
@@ -56,7 +57,8 @@ class LayerReport:
     Attributes:
         name: Layer name.
         plan: What was asked.
-        rate: Fraction of positions really skipped.
+        rate: Fraction of positions really skipped; for radius-adaptive layers, of the calibration data's pixels that
+            skip their ring.
         output_shape: (OH, OW).
         multiplies: Per image, before and after.
         notes: What passes did to it.
@@ -146,7 +148,7 @@ class Rewritten:
         io.save(self.model, path)
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan and, where layers were repaired, the corrections beside it; atomically each.
+        """Write the plan and, where layers were repaired or got gates, the corrections beside it; atomically each.
 
         The corrections of `plan.json` go into `plan.corrections.npz`.
         """
@@ -192,8 +194,9 @@ def rewrite(
         layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps. None: what the
             plan says, "rows" without one.
         freeze_weights: Make initializers that are also graph inputs constant.
-        samples: Calibration data for layers that are to be repaired: `perfonnx.calibration.Samples`, or feeds, one per
-            batch, that can be iterated again and again. None: the corrections saved with the plan are applied.
+        samples: Calibration data for layers that are to be repaired or get a gate: `perfonnx.calibration.Samples`, or
+            feeds, one per batch, that can be iterated again and again. None: the corrections saved with the plan are
+            applied.
         ridge: Strength of regularization in repair.
         impact_maps: What the mask `impact` is made from: maps by layer name, as `perfonnx.impact.impact_maps` gives
             them, or the path of a .npz file with them.
@@ -256,6 +259,7 @@ def rewrite(
         Sparsify(),
         RadiusAdaptive(),
         Repair(feeds, known, rows, ridge, progress=lambda done, count: tell(f"repairing layer {done + 1} of {count}")),
+        FitGates(feeds, known, ridge, progress=lambda done, count: tell(f"gate {done + 1} of {count}")),
         Absorb(),
         *([Lower()] if rows else []),
         Finish(used, fallback),
@@ -338,9 +342,12 @@ def _after(workspace: Workspace, state: State, changes: list[Change], report: Re
             assert positions is not None
             saved += before - dense_multiplies(decision.site.w_shape, positions)
             continue
-        after = _layer_multiplies(decision, state.corrections.get(name))
+        correction = state.corrections.get(name)
+        after = _layer_multiplies(decision, correction)
         saved += before - after
         rate = 0.0 if decision.mask is None else float(1 - decision.mask.mean())
+        if correction is not None and correction.gate is not None:
+            rate = 1 - correction.gate.share
         notes = tuple(change.what for change in changes if change.layer == name)
         assert decision.site.output_shape is not None
         report.layers.append(LayerReport(name, decision.plan, rate, decision.site.output_shape, (before, after), notes))
@@ -357,7 +364,9 @@ def _layer_multiplies(decision: Decision, correction: Correction | None) -> int:
         predictor = 0 if correction is None or correction.predictor is None else correction.predictor.size
         return dense_multiplies(site.w_shape, int(decision.mask.sum())) + predictor * decision.mask.size
     gate = site.output_shape[0] * site.output_shape[1] * site.w_shape[1] * site.attributes.group
-    return (site.multiplies or 0) + gate
+    share = 1.0 if correction is None or correction.gate is None else correction.gate.share
+    dense = site.multiplies or 0
+    return dense // 9 + round(dense * 8 / 9 * share) + gate  # centre, ring, gate
 
 
 def _rewritten_multiplies(workspace: Workspace) -> int:

@@ -5,6 +5,7 @@ from perfonnx.passes.base import Change, Decision, Pass, PassManager, PassResult
 from perfonnx.passes.convert import Perforate, RadiusAdaptive, Sparsify
 from perfonnx.passes.finish import Finish
 from perfonnx.passes.fold import Fold
+from perfonnx.passes.gate import FitGates
 from perfonnx.passes.lower import Lower
 from perfonnx.passes.normalize import Normalize
 from perfonnx.passes.repair import Repair
@@ -17,6 +18,7 @@ __all__ = [
     "Change",
     "Decision",
     "Finish",
+    "FitGates",
     "Fold",
     "Lower",
     "Normalize",

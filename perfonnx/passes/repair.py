@@ -277,13 +277,17 @@ def _goal(workspace: Workspace, tensor: gs.Tensor) -> Goal:
     return Goal() if activation is None else Goal.of(activation)
 
 
-class _Fitter:
-    """Finds corrections, front to back."""
+class Targets:
+    """What layers give in the network rewritten so far, and what they should give; asked for front to back.
 
-    def __init__(
-        self, workspace: Workspace, layers: Mapping[str, gs.Node], batches: Feeds, ridge: float, memory: int
-    ) -> None:
-        self.ridge = ridge
+    Args:
+        workspace: The network that is being rewritten.
+        layers: The nodes of the layers that will be asked about, in topological order, by layer name.
+        batches: Calibration data.
+        memory: See `MEMORY`.
+    """
+
+    def __init__(self, workspace: Workspace, layers: Mapping[str, gs.Node], batches: Feeds, memory: int) -> None:
         share = memory // 4  # two networks, and while a new set of values is kept, the old one is still read
         model = workspace.model
         original = list(model.proto.graph.node)
@@ -294,6 +298,40 @@ class _Fitter:
         for name, node in layers.items():
             self.questions[name] = _Question.of(workspace, node, unsettled)
             unsettled.remove(node.outputs[0].name)
+
+    def goal(self, name: str) -> Goal:
+        """What a layer's output is for."""
+        return self.questions[name].goal
+
+    def values(
+        self, name: str, *, settled: bool
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
+        """Input and output of a layer in the network rewritten so far, the target, and what is added to the output.
+
+        With `settled` it is the last time that this layer is asked about.
+        """
+        now = self.questions[name]
+        if settled:
+            del self.questions[name]
+        before = [now.x] if now.other is None else [now.x, now.other]
+        later = list(self.questions.values())
+        wanted = [name for q in later for name in (q.x, q.y, q.other) if name is not None]
+        rewritten = self.rewritten.ask([*before, now.y], settled=before if settled else [], later=wanted)
+        original = self.original.ask(
+            [now.total], settled=[now.total] if settled else [], later=[q.total for q in later]
+        )
+        for ours, theirs in zip(rewritten, original, strict=True):
+            yield ours[now.x], ours[now.y], theirs[now.total], None if now.other is None else ours[now.other]
+
+
+class _Fitter:
+    """Finds corrections, front to back."""
+
+    def __init__(
+        self, workspace: Workspace, layers: Mapping[str, gs.Node], batches: Feeds, ridge: float, memory: int
+    ) -> None:
+        self.ridge = ridge
+        self.targets = Targets(workspace, layers, batches, memory)
 
     def fit(self, layer: _Layer) -> tuple[Correction, str]:
         """The correction, and a few words on it."""
@@ -342,38 +380,18 @@ class _Fitter:
         )
 
     def _interpolation(self, layer: _Layer) -> Sampling:
-        neighbours = Neighbours(layer.sampling.mask, self.questions[layer.name].goal)
-        for _, result, target, other in self._values(layer, settled=False):
+        neighbours = Neighbours(layer.sampling.mask, self.targets.goal(layer.name))
+        for _, result, target, other in self.targets.values(layer.name, settled=False):
             neighbours.add(result, target, other)
         return neighbours.solve(self.ridge)
 
     def _residuals(self, layer: _Layer, samplings: list[Sampling], *, with_predictor: bool) -> list[Solution]:
-        goal = self.questions[layer.name].goal
+        goal = self.targets.goal(layer.name)
         residuals = [Residual(sampling, layer.attributes.group, goal) for sampling in samplings]
-        for x, result, target, other in self._values(layer, settled=True):
+        for x, result, target, other in self.targets.values(layer.name, settled=True):
             for residual in residuals:
                 residual.add(result, target, other, layer.at_outputs(x) if with_predictor else None)
         return [residual.solve(self.ridge) for residual in residuals]
-
-    def _values(
-        self, layer: _Layer, *, settled: bool
-    ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
-        """Input and output of the layer in the network rewritten so far, the target, and what is added to the output.
-
-        With `settled` it is the last time that this layer is asked about.
-        """
-        now = self.questions[layer.name]
-        if settled:
-            del self.questions[layer.name]
-        before = [now.x] if now.other is None else [now.x, now.other]
-        later = list(self.questions.values())
-        wanted = [name for q in later for name in (q.x, q.y, q.other) if name is not None]
-        rewritten = self.rewritten.ask([*before, now.y], settled=before if settled else [], later=wanted)
-        original = self.original.ask(
-            [now.total], settled=[now.total] if settled else [], later=[q.total for q in later]
-        )
-        for ours, theirs in zip(rewritten, original, strict=True):
-            yield ours[now.x], ours[now.y], theirs[now.total], None if now.other is None else ours[now.other]
 
 
 def _unique(workspace: Workspace, name: str) -> str:

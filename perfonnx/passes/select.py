@@ -57,6 +57,7 @@ class Options:
         skip: Regular expressions; a layer whose name one of them finds is left alone.
         repair: How perforated layers are repaired on calibration data, one of `perfonnx.plan.REPAIRS`.
         seed: Seed of all random choices.
+        open_share: Share of the pixels where radius-adaptive layers compute their ring.
     """
 
     method: str = "perforate"
@@ -68,6 +69,7 @@ class Options:
     skip: Sequence[str] = ()
     seed: int = 0
     repair: str = NO_REPAIR
+    open_share: float = 1.0
 
     @property
     def given_rate(self) -> float:
@@ -101,6 +103,7 @@ class Select(Pass):
             self.options.interpolation,
             self.options.center_gain,
             self.options.repair,
+            self.options.open_share,
         )
         sample.check("options")
         if self.plan is not None:
@@ -190,7 +193,13 @@ class Select(Pass):
         elif mask is None:
             mask = "grid" if following_pool(workspace, site) is None else "pooling-structure"
         return LayerPlan(
-            options.method, options.given_rate, mask, options.interpolation, options.center_gain, options.repair
+            options.method,
+            options.given_rate,
+            mask,
+            options.interpolation,
+            options.center_gain,
+            options.repair,
+            options.open_share,
         )
 
     def _make_masks(self, workspace: Workspace, wanted: list[tuple[ConvSite, LayerPlan]], state: State) -> None:
