@@ -192,6 +192,22 @@ def test_repair(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("check", "a.onnx", "b.onnx") == 0
 
 
+def test_open_share(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    np.save("d.npy", np.random.default_rng(0).random((20, 3, 12, 10)).astype(np.float32))
+    flags = ["--only", "conv", "--method", "radius-adaptive", "--open-share", "0.5"]
+    assert run("rewrite", "m.onnx", "a.onnx", *flags, "--data", "d.npy", "--save-plan", "p.json", "--json") == 0
+    layers = json.loads(capfd.readouterr().out)["layers"]
+    assert [layer["rate"] for layer in layers] == [pytest.approx(0.5, abs=0.05)] * 2
+    assert run("rewrite", "m.onnx", "b.onnx", "--plan", "p.json") == 0
+    assert (here / "a.onnx").read_bytes() == (here / "b.onnx").read_bytes()
+    assert "0.500" in capfd.readouterr().out
+    assert "give --data" in refused(capfd, "rewrite", "m.onnx", "o.onnx", *flags)
+    assert "--open-share 0.5: has no meaning with --method perforate" in refused(
+        capfd, "rewrite", "m.onnx", "o.onnx", "--open-share", "0.5"
+    )
+    assert "open_share 2.0 is not in [0, 1]" in refused(capfd, "rewrite", "m.onnx", "o.onnx", *flags[:-1], "2")
+
+
 def test_repair_of_bad_data(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     np.save("d.npy", np.zeros((4, 3, 9, 9), np.float32))
     rewrite = ("rewrite", "m.onnx", "o.onnx", "--only", "conv")

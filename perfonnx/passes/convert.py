@@ -116,7 +116,10 @@ class Sparsify(Convert):
 
 
 class RadiusAdaptive(Convert):
-    """Radius-adaptive convolution with a gate that is open everywhere: the dense layer, ready for a trained gate."""
+    """Radius-adaptive convolution with a gate that is open everywhere: the dense layer, ready for a gate.
+
+    One may have been trained, or comes from `perfonnx.passes.gate`.
+    """
 
     method = "radius-adaptive"
     op = ops.radius_adaptive_conv.NAME
@@ -134,7 +137,8 @@ class RadiusAdaptive(Convert):
             add_table(workspace, "gate_bias", np.full(1, EXACT_ALPHA, dtype)),
             add_table(workspace, "zeros", np.zeros(site.w_shape[0], dtype)),
         ]
-        return inputs, {"center_gain": float(gain)}, f"centre gain {gain:g}, gate open everywhere"
+        what = f"centre gain {gain:g}, gate open everywhere" if decision.plan.open_share == 1 else "radius-adaptive"
+        return inputs, {"center_gain": float(gain)}, what
 
     @staticmethod
     def _share_centre(workspace: Workspace, node: gs.Node, gain: float) -> None:

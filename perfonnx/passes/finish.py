@@ -155,9 +155,9 @@ def _stamp(workspace: Workspace, state: State) -> None:
     for node in workspace.proto.graph.node:
         if node.domain == ops.DOMAIN and node.name in state.rewritten and not node.doc_string:
             plan = state.decisions[node.name].plan
-            node.doc_string = f"perfonnx: {plan.method}" + (
-                f", mask {plan.mask}, rate {plan.rate:g}" if plan.mask else ""
-            )
+            masked = f", mask {plan.mask}, rate {plan.rate:g}" if plan.mask else ""
+            gated = f", open share {plan.open_share:g}"
+            node.doc_string = f"perfonnx: {plan.method}" + (gated if plan.method == "radius-adaptive" else masked)
 
 
 def _set_versions(workspace: Workspace) -> None:
