@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 import perfonnx
 from perfonnx import LayerPlan, PerfonnxError, Plan, corrections
@@ -125,6 +125,28 @@ def test_no_data_and_foreign_gates_are_refused(tmp_path: Path) -> None:
     plan = replace(found.plan, corrections=str(tmp_path / "plan.corrections.npz"))
     with pytest.raises(PerfonnxError, match="layer 'conv1': its gate was found for other weights"):
         perfonnx.rewrite(model, plan=plan)
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    feeds = batches()
+    feeds[0]["x"][0, 0, 5, 5] = np.nan
+    with pytest.raises(PerfonnxError, match="layer 'conv1': the calibration data gives values that are not finite"):
+        rewrite(chain(), 0.5, samples=feeds)
+
+
+def test_groups_and_float16() -> None:
+    """A grouped layer in half precision: near the target, nearer than with a gate that is closed."""
+    weights = {"w": nets.values(8, 1, 3, 3, dtype=np.float16)}
+    nodes = [nets.conv("x", "y", "w", group=4)]
+    model = nets.model(nodes, weights, inputs={"x": ("N", 4, 12, 10)}, dtype=TensorProto.FLOAT16)
+    feeds = [{"x": np.concatenate([f["x"], f["x"][:, :1]], axis=1).astype(np.float16)} for f in batches()]
+    wanted = outputs(model, feeds).astype(np.float64)
+    errors = [
+        float(np.square(outputs(rewrite(model, share, samples=feeds).proto, feeds) - wanted).sum())
+        for share in (0.0, 0.6)
+    ]
+    assert np.isfinite(errors).all()
+    assert errors[1] < 0.7 * errors[0]
 
 
 @pytest.mark.parametrize(
