@@ -33,6 +33,7 @@ from perfonnx.passes.regions import (
     Regions,
     is_pointwise,
     is_sampled,
+    is_standard,
     works_on_rows,
 )
 
@@ -145,6 +146,8 @@ class _Lowering:
     def _rule(self, node: gs.Node) -> Callable[[gs.Node], bool] | None:
         if id(node) in self.sampled:
             return self._radius_adaptive if node.op == ops.radius_adaptive_conv.NAME else self._sampled_conv
+        if node.op in ("Flatten", "Reshape") and is_standard(node) and node.inputs[0].name in self.rows:
+            return self._flatten
         if not works_on_rows(self.workspace, node) or not any(t.name in self.rows for t in node.inputs):
             return None
         if node.op in ELEMENTWISE:
@@ -314,6 +317,50 @@ class _Lowering:
     def _is_worth_it(self, node: gs.Node) -> bool:
         rows = self.rows[node.inputs[0].name]
         return rows.count < rows.source.size or self._goes_on(node.outputs[0])
+
+    def _flatten(self, node: gs.Node) -> bool:
+        """Positions of one row share one column of the matrix that reads them: their weights are added up.
+
+        Only where there are fewer rows than positions: else the weights, mostly a network's largest, would be rewritten
+        to save the turn of a small map.
+        """
+        rows, output = self.rows[node.inputs[0].name], node.outputs[0]
+        flat, reader = self.workspace.types.get(output.name), only_consumer(self.workspace, output)
+        columns = rows.channels * rows.source.size
+        if rows.count >= rows.source.size or flat is None or flat.shape is None or reader is None:
+            return False
+        if (
+            len(flat.shape) != 2
+            or flat.shape[1] != columns
+            or not is_standard(reader)
+            or reader.inputs[0] is not output
+        ):
+            return False
+        if reader.op not in ("Gemm", "MatMul") or reader.attrs.get("transA", 0):
+            return False
+        weight = self.workspace.constant(reader.inputs[1])
+        if weight is None or weight.ndim != 2 or weight.dtype != numpy_type(rows.elem_type):
+            return False
+        turned = bool(reader.attrs.get("transB", 0))
+        matrix = weight.T if turned else weight
+        if len(matrix) != columns:
+            return False
+        by_position = matrix.reshape(rows.channels, rows.source.size, -1).swapaxes(0, 1)
+        present = rows.source >= 0  # positions of zeros add nothing
+        by_row = np.zeros((rows.count, *by_position.shape[1:]))
+        np.add.at(by_row, rows.source[present], by_position[present])
+        summed = by_row.reshape(rows.count * rows.channels, -1).astype(weight.dtype)
+        reader.inputs[1] = self.workspace.add_constant(
+            f"{reader.inputs[1].name}.summed", summed.T if turned else summed
+        )
+        name = self._unique(f"{output.name}.rows")
+        result = gs.Variable(name)
+        new = gs.Node("Flatten", node.name, {"axis": 1}, [rows.tensor], [result])
+        self.nodes.append(new)
+        self.workspace.inherit(new, node)
+        self.workspace.types[name] = TensorType(rows.elem_type, (rows.batch, rows.count * rows.channels))
+        reader.inputs[0] = result
+        return True
 
     def _join(self, node: gs.Node) -> bool:
         """Add and Concat: on the common refinement of the samplings, which is exact."""

@@ -23,6 +23,7 @@ CONSTANTS = {
     "crop_from": np.array([1, 1]),
     "crop_to": np.array([-1, -1]),
     "crop_axes": np.array([2, 3]),
+    "flat_shape": np.array([-1, 960]),
     "factors": np.array([1, 1, 2, 3], np.float32),
     "around": np.array([0, 0, 1, 0, 0, 0, 1, 2]),
 }
@@ -128,6 +129,14 @@ NORMALIZED = """
   cr = Relu(cn)
   y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(cr, w6)
 """
+HEAD_OF_CLASSIFIER = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  ar = Relu(a)
+  b = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(ar, w2)
+  br = Relu(b)
+  f = {flatten}
+  y = {gemm}
+"""
 WEIGHTS = {
     "w12v": (8,),
     "w13v": (4,),
@@ -228,6 +237,25 @@ def test_float16_in_both_layouts(name: str, opset: int) -> None:
         for a, e in zip(perfonnx.session(rows.proto, library=library).run(None, {"x": x}), expected, strict=True):
             assert a.dtype == np.float16
             np.testing.assert_allclose(a.astype(float), e.astype(float), rtol=0, atol=6e-3)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "zero"])
+@pytest.mark.parametrize("gemm", ["Gemm(f, k, kb)", "Gemm<transB=1, alpha=0.5>(f, kt, kb)", "MatMul(f, k)"])
+@pytest.mark.parametrize("flatten", ["Flatten(br)", "Reshape(br, flat_shape)"])
+def test_positions_of_one_row_share_the_weights_of_a_gemm(flatten: str, gemm: str, interpolation: str) -> None:
+    body = HEAD_OF_CLASSIFIER.format(flatten=flatten, gemm=gemm)
+    shapes = {"w1": (8, 4, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "k": (960, 5), "kt": (5, 960), "kb": (5,)}
+    used = {name: shape for name, shape in shapes.items() if f"{name})" in body or f"{name}," in body}
+    model = network(body, used, "float[N,5] y")
+    maps, rows = (
+        perfonnx.rewrite(model, layout=layout, rate=0.75, interpolation=interpolation) for layout in LAYOUTS[::-1]
+    )
+    assert operators(rows.proto)["Expand"] == 0
+    smaller = [t for t in rows.proto.graph.initializer if t.name.endswith(".summed")]
+    assert np.prod(smaller[0].dims) == 30 * 8 * 5
+    for library in (False, True):
+        actual, expected = outputs_of(rows.proto, library=library), outputs_of(maps.proto, library=False)
+        np.testing.assert_allclose(actual[0], expected[0], rtol=0, atol=2e-5)
 
 
 def test_a_chain_is_turned_to_rows_once_and_back_once() -> None:
