@@ -347,7 +347,7 @@ class _Lowering:
             return False
         by_position = matrix.reshape(rows.channels, rows.source.size, -1).swapaxes(0, 1)
         present = rows.source >= 0  # positions of zeros add nothing
-        by_row = np.zeros((rows.count, *by_position.shape[1:]))
+        by_row = np.zeros((rows.count, *by_position.shape[1:]), np.float32)
         np.add.at(by_row, rows.source[present], by_position[present])
         summed = by_row.reshape(rows.count * rows.channels, -1).astype(weight.dtype)
         reader.inputs[1] = self.workspace.add_constant(

@@ -49,7 +49,10 @@ def moved_positions(workspace: Workspace, node: gs.Node) -> NDArray[np.int32] | 
     channels, height, width = (int(d) for d in known[1:])  # type: ignore[arg-type]
     images = int(known[0]) if isinstance(known[0], int) else 2
     shape = (images, channels, height, width)
-    if height * width >= _LARGEST_MAP or not 0 < math.prod(shape) <= _LARGEST_PROBE:
+    result = workspace.types[node.outputs[0].name].shape
+    assert result is not None
+    largest = max(math.prod(shape), images * math.prod(d for d in result[1:] if isinstance(d, int)))
+    if height * width >= _LARGEST_MAP or not 0 < largest <= _LARGEST_PROBE:
         return None
     numbers = [np.arange(1, n + 1, dtype=np.float32) for n in (images, channels, height * width)]
     try:
