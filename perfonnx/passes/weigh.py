@@ -40,13 +40,12 @@ class Weigh(Pass):
 
     def call(self, workspace: Workspace, state: State) -> PassResult:
         """Change `state`."""
-        tentative = {name for name, decision in state.decisions.items() if decision.tentative}
-        for name in tentative:
-            decision = state.decisions[name]
+        tentative = {name: decision for name, decision in state.decisions.items() if decision.tentative}
+        for name, decision in tentative.items():  # in order: what is given up is written into the model
             if self.costs.of_rows(decision.site, _share(decision)) >= self.costs.of_dense(decision.site):
                 _give_up(state, name)
         for region in _Layout(workspace, state, self.costs, self.rows).regions():
-            if region.dense <= WORTH * min(region.on_rows, region.on_maps) and tentative.issuperset(region.sampled):
+            if region.dense <= WORTH * min(region.on_rows, region.on_maps) and tentative.keys() >= set(region.sampled):
                 for name in region.sampled:
                     _give_up(state, name)
             elif region.on_rows <= region.on_maps:
@@ -136,7 +135,7 @@ class _Layout:
             for reader in {find(i) for i in readers}:
                 result[reader].on_rows += self.costs.compact * self._size(name)
         for name, i in producers.items():
-            if self._leaves(name, members):
+            if self._leaves(members[i].outputs[0], members):
                 result[find(i)].on_rows += self.costs.expand * self._size(name)
         alone = [self._alone(i) for i in self.chosen if i not in members]
         return [region for region in (*result.values(), *alone) if region.sampled]
@@ -182,10 +181,9 @@ class _Layout:
         output = node.outputs[0].name
         return output in self.flow.share and (output in self.flow.wanted or self.flow.share[output] < 1)
 
-    def _leaves(self, name: str, members: dict[int, gs.Node]) -> bool:
-        tensor = self.workspace.graph.tensors()[name]
+    def _leaves(self, tensor: gs.Tensor, members: dict[int, gs.Node]) -> bool:
         outside = any(id(reader) not in members for reader in tensor.outputs)
-        return outside or any(o.name == name for o in self.workspace.graph.outputs)
+        return outside or any(o.name == tensor.name for o in self.workspace.graph.outputs)
 
     def _folded(self) -> set[int]:
         sites = [self.sites[i] for i in (*self.joined, *self.shares)]
