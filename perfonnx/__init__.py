@@ -6,6 +6,7 @@ perfonnx.rewrite("model.onnx", "fast.onnx", rate=0.5)
 session = perfonnx.session("fast.onnx")
 """
 
+from perfonnx.corrections import TrainedGate
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.passes import Options
@@ -21,6 +22,7 @@ __all__ = [
     "Plan",
     "Report",
     "Rewritten",
+    "TrainedGate",
     "get_library_path",
     "inspect",
     "register",

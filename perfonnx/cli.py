@@ -238,6 +238,13 @@ def _add_rewrite(commands: Any) -> None:
         "fitted by least squares on --data, without training",
     )
     what.add_argument(
+        "--fill",
+        default=None,
+        metavar="KIND",
+        help="what masked positions hold: zero (default), or before-normalization, for layers trained with masks in "
+        "front of BatchNormalization; sparse only",
+    )
+    what.add_argument(
         "--repair",
         default=None,
         metavar="KIND",
@@ -282,9 +289,9 @@ def _add_rewrite(commands: Any) -> None:
 
 
 _NOT_FOR = {
-    "perforate": ("center_gain", "open_share"),
+    "perforate": ("center_gain", "open_share", "fill"),
     "sparse": ("interpolation", "center_gain", "open_share"),
-    "radius-adaptive": ("rate", "mask", "interpolation"),
+    "radius-adaptive": ("rate", "mask", "interpolation", "fill"),
 }
 """Choices that a method does not read, by method."""
 
@@ -304,7 +311,7 @@ def _rewrite(options: argparse.Namespace) -> int:
         raise PerfonnxError(f"--check {options.check}: give the number of inputs to compare on, 1 or more")
     given = {
         name: getattr(options, name)
-        for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "seed")
+        for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
         if getattr(options, name) is not None
     }
     if options.plan and (given or options.only or options.skip):

@@ -1,4 +1,4 @@
-"""What calibration data gave for each layer: arrays that change its constants, and their file beside a plan."""
+"""What calibration data or training gave for each layer: arrays that change its constants, and their file."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ class Gate:
         weight: float32 [C].
         bias: Its bias.
         ring_bias: float32 [M], what alpha adds beside the ring.
-        gain: How much alpha adds to the centre's factor of 1; the centre tap is divided by 1 + gain.
-        share: Share of the calibration data's pixels whose alpha is not 0.
+        gain: How much alpha adds to the centre's factor of 1. Unless the gate was trained, the centre tap is divided
+            by 1 + gain.
+        share: Share of the pixels of calibration or training data whose alpha is not 0.
     """
 
     weight: NDArray[np.float32]
@@ -38,6 +39,26 @@ class Gate:
     ring_bias: NDArray[np.float32]
     gain: float
     share: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedGate:
+    """The gate of a radius-adaptive layer as training found it, together with the layer's weights.
+
+    With the plan's `center_gain`, the weight's centre tap W', its other taps R and its bias B, the layer was trained as
+    (1 + center_gain * alpha) W' x + B + alpha (R x + ring_bias), alpha = clip(x . weight + bias, 0, 1).
+
+    Attributes:
+        weight: float [C].
+        bias: Its bias.
+        ring_bias: float [M], in terms of what the convolution gives, before any BatchNormalization; None: 0.
+        open_share: Share of the pixels seen in training whose alpha is not 0; for the report.
+    """
+
+    weight: NDArray[np.floating]
+    bias: float
+    ring_bias: NDArray[np.floating] | None = None
+    open_share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)

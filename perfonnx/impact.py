@@ -11,9 +11,7 @@ skipped positions get 0, so that they do not come back when the rate grows.
 
 from __future__ import annotations
 
-import io as streams
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -25,7 +23,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
 from perfonnx.graph import conv_sites, rewritten_nodes
-from perfonnx.masks import ImpactMaps
+from perfonnx.masks import ImpactMaps, save_arrays
 from perfonnx.masks.impact import check_impact
 from perfonnx.passes.fold import folded_output
 from perfonnx.rewriting import Rewritten, rewrite
@@ -204,10 +202,4 @@ def save_impact_maps(path: str | os.PathLike[str], maps: ImpactMaps) -> None:
     """
     if not maps:
         raise PerfonnxError(f"{os.fspath(path)}: there is no map of impacts to write; the model has no convolution")
-    buffer = streams.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:  # numpy's own writer has names that it reserves
-        for name, values in maps.items():
-            with archive.open(f"{name}.npy", "w") as stream:
-                array = np.ascontiguousarray(check_impact(values, f"impact map {name!r}"))
-                np.lib.format.write_array(stream, array, allow_pickle=False)
-    io.write_atomically(path, buffer.getvalue())
+    save_arrays(path, {name: check_impact(values, f"impact map {name!r}") for name, values in maps.items()})

@@ -18,9 +18,14 @@ from perfonnx.sampling import INTERPOLATIONS
 FORMAT = 1
 METHODS = ("perforate", "sparse", "radius-adaptive")
 DENSE = "dense"
-_FIELDS = ("perfonnx_plan", "seed", "layout", "layers", "notes", "input_shapes", "corrections")
+_FIELDS = ("perfonnx_plan", "seed", "layout", "layers", "notes", "input_shapes", "corrections", "masks")
 LAYOUTS = ("rows", "nchw")
 """How rewritten layers hand on their results."""
+GIVEN = "given"
+"""Name of a mask that nothing can draw again, such as one from training; it is kept beside the plan."""
+ZERO, BEFORE_NORMALIZATION = FILLS = ("zero", "before-normalization")
+"""What masked positions of sparse layers hold: 0 in what the layer gives; or what the BatchNormalization that is folded
+into the layer, and its activation, make of a convolution that gives 0 there, as training does (Grimaldi et al.)."""
 NO_REPAIR = "none"
 REPAIRS = (NO_REPAIR, "bias", "interpolation", "predictor", "full")
 """What perforated layers are repaired with, see `perfonnx.passes.repair`: a bias; a learned interpolation or a
@@ -36,12 +41,16 @@ class LayerPlan:
     Attributes:
         method: One of `METHODS`, or "dense": leave it as it is.
         rate: Fraction of positions to skip, in [0, 1). Masks from a file and radius-adaptive layers have their own.
-        mask: Name in `perfonnx.masks.MASKS`, or the path of a .npy or .npz file. Empty for radius-adaptive layers.
+        mask: Name in `perfonnx.masks.MASKS`, the path of a .npy or .npz file, or `GIVEN`. Radius-adaptive layers have
+            none.
         interpolation: Name in `perfonnx.sampling.INTERPOLATIONS`; perforation only.
         center_gain: 0 or 1, the two published forms of the radius-adaptive sum.
         repair: One of `REPAIRS`; perforation only.
         open_share: Share of the pixels where a radius-adaptive layer computes its ring, in [0, 1]; below 1 a gate is
-            fitted on calibration data, see `perfonnx.passes.gate`.
+            fitted on calibration data, see `perfonnx.passes.gate`. With a trained gate: what it opened in training.
+        fill: One of `FILLS`; sparse layers only.
+        trained_gate: Whether the gate of a radius-adaptive layer comes from training, with the layer's weights. It is
+            kept in the plan's corrections.
     """
 
     method: str
@@ -51,6 +60,8 @@ class LayerPlan:
     center_gain: float = 0.0
     repair: str = NO_REPAIR
     open_share: float = 1.0
+    fill: str = ZERO
+    trained_gate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rate", "center_gain", "open_share"):  # numpy's numbers become Python's, which JSON can hold
@@ -66,7 +77,7 @@ class LayerPlan:
             raise PerfonnxError(
                 f"{where}: rate {self.rate!r} is not in [0, 1); it is the fraction of positions to skip"
             )
-        if not isinstance(self.mask, str) or not (self.mask in MASKS or is_mask_file(self.mask)):
+        if not isinstance(self.mask, str) or not (self.mask in (*MASKS, GIVEN) or is_mask_file(self.mask)):
             raise PerfonnxError(
                 f"{where}: unknown mask {self.mask!r}; choose from {', '.join(MASKS)}, or give a .npy or .npz file"
             )
@@ -89,13 +100,26 @@ class LayerPlan:
             )
         if self.open_share != 1 and self.method != "radius-adaptive":
             raise PerfonnxError(f"{where}: only radius-adaptive layers have an open_share, not {self.method} ones")
-        if self.open_share != 1 and self.center_gain:
+        if self.open_share != 1 and self.center_gain and not self.trained_gate:
             raise PerfonnxError(f"{where}: with an open_share the gain of the centre is fitted; leave out center_gain")
+        if not isinstance(self.fill, str) or self.fill not in FILLS:
+            raise PerfonnxError(f"{where}: unknown fill {self.fill!r}; choose from {', '.join(FILLS)}")
+        if self.fill != ZERO and self.method != "sparse":
+            raise PerfonnxError(f"{where}: only sparse layers have a fill, not {self.method} ones")
+        if not isinstance(self.trained_gate, bool):
+            raise PerfonnxError(f"{where}: trained_gate {self.trained_gate!r} is neither true nor false")
+        if self.trained_gate and self.method != "radius-adaptive":
+            raise PerfonnxError(f"{where}: only radius-adaptive layers have a trained_gate, not {self.method} ones")
 
 
 def is_mask_file(mask: str) -> bool:
     """True where a mask is named by a file."""
     return Path(mask).suffix in (".npy", ".npz")
+
+
+def is_own_mask(mask: str) -> bool:
+    """True where a mask is a user's own, which has its own rate."""
+    return mask == GIVEN or is_mask_file(mask)
 
 
 @dataclass
@@ -104,7 +128,8 @@ class Plan:
 
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
     `input_shapes` are the shapes that the plan was made for, where the model left them open.
-    `corrections` is the file of what repair found, see `perfonnx.corrections`; in a saved plan it is relative to it.
+    `corrections` is the file of what repair or training found, see `perfonnx.corrections`, and `masks` the .npz file of
+    the masks that were given; in a saved plan both are relative to it.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
@@ -113,6 +138,7 @@ class Plan:
     input_shapes: dict[str, tuple[int | str | None, ...]] = field(default_factory=dict)
     layout: str = LAYOUTS[0]
     corrections: str | None = None
+    masks: str | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -132,8 +158,10 @@ class Plan:
         except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise PerfonnxError(f"{path}: not a plan, since it is not JSON ({error})") from error
         plan = cls.from_json(data, str(path))
-        if plan.corrections is not None:
-            plan.corrections = str(Path(path).parent / plan.corrections)
+        for kind in ("corrections", "masks"):
+            file = getattr(plan, kind)
+            if file is not None:
+                setattr(plan, kind, str(Path(path).parent / file))
         return plan
 
     @classmethod
@@ -154,9 +182,10 @@ class Plan:
         layout = data.get("layout", LAYOUTS[0])
         if layout not in LAYOUTS:
             raise PerfonnxError(f"{where}: unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
-        corrections = data.get("corrections")
-        if corrections is not None and not isinstance(corrections, str):
-            raise PerfonnxError(f"{where}: corrections is {corrections!r}; give the name of a file")
+        files: dict[str, Any] = {kind: data.get(kind) for kind in ("corrections", "masks")}
+        for kind, file in files.items():
+            if file is not None and not isinstance(file, str):
+                raise PerfonnxError(f"{where}: {kind} is {file!r}; give the name of a file")
         known = set(LayerPlan.__dataclass_fields__)
         layers = {}
         for name, fields in data["layers"].items():
@@ -171,7 +200,7 @@ class Plan:
             layers[name] = LayerPlan(**fields)
             layers[name].check(layer)
         shapes = _input_shapes(data.get("input_shapes", {}), where)
-        return cls(layers, seed, layout=layout, input_shapes=shapes, corrections=corrections)
+        return cls(layers, seed, layout=layout, input_shapes=shapes, **files)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, with only the fields that a layer's method reads."""
@@ -189,6 +218,10 @@ class Plan:
                 layers[name]["repair"] = layer.repair
             if layer.open_share != 1:
                 layers[name]["open_share"] = layer.open_share
+            if layer.fill != ZERO:
+                layers[name]["fill"] = layer.fill
+            if layer.trained_gate:
+                layers[name]["trained_gate"] = True
         result: dict[str, Any] = {"perfonnx_plan": FORMAT, "seed": self.seed, "layers": layers}
         if self.input_shapes:
             result["input_shapes"] = {name: list(shape) for name, shape in self.input_shapes.items()}
@@ -196,6 +229,8 @@ class Plan:
             result["layout"] = self.layout
         if self.corrections is not None:
             result["corrections"] = self.corrections
+        if self.masks is not None:
+            result["masks"] = self.masks
         if self.notes:
             result["notes"] = self.notes
         return result

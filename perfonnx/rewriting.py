@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from onnx import ModelProto
 from perfonnx import corrections as correction_files
 from perfonnx import io, ops
 from perfonnx.calibration import Samples
-from perfonnx.corrections import Correction, Corrections
+from perfonnx.corrections import Correction, Corrections, TrainedGate
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.graph import activation_bytes, conv_sites, layer_output, other_multiplies, rewritten_nodes
 from perfonnx.io import LoadedModel, ModelSource, Workspace
-from perfonnx.masks import ImpactMaps, Mask, load_impact_maps
+from perfonnx.masks import ImpactMaps, Mask, as_mask, load_impact_maps, load_masks, save_arrays
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
     Absorb,
@@ -41,9 +41,12 @@ from perfonnx.passes import (
     Skip,
     Sparsify,
     State,
+    TrainedGates,
     Weigh,
 )
-from perfonnx.plan import LAYOUTS, LayerPlan, Plan
+from perfonnx.passes.fold import foldable
+from perfonnx.plan import DENSE, GIVEN, LAYOUTS, ZERO, LayerPlan, Plan
+from perfonnx.sampling import Sampling, interpolate
 
 LITTLE_TO_GAIN = 0.20
 """Where eligible layers carry a smaller part of the multiplies than this, there is little to gain: skipping three of
@@ -148,21 +151,21 @@ class Rewritten:
         io.save(self.model, path)
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan and, where layers were repaired or got gates, the corrections beside it; atomically each.
+        """Write the plan and beside it, where layers have them, corrections and masks that were given; atomically each.
 
-        The corrections of `plan.json` go into `plan.corrections.npz`.
+        The corrections of `plan.json` go into `plan.corrections.npz`, the masks into `plan.masks.npz`.
         """
-        self.plan.corrections = None
+        saved = replace(self.plan, corrections=None, masks=None)
         if self.corrections:
-            file = corrections_path(path)
+            file = Path(path).with_suffix(".corrections.npz")
             correction_files.save(self.corrections, file)
-            self.plan.corrections = file.name
-        self.plan.save(path)
-
-
-def corrections_path(plan: str | os.PathLike[str]) -> Path:
-    """Where the corrections of a plan are kept."""
-    return Path(plan).with_suffix(".corrections.npz")
+            saved.corrections = file.name
+        given = {name: mask for name, mask in self.masks.items() if self.plan.layers[name].mask == GIVEN}
+        if given:
+            file = Path(path).with_suffix(".masks.npz")
+            save_arrays(file, given)
+            saved.masks = file.name
+        saved.save(path)
 
 
 def rewrite(
@@ -178,6 +181,8 @@ def rewrite(
     samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None = None,
     ridge: float = RIDGE,
     impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
+    masks: Mapping[str, Mask] | None = None,
+    gates: Mapping[str, TrainedGate] | None = None,
     progress: Callable[[str], None] | None = None,
     **choices: Any,
 ) -> Rewritten:
@@ -200,6 +205,9 @@ def rewrite(
         ridge: Strength of regularization in repair.
         impact_maps: What the mask `impact` is made from: maps by layer name, as `perfonnx.impact.impact_maps` gives
             them, or the path of a .npz file with them.
+        masks: With a plan: masks by layer name, bool [OH, OW], that take the place of those it would draw.
+        gates: With a plan: gates of radius-adaptive layers as training found them, by layer name. The model's weights
+            are then those of the trained layers.
         progress: Called with a few words before each step.
         **choices: Fields of `Options`.
 
@@ -219,6 +227,11 @@ def rewrite(
         raise PerfonnxError(f"unknown option: {error}") from error
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan.load(plan)
+    masks, gates = masks or {}, gates or {}
+    if plan is not None:
+        plan = _with_trained(plan, masks, gates)
+    elif masks or gates:
+        raise PerfonnxError("masks and gates need a plan, which says what is done with their layers")
     layout = layout or (plan.layout if plan else LAYOUTS[0])
     if layout not in LAYOUTS:
         raise PerfonnxError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
@@ -230,12 +243,7 @@ def rewrite(
     if output is not None:
         io.check_target(output)
     tell("reading")
-    loaded = io.load(model)
-    if freeze_weights:
-        io.freeze_weights(loaded)
-    io.fix_input_shapes(loaded, {**(_planned_shapes(loaded, plan) if plan else {}), **(input_shapes or {})})
-    if plan:
-        _check_shapes(loaded, plan)
+    loaded = _load(model, plan, input_shapes, freeze_weights)
     workspace = Workspace.open(loaded)
     state = State()
     feeds, known = _repair_sources(plan, samples)
@@ -247,7 +255,8 @@ def rewrite(
 
     tell("choosing layers")
     rows = layout == "rows"
-    PassManager([Normalize(), Select(chosen, plan, fallback, impact_maps), Weigh(rows)]).run(workspace, state)
+    select = Select(chosen, plan, fallback, impact_maps, _all_masks(plan, masks))
+    PassManager([Normalize(), select, Weigh(rows)]).run(workspace, state)
     report = _before(workspace, state)
     used.layers = {name: decision.plan for name, decision in state.decisions.items() if not decision.joined}
     used.notes = {skip.layer: skip.reason for skip in state.skips}
@@ -258,6 +267,7 @@ def rewrite(
         Perforate(),
         Sparsify(),
         RadiusAdaptive(),
+        TrainedGates(gates, known),
         Repair(feeds, known, rows, ridge, progress=lambda done, count: tell(f"repairing layer {done + 1} of {count}")),
         FitGates(feeds, known, ridge, progress=lambda done, count: tell(f"gate {done + 1} of {count}")),
         Absorb(),
@@ -266,12 +276,112 @@ def rewrite(
     ]
     changes = PassManager(steps).run(workspace, state)
     _after(workspace, state, changes, report)
-    masks = {n: d.mask for n, d in state.decisions.items() if d.mask is not None and not d.joined}
-    result = Rewritten(loaded, report, used, state.corrections, masks)
+    made = {n: d.mask for n, d in state.decisions.items() if d.mask is not None and not d.joined}
+    result = Rewritten(loaded, report, used, state.corrections, made)
     if output is not None:
         tell("writing")
         result.save(output)
     return result
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `rewrite` would do with one layer.
+
+    Attributes:
+        plan: What it becomes.
+        sampling: Its mask with its interpolation; None for radius-adaptive layers.
+        folds_normalization: Whether a BatchNormalization behind it would be folded into it.
+    """
+
+    plan: LayerPlan
+    sampling: Sampling | None
+    folds_normalization: bool
+
+
+def decide(
+    model: ModelSource,
+    plan: Plan | str | os.PathLike[str],
+    *,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
+    masks: Mapping[str, Mask] | None = None,
+) -> tuple[dict[str, Choice], list[Skip]]:
+    """What `rewrite` would do with the layers of a plan; for training, which needs the same masks.
+
+    Args:
+        model: As for `rewrite`; it is not changed.
+        plan: The plan, or its path.
+        input_shapes: As for `rewrite`.
+        impact_maps: As for `rewrite`.
+        masks: As for `rewrite`.
+
+    Returns:
+        The choices by layer name, and the layers that the plan wants to change but that cannot be, with the reasons.
+
+    Raises:
+        PerfonnxError: Bad input or usage.
+    """
+    masks = masks or {}
+    plan = _with_trained(plan if isinstance(plan, Plan) else Plan.load(plan), masks, {})
+    if impact_maps is not None and not isinstance(impact_maps, Mapping):
+        impact_maps = load_impact_maps(impact_maps)
+    workspace = Workspace.open(_load(model, plan, input_shapes))
+    state = State()
+    select = Select(plan=plan, impact_maps=impact_maps, masks=_all_masks(plan, masks))
+    PassManager([Normalize(), select]).run(workspace, state)
+    choices = {}
+    for name, decision in state.decisions.items():
+        kind = ZERO if decision.plan.method == "sparse" else decision.plan.interpolation
+        behind = foldable(workspace, decision.site.node, decision.site.w_shape[0])
+        choices[name] = Choice(
+            decision.plan,
+            None if decision.mask is None else interpolate(decision.mask, kind),
+            any(node.op == "BatchNormalization" for node in behind),
+        )
+    wanted = {name for name, layer in plan.layers.items() if layer.method != DENSE}
+    return choices, [skip for skip in state.skips if skip.layer in wanted]
+
+
+def _with_trained(plan: Plan, masks: Mapping[str, Mask], gates: Mapping[str, TrainedGate]) -> Plan:
+    """The plan, saying of the layers that have them that mask or gate were found elsewhere."""
+    layers = dict(plan.layers)
+    for name in masks:
+        if name not in layers or layers[name].method not in ("perforate", "sparse"):
+            raise PerfonnxError(
+                f"there is a mask for {name!r}, but the plan has no perforated or sparse layer {name!r}"
+            )
+        layers[name] = replace(layers[name], mask=GIVEN)
+    for name, gate in gates.items():
+        if name not in layers or layers[name].method != "radius-adaptive":
+            raise PerfonnxError(f"there is a gate for {name!r}, but the plan has no radius-adaptive layer {name!r}")
+        layers[name] = replace(layers[name], trained_gate=True, open_share=gate.open_share)
+    return replace(plan, layers=layers)
+
+
+def _all_masks(plan: Plan | None, masks: Mapping[str, Mask]) -> dict[str, Mask]:
+    """Those of the plan's file, if a layer needs one of them, and those given now."""
+    checked = {name: as_mask(mask, f"mask of layer {name!r}") for name, mask in masks.items()}
+    if plan is None or plan.masks is None:
+        return checked
+    needed = any(layer.mask == GIVEN and name not in masks for name, layer in plan.layers.items())
+    return {**load_masks(plan.masks), **checked} if needed else checked
+
+
+def _load(
+    model: ModelSource,
+    plan: Plan | None,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None,
+    freeze_weights: bool = False,
+) -> LoadedModel:
+    """The model with the sizes that are given or planned."""
+    loaded = io.load(model)
+    if freeze_weights:
+        io.freeze_weights(loaded)
+    io.fix_input_shapes(loaded, {**(_planned_shapes(loaded, plan) if plan else {}), **(input_shapes or {})})
+    if plan:
+        _check_shapes(loaded, plan)
+    return loaded
 
 
 def _shapes(loaded: LoadedModel, names: Iterable[str]) -> dict[str, tuple[int | str | None, ...]]:
@@ -310,12 +420,12 @@ def _check_shapes(loaded: LoadedModel, plan: Plan) -> None:
 def _repair_sources(
     plan: Plan | None, samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None
 ) -> tuple[Iterable[Mapping[str, NDArray[Any]]] | None, Corrections]:
-    """Feeds to repair with, or else the corrections that a plan names."""
-    if isinstance(samples, Samples):
-        return samples.feeds(), {}
-    if samples is None and plan is not None and plan.corrections is not None:
-        return None, correction_files.load(plan.corrections)
-    return samples, {}
+    """Feeds to repair with, and the corrections that a plan names, where there are no feeds or training found them."""
+    feeds = samples.feeds() if isinstance(samples, Samples) else samples
+    if plan is None or plan.corrections is None:
+        return feeds, {}
+    trained = any(layer.trained_gate for layer in plan.layers.values())
+    return feeds, correction_files.load(plan.corrections) if feeds is None or trained else {}
 
 
 def _before(workspace: Workspace, state: State) -> Report:

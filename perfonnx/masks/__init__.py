@@ -7,7 +7,7 @@ are read by `load_masks` and picked by `mask_from_file`.
 import numpy as np
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.masks.file import ANY_LAYER, load_masks, mask_from_file
+from perfonnx.masks.file import ANY_LAYER, as_mask, load_masks, mask_from_file, save_arrays
 from perfonnx.masks.grid import grid_mask, grid_size, grid_square_mask
 from perfonnx.masks.impact import ImpactMaps, impact_mask, load_impact_maps
 from perfonnx.masks.lattice import column_stripes_mask, lattice_mask, row_stripes_mask
@@ -24,6 +24,7 @@ __all__ = [
     "MaskFunction",
     "MaskRequest",
     "PoolWindow",
+    "as_mask",
     "count_sites",
     "grid_size",
     "load_impact_maps",
@@ -33,6 +34,7 @@ __all__ = [
     "pooling_weights",
     "propagated_mask",
     "propagated_scores",
+    "save_arrays",
 ]
 
 MASKS: dict[str, MaskFunction] = {

@@ -1,11 +1,14 @@
 """Masks from a file: one for all layers (.npy), or one per layer by name (.npz)."""
 
+import io as streams
 import os
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
 from perfonnx.errors import PerfonnxError
+from perfonnx.io import write_atomically
 from perfonnx.masks.request import Mask, Shape
 
 ANY_LAYER = ""
@@ -27,7 +30,7 @@ def load_masks(path: str | os.PathLike[str]) -> dict[str, Mask]:
     """
     where = f"mask file {os.fspath(path)}"
     arrays = load_arrays(path, where)
-    return {name: _as_mask(array, where + (f", {name!r}" if name else "")) for name, array in arrays.items()}
+    return {name: as_mask(array, where + (f", {name!r}" if name else "")) for name, array in arrays.items()}
 
 
 def load_arrays(path: str | os.PathLike[str], where: str) -> dict[str, object]:
@@ -51,11 +54,25 @@ def load_arrays(path: str | os.PathLike[str], where: str) -> dict[str, object]:
     return arrays
 
 
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a .npz file, atomically, one array under each name, whatever the name; see `load_arrays`.
+
+    Raises:
+        PerfonnxError: The place cannot be written.
+    """
+    buffer = streams.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:  # numpy's own writer has names that it reserves
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
+    write_atomically(path, buffer.getvalue())
+
+
 def mask_from_file(masks: Mapping[str, Mask], layer_name: str, shape: Shape) -> Mask:
     """The mask of a layer: the one under its name, else the one for every layer.
 
     Args:
-        masks: what `load_masks` returned.
+        masks: as `load_masks` returns them.
         layer_name: name of the layer.
         shape: height and width of its output map.
 
@@ -70,13 +87,18 @@ def mask_from_file(masks: Mapping[str, Mask], layer_name: str, shape: Shape) -> 
         raise PerfonnxError(f"layer {layer_name!r}: the mask file has no array of this name; add it or skip the layer")
     if mask.shape != tuple(shape):
         wanted, found = ("x".join(map(str, size)) for size in (shape, mask.shape))
-        raise PerfonnxError(f"layer {layer_name!r}: the mask from the file is {found}; its output map is {wanted}")
+        raise PerfonnxError(f"layer {layer_name!r}: its mask is {found}; its output map is {wanted}")
     if not mask.any():
-        raise PerfonnxError(f"layer {layer_name!r}: the mask from the file has no site; mark at least one position")
+        raise PerfonnxError(f"layer {layer_name!r}: its mask has no site; mark at least one position")
     return mask
 
 
-def _as_mask(array: object, where: str) -> Mask:
+def as_mask(array: object, where: str) -> Mask:
+    """An array of booleans, or of numbers 0 and 1, as a mask [H, W].
+
+    Raises:
+        PerfonnxError: It is something else; the message begins with `where`.
+    """
     if not isinstance(array, np.ndarray):
         raise PerfonnxError(f"{where}: is no array; store numpy arrays only")
     if array.ndim != 2 or array.size == 0:

@@ -15,6 +15,7 @@ NAME = "SparseConv"
 INPUTS = ("X", "W", "B", "mask", "fill")
 ATTRIBUTES = common.COMMON_ATTRIBUTES
 MASK_INPUT = 3
+FILL_INPUT = 4
 
 DOC = """Two-dimensional convolution and activation at the positions where `mask` is true (the sites); every other
 position holds `fill`, per channel, which the activation does not touch."""

@@ -5,7 +5,7 @@ from perfonnx.passes.base import Change, Decision, Pass, PassManager, PassResult
 from perfonnx.passes.convert import Perforate, RadiusAdaptive, Sparsify
 from perfonnx.passes.finish import Finish
 from perfonnx.passes.fold import Fold
-from perfonnx.passes.gate import FitGates
+from perfonnx.passes.gate import FitGates, TrainedGates
 from perfonnx.passes.lower import Lower
 from perfonnx.passes.normalize import Normalize
 from perfonnx.passes.repair import Repair
@@ -33,5 +33,6 @@ __all__ = [
     "Skip",
     "Sparsify",
     "State",
+    "TrainedGates",
     "Weigh",
 ]

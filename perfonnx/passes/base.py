@@ -5,8 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
@@ -32,12 +35,30 @@ class Skip:
     reason: str
 
 
+class Affine(NamedTuple):
+    """y = scale * x + shift, per channel: float64 [M] each."""
+
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+    def then(self, step: Affine) -> Affine:
+        """This one first, `step` after it."""
+        with np.errstate(all="ignore"):  # whoever uses the result looks whether it is finite
+            return Affine(self.scale * step.scale, self.shift * step.scale + step.shift)
+
+    @classmethod
+    def identity(cls, channels: int) -> Affine:
+        """What changes nothing."""
+        return cls(np.ones(channels), np.zeros(channels))
+
+
 @dataclass(frozen=True)
 class Decision:
     """A layer that is rewritten: what it is, what it becomes, and its mask (None for radius-adaptive layers).
 
     A `joined` layer stays dense; it is computed on rows because it lies between sampled layers. A `tentative` one was
-    chosen because it may gain, and is given up where it would not; others were asked for.
+    chosen because it may gain, and is given up where it would not; others were asked for. `folded` is what `Fold` put
+    into weight and bias.
     """
 
     site: ConvSite
@@ -45,6 +66,7 @@ class Decision:
     mask: Mask | None
     joined: bool = False
     tentative: bool = False
+    folded: Affine | None = None
 
 
 @dataclass

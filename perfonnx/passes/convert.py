@@ -15,6 +15,7 @@ from perfonnx.graph import numpy_type
 from perfonnx.io import TensorType, Workspace
 from perfonnx.ops.common import Activation
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
+from perfonnx.plan import BEFORE_NORMALIZATION
 from perfonnx.sampling import interpolate
 
 EXACT_ALPHA = 1.0
@@ -102,7 +103,7 @@ class Perforate(Convert):
 
 
 class Sparsify(Convert):
-    """Semi-structured activation sparsity: `mask`, and a `fill` of zeros."""
+    """Semi-structured activation sparsity: `mask`, and a `fill`: zeros, or what folding made of them."""
 
     method = "sparse"
     op = ops.sparse_conv.NAME
@@ -110,15 +111,18 @@ class Sparsify(Convert):
     def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
         """See `Convert.describe`."""
         assert decision.mask is not None
-        fill = np.zeros(decision.site.w_shape[0], numpy_type(decision.site.elem_type))
-        inputs = [add_table(workspace, "mask", decision.mask), add_table(workspace, "zeros", fill)]
+        kind, fill = "zeros", np.zeros(decision.site.w_shape[0])
+        if decision.plan.fill == BEFORE_NORMALIZATION and decision.folded is not None:
+            kind, fill = "fill", decision.folded.shift  # Absorb takes it through the activation
+        values = fill.astype(numpy_type(decision.site.elem_type))
+        inputs = [add_table(workspace, "mask", decision.mask), add_table(workspace, kind, values)]
         return inputs, {}, f"{decision.plan.mask}, {1 - decision.mask.mean():.1%} masked"
 
 
 class RadiusAdaptive(Convert):
     """Radius-adaptive convolution with a gate that is open everywhere: the dense layer, ready for a gate.
 
-    One may have been trained, or comes from `perfonnx.passes.gate`.
+    It comes from `perfonnx.passes.gate`. A layer whose gate was trained has its centre tap from training too.
     """
 
     method = "radius-adaptive"
@@ -128,7 +132,7 @@ class RadiusAdaptive(Convert):
         """See `Convert.describe`."""
         site, gain = decision.site, decision.plan.center_gain
         assert site.attributes is not None
-        if gain:
+        if gain and not decision.plan.trained_gate:
             self._share_centre(workspace, site.node, gain)
         dtype = numpy_type(site.elem_type)
         channels = site.w_shape[1] * site.attributes.group
@@ -137,7 +141,8 @@ class RadiusAdaptive(Convert):
             add_table(workspace, "gate_bias", np.full(1, EXACT_ALPHA, dtype)),
             add_table(workspace, "zeros", np.zeros(site.w_shape[0], dtype)),
         ]
-        what = f"centre gain {gain:g}, gate open everywhere" if decision.plan.open_share == 1 else "radius-adaptive"
+        is_open = decision.plan.open_share == 1 and not decision.plan.trained_gate
+        what = f"centre gain {gain:g}, gate open everywhere" if is_open else "radius-adaptive"
         return inputs, {"center_gain": float(gain)}, what
 
     @staticmethod

@@ -156,7 +156,7 @@ def _stamp(workspace: Workspace, state: State) -> None:
         if node.domain == ops.DOMAIN and node.name in state.rewritten and not node.doc_string:
             plan = state.decisions[node.name].plan
             masked = f", mask {plan.mask}, rate {plan.rate:g}" if plan.mask else ""
-            gated = f", open share {plan.open_share:g}"
+            gated = f"{', trained gate' if plan.trained_gate else ''}, open share {plan.open_share:g}"
             node.doc_string = f"perfonnx: {plan.method}" + (gated if plan.method == "radius-adaptive" else masked)
 
 
@@ -191,7 +191,8 @@ def _write_metadata(workspace: Workspace, plan: Plan) -> None:
     entries = {entry.key: entry for entry in workspace.proto.metadata_props}
     merged = plan.to_json()
     merged.pop("notes", None)
-    merged.pop("corrections", None)  # a file beside the plan; the model has them in its weights
+    for file in ("corrections", "masks"):  # beside the plan; the model has in its constants what is in them
+        merged.pop(file, None)
     if PLAN_KEY in entries:
         try:
             earlier = json.loads(entries[PLAN_KEY].value)

@@ -7,8 +7,8 @@ value of a skipped position is set after normalization in both.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -16,19 +16,7 @@ from numpy.typing import NDArray
 
 from perfonnx.graph import only_consumer
 from perfonnx.io import Workspace
-from perfonnx.passes.base import Change, Pass, PassResult, State
-
-
-class _Affine(NamedTuple):
-    """y = scale * x + shift, per channel: float64 [M] each."""
-
-    scale: NDArray[np.float64]
-    shift: NDArray[np.float64]
-
-    def then(self, step: _Affine) -> _Affine:
-        """This one first, `step` after it."""
-        with np.errstate(all="ignore"):  # _Layer.is_finite judges the result
-            return _Affine(self.scale * step.scale, self.shift * step.scale + step.shift)
+from perfonnx.passes.base import Affine, Change, Pass, PassResult, State
 
 
 class Fold(Pass):
@@ -37,21 +25,22 @@ class Fold(Pass):
     def call(self, workspace: Workspace, state: State) -> PassResult:
         """Change weight and bias of the chosen layers; shared weights are copied, never changed in place."""
         changes = []
-        for name, decision in state.decisions.items():
+        for name, decision in list(state.decisions.items()):
             node, channels = decision.site.node, decision.site.w_shape[0]
             layer = best = _Layer.read(workspace, node)
-            affine = _Affine(np.ones(channels), np.zeros(channels))
+            affine = kept = Affine.identity(channels)
             folded: list[str] = []
             for follower, step in list(_affine_followers(workspace, node, channels)):
                 affine = affine.then(step)
                 candidate = layer.folded(affine)
                 if not candidate.is_finite():
                     break
-                best = candidate
+                best, kept = candidate, affine
                 folded.append(follower.op)
                 workspace.bypass(node, follower)
             if folded:
                 best.write(workspace, node)
+                state.decisions[name] = replace(decision, folded=kept)
                 changes.append(Change(name, f"folded {', '.join(folded)}"))
         return PassResult(bool(changes), changes)
 
@@ -67,7 +56,7 @@ def folded_output(workspace: Workspace, node: gs.Node, channels: int) -> gs.Tens
     return folded[-1].outputs[0] if folded else node.outputs[0]
 
 
-def _affine_followers(workspace: Workspace, node: gs.Node, channels: int) -> Iterator[tuple[gs.Node, _Affine]]:
+def _affine_followers(workspace: Workspace, node: gs.Node, channels: int) -> Iterator[tuple[gs.Node, Affine]]:
     x = node.outputs[0]
     while (follower := only_consumer(workspace, x)) is not None:
         step = _affine_of(workspace, follower, x, channels)
@@ -94,7 +83,7 @@ class _Layer:
         assert bias is not None
         return cls(weight, bias)
 
-    def folded(self, affine: _Affine) -> _Layer:
+    def folded(self, affine: Affine) -> _Layer:
         with np.errstate(over="ignore", invalid="ignore"):
             weight = self.weight.astype(np.float64) * affine.scale[:, None, None, None]
             bias = self.bias.astype(np.float64) * affine.scale + affine.shift
@@ -114,7 +103,7 @@ class _Layer:
         ]
 
 
-def _affine_of(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int) -> _Affine | None:
+def _affine_of(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int) -> Affine | None:
     if node.domain not in (None, "", "ai.onnx"):
         return None
     if node.op == "BatchNormalization":
@@ -129,10 +118,10 @@ def _affine_of(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int)
         return None
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op == "Add":
-        return _Affine(one, constant)
+        return Affine(one, constant)
     if node.op == "Sub":
-        return _Affine(one, -constant) if first else _Affine(-one, constant)
-    return _Affine(constant if node.op == "Mul" else 1 / constant, zero)
+        return Affine(one, -constant) if first else Affine(-one, constant)
+    return Affine(constant if node.op == "Mul" else 1 / constant, zero)
 
 
 def _per_channel(values: NDArray[Any] | None, channels: int) -> NDArray[np.float64] | None:
@@ -145,7 +134,7 @@ def _per_channel(values: NDArray[Any] | None, channels: int) -> NDArray[np.float
     return np.broadcast_to(values.astype(np.float64).reshape(shape[1]), (channels,)).copy()
 
 
-def _batch_normalization(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int) -> _Affine | None:
+def _batch_normalization(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int) -> Affine | None:
     attributes = node.attrs
     outputs = {o.name for o in workspace.graph.outputs} | workspace.captured
     unused = all(not list(o.outputs) and o.name not in outputs for o in node.outputs[1:])
@@ -157,4 +146,4 @@ def _batch_normalization(workspace: Workspace, node: gs.Node, x: gs.Tensor, chan
     gamma, beta, mean, variance = (v.astype(np.float64) for v in values if v is not None)
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(variance + float(attributes.get("epsilon", 1e-5)))
-        return _Affine(scale, beta - mean * scale)
+        return Affine(scale, beta - mean * scale)

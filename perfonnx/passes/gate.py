@@ -1,7 +1,7 @@
-"""FitGates: radius-adaptive layers get a gate that opens an asked share of the pixels, without training.
+"""Gates of radius-adaptive layers: trained, or fitted without training so that they open an asked share of the pixels.
 
-Layers are done front to back like those that are repaired: inputs come from the network rewritten so far, targets from
-the original one. See `perfonnx.gating` for what is fitted.
+To be fitted, layers are done front to back like those that are repaired: inputs come from the network rewritten so far,
+targets from the original one. See `perfonnx.gating` for what is fitted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from perfonnx.corrections import Correction, Gate, digest
+from perfonnx.corrections import Correction, Gate, TrainedGate, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.gating import GateFit, GateSolution, PixelSample
@@ -23,6 +23,43 @@ from perfonnx.ops.common import ConvAttributes
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.passes.repair import MEMORY, Feeds, Targets
+
+
+@dataclass
+class TrainedGates(Pass):
+    """Gives the layers whose gate was trained that gate.
+
+    Attributes:
+        gates: From training, by layer name.
+        corrections: Those of an earlier run, for layers that are not in `gates`.
+    """
+
+    gates: Mapping[str, TrainedGate] = field(default_factory=dict)
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+
+    def call(self, workspace: Workspace, state: State) -> PassResult:
+        """Change the layers."""
+        changes = []
+        for name, decision in state.decisions.items():
+            if not decision.plan.trained_gate:
+                continue
+            layer = _Layer.of(workspace, name, state.rewritten[name], decision)
+            trained = self.gates.get(name)
+            correction = self._known(name) if trained is None else layer.of_training(trained, decision)
+            layer.apply(correction)
+            state.corrections[name] = correction
+            assert correction.gate is not None
+            changes.append(Change(name, f"trained gate: {correction.gate.share:.1%} open"))
+        return PassResult(bool(changes), changes)
+
+    def _known(self, name: str) -> Correction:
+        correction = self.corrections.get(name)
+        if correction is None or correction.gate is None:
+            raise PerfonnxError(
+                f"layer {name!r}: its gate was trained and is not here; take the plan that was saved with its "
+                "corrections, or in Python rewrite(gates=...)"
+            )
+        return correction
 
 
 @dataclass
@@ -78,7 +115,7 @@ class FitGates(Pass):
 
     @staticmethod
     def _wanted(state: State) -> dict[str, Decision]:
-        return {name: d for name, d in state.decisions.items() if d.plan.open_share != 1 and not d.joined}
+        return {name: d for name, d in state.decisions.items() if d.plan.open_share != 1 and not d.plan.trained_gate}
 
 
 @dataclass(frozen=True)
@@ -91,6 +128,7 @@ class _Layer:
     attributes: ConvAttributes
     weight: NDArray[Any]
     bias: NDArray[Any]
+    trained: bool
 
     @classmethod
     def of(cls, workspace: Workspace, name: str, node: gs.Node, decision: Decision) -> _Layer:
@@ -98,7 +136,7 @@ class _Layer:
         weight, bias = workspace.constant(node.inputs[1]), workspace.constant(node.inputs[2])
         assert weight is not None
         assert bias is not None
-        return cls(workspace, name, node, decision.site.attributes, weight, bias)
+        return cls(workspace, name, node, decision.site.attributes, weight, bias, decision.plan.trained_gate)
 
     def under_centre(self, x: NDArray[Any]) -> NDArray[Any]:
         """The input [N, C, OH, OW] that the centre tap reads."""
@@ -148,6 +186,34 @@ class _Layer:
             Gate(s.weight.astype(np.float32), s.bias, ring_bias, s.gain, s.share),
         )
 
+    def of_training(self, gate: TrainedGate, decision: Decision) -> Correction:
+        """A trained gate as a correction of the layer, which is folded by now."""
+        outputs, channels = len(self.bias), self.weight.shape[1] * self.attributes.group
+        ring_bias = np.zeros(outputs) if gate.ring_bias is None else np.asarray(gate.ring_bias, np.float64)
+        weight = np.asarray(gate.weight)
+        if weight.shape != (channels,) or ring_bias.shape != (outputs,):
+            raise PerfonnxError(
+                f"layer {self.name!r}: its gate has a weight of shape {list(weight.shape)} and a ring bias of shape "
+                f"{list(ring_bias.shape)}; the layer takes {channels} channels and gives {outputs}"
+            )
+        if not np.isfinite([*weight, gate.bias, *ring_bias]).all():
+            raise PerfonnxError(f"layer {self.name!r}: its gate holds values that are not finite")
+        if decision.folded is not None:
+            ring_bias = ring_bias * decision.folded.scale
+        return Correction(
+            np.zeros(outputs, np.float32),
+            np.zeros((0, 0), bool),
+            "",
+            digest(self.weight),
+            gate=Gate(
+                weight.astype(np.float32),
+                float(gate.bias),
+                ring_bias.astype(np.float32),
+                float(decision.plan.center_gain),
+                float(gate.open_share),
+            ),
+        )
+
     def apply(self, correction: Correction) -> None:
         """Change the node's constants.
 
@@ -161,10 +227,12 @@ class _Layer:
         fits = shapes == ((outputs,), (outputs,), (inputs * self.attributes.group,))
         fits &= correction.predictor is None or correction.predictor.shape == (outputs, inputs)
         if not fits or correction.weights != digest(self.weight):
-            raise PerfonnxError(f"layer {self.name!r}: its gate was found for other weights; fit it again with --data")
+            again = "train it again" if self.trained else "fit it again with --data"
+            raise PerfonnxError(f"layer {self.name!r}: its gate was found for other weights; {again}")
         with np.errstate(over="ignore"):
             weight = self.weight.astype(np.float64)
-            weight[:, :, 1, 1] /= 1 + gate.gain
+            if not self.trained:
+                weight[:, :, 1, 1] /= 1 + gate.gain
             if correction.predictor is not None:
                 weight[:, :, 1, 1] += correction.predictor
             changed = weight.astype(dtype)

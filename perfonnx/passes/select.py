@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 
@@ -33,7 +33,7 @@ from perfonnx.masks import (
     propagated_scores,
 )
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
-from perfonnx.plan import DENSE, NO_REPAIR, PREDICTING, LayerPlan, Plan, is_mask_file
+from perfonnx.plan import DENSE, GIVEN, NO_REPAIR, PREDICTING, ZERO, LayerPlan, Plan, is_mask_file, is_own_mask
 
 CAREFUL_RATE = 0.25
 """Where nobody says a rate."""
@@ -58,6 +58,7 @@ class Options:
         repair: How perforated layers are repaired on calibration data, one of `perfonnx.plan.REPAIRS`.
         seed: Seed of all random choices.
         open_share: Share of the pixels where radius-adaptive layers compute their ring.
+        fill: What masked positions of sparse layers hold, one of `perfonnx.plan.FILLS`.
     """
 
     method: str = "perforate"
@@ -70,6 +71,7 @@ class Options:
     seed: int = 0
     repair: str = NO_REPAIR
     open_share: float = 1.0
+    fill: str = ZERO
 
     @property
     def given_rate(self) -> float:
@@ -87,12 +89,16 @@ class Options:
 
 @dataclass
 class Select(Pass):
-    """Decides. With a plan, exactly what it says; else by `Options`, carefully."""
+    """Decides. With a plan, exactly what it says; else by `Options`, carefully.
+
+    `masks` are those of the layers whose mask is `perfonnx.plan.GIVEN`.
+    """
 
     options: Options = field(default_factory=Options)
     plan: Plan | None = None
     fallback: bool = True
     impact_maps: ImpactMaps | None = None
+    masks: Mapping[str, Mask] = field(default_factory=dict)
 
     def requires(self, workspace: Workspace, state: State) -> None:
         """Check options and plan against each other and against the model."""
@@ -104,6 +110,7 @@ class Select(Pass):
             self.options.center_gain,
             self.options.repair,
             self.options.open_share,
+            self.options.fill,
         )
         sample.check("options")
         if self.plan is not None:
@@ -200,11 +207,12 @@ class Select(Pass):
             options.center_gain,
             options.repair,
             options.open_share,
+            options.fill,
         )
 
     def _make_masks(self, workspace: Workspace, wanted: list[tuple[ConvSite, LayerPlan]], state: State) -> None:
         seed = self.plan.seed if self.plan is not None else self.options.seed
-        masks = _MaskMaker(workspace, seed, self.impact_maps or {})
+        masks = _MaskMaker(workspace, seed, self.impact_maps or {}, self.masks)
         first_type = self._type_of_rewritten(workspace)
         for site, layer in wanted:
             reason = None
@@ -221,10 +229,10 @@ class Select(Pass):
                 continue
             first_type = site.elem_type
             mask = None if layer.method == "radius-adaptive" else masks.make(site, layer)
-            if mask is not None and is_mask_file(layer.mask):
+            if mask is not None and is_own_mask(layer.mask):
                 layer = replace(layer, rate=float(1 - mask.mean()))
             asked = self.plan is not None or self.options.rate is not None or bool(self.options.only)
-            tentative = not asked and mask is not None and not is_mask_file(layer.mask)
+            tentative = not asked and mask is not None and not is_own_mask(layer.mask)
             state.decisions[site.name] = Decision(site, layer, mask, tentative=tentative)
         masks.check_used()
 
@@ -241,10 +249,11 @@ class Select(Pass):
 class _MaskMaker:
     """Makes the layers' masks; files are read once, the propagated map is drawn once."""
 
-    def __init__(self, workspace: Workspace, seed: int, impact_maps: ImpactMaps) -> None:
+    def __init__(self, workspace: Workspace, seed: int, impact_maps: ImpactMaps, given: Mapping[str, Mask]) -> None:
         self.workspace = workspace
         self.seed = seed
         self.impact_maps = impact_maps
+        self.given = given
         self.files: dict[str, dict[str, Mask]] = {}
         self.used_files: set[str] = set()
         self.scores: np.ndarray | None = None
@@ -280,6 +289,13 @@ class _MaskMaker:
         if is_mask_file(layer.mask):
             self.used_files.add(layer.mask)
             return mask_from_file(self._file(layer.mask), site.name, site.output_shape)
+        if layer.mask == GIVEN:
+            if site.name not in self.given:
+                raise PerfonnxError(
+                    f"layer {site.name!r}: its mask was given and is not here; take the plan that was saved with its "
+                    "masks, or in Python rewrite(masks=...)"
+                )
+            return mask_from_file(self.given, site.name, site.output_shape)
         own = [zlib.crc32(site.name.encode())] if layer.repair in PREDICTING else []
         rng = np.random.default_rng([self.seed, *site.output_shape, *own])
         scores = self._scores() if layer.mask == "propagated" else None

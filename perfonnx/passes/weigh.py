@@ -17,7 +17,7 @@ from perfonnx.io import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import Regions, is_map
-from perfonnx.plan import LayerPlan
+from perfonnx.plan import ZERO, LayerPlan
 
 WORTH = 1.05
 """Where nobody asked, a region is rewritten only if that is estimated to make it so many times faster."""
@@ -69,6 +69,14 @@ def _share(decision: Decision) -> float:
     return 1.0 if decision.mask is None else float(decision.mask.mean())
 
 
+def _has_rows(workspace: Workspace, decision: Decision) -> bool:
+    """Whether the layer has a form on rows, as far as that is known before anything is folded."""
+    if decision.plan.method == "sparse":
+        site = decision.site  # with what is folded comes a fill other than zero
+        return decision.plan.fill == ZERO or not foldable(workspace, site.node, site.w_shape[0])
+    return decision.plan.interpolation != "barycentric"
+
+
 def _give_up(state: State, name: str) -> None:
     rate = state.decisions.pop(name).plan.rate
     state.skips.append(Skip(name, f"at rate {rate:g} it would hardly be faster; --rate rewrites it all the same"))
@@ -94,7 +102,7 @@ class _Layout:
         self.costs = costs
         self.sites = {id(site.node): site for site in conv_sites(workspace) if not site.obstacle}
         self.chosen = {id(d.site.node): name for name, d in state.decisions.items()}
-        on_rows = {i: n for i, n in self.chosen.items() if rows and self._has_rows(state.decisions[n])}
+        on_rows = {i: n for i, n in self.chosen.items() if rows and _has_rows(workspace, state.decisions[n])}
         self.shares = {i: _share(state.decisions[name]) for i, name in on_rows.items()}
         taken = self.chosen.keys()
         self.joined = {i for i, s in self.sites.items() if rows and i not in taken and is_map(workspace, s.output)}
@@ -193,7 +201,3 @@ class _Layout:
         """Thousands of values of a map, per image."""
         known = self.workspace.types[name].shape
         return math.prod(d for d in (known or ())[1:] if isinstance(d, int)) / 1000
-
-    @staticmethod
-    def _has_rows(decision: Decision) -> bool:
-        return decision.plan.interpolation != "barycentric" or decision.plan.method == "sparse"

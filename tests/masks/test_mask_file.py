@@ -37,12 +37,12 @@ def test_a_layer_without_mask() -> None:
 
 
 def test_a_mask_that_does_not_fit() -> None:
-    with pytest.raises(PerfonnxError, match="layer 'conv1': the mask from the file is 2x3; its output map is 3x2"):
+    with pytest.raises(PerfonnxError, match="layer 'conv1': its mask is 2x3; its output map is 3x2"):
         mask_from_file({"conv1": MASK}, "conv1", (3, 2))
 
 
 def test_a_mask_without_sites() -> None:
-    with pytest.raises(PerfonnxError, match="layer 'conv1': the mask from the file has no site"):
+    with pytest.raises(PerfonnxError, match="layer 'conv1': its mask has no site"):
         mask_from_file({ANY_LAYER: np.zeros((2, 3), np.bool_)}, "conv1", (2, 3))
 
 
