@@ -1,5 +1,5 @@
-"""Training of rewritten networks; needs PyTorch (`pip install "perfonnx[train]"`)."""
+"""Training with PyTorch."""
 
-from perfonnx.torch.training import History, Schedule, Settings, finetune
+from perfonnx.torch.importing import OnnxModule, from_onnx
 
-__all__ = ["History", "Schedule", "Settings", "finetune"]
+__all__ = ["OnnxModule", "from_onnx"]
