@@ -1,5 +1,45 @@
-"""Training with PyTorch."""
+"""Training: networks learn to do without the positions that their plan takes away.
 
+Needs PyTorch: `pip install "perfonnx[train]"`.
+
+import perfonnx.torch
+
+perfonnx.torch.apply(model, "plan.json", torch.zeros(1, 3, 224, 224))
+...  # the training loop, as it was
+perfonnx.torch.export(model, "fast.onnx")
+"""
+
+from perfonnx.errors import PerfonnxError
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as error:
+    raise PerfonnxError('training needs PyTorch; install it with pip install "perfonnx[train]"') from error
+
+from perfonnx.torch.applying import Applied, apply, dense_onnx, export, sampled_modules
 from perfonnx.torch.importing import OnnxModule, from_onnx
+from perfonnx.torch.modules import Conv2d, PerforatedConv2d, RadiusAdaptiveConv2d, SparseConv2d
+from perfonnx.torch.radius import OpenShareBudget
+from perfonnx.torch.sparsity import SparsitySchedule
+from perfonnx.torch.training import Epoch, History, Schedule, Settings, finetune
 
-__all__ = ["OnnxModule", "from_onnx"]
+__all__ = [
+    "Applied",
+    "Conv2d",
+    "Epoch",
+    "History",
+    "OnnxModule",
+    "OpenShareBudget",
+    "PerforatedConv2d",
+    "RadiusAdaptiveConv2d",
+    "Schedule",
+    "Settings",
+    "SparseConv2d",
+    "SparsitySchedule",
+    "apply",
+    "dense_onnx",
+    "export",
+    "finetune",
+    "from_onnx",
+    "sampled_modules",
+]

@@ -1,10 +1,25 @@
-"""Layers of a network that came from ONNX."""
+"""Trainable counterparts of the operators: `torch.nn.Conv2d` layers with the same tables and the same result.
+
+They compute every position and then keep what the operator would: training costs what dense training costs, and needs
+nothing but PyTorch. Parameters have the names that they have in `torch.nn.Conv2d`, and tables are left out of the state
+dict, so that states of the dense network fit.
+"""
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+
+from perfonnx.corrections import TrainedGate
+from perfonnx.errors import PerfonnxError
+from perfonnx.masks import Mask
+from perfonnx.plan import LayerPlan
+from perfonnx.sampling import Sampling
 
 Pads = tuple[int, int, int, int]
 
@@ -36,14 +51,245 @@ class Conv2d(nn.Conv2d):
         bias: bool = True,
         device: str | torch.device | None = None,
     ) -> None:
+        symmetric = pads[:2] == pads[2:]
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            pads[:2] if symmetric else 0,
+            dilation,
+            groups,
+            bias,
+            device=device,
+        )
         self.pads = pads
-        self.symmetric = pads[:2] == pads[2:]
-        padding = pads[:2] if self.symmetric else 0
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device=device)
+        self.symmetric = symmetric
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Input [N, C, H, W], output [N, M, OH, OW]."""
+    @classmethod
+    def like(cls, dense: nn.Conv2d) -> Conv2d:
+        """A plain layer that takes over the parameters of `dense`.
+
+        Raises:
+            PerfonnxError: Its padding is not made of zeros.
+        """
+        layer = Conv2d.__new__(Conv2d)
+        layer.take_over(dense)
+        return layer
+
+    def take_over(self, dense: nn.Conv2d) -> None:
+        """Become a convolution with the geometry and the parameters of `dense`."""
+        Conv2d.__init__(
+            self,
+            dense.in_channels,
+            dense.out_channels,
+            cast("tuple[int, int]", dense.kernel_size),
+            cast("tuple[int, int]", dense.stride),
+            explicit_pads(dense),
+            cast("tuple[int, int]", dense.dilation),
+            dense.groups,
+            dense.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = dense.weight, dense.bias
+        self.train(dense.training)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The convolution at every position, [N, M, OH, OW]."""
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A convolution of this geometry."""
         if not self.symmetric:
             top, left, bottom, right = self.pads
             x = functional.pad(x, (left, right, top, bottom))
-        return super().forward(x)
+        padding = self.pads[:2] if self.symmetric else 0
+        return functional.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input [N, C, H, W], output [N, M, OH, OW]."""
+        return self.dense(x)
+
+
+def explicit_pads(conv: nn.Conv2d) -> Pads:
+    """Top, left, bottom, right.
+
+    Raises:
+        PerfonnxError: Its padding is not made of zeros.
+    """
+    if isinstance(conv, Conv2d):
+        return conv.pads
+    if conv.padding_mode != "zeros":
+        raise PerfonnxError(f"padding mode {conv.padding_mode!r}: only layers padded with zeros are sampled")
+    left, right, top, bottom = conv._reversed_padding_repeated_twice
+    return top, left, bottom, right
+
+
+class SampledConv2d(Conv2d):
+    """Base of the trainable counterparts.
+
+    Attributes:
+        planned: What the plan says of the layer; set by `perfonnx.torch.apply`.
+    """
+
+    planned: LayerPlan
+
+
+class MaskedConv2d(SampledConv2d):
+    """Base of those with a mask, bool [OH, OW]."""
+
+    mask: Tensor
+
+    def keep_mask(self, mask: Mask) -> None:
+        """Set the mask, bool [OH, OW]."""
+        self._keep("mask", mask)
+
+    def _keep(self, name: str, values: NDArray[Any]) -> None:
+        self.register_buffer(name, torch.from_numpy(np.array(values)).to(self.weight.device), persistent=False)
+
+    def checked(self, y: Tensor) -> Tensor:
+        """The map, if it has the size that the mask was made for."""
+        if y.shape[-2:] != self.mask.shape:
+            sizes = ["x".join(str(n) for n in shape) for shape in (self.mask.shape, y.shape[-2:])]
+            raise PerfonnxError(
+                f"a mask of {sizes[0]} meets a map of {sizes[1]}; apply the plan with inputs of this size"
+            )
+        return y
+
+
+class PerforatedConv2d(MaskedConv2d):
+    """Perforated convolution (Figurnov et al., arXiv 1504.08362): computed at the sites, interpolated elsewhere.
+
+    Gradients of all positions filled from a site add up at that site; skipped positions get none.
+
+    Args:
+        dense: The layer whose parameters it takes over.
+        sampling: Its mask and interpolation.
+    """
+
+    source: Tensor
+    source_weight: Tensor
+
+    def __init__(self, dense: nn.Conv2d, sampling: Sampling) -> None:
+        self.take_over(dense)
+        self.sampling = sampling
+        self.keep_mask(sampling.mask)
+        weight = (sampling.source >= 0).astype(np.float32) if sampling.weight is None else sampling.weight
+        self._keep("source", np.maximum(sampling.source, 0).astype(np.int64))
+        self._keep("source_weight", weight[:, :, np.newaxis])
+        self.plain = bool((weight == 1).all())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input [N, C, H, W], output [N, M, OH, OW]."""
+        y = self.checked(self.dense(x))
+        n, m, height, width = y.shape
+        rows = y.permute(0, 2, 3, 1).reshape(n, height * width, m)
+        weights = self.source_weight.to(rows.dtype)
+        parts = []
+        for k in range(self.source.shape[1]):
+            part = rows.index_select(1, self.source[:, k])
+            parts.append(part if self.plain else part * weights[:, k])
+        return sum(parts[1:], parts[0]).reshape(n, height, width, m).permute(0, 3, 1, 2)
+
+
+class SparseConv2d(MaskedConv2d):
+    """Semi-structured activation sparsity (Grimaldi et al.): masked outputs are zero, before any normalization.
+
+    Args:
+        dense: The layer whose parameters it takes over.
+        mask: bool [OH, OW], false where masked; `keep_mask` sets another one.
+    """
+
+    def __init__(self, dense: nn.Conv2d, mask: Mask) -> None:
+        self.take_over(dense)
+        self.keep_mask(mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input [N, C, H, W], output [N, M, OH, OW]."""
+        y = self.checked(self.dense(x))
+        return torch.where(self.mask, y, torch.zeros((), dtype=y.dtype, device=y.device))
+
+
+class RadiusAdaptiveConv2d(SampledConv2d):
+    """Radius-adaptive convolution (Rakhshanfar): the 3x3 ring is added to the centre as far as alpha of the pixel says.
+
+    alpha = clip(x . gate + gate_bias, 0, 1) with x the pixel under the centre tap; the output is
+    (1 + center_gain * alpha) * centre + bias + alpha * ring. A new layer has the gate 0 and its bias 1, so that alpha
+    is 1 and the layer is the dense one; with a gain the centre tap is divided by 1 + center_gain for that.
+
+    Args:
+        dense: The layer whose parameters it takes over.
+        center_gain: 0 or 1, the two published forms.
+
+    Attributes:
+        gate: [1, C, 1, 1].
+        gate_bias: [1].
+        alpha: Of the last forward pass, [N, 1, OH, OW], with its gradient; None before.
+        ring_multiplies: Those of the ring at all pixels of an image, of the last forward pass.
+    """
+
+    gate: nn.Parameter
+    gate_bias: nn.Parameter
+    ring: Tensor
+
+    def __init__(self, dense: nn.Conv2d, center_gain: float = 0.0) -> None:
+        self.take_over(dense)
+        if self.kernel_size != (3, 3):
+            raise PerfonnxError(f"{self.kernel_size[0]}x{self.kernel_size[1]} kernel; radius-adaptive layers have 3x3")
+        self.center_gain = center_gain
+        ring = torch.ones(1, 1, 3, 3, dtype=self.weight.dtype, device=self.weight.device)
+        ring[..., 1, 1] = 0
+        self.register_buffer("ring", ring, persistent=False)
+        with torch.no_grad():
+            self.weight[:, :, 1, 1] /= 1 + center_gain
+        self.gate = nn.Parameter(self.weight.new_zeros(1, self.in_channels, 1, 1))
+        self.gate_bias = nn.Parameter(self.weight.new_ones(1))
+        self.alpha: Tensor | None = None
+        self.ring_multiplies = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input [N, C, H, W], output [N, M, OH, OW]."""
+        pixels = self._under_centre(x)
+        alpha = clip_unit(functional.conv2d(pixels, self.gate, self.gate_bias, self.stride))
+        centre = functional.conv2d(pixels, self.weight[:, :, 1:2, 1:2], None, self.stride, groups=self.groups)
+        if self.center_gain:
+            centre = (1 + self.center_gain * alpha) * centre
+        y = centre + alpha * self.convolve(x, self.weight * self.ring, None)
+        self.alpha = alpha
+        self.ring_multiplies = self.weight.numel() // 9 * 8 * alpha.shape[2] * alpha.shape[3]
+        return y if self.bias is None else y + self.bias[:, None, None]
+
+    def trained_gate(self) -> TrainedGate:
+        """The gate as `perfonnx.rewrite` takes it, with the share of pixels that it opened in the last forward pass."""
+        share = 1.0 if self.alpha is None else float((self.alpha > 0).float().mean())
+        weight = self.gate.detach().float().cpu().numpy().ravel()
+        return TrainedGate(weight, float(self.gate_bias.detach()), None, share)
+
+    def _under_centre(self, x: Tensor) -> Tensor:
+        """The part of the padded input that the centre tap reads."""
+        top, left, bottom, right = self.pads
+        down, across = self.dilation
+        edges = (left - across, right - across, top - down, bottom - down)
+        return functional.pad(x, edges) if any(edges) else x
+
+
+class _ClipUnit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, score: Tensor) -> Tensor:
+        ctx.save_for_backward(score)
+        return score.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (score,) = ctx.saved_tensors
+        outward = ((score >= 1) & (gradient < 0)) | ((score <= 0) & (gradient > 0))
+        return gradient.masked_fill(outward, 0)
+
+
+def clip_unit(score: Tensor) -> Tensor:
+    """The score clipped to [0, 1], with a gradient that leads back into the interval from outside.
+
+    The clip itself has no gradient outside: a gate that once closes, or opens fully, would never move again. Here only
+    steps that lead further out are held back.
+    """
+    return cast(Tensor, _ClipUnit.apply(score))

@@ -1,0 +1,238 @@
+"""Into training and out of it: a plan makes layers trainable counterparts, and `export` the rewritten model of them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.io import one_line
+from perfonnx.masks import ImpactMaps, Mask
+from perfonnx.passes import Skip
+from perfonnx.plan import Plan
+from perfonnx.rewriting import Choice, Rewritten, decide, rewrite
+from perfonnx.torch.modules import (
+    Conv2d,
+    MaskedConv2d,
+    PerforatedConv2d,
+    RadiusAdaptiveConv2d,
+    SampledConv2d,
+    SparseConv2d,
+)
+
+Example = Tensor | Sequence[Tensor]
+
+
+@runtime_checkable
+class OnnxBacked(Protocol):
+    """A network that knows the ONNX model it stands for, see `perfonnx.torch.from_onnx`.
+
+    Attributes:
+        layers: Paths of modules by the names of layers.
+    """
+
+    layers: dict[str, str]
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """The model with the weights as they are now."""
+        ...
+
+
+@dataclass
+class Applied:
+    """What `apply` did: paths of the modules by layer name, and the layers left alone, with reasons."""
+
+    modules: dict[str, str] = field(default_factory=dict)
+    skips: list[Skip] = field(default_factory=list)
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    example: Example | None = None,
+    *,
+    masks: Mapping[str, Mask] | None = None,
+    impact_maps: ImpactMaps | None = None,
+    **choices: Any,
+) -> Applied:
+    """Turn layers into their trainable counterparts, in place.
+
+    Parameters keep their names and their identity, so that optimizers made before go on working. A plan may be applied
+    to a network that has such layers already: all of them are chosen anew, and radius-adaptive ones keep their gates.
+
+    Args:
+        model: Any network that `torch.onnx.export` understands, or one from `from_onnx`.
+        plan: A plan or the path of one, as for `perfonnx.rewrite`. Layers go by the paths of their modules
+            (`layer1.0.conv1`), in a network from `from_onnx` by their names in the ONNX model.
+        example: Inputs that the network can run with; their sizes decide the sizes of masks, their batch nothing. Not
+            needed for a network from `from_onnx`, nor if the network was given to `apply` before.
+        masks: Masks by layer name that take the place of the plan's.
+        impact_maps: What the mask `impact` is made from.
+        **choices: Without a plan, the fields of `perfonnx.Options` (`rate=0.5, mask="grid"`).
+
+    Returns:
+        What was done.
+
+    Raises:
+        PerfonnxError: Bad input or usage. The network is as it was then.
+    """
+    if plan is not None and choices:
+        raise PerfonnxError("a plan says everything; give it alone, without options")
+    dense, modules = dense_onnx(model, example)
+    skips: list[Skip] = []
+    if plan is None:
+        rewritten = rewrite(dense, fallback=False, impact_maps=impact_maps, **choices)
+        plan, skips = rewritten.plan, rewritten.report.skips
+    decided, refused = decide(dense, plan, masks=masks, impact_maps=impact_maps)
+    new: dict[str, nn.Module] = {}
+    for name, choice in decided.items():
+        path = modules.get(name)
+        if path is None:
+            raise PerfonnxError(
+                f"layer {name!r}: no convolution module of its own stands for it; take it out of the plan"
+            )
+        old = model.get_submodule(path)
+        assert isinstance(old, nn.Conv2d)
+        try:
+            new[path] = _counterpart(old, choice)
+        except PerfonnxError as error:
+            raise PerfonnxError(f"layer {name!r}: {error}") from error
+    dropped = {path: Conv2d.like(old) for path, old in sampled_modules(model).items() if path not in new}
+    for path, module in {**new, **dropped}.items():
+        model.set_submodule(path, module)
+    return Applied({name: modules[name] for name in decided}, skips + refused)
+
+
+def _counterpart(old: nn.Conv2d, choice: Choice) -> SampledConv2d:
+    plan, sampling = choice.plan, choice.sampling
+    module: SampledConv2d
+    if sampling is None:
+        if isinstance(old, RadiusAdaptiveConv2d) and old.center_gain == plan.center_gain:
+            module = old
+        else:
+            module = RadiusAdaptiveConv2d(old, plan.center_gain)
+    elif plan.method == "sparse":
+        module = SparseConv2d(old, sampling.mask)
+    elif plan.interpolation == "zero" and choice.folds_normalization:
+        raise PerfonnxError(
+            "it is normalized behind, so zeros would not stay zeros; interpolate nearest, or use the method sparse"
+        )
+    else:
+        module = PerforatedConv2d(old, sampling)
+    module.planned = plan
+    return module
+
+
+def sampled_modules(model: nn.Module) -> dict[str, SampledConv2d]:
+    """The trainable counterparts in a network, by their paths."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, SampledConv2d)}
+
+
+def export(
+    model: nn.Module,
+    output: str | os.PathLike[str] | None = None,
+    example: Example | None = None,
+    **options: Any,
+) -> Rewritten:
+    """The rewritten model of a network with trained layers: what `perfonnx.rewrite` makes of its dense twin.
+
+    Args:
+        model: The network; `apply` made its layers.
+        output: Where to write the result; None: nowhere.
+        example: See `apply`.
+        **options: Further arguments of `perfonnx.rewrite`, such as `layout` and `fallback`.
+
+    Raises:
+        PerfonnxError: It cannot be exported, or `rewrite` refuses. Nothing has been written then.
+    """
+    dense, modules = dense_onnx(model, example)
+    paths = {path: name for name, path in modules.items()}
+    plan, masks, gates = Plan(), {}, {}
+    for path, module in sampled_modules(model).items():
+        name, planned = paths[path], module.planned
+        if isinstance(module, MaskedConv2d):
+            masks[name] = module.mask.cpu().numpy()
+        if isinstance(module, RadiusAdaptiveConv2d):
+            gates[name] = module.trained_gate()
+        if isinstance(module, SparseConv2d):
+            planned = replace(planned, fill="before-normalization")
+        plan.layers[name] = planned
+    return rewrite(dense, output, plan=plan, masks=masks, gates=gates, **options)
+
+
+def dense_onnx(model: nn.Module, example: Example | None = None) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The dense twin of a network as an ONNX model, and the paths of its convolutions' modules by layer name.
+
+    In a network that is not from ONNX layers are named by the paths of their modules.
+
+    Raises:
+        PerfonnxError: No example was ever given, or PyTorch cannot export the network.
+    """
+    if isinstance(model, OnnxBacked):
+        return model.to_onnx(), dict(model.layers)
+    inputs = _remembered(model, example)
+    weights = {f"{path}.weight": path for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    with _dense_twin(model) as twin:
+        proto = _exported(twin, inputs)
+    convs = [node for node in proto.graph.node if node.op_type == "Conv" and node.input[1] in weights]
+    uses = Counter(node.input[1] for node in convs)
+    modules = {}
+    for node in convs:
+        if uses[node.input[1]] == 1:
+            node.name = weights[node.input[1]]
+            modules[node.name] = node.name
+    return proto, modules
+
+
+def _remembered(model: nn.Module, example: Example | None) -> tuple[Tensor, ...]:
+    """The example, or that of an earlier call; a batch of one is doubled, since exporters take a 1 for a constant."""
+    if example is not None:
+        given = (example,) if isinstance(example, Tensor) else tuple(example)
+        model._perfonnx_example = tuple(torch.cat([x, x]) if len(x) == 1 else x for x in given)  # type: ignore[assignment]
+    if not hasattr(model, "_perfonnx_example"):
+        raise PerfonnxError("give example inputs, such as torch.zeros(1, 3, 224, 224); they say how large the maps are")
+    inputs: Any = model._perfonnx_example
+    device = next((p.device for p in model.parameters()), None)
+    return tuple(x.to(device) for x in inputs)
+
+
+@contextmanager
+def _dense_twin(model: nn.Module) -> Iterator[nn.Module]:
+    """The network with plain convolutions, in evaluation mode; it is put back afterwards."""
+    sampled, training = sampled_modules(model), [m for m in model.modules() if m.training]
+    try:
+        for path, module in sampled.items():
+            model.set_submodule(path, Conv2d.like(module))
+        yield model.eval()
+    finally:
+        for path, module in sampled.items():
+            model.set_submodule(path, module)
+        for m in training:
+            m.training = True
+
+
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
+    """What PyTorch's exporter makes of it, with a free batch and without the fusions that would hide normalization."""
+    from onnxscript import optimizer
+
+    free = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs)
+    try:
+        program = torch.onnx.export(model, inputs, dynamo=True, optimize=False, verbose=False, dynamic_shapes=free)
+    except Exception as error:  # the exporter's errors are no closed set
+        raise PerfonnxError(f"PyTorch cannot export the network: {one_line(error)}") from error
+    assert program is not None
+    optimizer.fold_constants(program.model)
+    optimizer.remove_unused_nodes(program.model)
+    proto = copy.deepcopy(program.model_proto)
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # stack traces of the machine that trained
+    return proto

@@ -1,0 +1,101 @@
+"""Activation sparsity in training (Grimaldi et al.): dense, then random masks that grow, then one mask for good.
+
+All layers take their masks from one random map, so that they are aligned through the network. Until a tenth of the
+training no position is masked; until nine tenths each step draws a new map, and the share of masked positions grows as
+s * (1 - (1 - p)^2) with p the progress of this stage; the rest of the training has the mask that stays.
+
+That one is chosen among candidates by their scores on a fixed set, all at the final sparsity. (The authors take the
+mask with the lowest loss of a single batch in the second stage, which favours early masks with few masked positions.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import Tensor, nn
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.masks import Mask, propagated_mask, propagated_scores
+from perfonnx.torch.applying import sampled_modules
+from perfonnx.torch.modules import SparseConv2d
+
+DENSE_UNTIL = 0.1
+FROZEN_FROM = 0.9
+"""The stages' borders, as shares of the training."""
+
+CANDIDATES = 16
+"""Masks among which the last one is chosen."""
+
+
+class SparsitySchedule:
+    """Sets the masks of a network's sparse layers while it trains.
+
+    Args:
+        model: The network; `perfonnx.torch.apply` made its layers, whose plans say the final rates.
+        score: The network's loss on a fixed set as it is now; the mask with the smallest stays. None: the first.
+        seed: Seed of all maps.
+        candidates: How many masks are scored.
+
+    Raises:
+        PerfonnxError: There are no sparse layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        score: Callable[[], float] | None = None,
+        *,
+        seed: int = 0,
+        candidates: int = CANDIDATES,
+    ) -> None:
+        modules = sampled_modules(model).values()
+        self.layers = {m: m.planned.rate for m in modules if isinstance(m, SparseConv2d)}
+        if not self.layers:
+            raise PerfonnxError("the network has no sparse layers; apply a plan with the method sparse first")
+        self.score = score
+        self.seed = seed
+        self.candidates = candidates if score is not None else 1
+        self.size = max((m.mask.shape for m in self.layers), key=lambda shape: shape[0] * shape[1])
+        self.step = 0
+        self.frozen = False
+
+    def before_step(self, progress: float) -> None:
+        """Set the masks for a step; `progress` is the share of the training that is over, in [0, 1)."""
+        if self.frozen:
+            return
+        if progress < DENSE_UNTIL:
+            self._draw(0, 0.0)
+        elif progress < FROZEN_FROM:
+            p = (progress - DENSE_UNTIL) / (FROZEN_FROM - DENSE_UNTIL)
+            self._draw(self.step, 1 - (1 - p) ** 2)
+        else:
+            self.freeze()
+        self.step += 1
+
+    def loss(self) -> Tensor | None:
+        """Nothing is added to the loss."""
+        return None
+
+    def freeze(self) -> None:
+        """Choose the masks that stay; a second call does nothing."""
+        if self.frozen:
+            return
+        scores = []
+        for candidate in range(self.candidates):
+            self._draw(-1 - candidate, 1.0)
+            scores.append(0.0 if self.score is None else self.score())
+        self._draw(-1 - int(np.nanargmin(scores)), 1.0)
+        self.frozen = True
+
+    def _draw(self, number: int, share: float) -> None:
+        """Set the masks that the map of this number gives at a share of the final rates."""
+        rng = np.random.default_rng([self.seed, number % (1 << 32)])
+        scores = propagated_scores((int(self.size[0]), int(self.size[1])), rng)
+        drawn: dict[tuple[tuple[int, int], float], Mask] = {}
+        for layer, rate in self.layers.items():
+            height, width = layer.mask.shape
+            key = (height, width), rate * share
+            if key not in drawn:
+                drawn[key] = propagated_mask(scores, *key)
+            layer.keep_mask(drawn[key])

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import perfonnx.torch  # noqa: E402
+from perfonnx.errors import PerfonnxError  # noqa: E402
+from perfonnx.torch.radius import OpenShareBudget  # noqa: E402
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1))
+    perfonnx.torch.apply(model, example=torch.zeros(1, 3, 8, 8), method="radius-adaptive", only=["."])
+    return model
+
+
+def test_open_network_is_within_its_budget_and_costs_nothing(model: nn.Module) -> None:
+    budget = OpenShareBudget(model, 0.5)
+    model(torch.randn(2, 3, 8, 8))
+    budget.before_step(0.0)
+    assert budget.loss().item() == 0
+    budget.before_step(0.3)
+    assert budget.budget == pytest.approx(0.75)
+    assert budget.loss().item() == pytest.approx(budget.strength * 0.25)
+    budget.before_step(0.9)
+    assert budget.budget == 0.5
+
+
+def test_share_is_weighted_by_the_multiplies_of_the_rings(model: nn.Module) -> None:
+    nn.init.constant_(model[0].gate_bias, -1.0)
+    budget = OpenShareBudget(model, 0.0)
+    model(torch.randn(2, 3, 8, 8))
+    budget.before_step(0.9)
+    share = 4 * 8 / (3 * 4 + 4 * 8)
+    assert budget.loss().item() == pytest.approx(budget.strength * share)
+
+
+def test_training_meets_the_budget(model: nn.Module) -> None:
+    torch.manual_seed(0)
+    budget = OpenShareBudget(model, 0.4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    x, teacher = torch.randn(8, 3, 8, 8), nn.Conv2d(3, 8, 3, padding=1)
+    goal = teacher(x).detach()
+    for step in range(150):
+        budget.before_step(step / 150)
+        loss = (model(x) - goal).square().mean() + budget.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    from perfonnx.torch.radius import open_share
+
+    model(x)
+    assert float(open_share(budget.layers)) < 0.55
+
+
+def test_refusals(model: nn.Module) -> None:
+    with pytest.raises(PerfonnxError, match="no radius-adaptive layers"):
+        OpenShareBudget(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5)
+    with pytest.raises(PerfonnxError, match="in \\[0, 1\\]"):
+        OpenShareBudget(model, 1.5)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import perfonnx.torch  # noqa: E402
+from perfonnx.errors import PerfonnxError  # noqa: E402
+from perfonnx.masks import propagated_mask, propagated_scores  # noqa: E402
+from perfonnx.plan import LayerPlan, Plan  # noqa: E402
+from perfonnx.torch.sparsity import SparsitySchedule  # noqa: E402
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    plan = Plan({"0": LayerPlan("sparse", 0.4, "propagated"), "2": LayerPlan("sparse", 0.2, "propagated")})
+    perfonnx.torch.apply(model, plan, torch.zeros(1, 3, 20, 16))
+    return model
+
+
+def masked(model: nn.Module) -> list[float]:
+    return [1 - float(model[i].mask.float().mean()) for i in (0, 2)]
+
+
+def test_stages(model: nn.Module) -> None:
+    schedule = SparsitySchedule(model)
+    schedule.before_step(0.05)
+    assert masked(model) == [0, 0]
+    schedule.before_step(0.5)  # half way through the second stage
+    assert masked(model) == pytest.approx([0.75 * 0.4, 0.75 * 0.2], abs=0.01)
+    first = model[0].mask.clone()
+    schedule.before_step(0.5)
+    assert not (model[0].mask == first).all()
+    schedule.before_step(0.9)
+    assert masked(model) == pytest.approx([0.4, 0.2], abs=0.01)
+    kept = model[0].mask.clone()
+    schedule.before_step(0.95)
+    assert (model[0].mask == kept).all()
+
+
+def test_masks_of_all_layers_come_from_one_map(model: nn.Module) -> None:
+    schedule = SparsitySchedule(model, seed=7)
+    schedule.step = 5
+    schedule.before_step(0.5)
+    scores = propagated_scores((20, 16), np.random.default_rng([7, 5]))
+    for i, rate in ((0, 0.4), (2, 0.2)):
+        mask = propagated_mask(scores, tuple(model[i].mask.shape), 0.75 * rate)
+        assert (model[i].mask.numpy() == mask).all()
+
+
+def test_the_candidate_with_the_smallest_score_stays(model: nn.Module) -> None:
+    seen = []
+
+    def score() -> float:
+        seen.append(model[0].mask.clone())
+        return [3.0, float("nan"), 1.0, 2.0][len(seen) - 1]
+
+    schedule = SparsitySchedule(model, score, candidates=4)
+    schedule.freeze()
+    assert len(seen) == 4
+    assert (model[0].mask == seen[2]).all()
+    schedule.freeze()
+    assert len(seen) == 4
+
+
+def test_a_network_without_sparse_layers_is_refused() -> None:
+    with pytest.raises(PerfonnxError, match="no sparse layers"):
+        SparsitySchedule(nn.Sequential(nn.Conv2d(3, 4, 3)))
