@@ -17,6 +17,7 @@ except ImportError as error:
     raise PerfonnxError('training needs PyTorch; install it with pip install "perfonnx[train]"') from error
 
 from perfonnx.torch.applying import Applied, apply, dense_onnx, export, sampled_modules
+from perfonnx.torch.finetuning import Finetuned, finetune_model
 from perfonnx.torch.importing import OnnxModule, from_onnx
 from perfonnx.torch.modules import Conv2d, PerforatedConv2d, RadiusAdaptiveConv2d, SparseConv2d
 from perfonnx.torch.radius import OpenShareBudget
@@ -27,6 +28,7 @@ __all__ = [
     "Applied",
     "Conv2d",
     "Epoch",
+    "Finetuned",
     "History",
     "OnnxModule",
     "OpenShareBudget",
@@ -40,6 +42,7 @@ __all__ = [
     "dense_onnx",
     "export",
     "finetune",
+    "finetune_model",
     "from_onnx",
     "sampled_modules",
 ]

@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -20,50 +21,61 @@ from perfonnx.io import one_line, write_atomically
 FORMAT = 1
 
 
-def save(path: str | os.PathLike[str], about: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Write a state, atomically.
+@dataclass
+class Checkpoint:
+    """A file that holds where a training is.
 
-    Args:
-        path: The file.
-        about: What training it belongs to, plain data.
-        state: Tensors and plain data.
-
-    Raises:
-        PerfonnxError: It cannot be written.
+    Attributes:
+        path: The file; None: nothing is kept.
+        resume: Go on from the file where it is there.
+        about: What the training is about, plain data; the file of another one is refused.
     """
-    content = io.BytesIO()
-    torch.save({"perfonnx_checkpoint": FORMAT, "about": dict(about), **state}, content)
-    write_atomically(path, content.getvalue())
 
+    path: str | os.PathLike[str] | None
+    resume: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
 
-def load(path: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read a state; tensors come to the CPU.
+    def check(self) -> None:
+        """Before anything is done: a file that is there is not overwritten by mistake.
 
-    Raises:
-        PerfonnxError: It cannot be read, or belongs to another training than the one described.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise PerfonnxError(f"{path}: cannot be read as a checkpoint ({one_line(error)})") from error
-    if not isinstance(state, dict) or state.get("perfonnx_checkpoint") != FORMAT:
-        raise PerfonnxError(f"{path}: not a checkpoint of perfonnx; give another file")
-    for key, wanted in (about or {}).items():
-        if state["about"].get(key) != wanted:
-            raise PerfonnxError(
-                f"{path}: the checkpoint of another training ({key} differs); delete it or give another file"
-            )
-    return state
+        Raises:
+            PerfonnxError: It is there, and is not to be gone on from.
+        """
+        if self.path is not None and not self.resume and Path(self.path).exists():
+            raise PerfonnxError(f"checkpoint {self.path}: is there already; resume from it, or delete it to start anew")
 
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state, tensors and plain data, atomically.
 
-def check_target(path: str | os.PathLike[str], *, resume: bool) -> None:
-    """Before anything is done: a checkpoint that is there is not overwritten by mistake.
+        Raises:
+            PerfonnxError: It cannot be written.
+        """
+        if self.path is None:
+            return
+        content = io.BytesIO()
+        torch.save({"perfonnx_checkpoint": FORMAT, "about": self.about, **state}, content)
+        write_atomically(self.path, content.getvalue())
 
-    Raises:
-        PerfonnxError: It is there, and is not to be gone on from.
-    """
-    if Path(path).exists() and not resume:
-        raise PerfonnxError(f"checkpoint {path}: is there already; resume from it, or delete it to start anew")
+    def load(self) -> dict[str, Any] | None:
+        """The state to go on from, its tensors on the CPU; None where there is none.
+
+        Raises:
+            PerfonnxError: The file cannot be read, or is the checkpoint of another training.
+        """
+        if self.path is None or not self.resume or not Path(self.path).exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise PerfonnxError(f"{self.path}: cannot be read as a checkpoint ({one_line(error)})") from error
+        if not isinstance(state, dict) or state.get("perfonnx_checkpoint") != FORMAT:
+            raise PerfonnxError(f"{self.path}: not a checkpoint of perfonnx; give another file")
+        for key, wanted in self.about.items():
+            if state["about"].get(key) != wanted:
+                raise PerfonnxError(
+                    f"{self.path}: the checkpoint of another training ({key} differs); delete it or give another file"
+                )
+        return state
 
 
 class Interrupts:

@@ -6,6 +6,8 @@ and what is open beyond it costs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,19 @@ class OpenShareBudget:
 
     def freeze(self) -> None:
         """Gates need no last step."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the budget has come down to what was asked."""
+        return self.budget <= self.share + 1e-6
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs."""
+        return {"budget": self.budget}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.budget = state["budget"]
 
 
 def open_share(layers: list[RadiusAdaptiveConv2d]) -> Tensor:

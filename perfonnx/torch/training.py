@@ -23,8 +23,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from perfonnx.calibration import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.search import Progress
-from perfonnx.torch import checkpoints
 from perfonnx.torch.batches import AUGMENTATIONS, Batches, Item, augmented
+from perfonnx.torch.checkpoints import Checkpoint, Interrupts
 from perfonnx.torch.losses import LOSSES, Intermediate, class_scores, distillation, find_loss, tensors
 
 PRECISIONS = ("float32", "bfloat16")
@@ -189,6 +189,7 @@ def finetune(
     settings: Settings | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    about: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     **choices: Any,
 ) -> History:
@@ -203,6 +204,7 @@ def finetune(
         settings: How; its fields may also be given as keywords (`epochs=10, lr=0.02`).
         checkpoint: File to go on from, written after each epoch and when the training is interrupted.
         resume: Go on from the checkpoint where it is there.
+        about: What the training is about beside its settings, plain data; the checkpoint of another is refused.
         progress: Called now and then.
         **choices: Fields of `Settings`.
 
@@ -216,8 +218,8 @@ def finetune(
         settings = settings or Settings(**choices)
     except TypeError as error:
         raise PerfonnxError(f"unknown setting: {error}") from error
-    if checkpoint is not None:
-        checkpoints.check_target(checkpoint, resume=resume)
+    file = Checkpoint(checkpoint, resume, dict(about or {}))
+    file.check()
     if held_out is None:
         samples, held_out = split(samples, settings)
     device = torch.device(settings.device)
@@ -230,9 +232,9 @@ def finetune(
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         objective = stack.enter_context(Objective(student, teacher, settings))
-        interrupts = stack.enter_context(checkpoints.Interrupts())
+        interrupts = stack.enter_context(Interrupts())
         training = _Training(objective, Batches(samples), held, schedules, settings, progress)
-        return training.run(checkpoint, resume, interrupts)
+        return training.run(file, interrupts)
 
 
 def split(samples: Samples, settings: Settings) -> tuple[Samples, Samples | None]:
@@ -352,26 +354,24 @@ class _Training:
         self.started = time.perf_counter()
         self.steps_done = 0
 
-    def run(
-        self, checkpoint: str | os.PathLike[str] | None, resume: bool, interrupts: checkpoints.Interrupts
-    ) -> History:
+    def run(self, checkpoint: Checkpoint, interrupts: Interrupts) -> History:
         """Train to the end, or to an interrupt."""
-        if checkpoint is not None and resume and os.path.exists(checkpoint):
-            self._load(checkpoints.load(checkpoint, self._about()))
-        else:
+        checkpoint.about |= self._about()
+        known = checkpoint.load()
+        if known is None:
             self._judge(None)
+        else:
+            self._load(known)
         while self.epoch < self.settings.epochs and not self._given_up():
             start = time.perf_counter()
             for places in self._places():
                 self._step(places)
                 if interrupts.pending:
-                    if checkpoint is not None:
-                        checkpoints.save(checkpoint, self._about(), self._state())
+                    checkpoint.save(self._state())
                     raise KeyboardInterrupt
             self.epoch, self.step = self.epoch + 1, 0
             self._judge(time.perf_counter() - start)
-            if checkpoint is not None:
-                checkpoints.save(checkpoint, self._about(), self._state())
+            checkpoint.save(self._state())
         if self.best is not None:
             self.student.load_state_dict(self.best)
         self.student.eval()
