@@ -70,3 +70,20 @@ def test_the_candidate_with_the_smallest_score_stays(model: nn.Module) -> None:
 def test_a_network_without_sparse_layers_is_refused() -> None:
     with pytest.raises(PerfonnxError, match="no sparse layers"):
         SparsitySchedule(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+@pytest.mark.parametrize("progress", [0.5, 0.95])
+def test_a_schedule_goes_on_from_its_state(model: nn.Module, progress: float) -> None:
+    schedule = SparsitySchedule(model, lambda: float(model[0].mask[0].sum()), seed=2)
+    for _ in range(3):
+        schedule.before_step(progress)
+    assert schedule.settled == (progress > 0.9)
+    again = SparsitySchedule(model, lambda: 0.0, seed=2)
+    schedule.before_step(0.6)
+    wanted = model[0].mask.clone()
+    model[0].keep_mask(np.ones((20, 16), bool))
+    state = schedule.state_dict()
+    again.load_state_dict({**state, "step": state["step"] - 1})
+    again.before_step(0.6)
+    assert (model[0].mask == wanted).all()
+    assert again.settled == schedule.settled
