@@ -103,7 +103,8 @@ _FINETUNE_EXAMPLES = """examples:
   perfonnx finetune model.onnx fast.onnx --plan plan.json --data train/ --labels folders --label-weight 0.5
   perfonnx finetune model.onnx fast.onnx --method radius-adaptive --open-share 0.4 --data train/ --device cuda
 
---precision bfloat16 is faster on machines with instructions for it.
+Repairs in a plan are left out: training does their work. --precision bfloat16 is faster on machines that have
+instructions for it.
 """
 
 
@@ -223,7 +224,29 @@ def _add_rewrite(commands: Any) -> None:
     parser = _add(commands, "rewrite", "rewrite a model's convolutions", _REWRITE_EXAMPLES)
     parser.add_argument("model", metavar="IN", help="the model to rewrite; it is not changed")
     parser.add_argument("output", metavar="OUT", nargs="?", help="where the new model goes")
-    _add_choice(parser)
+    what = _add_choice(parser)
+    what.add_argument(
+        "--open-share",
+        type=float,
+        default=None,
+        metavar="P",
+        help="share of pixels where radius-adaptive layers compute their 3x3 ring (default 1); below 1 gates are "
+        "fitted by least squares on --data, without training",
+    )
+    what.add_argument(
+        "--fill",
+        default=None,
+        metavar="KIND",
+        help="what masked positions hold: zero (default), or before-normalization, for layers trained with masks in "
+        "front of BatchNormalization; sparse only",
+    )
+    what.add_argument(
+        "--repair",
+        default=None,
+        metavar="KIND",
+        help="correct perforated layers by least squares on --data, without training: none (default), bias (free), "
+        "predictor (also a 1x1 convolution beside each layer), interpolation (also learned weights) or full (all)",
+    )
     add_data_arguments(parser, seed=False)
     model = parser.add_argument_group("the model")
     _add_shapes(model)  # type: ignore[arg-type]
@@ -253,8 +276,8 @@ def _add_rewrite(commands: Any) -> None:
     parser.set_defaults(run=_rewrite)
 
 
-def _add_choice(parser: argparse.ArgumentParser) -> None:
-    """What is done with which layers; `_chosen` reads it."""
+def _add_choice(parser: argparse.ArgumentParser) -> Any:
+    """What is done with which layers; `_chosen` reads it. Returns the group of the former."""
     what = parser.add_argument_group("what is done")
     what.add_argument("--method", default=None, help="perforate (default), sparse or radius-adaptive")
     what.add_argument(
@@ -275,28 +298,6 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--center-gain", type=float, default=None, metavar="G", help="0 (default) or 1; radius-adaptive only"
     )
-    what.add_argument(
-        "--open-share",
-        type=float,
-        default=None,
-        metavar="P",
-        help="share of pixels where radius-adaptive layers compute their 3x3 ring (default 1); below 1 gates are "
-        "fitted by least squares on --data, without training",
-    )
-    what.add_argument(
-        "--fill",
-        default=None,
-        metavar="KIND",
-        help="what masked positions hold: zero (default), or before-normalization, for layers trained with masks in "
-        "front of BatchNormalization; sparse only",
-    )
-    what.add_argument(
-        "--repair",
-        default=None,
-        metavar="KIND",
-        help="correct perforated layers by least squares on --data, without training: none (default), bias (free), "
-        "predictor (also a 1x1 convolution beside each layer), interpolation (also learned weights) or full (all)",
-    )
     what.add_argument("--seed", type=int, default=None, metavar="N", help="seed of random choices (default 0)")
     which = parser.add_argument_group("which layers")
     which.add_argument(
@@ -305,6 +306,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--skip", action="append", default=[], metavar="RE", help="not these layers; repeatable")
     which.add_argument("--plan", metavar="FILE", help="do what this JSON plan says, instead of the options above")
     which.add_argument("--save-plan", metavar="FILE", help="write what was done as a plan, to edit and use again")
+    return what
 
 
 _NOT_FOR = {
@@ -374,7 +376,7 @@ def _chosen(options: argparse.Namespace, *, seed: bool = True) -> Any:
     given = {
         name: getattr(options, name)
         for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
-        if getattr(options, name) is not None
+        if getattr(options, name, None) is not None
     }
     if options.plan and not seed:
         given.pop("seed", None)
@@ -748,7 +750,13 @@ def _add_finetune(commands: Any) -> None:
     parser = _add(commands, "finetune", "rewrite a model and train it to do what it did before", _FINETUNE_EXAMPLES)
     parser.add_argument("model", metavar="IN", help="the model; it is not changed")
     parser.add_argument("output", metavar="OUT", help="where the new model goes")
-    _add_choice(parser)
+    what = _add_choice(parser)
+    what.add_argument(
+        "--open-share",
+        type=float,
+        metavar="P",
+        help="share of the 3x3 rings that radius-adaptive layers learn to get by with (default 1)",
+    )
     add_data_arguments(parser, seed=False)
     _add_learning(parser)
     how = parser.add_argument_group("how it runs")
@@ -775,7 +783,7 @@ def _add_finetune(commands: Any) -> None:
 _SETTINGS = {
     "epochs": (int, "N", "passes over the data (default 5)"),
     "batch": (int, "N", "samples per step (default 128)"),
-    "lr": (float, "R", "highest learning rate (default 0.01 for sgd, 0.0003 for adamw)"),
+    "lr": (float, "R", "highest learning rate (default 0.02 for sgd, 0.0003 for adamw)"),
     "optimizer": (str, "NAME", "sgd (default) or adamw"),
     "augment": (
         str,
@@ -812,8 +820,6 @@ def _finetune(options: argparse.Namespace) -> int:
     from perfonnx.torch.render import render_finetuned
 
     _check_outputs(options, "save_plan", "report_json", "checkpoint")
-    if options.repair is not None:
-        raise PerfonnxError("--repair is for perfonnx rewrite; training takes its place, leave it out")
     if options.resume and not options.checkpoint:
         raise PerfonnxError("--resume needs --checkpoint, the file to go on from")
     if options.threads is not None and options.threads < 1:

@@ -29,7 +29,7 @@ from perfonnx.torch.losses import LOSSES, Intermediate, class_scores, distillati
 
 PRECISIONS = ("float32", "bfloat16")
 BATCH_NORMS = ("update", "frozen")
-OPTIMIZERS = {"sgd": 0.01, "adamw": 3e-4}
+OPTIMIZERS = {"sgd": 0.02, "adamw": 3e-4}
 """Optimizers by name, with the learning rates where none is given."""
 
 MOMENTUM = 0.9
@@ -232,12 +232,12 @@ def finetune(
     for network in (student, teacher):
         if network is not None:
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    held = None if held_out is None else Batches(held_out)
+    data, held = Batches(samples), None if held_out is None else Batches(held_out)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         objective = stack.enter_context(Objective(student, teacher, settings))
         interrupts = stack.enter_context(Interrupts())
-        training = _Training(objective, Batches(samples), held, schedules, settings, progress)
+        training = _Training(objective, data, held, schedules, settings, progress)
         return training.run(file, interrupts)
 
 
@@ -376,6 +376,8 @@ class _Training:
             self.epoch, self.step = self.epoch + 1, 0
             self._judge(time.perf_counter() - start)
             checkpoint.save(self._state())
+            if interrupts.pending:
+                raise KeyboardInterrupt
         if self.best is not None:
             self.student.load_state_dict(self.best)
         self.student.eval()
