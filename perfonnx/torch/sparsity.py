@@ -11,6 +11,7 @@ mask with the lowest loss of a single batch in the second stage, which favours e
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ CANDIDATES = 16
 
 class SparsitySchedule:
     """Sets the masks of a network's sparse layers while it trains.
+
+    Attributes:
+        settled: Whether the masks are those that stay.
 
     Args:
         model: The network; `perfonnx.torch.apply` made its layers, whose plans say the final rates.
@@ -58,11 +62,11 @@ class SparsitySchedule:
         self.candidates = candidates if score is not None else 1
         self.size = max((m.mask.shape for m in self.layers), key=lambda shape: shape[0] * shape[1])
         self.step = 0
-        self.frozen = False
+        self.settled = False
 
     def before_step(self, progress: float) -> None:
         """Set the masks for a step; `progress` is the share of the training that is over, in [0, 1)."""
-        if self.frozen:
+        if self.settled:
             return
         if progress < DENSE_UNTIL:
             self._draw(0, 0.0)
@@ -79,14 +83,25 @@ class SparsitySchedule:
 
     def freeze(self) -> None:
         """Choose the masks that stay; a second call does nothing."""
-        if self.frozen:
+        if self.settled:
             return
         scores = []
         for candidate in range(self.candidates):
             self._draw(-1 - candidate, 1.0)
             scores.append(0.0 if self.score is None else self.score())
         self._draw(-1 - int(np.nanargmin(scores)), 1.0)
-        self.frozen = True
+        self.settled = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on from here."""
+        masks = [layer.mask.cpu() for layer in self.layers]
+        return {"step": self.step, "settled": self.settled, "masks": masks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.step, self.settled = state["step"], state["settled"]
+        for layer, mask in zip(self.layers, state["masks"], strict=True):
+            layer.keep_mask(mask.numpy())
 
     def _draw(self, number: int, share: float) -> None:
         """Set the masks that the map of this number gives at a share of the final rates."""

@@ -27,8 +27,10 @@ def test_open_network_is_within_its_budget_and_costs_nothing(model: nn.Module) -
     budget.before_step(0.3)
     assert budget.budget == pytest.approx(0.75)
     assert budget.loss().item() == pytest.approx(budget.strength * 0.25)
+    assert not budget.settled
     budget.before_step(0.9)
     assert budget.budget == 0.5
+    assert budget.settled
 
 
 def test_share_is_weighted_by_the_multiplies_of_the_rings(model: nn.Module) -> None:

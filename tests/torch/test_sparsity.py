@@ -70,3 +70,16 @@ def test_the_candidate_with_the_smallest_score_stays(model: nn.Module) -> None:
 def test_a_network_without_sparse_layers_is_refused() -> None:
     with pytest.raises(PerfonnxError, match="no sparse layers"):
         SparsitySchedule(nn.Sequential(nn.Conv2d(3, 4, 3)))
+
+
+def test_state_goes_on_where_it_was(model: nn.Module) -> None:
+    schedule = SparsitySchedule(model, seed=3)
+    for progress in (0.2, 0.5, 0.95):
+        schedule.before_step(progress)
+    state, kept = schedule.state_dict(), [model[i].mask.clone() for i in (0, 2)]
+    other = SparsitySchedule(model, seed=3)
+    other.before_step(0.3)
+    other.load_state_dict(state)
+    assert other.settled
+    assert other.step == 3
+    assert all((model[i].mask == mask).all() for i, mask in zip((0, 2), kept, strict=True))
