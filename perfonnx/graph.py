@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,7 +180,7 @@ def _geometry(
     if auto_pad == "VALID":
         pads = [0, 0, 0, 0]
     elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        same = _same_pads(auto_pad, sizes, kernel, strides, dilations)
+        same = same_pads(auto_pad, sizes, kernel, strides, dilations)
         if same is None:
             return None, None
         pads = same
@@ -219,9 +219,10 @@ def _ints(node: gs.Node, name: str, default: tuple[int, ...], length: int) -> li
     return [int(v) for v in value]
 
 
-def _same_pads(
-    auto_pad: str, sizes: Any, kernel: list[int], strides: list[int], dilations: list[int]
+def same_pads(
+    auto_pad: str, sizes: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int] | None:
+    """The pads, first those before the map, that SAME_UPPER or SAME_LOWER stands for; None where sizes decide."""
     before, after = [], []
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         extent = dilation * (k - 1) + 1
@@ -390,7 +391,7 @@ def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
     if auto_pad == "VALID":
         pads = [0, 0, 0, 0]
     elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        pads = _same_pads(auto_pad, sizes, kernel, strides, dilations)
+        pads = same_pads(auto_pad, sizes, kernel, strides, dilations)
     if pads is None or len(pads) != 4 or len(strides) != 2 or len(dilations) != 2:
         return None
     try:

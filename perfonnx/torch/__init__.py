@@ -17,6 +17,7 @@ except ImportError as error:
     raise PerfonnxError('training needs PyTorch; install it with pip install "perfonnx[train]"') from error
 
 from perfonnx.torch.applying import Applied, apply, dense_onnx, export, sampled_modules
+from perfonnx.torch.importing import OnnxModule, from_onnx
 from perfonnx.torch.modules import Conv2d, PerforatedConv2d, RadiusAdaptiveConv2d, SparseConv2d
 from perfonnx.torch.radius import OpenShareBudget
 from perfonnx.torch.sparsity import SparsitySchedule
@@ -24,6 +25,7 @@ from perfonnx.torch.sparsity import SparsitySchedule
 __all__ = [
     "Applied",
     "Conv2d",
+    "OnnxModule",
     "OpenShareBudget",
     "PerforatedConv2d",
     "RadiusAdaptiveConv2d",
@@ -32,5 +34,6 @@ __all__ = [
     "apply",
     "dense_onnx",
     "export",
+    "from_onnx",
     "sampled_modules",
 ]

@@ -1,0 +1,208 @@
+"""An ONNX graph as a module, run node by node with torch functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
+
+from onnx import ModelProto, TensorProto, numpy_helper
+from torch import Tensor, nn
+
+from perfonnx import io
+from perfonnx.errors import PerfonnxError
+from perfonnx.graph import conv_sites
+from perfonnx.inference import infer_types
+from perfonnx.io import LoadedModel, ModelSource, Workspace
+from perfonnx.torch.importing.children import Nursery
+from perfonnx.torch.importing.node import Node
+from perfonnx.torch.importing.operators import OPERATORS, SETTINGS
+from perfonnx.torch.importing.steps import Step, check_supported, fixed_batch, pruned, scaled_steps, scaled_target
+from perfonnx.torch.importing.tensors import FLOATS, HALF, constants_of, to_torch, write
+from perfonnx.torch.importing.weights import trainable
+from perfonnx.validity import check_input
+
+
+def from_onnx(
+    source: ModelSource, *, input_shapes: Mapping[str, Sequence[int | str | None]] | None = None
+) -> OnnxModule:
+    """A module that computes what an ONNX model computes, and can be trained.
+
+    Args:
+        source: As for `perfonnx.rewrite`. External data are read into memory.
+        input_shapes: Sizes for symbolic dimensions, by input name. They are needed only where the pads of a
+            convolution depend on them (`auto_pad` with strides): without them, it is no module of its own.
+
+    Raises:
+        PerfonnxError: Not a model that can be read, or an operator that has no counterpart here.
+    """
+    loaded = io.load(source)
+    check_supported(loaded.proto)
+    for tensor in loaded.proto.graph.initializer:
+        if io.is_external(tensor):
+            tensor.CopyFrom(numpy_helper.from_array(io.to_array(tensor, loaded.directory), tensor.name))
+    sized = ModelProto()
+    sized.CopyFrom(loaded.proto)
+    view = LoadedModel(sized, None, loaded.name)
+    io.fix_input_shapes(view, input_shapes or {})
+    workspace = Workspace.open(view)
+    check_input(workspace)
+    infer_types(workspace)
+    return OnnxModule(loaded.proto, workspace)
+
+
+class OnnxModule(nn.Module):
+    """An ONNX graph as a module; `from_onnx` makes it.
+
+    Every 2-D convolution with constant weights is a `perfonnx.torch.modules.Conv2d`, every batch normalization with
+    constant statistics an `nn.BatchNorm2d`, every dropout an `nn.Dropout`: children of `nodes`, named after their ONNX
+    nodes. Other weights are parameters of `weights`, named after their tensors; what else is constant is not
+    trained and no part of the state dict. Half precision is computed, and trained, in float32.
+
+    Where the model fixes its batch, others work as far as the graph allows it: a Reshape to constant sizes, of a value
+    whose first axis goes with the batch, has its first size scaled from the model's batch to the one at hand.
+
+    Args:
+        proto: The model, its data in it.
+        workspace: The same model with the types of its tensors; read only here.
+
+    Attributes:
+        input_names: Inputs, without those that have a value in the model.
+        output_names: Outputs.
+        layers: Paths of the convolutions' modules by the names of layers, which are those in plans.
+    """
+
+    def __init__(self, proto: ModelProto, workspace: Workspace) -> None:
+        super().__init__()
+        self._proto = proto
+        self.nodes, self.weights = nn.Module(), nn.Module()
+        self.layers: dict[str, str] = {}
+        self._trained: list[tuple[str, str]] = []  # tensor and path, of parameters and statistics
+        constants = constants_of(proto)
+        inputs = [i for i in proto.graph.input if i.name not in constants]
+        self.input_names = tuple(i.name for i in inputs)
+        self.output_names = tuple(o.name for o in proto.graph.output)
+        self._half = {i.name for i in inputs if i.type.tensor_type.elem_type in HALF}
+        self._batch = fixed_batch(io.value_type(i) for i in inputs)
+        nodes = [Node.of(n, workspace.opset) for n in proto.graph.node if n.op_type != "Constant"]
+        weights = {name: nn.Parameter(to_torch(constants[name])) for name in trainable(nodes, constants)}
+        steps = self._with_modules(nodes, Nursery(nodes, constants, weights, conv_sites(workspace)))
+        if self._batch is not None:
+            steps = scaled_steps(steps, constants, workspace.types, self._batch)
+        self._steps = pruned(steps, self.output_names)
+        self._paths: dict[str, str] = {}  # of the constants that functions read
+        self._numbers: dict[str, Tensor] = {}  # those that stay on the CPU
+        self._keep_constants(constants, weights)
+
+    def _with_modules(self, nodes: Iterable[Node], nursery: Nursery) -> list[Step]:
+        steps = []
+        for node in nodes:
+            child = nursery.child(node)
+            if child is None:
+                steps.append(Step(node))
+                continue
+            name = _free_name(self.nodes, child.name)
+            self.nodes.add_module(name, child.module)
+            path = f"nodes.{name}"
+            if node.op == "Conv":
+                self.layers[child.name] = path
+            self._trained += [(tensor, f"{path}.{attribute}") for attribute, tensor in child.tensors.items()]
+            steps.append(Step(node, path))
+        return steps
+
+    def _keep_constants(self, constants: Mapping[str, TensorProto], weights: Mapping[str, nn.Parameter]) -> None:
+        """Keep what functions read: weights as parameters, other floats as buffers, and numbers as they are."""
+        functions = [step for step in self._steps if step.module is None]
+        read = {name for step in self._steps for name in step.reads} | {*self.output_names}
+        computed_with = {
+            name for step in functions for i, name in enumerate(step.node.inputs) if not _is_setting(step.node, i)
+        } | {*self.output_names}
+        in_modules = dict(reversed(self._trained))
+        for name in constants:
+            if name not in read:
+                continue
+            if name in in_modules:
+                self._paths[name] = in_modules[name]
+            elif name in weights or (constants[name].data_type in FLOATS and name in computed_with):
+                attribute = _free_name(self.weights, name)
+                self._paths[name] = f"weights.{attribute}"
+                if name in weights:
+                    self.weights.register_parameter(attribute, weights[name])
+                    self._trained.append((name, self._paths[name]))
+                else:
+                    self.weights.register_buffer(attribute, to_torch(constants[name]), persistent=False)
+            else:
+                self._numbers[name] = to_torch(constants[name])
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run the graph.
+
+        Args:
+            inputs: The first inputs, in the model's order.
+            named: Others by their ONNX names.
+
+        Returns:
+            The output; a tuple where there are several.
+
+        Raises:
+            PerfonnxError: An input is missing or unknown, or an operator cannot do what it is asked for.
+        """
+        values = self._fed(inputs, named)
+        batch = values[self.input_names[0]].shape[:1] if self.input_names else ()
+        values |= self._numbers
+        values |= {name: attrgetter(path)(self) for name, path in self._paths.items()}
+        for step in self._steps:
+            results = self._run(step, values, batch)
+            values.update(zip(step.node.outputs, results, strict=False))
+            for name in step.done:
+                values.pop(name, None)
+        outputs = tuple(values[name] for name in self.output_names)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _fed(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if len(inputs) > len(self.input_names):
+            raise PerfonnxError(f"{len(inputs)} inputs given, the model has {len(self.input_names)}")
+        fed = {**dict(zip(self.input_names, inputs, strict=False)), **named}
+        if fed.keys() != set(self.input_names) or len(fed) < len(inputs) + len(named):
+            raise PerfonnxError(f"give each input of the model once: {', '.join(self.input_names)}")
+        return {name: value.float() if name in self._half else value for name, value in fed.items()}
+
+    def _run(self, step: Step, values: Mapping[str, Tensor], batch: Sequence[int]) -> Sequence[Tensor]:
+        node = step.node
+        if step.module is not None:
+            return (attrgetter(step.module)(self)(values[node.inputs[0]]),)
+        inputs = [values[name] if name else None for name in node.inputs]
+        device = next((x.device for x in inputs if x is not None and x.device.type != "cpu"), None)
+        if device is not None:
+            inputs = [x if x is None or _is_setting(node, i) else x.to(device) for i, x in enumerate(inputs)]
+        if step.leading is not None and self._batch is not None:
+            x, target = values[node.inputs[0]], values[node.inputs[1]]
+            inputs[1] = scaled_target(target, x, step.leading, (batch[0], self._batch))
+        try:
+            result = OPERATORS[node.op](node, *inputs)
+        except RuntimeError as error:
+            if step.leading is None or batch[0] == self._batch:
+                raise
+            raise node.refuse(f"the graph is tied to a batch of {self._batch}") from error
+        return result if isinstance(result, tuple) else (result,)
+
+    def to_onnx(self) -> ModelProto:
+        """The model that it was made from, with the weights and statistics as they are now; a copy."""
+        model = ModelProto()
+        model.CopyFrom(self._proto)
+        constants = constants_of(model)
+        for tensor, path in self._trained:
+            write(constants[tensor], attrgetter(path)(self))
+        return model
+
+
+def _is_setting(node: Node, position: int) -> bool:
+    return position in SETTINGS.get(node.op, ())
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    """The name as torch allows it, free in `module`."""
+    result = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "unnamed"
+    while hasattr(module, result):
+        result += "_"
+    return result

@@ -1,0 +1,81 @@
+"""Tensors between onnx and torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from perfonnx import io
+from perfonnx.errors import PerfonnxError
+from perfonnx.torch.importing.node import Node
+
+HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, *HALF)
+_TYPES: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.BFLOAT16: torch.float32,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.BOOL: torch.bool,
+}
+
+
+def torch_type(node: Node, elem_type: int) -> torch.dtype:
+    """The type that values of an onnx element type are computed in: float32 for half precision.
+
+    Raises:
+        PerfonnxError: There is none.
+    """
+    if elem_type not in _TYPES:
+        raise node.refuse(f"values of type {TensorProto.DataType.Name(elem_type).lower()} are not supported")
+    return _TYPES[elem_type]
+
+
+def constants_of(proto: ModelProto) -> dict[str, TensorProto]:
+    """The constants of a graph by name: initializers and values of Constant nodes, where they lie in the message.
+
+    Numbers that a Constant node has outside a tensor come as tensors of their own.
+
+    Raises:
+        PerfonnxError: A Constant node's value is text or sparse.
+    """
+    found = {tensor.name: tensor for tensor in proto.graph.initializer}
+    found |= {node.output[0]: _value(node) for node in proto.graph.node if node.op_type == "Constant"}
+    return found
+
+
+def _value(node: NodeProto) -> TensorProto:
+    attribute = node.attribute[0]
+    if attribute.name == "value":
+        return attribute.t
+    types = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    if attribute.name not in types:
+        raise PerfonnxError(f"node {node.name or node.output[0]!r} (Constant): {attribute.name} is not supported")
+    return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), types[attribute.name]))
+
+
+def to_torch(tensor: TensorProto) -> Tensor:
+    """The values of a tensor; half precision as float32."""
+    values = io.to_array(tensor, None)
+    if tensor.data_type in HALF:
+        values = values.astype(np.float32)
+    return torch.from_numpy(np.array(values))
+
+
+def write(tensor: TensorProto, values: Tensor) -> None:
+    """Put values into a tensor, in its own type; one that has them already is not touched."""
+    before = io.to_array(tensor, None)
+    numbers = values.detach().cpu()
+    after = (numbers if numbers.dtype == torch.float64 else numbers.float()).numpy().astype(before.dtype)
+    if after.tobytes() == before.tobytes():
+        return
+    for field in ("float_data", "int32_data", "double_data"):  # int32_data: half precision
+        tensor.ClearField(field)
+    tensor.raw_data = after.astype(after.dtype.newbyteorder("<")).tobytes()
