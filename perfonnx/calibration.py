@@ -112,15 +112,15 @@ class Samples:
         """Open data for a model.
 
         Args:
-            data: A folder of images or .npy files, an .npz or .npy file (see `perfonnx.feeds.load_feeds`), or an
-                iterable of samples: arrays without a batch axis, or dictionaries of them by input name. What is no
-                sequence is read into memory.
+            data: A folder of images or .npy files, a .zip file of images, an .npz or .npy file (see
+                `perfonnx.feeds.load_feeds`), or an iterable of samples: arrays without a batch axis, or dictionaries of
+                them by input name. What is no sequence is read into memory.
             inputs: The model's inputs: a session, or `model_inputs(path)`.
             image_format: How images become numbers; None: 0..1, RGB.
             labels: Classes, as a sequence; as a .tsv or .csv file of file names and classes; `folders`, the number of
-                a file's folder in alphabetical order; `prefix`, the number in front of a file's name; or the name of
-                an array in the .npz file. None: `labels`, `label` or `y` in the .npz file, or the folder's
-                `labels.txt`, where there is one.
+                a file's folder in alphabetical order; `prefix`, the number in front of a file's name; `suffix`, the
+                number behind the last underscore of its name; or the name of an array in the .npz file. None:
+                `labels`, `label` or `y` in the .npz file, or the folder's `labels.txt`, where there is one.
             shapes: Sizes of dimensions that the model leaves open, by input name.
             batch: Samples per batch where the model leaves it open.
 
@@ -151,9 +151,13 @@ class Samples:
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self), self._batch):
-            chosen = [int(i) for i in self._indices[start : start + self._batch]]
-            labels = None if self._source.labels is None else self._source.labels[chosen]
-            yield Batch(self._read(chosen), labels, [self._source.name(i) for i in chosen])
+            yield self.pick(range(start, min(start + self._batch, len(self))))
+
+    def pick(self, places: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Some samples, by their places in this order, as one batch."""
+        chosen = [int(i) for i in self._indices[np.asarray(places)]]
+        labels = None if self._source.labels is None else self._source.labels[chosen]
+        return Batch(self._read(chosen), labels, [self._source.name(i) for i in chosen])
 
     def _read(self, chosen: Sequence[int]) -> Feed:
         if chosen[-1] - chosen[0] == len(chosen) - 1 and list(chosen) == sorted(chosen):
@@ -280,14 +284,14 @@ def _labels(given: str | Path | Sequence[int] | None, path: Path, files: Sequenc
         return load_labels(path, count)
     if not isinstance(given, (str, Path)):
         return _checked_labels(np.asarray(given), "given", count)
-    if str(given) in ("folders", "prefix") and not files:
-        raise PerfonnxError(f"labels {given}: only a folder of files has them; {path} is none")
+    if str(given) in ("folders", *_NUMBERS) and not files:
+        raise PerfonnxError(f"labels {given}: only a folder or .zip file of images has them; {path} is none")
     if str(given) == "folders":
         folders = sorted({file.parent for file in files})
         numbers = {folder: number for number, folder in enumerate(folders)}
         return np.array([numbers[file.parent] for file in files], np.int64)
-    if str(given) == "prefix":
-        return np.array([_prefix(file) for file in files], np.int64)
+    if str(given) in _NUMBERS:
+        return np.array([_number_in_name(file, str(given)) for file in files], np.int64)
     if path.suffix == ".npz" and not Path(given).exists():
         return _array_labels(path, str(given), count)
     table = _table(Path(given))
@@ -295,11 +299,19 @@ def _labels(given: str | Path | Sequence[int] | None, path: Path, files: Sequenc
     return np.array([_look_up(table, name, Path(given)) for name in names], np.int64)
 
 
-def _prefix(file: Path) -> int:
-    number = re.match(r"\d{1,18}", file.name)
+_NUMBERS = {
+    "prefix": (r"(\d{1,18})", "does not start with a number"),
+    "suffix": (r".*_(\d{1,18})$", "does not end with an underscore and a number"),
+}
+"""Kinds of labels in the name of a file, without its extension: what to look for, and what is wrong otherwise."""
+
+
+def _number_in_name(file: Path, kind: str) -> int:
+    pattern, wrong = _NUMBERS[kind]
+    number = re.match(pattern, file.stem, re.DOTALL)
     if number is None:
-        raise PerfonnxError(f"labels prefix: the name of {file} does not start with a number")
-    return int(number.group())
+        raise PerfonnxError(f"labels {kind}: the name of {file} {wrong}")
+    return int(number.group(1))
 
 
 def _array_labels(path: Path, key: str, count: int) -> Labels:
@@ -416,12 +428,16 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) ->
         seed: Add `--seed` too; not where the command has its own, which then counts.
     """
     group = parser.add_argument_group("data")
-    group.add_argument("--data", metavar="PATH", help="a folder of images or .npy files, or one .npz or .npy file")
+    group.add_argument(
+        "--data",
+        metavar="PATH",
+        help="a folder of images or .npy files, or one .zip file of images, .npz or .npy file",
+    )
     group.add_argument(
         "--labels",
-        metavar="PATH|folders|prefix|ARRAY",
+        metavar="PATH|folders|prefix|suffix|ARRAY",
         help="classes: a .tsv or .csv file (file name, class), the order of the folders, the number in front of a "
-        "file's name, or an array of the .npz file",
+        "file's name or behind its last underscore, or an array of the .npz file",
     )
     group.add_argument(
         "--preset", metavar="NAME|FILE", help=f"how images become numbers: {', '.join(PRESETS)}, or a JSON file"

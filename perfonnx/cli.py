@@ -94,6 +94,19 @@ _SENSITIVITY_EXAMPLES = """examples:
 """
 
 
+_FINETUNE_EXAMPLES = """examples:
+  perfonnx finetune model.onnx fast.onnx --plan plan.json --data train.zip --epochs 10
+        the rewritten network learns from the original one; no labels needed
+  perfonnx finetune model.onnx fast.onnx --rate 0.5 --data train/ --preset imagenet --augment crop+flip --batch 32
+  perfonnx finetune model.onnx fast.onnx --rate 0.6 --rounds 3 --data train/ --checkpoint training --resume
+        in three rounds of higher rates; can be interrupted, and goes on from there when it is run again
+  perfonnx finetune model.onnx fast.onnx --plan plan.json --data train/ --labels folders --label-weight 0.5
+  perfonnx finetune model.onnx fast.onnx --method radius-adaptive --open-share 0.4 --data train/ --device cuda
+
+--precision bfloat16 is faster on machines with instructions for it.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
@@ -137,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_bench(commands)
     _add_tune(commands)
+    _add_finetune(commands)
     _add_sensitivity(commands)
     lib = _add(commands, "lib", "print the path of the custom-operator library", "example:\n  perfonnx lib\n")
     lib.set_defaults(run=_lib)
@@ -209,6 +223,38 @@ def _add_rewrite(commands: Any) -> None:
     parser = _add(commands, "rewrite", "rewrite a model's convolutions", _REWRITE_EXAMPLES)
     parser.add_argument("model", metavar="IN", help="the model to rewrite; it is not changed")
     parser.add_argument("output", metavar="OUT", nargs="?", help="where the new model goes")
+    _add_choice(parser)
+    add_data_arguments(parser, seed=False)
+    model = parser.add_argument_group("the model")
+    _add_shapes(model)  # type: ignore[arg-type]
+    model.add_argument(
+        "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
+    )
+    model.add_argument(
+        "--no-fallback",
+        action="store_true",
+        help="leave out the function bodies, with which the model also runs without the library",
+    )
+    model.add_argument(
+        "--layout",
+        default=None,
+        metavar="NAME",
+        help="rows (default, unless the plan says otherwise): neighbouring rewritten layers exchange rows; nchw: each "
+        "takes and gives whole maps",
+    )
+    after = parser.add_argument_group("afterwards")
+    after.add_argument(
+        "--check", type=int, default=0, metavar="N", help="run both models on N random inputs and compare them"
+    )
+    after.add_argument("--dry-run", action="store_true", help="report what would be done, write nothing but the plan")
+    after.add_argument("-v", "--verbose", action="store_true", help="list every layer that is left alone")
+    after.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    _add_json(after)  # type: ignore[arg-type]
+    parser.set_defaults(run=_rewrite)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """What is done with which layers; `_chosen` reads it."""
     what = parser.add_argument_group("what is done")
     what.add_argument("--method", default=None, help="perforate (default), sparse or radius-adaptive")
     what.add_argument(
@@ -259,33 +305,6 @@ def _add_rewrite(commands: Any) -> None:
     which.add_argument("--skip", action="append", default=[], metavar="RE", help="not these layers; repeatable")
     which.add_argument("--plan", metavar="FILE", help="do what this JSON plan says, instead of the options above")
     which.add_argument("--save-plan", metavar="FILE", help="write what was done as a plan, to edit and use again")
-    add_data_arguments(parser, seed=False)
-    model = parser.add_argument_group("the model")
-    _add_shapes(model)  # type: ignore[arg-type]
-    model.add_argument(
-        "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
-    )
-    model.add_argument(
-        "--no-fallback",
-        action="store_true",
-        help="leave out the function bodies, with which the model also runs without the library",
-    )
-    model.add_argument(
-        "--layout",
-        default=None,
-        metavar="NAME",
-        help="rows (default, unless the plan says otherwise): neighbouring rewritten layers exchange rows; nchw: each "
-        "takes and gives whole maps",
-    )
-    after = parser.add_argument_group("afterwards")
-    after.add_argument(
-        "--check", type=int, default=0, metavar="N", help="run both models on N random inputs and compare them"
-    )
-    after.add_argument("--dry-run", action="store_true", help="report what would be done, write nothing but the plan")
-    after.add_argument("-v", "--verbose", action="store_true", help="list every layer that is left alone")
-    after.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    _add_json(after)  # type: ignore[arg-type]
-    parser.set_defaults(run=_rewrite)
 
 
 _NOT_FOR = {
@@ -300,7 +319,6 @@ def _rewrite(options: argparse.Namespace) -> int:
     from perfonnx.calibration import samples_from
     from perfonnx.check import render_check
     from perfonnx.feeds import parse_input_shapes
-    from perfonnx.passes import Options
     from perfonnx.plan import NO_REPAIR
     from perfonnx.render import render_report
     from perfonnx.rewriting import rewrite
@@ -309,22 +327,7 @@ def _rewrite(options: argparse.Namespace) -> int:
         raise PerfonnxError("rewrite needs OUT, where the new model goes, or --dry-run")
     if options.check < 0:
         raise PerfonnxError(f"--check {options.check}: give the number of inputs to compare on, 1 or more")
-    given = {
-        name: getattr(options, name)
-        for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
-        if getattr(options, name) is not None
-    }
-    if options.plan and (given or options.only or options.skip):
-        names = [*given, *(n for n in ("only", "skip") if getattr(options, n))]
-        raise PerfonnxError(f"--plan says everything; it does not go with --{names[0].replace('_', '-')}")
-    for name in _NOT_FOR.get(given.get("method", "perforate"), ()):
-        if name in given:
-            flag = f"--{name.replace('_', '-')} {given[name]}"
-            raise PerfonnxError(
-                f"{flag}: has no meaning with --method {given.get('method', 'perforate')}; leave it out"
-            )
-    if given.get("seed", 0) < 0:
-        raise PerfonnxError(f"--seed {given['seed']}: give a whole number from 0 up")
+    chosen = _chosen(options)
     if options.save_plan:
         _check_plan_target(options)
     fitted = options.repair not in (None, NO_REPAIR) or options.open_share not in (None, 1)
@@ -336,7 +339,7 @@ def _rewrite(options: argparse.Namespace) -> int:
         result = rewrite(
             options.model,
             None if options.dry_run else options.output,
-            options=None if options.plan else Options(only=options.only, skip=options.skip, **given),
+            options=chosen,
             plan=options.plan,
             input_shapes=parse_input_shapes(options.input_shape),
             fallback=not options.no_fallback,
@@ -362,6 +365,31 @@ def _rewrite(options: argparse.Namespace) -> int:
     elif report is not None and not options.quiet:
         _show(options, None, render_check(report))
     return _status(report)
+
+
+def _chosen(options: argparse.Namespace, *, seed: bool = True) -> Any:
+    """The choices of `_add_choice`, None where there is a plan; `seed`: a plan has its own."""
+    from perfonnx.passes import Options
+
+    given = {
+        name: getattr(options, name)
+        for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
+        if getattr(options, name) is not None
+    }
+    if options.plan and not seed:
+        given.pop("seed", None)
+    if options.plan and (given or options.only or options.skip):
+        names = [*given, *(n for n in ("only", "skip") if getattr(options, n))]
+        raise PerfonnxError(f"--plan says everything; it does not go with --{names[0].replace('_', '-')}")
+    for name in _NOT_FOR.get(given.get("method", "perforate"), ()):
+        if name in given:
+            flag = f"--{name.replace('_', '-')} {given[name]}"
+            raise PerfonnxError(
+                f"{flag}: has no meaning with --method {given.get('method', 'perforate')}; leave it out"
+            )
+    if given.get("seed", 0) < 0:
+        raise PerfonnxError(f"--seed {given['seed']}: give a whole number from 0 up")
+    return None if options.plan else Options(only=options.only, skip=options.skip, **given)
 
 
 def _check_plan_target(options: argparse.Namespace) -> None:
@@ -709,6 +737,121 @@ def _check_outputs(options: argparse.Namespace, *flags: str) -> None:
             if Path(known).resolve() == Path(path).resolve():
                 raise PerfonnxError(f"{name} {path}: that is {other}; give another name")
         files[name] = path
+
+
+# --- finetune --------------------------------------------------------------------------------------------------------
+
+
+def _add_finetune(commands: Any) -> None:
+    from perfonnx.calibration import add_data_arguments
+
+    parser = _add(commands, "finetune", "rewrite a model and train it to do what it did before", _FINETUNE_EXAMPLES)
+    parser.add_argument("model", metavar="IN", help="the model; it is not changed")
+    parser.add_argument("output", metavar="OUT", help="where the new model goes")
+    _add_choice(parser)
+    add_data_arguments(parser, seed=False)
+    _add_learning(parser)
+    how = parser.add_argument_group("how it runs")
+    how.add_argument("--precision", metavar="NAME", help="float32 (default) or bfloat16")
+    how.add_argument("--device", metavar="NAME", help="cpu (default) or cuda")
+    how.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
+    how.add_argument(
+        "--checkpoint", metavar="FILE", help="keep here where the training is, after each epoch and on Ctrl-C"
+    )
+    how.add_argument("--resume", action="store_true", help="go on from --checkpoint where it is there")
+    model = parser.add_argument_group("the model")
+    _add_shapes(model)  # type: ignore[arg-type]
+    model.add_argument("--layout", metavar="NAME", help="rows (default) or nchw, as in perfonnx rewrite")
+    model.add_argument(
+        "--no-fallback", action="store_true", help="leave out the function bodies, as in perfonnx rewrite"
+    )
+    result = parser.add_argument_group("results")
+    result.add_argument("--report-json", metavar="FILE", help="write everything that was measured")
+    result.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+    _add_json(result)  # type: ignore[arg-type]
+    parser.set_defaults(run=_finetune)
+
+
+_SETTINGS = {
+    "epochs": (int, "N", "passes over the data (default 5)"),
+    "batch": (int, "N", "samples per step (default 128)"),
+    "lr": (float, "R", "highest learning rate (default 0.01 for sgd, 0.0003 for adamw)"),
+    "optimizer": (str, "NAME", "sgd (default) or adamw"),
+    "augment": (
+        str,
+        "NAME",
+        "none (default), flip or crop+flip: mirror and move images at random; good for most photographs",
+    ),
+    "temperature": (float, "T", "of a classifier's probabilities when it learns from the original (default 2)"),
+    "intermediate": (float, "W", "weight of the rewritten layers' own errors (default 0.1)"),
+    "label_weight": (float, "W", "share of the labels in the loss, 0 to 1 (default 0: the original alone teaches)"),
+    "batch_norm": (str, "NAME", "update (default) statistics of batch normalization, or keep them frozen"),
+    "validate": (float, "P", "share of the samples that is held out, to measure on (default 0.05)"),
+    "patience": (int, "N", "stop after N epochs that bring nothing (default 5)"),
+}
+"""Fields of `perfonnx.torch.Settings` with their type, placeholder and help."""
+
+
+def _add_learning(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    for name, (kind, placeholder, text) in _SETTINGS.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=placeholder, help=text)
+    group.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        metavar="K",
+        help="raise the rates in K steps and train all epochs after each (default 1)",
+    )
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.io import write_atomically
+    from perfonnx.torch import Settings, finetune_model
+    from perfonnx.torch.render import render_finetuned
+
+    _check_outputs(options, "save_plan", "report_json", "checkpoint")
+    if options.repair is not None:
+        raise PerfonnxError("--repair is for perfonnx rewrite; training takes its place, leave it out")
+    if options.resume and not options.checkpoint:
+        raise PerfonnxError("--resume needs --checkpoint, the file to go on from")
+    if options.threads is not None and options.threads < 1:
+        raise PerfonnxError(f"--threads {options.threads}: give 1 or more")
+    given = {name: getattr(options, name) for name in (*_SETTINGS, "precision", "device", "seed")}
+    chosen = _chosen(options, seed=False)
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    try:
+        with _search_progress(options) as step:
+            tuned = finetune_model(
+                options.model,
+                options.output,
+                _required_samples(options),
+                plan=options.plan,
+                options=chosen,
+                settings=settings,
+                rounds=options.rounds,
+                input_shapes=parse_input_shapes(options.input_shape),
+                impact_maps=options.impact_maps,
+                fallback=not options.no_fallback,
+                layout=options.layout,
+                threads=options.threads,
+                checkpoint=options.checkpoint,
+                resume=options.resume,
+                progress=step,
+            )
+    except KeyboardInterrupt:
+        kept = f"; to go on from {options.checkpoint}, add --resume" if options.checkpoint else ""
+        print(f"perfonnx: interrupted{kept}", file=sys.stderr)
+        return 130
+    if options.save_plan:
+        tuned.result.save_plan(options.save_plan)
+    data = tuned.to_json()
+    if options.report_json:
+        write_atomically(options.report_json, json.dumps(data, indent=2) + "\n")
+    if not options.quiet:
+        _show(options, data, render_finetuned(tuned))
+    return OK
 
 
 # --- sensitivity -----------------------------------------------------------------------------------------------------

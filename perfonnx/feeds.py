@@ -7,10 +7,12 @@ at a time. A *sample* is one entry along the first axis of the inputs; a run tak
 from __future__ import annotations
 
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import IO, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,9 @@ LAYOUTS = ("nchw", "nhwc")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm")
 LABEL_NAMES = ("labels", "label", "y")
 """Names under which an .npz file may carry one integer class per sample."""
+
+_DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+"""What reading a damaged file raises, or a member of a .zip file; RuntimeError where it is encrypted."""
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -279,7 +284,8 @@ def load_feeds(
     - an .npy file: the samples of a model with one input;
     - a directory, searched with its sub-directories, for a model with one input: either .npy files with one sample
       each, or images (`IMAGE_SUFFIXES`), in the order of their paths. An image is scaled so that its short side fits,
-      cropped at the centre to the model's height and width, and turned into numbers by `image_format`.
+      cropped at the centre to the model's height and width, and turned into numbers by `image_format`;
+    - a .zip file of images, read as the directory that it was made from.
 
     Arrays of 8-bit images, [n, H, W, C] or [n, C, H, W] and of type uint8, given to a floating-point input, are turned
     into numbers by `image_format` too, at the size they have.
@@ -320,7 +326,7 @@ class Data:
 
     Attributes:
         count: How many there are.
-        files: Their files, for folders; else empty.
+        files: Their files, for folders and .zip files; else empty.
         batch: The batch that the model fixes; None where it leaves it open.
     """
 
@@ -364,8 +370,11 @@ def open_data(
     elif path.suffix == ".npy":
         spec = _only_input(specs, path)
         takes, count = _arrays({spec.name: (str(path), _open_npy(path))}, specs, image_format)
+    elif path.suffix == ".zip":
+        takes, files = _zip(path, specs, image_format)
+        count = len(files)
     else:
-        raise PerfonnxError(f"data {path}: give a directory, an .npz file or an .npy file")
+        raise PerfonnxError(f"data {path}: give a directory, an .npz file, an .npy file or a .zip file of images")
     first = next((spec.shape[0] for spec in specs if spec.shape), 1)
     return Data(count, files, max(1, first) if isinstance(first, int) else None, takes)
 
@@ -414,6 +423,9 @@ def load_labels(path: str | Path, n: int) -> NDArray[np.int64] | None:
 
 _Take: TypeAlias = Callable[[int, int], Array]
 """Gives the samples from a first to before a last one, as the model wants them."""
+
+_Open: TypeAlias = Callable[[Path], IO[bytes]]
+"""Opens a file by its path."""
 
 
 def _arrays(
@@ -531,7 +543,7 @@ def _open_npz(path: Path, specs: Sequence[InputSpec]) -> dict[str, tuple[str, Ar
     return arrays
 
 
-# --- directories -----------------------------------------------------------------------------------------------------
+# --- directories and .zip files --------------------------------------------------------------------------------------
 
 
 def _directory(
@@ -539,7 +551,7 @@ def _directory(
 ) -> tuple[dict[str, _Take], Sequence[Path]]:
     spec = _only_input(specs, path)
     visible = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    images = [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = _images(visible)
     arrays = [file for file in visible if file.suffix == ".npy"]
     if images and arrays:
         raise PerfonnxError(f"data {path}: has both images and .npy files, keep one kind in the directory")
@@ -547,18 +559,42 @@ def _directory(
         raise PerfonnxError(f"data {path}: no image ({', '.join(IMAGE_SUFFIXES)}) and no .npy file in it")
     if arrays:
         return {spec.name: lambda first, last: _stack_samples(arrays[first:last], spec)}, arrays
+    return {spec.name: _image_take(images, spec, image_format, lambda file: file.open("rb"))}, images
+
+
+def _zip(path: Path, specs: Sequence[InputSpec], image_format: ImageFormat) -> tuple[dict[str, _Take], Sequence[Path]]:
+    """Images of a .zip file; their paths are what they would be if a directory had its name."""
+    spec = _only_input(specs, path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise PerfonnxError(f"data {path}: cannot be read as .zip ({_first_line(error)})") from error
+    members = {path / name: name for name in archive.namelist()}
+    images = _images(sorted(file for file in members if not file.name.startswith(".")))
+    if not images:
+        raise PerfonnxError(f"data {path}: no image ({', '.join(IMAGE_SUFFIXES)}) in it")
+    return {spec.name: _image_take(images, spec, image_format, lambda file: archive.open(members[file]))}, images
+
+
+def _images(files: Iterable[Path]) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _image_take(images: Sequence[Path], spec: InputSpec, image_format: ImageFormat, open_file: _Open) -> _Take:
     channels, height, width = _image_shape(spec, image_format)
     last_axis = _layout(spec, image_format) == "nhwc"
 
     def take(first: int, last: int) -> Array:
-        pixels = np.stack([_read_image(file, channels, height, width, image_format) for file in images[first:last]])
+        pixels = np.stack(
+            [_read_image(file, open_file, channels, height, width, image_format) for file in images[first:last]]
+        )
         if spec.dtype.kind == "f":
             pixels = image_format.normalize(pixels)
         elif image_format.bgr:
             pixels = pixels[:, ::-1]
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1) if last_axis else pixels, dtype=spec.dtype)
 
-    return {spec.name: take}, images
+    return take
 
 
 def _stack_samples(files: Sequence[Path], spec: InputSpec) -> Array:
@@ -614,19 +650,21 @@ def _image_shape(spec: InputSpec, image_format: ImageFormat) -> tuple[int, int, 
     return channels, height, width
 
 
-def _read_image(file: Path, channels: int, height: int, width: int, image_format: ImageFormat) -> NDArray[np.uint8]:
+def _read_image(
+    file: Path, open_file: _Open, channels: int, height: int, width: int, image_format: ImageFormat
+) -> NDArray[np.uint8]:
     """Reads, scales and crops one image; [C, H, W] uint8, RGB or gray."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise PerfonnxError("reading images needs Pillow: pip install pillow, or give .npy or .npz data") from error
     try:
-        with Image.open(file) as opened:
+        with open_file(file) as stream, Image.open(stream) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise PerfonnxError(f"image {file}: has more than 8 bits per channel, convert it or give .npy data")
             image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 or image_format.gray else "RGB")
             image = image.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, SyntaxError, Image.DecompressionBombError) as error:
         raise PerfonnxError(f"image {file}: cannot be read ({_first_line(error)})") from error
     if image_format.size:
         image = _resized(image, image_format.size)

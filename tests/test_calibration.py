@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,55 @@ def test_images_are_read_when_they_are_iterated(tmp_path: Path) -> None:
     next(batches)
     with pytest.raises(PerfonnxError, match=r"002_a\.png: cannot be read"):
         next(batches)
+
+
+def zipped(folder: Path, target: Path, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(target, "w", compression) as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder))
+    return target
+
+
+def test_a_zip_file_of_images_is_read_as_its_folder(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "data")
+    (folder / "dogs" / "._000_a.png").write_bytes(b"what an operating system leaves")
+    (folder / "notes.txt").write_text("no image")
+    file = zipped(folder, tmp_path / "data.zip", zipfile.ZIP_DEFLATED)
+    as_folder, as_zip = (list(Samples.load(data, [IMAGE], labels="folders", batch=4)) for data in (folder, file))
+    for a, b in zip(as_folder, as_zip, strict=True):
+        np.testing.assert_array_equal(a.feeds["x"], b.feeds["x"])
+        assert a.names == b.names
+        assert a.labels is not None
+        assert b.labels is not None
+        assert a.labels.tolist() == b.labels.tolist()
+
+
+def test_zip_files_that_cannot_be_read(tmp_path: Path) -> None:
+    file = zipped(pictures(tmp_path / "data", 2), tmp_path / "data.zip")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PerfonnxError, match=r"data\.zip: cannot be read as \.zip \(File is not a zip file\)"):
+        Samples.load(file, [IMAGE])
+    place = whole.index(b"IDAT") + 8
+    file.write_bytes(whole[:place] + bytes(4) + whole[place + 4 :])
+    with pytest.raises(PerfonnxError, match=r"image .*data\.zip/cats/001_a\.png: cannot be read"):
+        list(Samples.load(file, [IMAGE]))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.npy", b"")
+    with pytest.raises(PerfonnxError, match=r"data\.zip: no image \(\.jpg"):
+        Samples.load(file, [IMAGE])
+    with pytest.raises(PerfonnxError, match="several inputs"):
+        Samples.load(file, [IMAGE, spec(["N", 2], name="z")])
+
+
+def test_some_samples_by_their_places(tmp_path: Path) -> None:
+    samples = Samples.load(pictures(tmp_path), [IMAGE], labels="prefix", batch=2)
+    batch = samples.shuffled(1).pick([4, 0, 5])
+    wanted = samples.shuffled(1).labels
+    assert wanted is not None
+    assert batch.labels is not None
+    assert batch.labels.tolist() == wanted[[4, 0, 5]].tolist()
+    assert (batch.feeds["x"][:, 0, 0, 0] * 25.5).round().astype(int).tolist() == batch.labels.tolist()
 
 
 def test_arrays(tmp_path: Path) -> None:
@@ -154,6 +204,13 @@ def test_labels(tmp_path: Path) -> None:
     data = pictures(tmp_path / "data")
     assert labels_of(data, "folders") == [0, 0, 0, 1, 1, 1]
     assert labels_of(data, "prefix") == [1, 3, 5, 0, 2, 4]
+    for number, file in enumerate(sorted(data.rglob("*.png"))):
+        file.with_stem(f"9_8_{number + 3}").write_bytes(file.read_bytes())
+        file.unlink()
+    assert labels_of(data, "suffix") == [3, 4, 5, 6, 7, 8]
+    pictures(data)
+    for file in data.rglob("9_8_*"):
+        file.unlink()
     table = tmp_path / "labels.csv"
     names = ["cats/001_a.png", "003_a.png", "cats/005_a.png", "dogs/000_a.png", "002_a.png", "004_a.png"]
     table.write_text("file,class\n" + "\n".join(f"{name}, {7 + i}" for i, name in enumerate(names)))
@@ -178,8 +235,10 @@ def test_labels_that_are_not_there(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(data / "a.png")
     with pytest.raises(PerfonnxError, match=r"a\.png does not start with a number"):
         Samples.load(data, [IMAGE], labels="prefix")
+    with pytest.raises(PerfonnxError, match=r"a\.png does not end with an underscore and a number"):
+        Samples.load(data, [IMAGE], labels="suffix")
     np.savez(tmp_path / "d.npz", x=np.zeros((3, 3, 8, 8), np.float32), y=np.zeros((3, 2)))
-    with pytest.raises(PerfonnxError, match="only a folder of files has them"):
+    with pytest.raises(PerfonnxError, match=r"only a folder or \.zip file of images has them"):
         Samples.load(tmp_path / "d.npz", [IMAGE], labels="folders")
     with pytest.raises(PerfonnxError, match="neither a file nor an array"):
         Samples.load(tmp_path / "d.npz", [IMAGE], labels="z")

@@ -223,7 +223,7 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
         "text.npz": (b"hello", "cannot be read as .npz"),
         "cut.npz": (good.read_bytes()[:200], "is damaged|cannot be read"),
         "empty.npy": (b"", "cannot be read"),
-        "model.bin": (b"1", "give a directory, an .npz file or an .npy file"),
+        "model.bin": (b"1", "give a directory, an .npz file, an .npy file or"),
     }
     for name, (content, message) in cases.items():
         if content is not None:

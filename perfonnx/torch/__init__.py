@@ -17,23 +17,32 @@ except ImportError as error:
     raise PerfonnxError('training needs PyTorch; install it with pip install "perfonnx[train]"') from error
 
 from perfonnx.torch.applying import Applied, apply, dense_onnx, export, sampled_modules
+from perfonnx.torch.finetuning import Finetuned, finetune_model
 from perfonnx.torch.importing import OnnxModule, from_onnx
 from perfonnx.torch.modules import Conv2d, PerforatedConv2d, RadiusAdaptiveConv2d, SparseConv2d
 from perfonnx.torch.radius import OpenShareBudget
 from perfonnx.torch.sparsity import SparsitySchedule
+from perfonnx.torch.training import Epoch, History, Schedule, Settings, finetune
 
 __all__ = [
     "Applied",
     "Conv2d",
+    "Epoch",
+    "Finetuned",
+    "History",
     "OnnxModule",
     "OpenShareBudget",
     "PerforatedConv2d",
     "RadiusAdaptiveConv2d",
+    "Schedule",
+    "Settings",
     "SparseConv2d",
     "SparsitySchedule",
     "apply",
     "dense_onnx",
     "export",
+    "finetune",
+    "finetune_model",
     "from_onnx",
     "sampled_modules",
 ]

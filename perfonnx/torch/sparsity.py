@@ -32,9 +32,6 @@ CANDIDATES = 16
 class SparsitySchedule:
     """Sets the masks of a network's sparse layers while it trains.
 
-    Attributes:
-        settled: Whether the masks are those that stay.
-
     Args:
         model: The network; `perfonnx.torch.apply` made its layers, whose plans say the final rates.
         score: The network's loss on a fixed set as it is now; the mask with the smallest stays. None: the first.
@@ -62,7 +59,7 @@ class SparsitySchedule:
         self.candidates = candidates if score is not None else 1
         self.size = max((m.mask.shape for m in self.layers), key=lambda shape: shape[0] * shape[1])
         self.step = 0
-        self.settled = False
+        self.chosen: int | None = None
 
     def before_step(self, progress: float) -> None:
         """Set the masks for a step; `progress` is the share of the training that is over, in [0, 1)."""
@@ -89,19 +86,26 @@ class SparsitySchedule:
         for candidate in range(self.candidates):
             self._draw(-1 - candidate, 1.0)
             scores.append(0.0 if self.score is None else self.score())
-        self._draw(-1 - int(np.nanargmin(scores)), 1.0)
-        self.settled = True
+        self._choose(-1 - int(np.nanargmin(scores)))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the masks are those that stay."""
+        return self.chosen is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on from here."""
-        masks = [layer.mask.cpu() for layer in self.layers]
-        return {"step": self.step, "settled": self.settled, "masks": masks}
+        """What `load_state_dict` needs."""
+        return {"step": self.step, "chosen": self.chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self.step, self.settled = state["step"], state["settled"]
-        for layer, mask in zip(self.layers, state["masks"], strict=True):
-            layer.keep_mask(mask.numpy())
+        self.step = state["step"]
+        if state["chosen"] is not None:
+            self._choose(state["chosen"])
+
+    def _choose(self, number: int) -> None:
+        self._draw(number, 1.0)
+        self.chosen = number
 
     def _draw(self, number: int, share: float) -> None:
         """Set the masks that the map of this number gives at a share of the final rates."""

@@ -1,0 +1,234 @@
+"""From a model and data to the rewritten, fine-tuned model, measured on samples that took no part in the training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from perfonnx import io
+from perfonnx.calibration import Samples
+from perfonnx.errors import PerfonnxError
+from perfonnx.io import LoadedModel, ModelSource
+from perfonnx.masks import MASKS, ImpactMaps, load_impact_maps
+from perfonnx.passes import Options
+from perfonnx.plan import NO_REPAIR, Plan
+from perfonnx.rewriting import Rewritten, rewrite
+from perfonnx.search import Metric, Progress, Quality
+from perfonnx.search.evaluate import Subject, find_metric, open_loaded
+from perfonnx.search.metrics import joined
+from perfonnx.search.state import digest
+from perfonnx.torch.applying import apply, export
+from perfonnx.torch.batches import Batches
+from perfonnx.torch.checkpoints import Checkpoint
+from perfonnx.torch.importing import from_onnx
+from perfonnx.torch.radius import OpenShareBudget
+from perfonnx.torch.sparsity import SparsitySchedule
+from perfonnx.torch.training import History, Objective, Schedule, Settings, finetune, split
+
+FORMAT = 1
+
+SCORED = 512
+"""Samples by which masks of sparse layers are chosen, at most."""
+
+
+@dataclass
+class Finetuned:
+    """What `finetune_model` made.
+
+    Attributes:
+        result: The rewritten model with its trained weights.
+        metric: What was measured on the held-out samples.
+        before: The model rewritten by the same plan with the weights that it came with, against the original.
+        after: The result against the original.
+        rounds: How training went, round by round.
+        images: How many, by part.
+    """
+
+    result: Rewritten
+    metric: Metric
+    before: Quality
+    after: Quality
+    rounds: list[History]
+    images: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "perfonnx_finetune": FORMAT,
+            "metric": self.metric.to_json(),
+            "images": self.images,
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "rounds": [history.to_json() for history in self.rounds],
+            "rewrite": self.result.report.to_json(),
+            "plan": self.result.plan.to_json(),
+        }
+
+
+def finetune_model(
+    model: ModelSource,
+    output: str | os.PathLike[str] | None,
+    samples: Samples,
+    *,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    options: Options | None = None,
+    settings: Settings | None = None,
+    rounds: int = 1,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
+    fallback: bool = True,
+    layout: str | None = None,
+    threads: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Finetuned:
+    """Rewrite a model and train it to do what it did before.
+
+    Args:
+        model: As for `perfonnx.rewrite`.
+        output: Where the result goes; None: nowhere.
+        samples: What it learns from; a part is held out to compare epochs by and to measure on.
+        plan: What is done with the layers, or the path of a plan. Its repairs are left out, training does their work;
+            shares of open pixels become a budget.
+        options: Without a plan: how layers are chosen.
+        settings: How it is trained.
+        rounds: Rates rise to the plan's in this number of equal steps, with a training of all epochs after each.
+        input_shapes: As for `perfonnx.rewrite`.
+        impact_maps: As for `perfonnx.rewrite`.
+        fallback: As for `perfonnx.rewrite`.
+        layout: As for `perfonnx.rewrite`.
+        threads: Threads of the training and of the measurements; None: all cores.
+        checkpoint: File to go on from; with several rounds, one each, with the round's number behind the name.
+        resume: Go on from the checkpoints that are there.
+        progress: Called now and then.
+
+    Raises:
+        PerfonnxError: Bad usage or input, or the training diverges. Nothing but checkpoints has been written then.
+        KeyboardInterrupt: Interrupted; checkpoints have been written, if asked for.
+    """
+    settings = settings or Settings()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if rounds < 1:
+        raise PerfonnxError(f"{rounds} rounds: give 1 or more")
+    if output is not None:
+        io.check_target(output)
+    files = [_of_round(checkpoint, number, rounds) for number in range(1, rounds + 1)]
+    Checkpoint(files[0], resume).check()
+    training, held_out = split(samples, settings)
+    if held_out is None:
+        raise PerfonnxError(f"{settings.validate:.0%} of {len(samples)} samples is none to measure on: hold out more")
+
+    if impact_maps is not None and not isinstance(impact_maps, Mapping):
+        impact_maps = load_impact_maps(impact_maps)
+    same: dict[str, Any] = {"input_shapes": input_shapes, "impact_maps": impact_maps, "layout": layout}
+    if plan is None:
+        options = options or Options()
+        share = options.open_share
+        plan = rewrite(model, options=replace(options, repair=NO_REPAIR, open_share=1.0), **same).plan
+    else:
+        plan, share = _trainable(plan if isinstance(plan, Plan) else Plan.load(plan))
+    untrained = rewrite(model, plan=plan, fallback=False, **same)
+    if not untrained.report.layers:
+        raise PerfonnxError(f"{untrained.report.model}: no layer is rewritten, so there is nothing to train")
+    shapes = {**plan.input_shapes, **(input_shapes or {})}
+    subject = Subject(model, shapes)
+    metric, _ = find_metric(None, subject, held_out, threads=threads)
+    settings = replace(settings, loss=_loss(metric, subject) if settings.loss == "auto" else settings.loss)
+
+    student, teacher = (from_onnx(model, input_shapes=shapes) for _ in range(2))
+    about = {"model": digest(subject.original().proto.SerializeToString(deterministic=True)), "rounds": rounds}
+    histories = []
+    for number, file in enumerate(files, 1):
+        step = _scaled(plan, number / rounds)
+        apply(student, step, impact_maps=impact_maps)
+        histories.append(
+            finetune(
+                student,
+                training,
+                teacher=teacher,
+                held_out=held_out,
+                schedules=_schedules(student, teacher, step, share, training, settings),
+                settings=settings,
+                checkpoint=file,
+                resume=resume,
+                about={**about, "plan": digest(str(step.to_json()))},
+                progress=progress,
+            )
+        )
+    result = export(student.cpu(), fallback=fallback, layout=layout or plan.layout, input_shapes=shapes)
+    measure = partial(_measure, metric, subject, held_out, threads)
+    finetuned = Finetuned(
+        result,
+        metric,
+        measure(untrained.model),
+        measure(result.model),
+        histories,
+        {"training": len(training), "held out": len(held_out)},
+    )
+    if output is not None:
+        result.save(output)
+    return finetuned
+
+
+def _of_round(checkpoint: str | os.PathLike[str] | None, number: int, rounds: int) -> Path | None:
+    if checkpoint is None:
+        return None
+    return Path(checkpoint) if rounds == 1 else Path(f"{os.fspath(checkpoint)}.{number}")
+
+
+def _trainable(plan: Plan) -> tuple[Plan, float]:
+    """The plan without what is fitted instead of trained, and the share of pixels that radius-adaptive layers keep."""
+    shares = [layer.open_share for layer in plan.layers.values() if layer.method == "radius-adaptive"]
+    layers = {name: replace(layer, repair=NO_REPAIR, open_share=1.0) for name, layer in plan.layers.items()}
+    return replace(plan, layers=layers, corrections=None), sum(shares) / len(shares) if shares else 1.0
+
+
+def _scaled(plan: Plan, part: float) -> Plan:
+    """The plan at a part of its rates; masks from files stay."""
+    layers = {
+        name: replace(layer, rate=layer.rate * part) if layer.mask in MASKS else layer
+        for name, layer in plan.layers.items()
+    }
+    return replace(plan, layers=layers)
+
+
+def _loss(metric: Metric, subject: Subject) -> str:
+    if not metric.of_classes or len(subject.original().proto.graph.output) > 1:
+        return "squared-error"
+    return "probabilities" if metric.probabilities else "logits"
+
+
+def _schedules(
+    student: nn.Module, teacher: nn.Module, plan: Plan, share: float, samples: Samples, settings: Settings
+) -> list[Schedule]:
+    """What the plan's methods need while they are trained."""
+    methods = {layer.method for layer in plan.layers.values()}
+    schedules: list[Schedule] = []
+    if "sparse" in methods:
+        objective = Objective(student, teacher, replace(settings, intermediate=0.0))
+        scored = Batches(samples.take(SCORED))
+        schedules.append(SparsitySchedule(student, lambda: objective.mean(scored), seed=settings.seed))
+    if "radius-adaptive" in methods:
+        schedules.append(OpenShareBudget(student, share))
+    return schedules
+
+
+def _measure(
+    metric: Metric, subject: Subject, samples: Samples, threads: int | None, candidate: LoadedModel
+) -> Quality:
+    """A model against the original, in onnxruntime."""
+    original, other = (open_loaded(loaded, threads=threads) for loaded in (subject.original(), candidate))
+    scores = []
+    for batch in samples:
+        expected, actual = (opened.run(opened.adapt(batch.feeds)) for opened in (original, other))
+        scores.append(metric.scores(expected, actual, batch.labels))
+    return metric.quality(joined(scores))
