@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from perfonnx.torch.finetuning import finetune_model
-from perfonnx.torch.training import PRECISIONS, Settings
 from repair_table import top1
 
 import perfonnx
@@ -33,6 +31,8 @@ from perfonnx.io import write_atomically
 from perfonnx.masks import save_arrays
 from perfonnx.passes import Options
 from perfonnx.plan import LayerPlan, Plan
+from perfonnx.torch.finetuning import finetune_model
+from perfonnx.torch.training import PRECISIONS, Settings
 
 IMPACT_STEP = 0.1
 IMPACT_SAMPLES = 500

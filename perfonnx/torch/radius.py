@@ -70,19 +70,6 @@ class OpenShareBudget:
         """Go on from a state."""
         self.budget = state["budget"]
 
-    @property
-    def settled(self) -> bool:
-        """Whether the budget has come down to what was asked."""
-        return self.budget <= self.share + 1e-6
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs."""
-        return {"budget": self.budget}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        self.budget = state["budget"]
-
 
 def open_share(layers: list[RadiusAdaptiveConv2d]) -> Tensor:
     """Share of the ring multiplies that the last forward pass computed; its gradient is that of the mean alpha."""

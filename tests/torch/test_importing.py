@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 import perfonnx
 from perfonnx import feeds
-from perfonnx.errors import PerfonnxError
 from tests import real_models
 from tests.passes.nets import conv, model, node, run, values
 from tests.test_real_models import largest_relative_error, tolerance
