@@ -60,8 +60,8 @@ def build(
             the structure without spending half a gigabyte.
         fold_bn: `resnet50` and `resnet50-racnn` only: BatchNormalization is folded into the convolutions. The function
             stays the same.
-        open_share: Networks in `ADAPTIVE` only: roughly the share of pixels, of an image of noise, that each gate opens;
-            None: `OPEN_SHARE`.
+        open_share: Networks in `ADAPTIVE` only: roughly the share of pixels, of an image of noise, that each gate
+            opens; None: `OPEN_SHARE`.
 
     Returns:
         A model with one input, `image` [batch, 3, size, size], and one output, `logits` [batch, classes], whose
