@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ torch = pytest.importorskip("torch")
 from perfonnx.torch import from_onnx  # noqa: E402
 from perfonnx.torch.modules import Conv2d  # noqa: E402
 
-FAST = ("cifar10_resnet20_bn", "cifar10_winml_tutorial5x5", "face_rfb320_nopost", "mnist_cntk8")
+FAST = ("cifar10_resnet20_bn", "cifar10_winml_tutorial5x5", "mnist_cntk8")
 """Real models that take little time; the others are slow tests."""
 
 
@@ -373,6 +374,7 @@ def test_names_and_state() -> None:
         "nodes.bn.bias",
         "nodes.bn.running_mean",
         "nodes.bn.running_var",
+        "nodes.bn.num_batches_tracked",
         "weights.fc_w",
         "weights.fc_b",
     ]
@@ -521,6 +523,19 @@ def test_constants_as_plain_numbers() -> None:
     imported(model(nodes, {}, outputs={"y": None}))
 
 
+def test_bfloat16_is_written_back() -> None:
+    w = helper.make_tensor("w", TensorProto.BFLOAT16, (4, 4), values(4, 4).flatten())
+    nodes = [node("Cast", ["w"], ["v"], to=TensorProto.FLOAT), node("MatMul", ["x", "v"], ["y"])]
+    source = model(nodes, {"w": w}, inputs={"x": (2, 4)}, outputs={"y": (2, 4)})
+    network = imported(source, {"x": values(2, 4)})
+    assert network.to_onnx() == source
+    with torch.no_grad():
+        network.weights.w.fill_(0.5)
+    (after,) = network.to_onnx().graph.initializer
+    assert after.data_type == TensorProto.BFLOAT16
+    assert (numpy_helper.to_array(after).astype(np.float32) == 0.5).all()
+
+
 def test_half_precision_is_trained_in_float32_and_written_back() -> None:
     w = values(4, 3, 3, 3, dtype=np.float16)
     source = model([conv(y="y")], {"w": w}, dtype=TensorProto.FLOAT16)
@@ -559,6 +574,10 @@ def test_a_module_can_be_copied_and_sent() -> None:
     before = twin.to_onnx()
     trained(network)
     assert twin.to_onnx() == before != network.to_onnx()
+    sent = pickle.loads(pickle.dumps(network.eval()))
+    assert torch.equal(sent(images()), network(images()))
+    twin.load_state_dict(dict(network.state_dict()))
+    assert twin.to_onnx() == sent.to_onnx() == network.to_onnx()
 
 
 def test_autocast() -> None:
@@ -655,6 +674,8 @@ def test_a_graph_tied_to_its_batch_says_so() -> None:
     network = fixed(*nodes, s=[4, 30])
     with pytest.raises(PerfonnxError, match=r"'tied' \(Reshape\): the graph is tied to a batch of 1"):
         network(torch.zeros(2, 4, 6, 5))
+    with pytest.raises(PerfonnxError, match=r"'tied'.*feed inputs of the size that the model is made for"):
+        network(torch.zeros(1, 4, 6, 6))
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -704,6 +725,9 @@ def test_models_exported_for_training_are_refused() -> None:
     ratio = node("Dropout", ["x", "r"], ["y"], name="drop")
     with pytest.raises(PerfonnxError, match=r"'drop'.*its ratio is not constant"):
         from_onnx(model([ratio], {}, inputs={"x": (1, 3, 12, 10), "r": ()}))
+    indices = node("MaxPool", ["x"], ["m", "y"], kernel_shape=[2, 2])
+    with pytest.raises(PerfonnxError, match="output 'y'"):
+        from_onnx(model([indices], {}))
     masked = [node("Dropout", ["x"], ["d", "mask"]), node("Not", ["mask"], ["y"])]
-    with pytest.raises(PerfonnxError, match="reads 'mask', which no node before it gives"):
+    with pytest.raises(PerfonnxError, match="reads 'mask', which nothing before it gives"):
         from_onnx(model(masked, {}))
