@@ -123,6 +123,12 @@ class Settings:
         ):
             if getattr(self, name) not in known:
                 raise PerfonnxError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(known)}")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise PerfonnxError(f"unknown device {self.device!r}; give cpu or cuda") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise PerfonnxError(f"device {self.device}: PyTorch finds no such GPU; use cpu")
         for name, low, high in (
             ("lr", 0.0, math.inf),
             ("weight_decay", 0.0, math.inf),
@@ -223,8 +229,6 @@ def finetune(
     if held_out is None:
         samples, held_out = split(samples, settings)
     device = torch.device(settings.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PerfonnxError(f"device {settings.device}: PyTorch finds no such GPU; use cpu")
     for network in (student, teacher):
         if network is not None:
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

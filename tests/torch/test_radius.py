@@ -31,6 +31,9 @@ def test_open_network_is_within_its_budget_and_costs_nothing(model: nn.Module) -
     budget.before_step(0.9)
     assert budget.budget == 0.5
     assert budget.settled
+    again = OpenShareBudget(model, 0.5)
+    again.load_state_dict(budget.state_dict())
+    assert again.settled
 
 
 def test_share_is_weighted_by_the_multiplies_of_the_rings(model: nn.Module) -> None:

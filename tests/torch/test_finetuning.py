@@ -1,0 +1,227 @@
+"""From a model to the rewritten, trained one, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+torch = pytest.importorskip("torch")
+
+import perfonnx  # noqa: E402
+from perfonnx.calibration import Samples, image_format, model_inputs  # noqa: E402
+from perfonnx.errors import PerfonnxError  # noqa: E402
+from perfonnx.plan import LayerPlan, Plan  # noqa: E402
+from perfonnx.search import Progress  # noqa: E402
+from perfonnx.torch import Settings, finetune_model  # noqa: E402
+from tests import real_models  # noqa: E402
+from tests.search.test_commands import run  # noqa: E402
+from tests.search.test_tune import network, samples  # noqa: E402
+
+torch.set_num_threads(1)
+
+QUICK = Settings(epochs=3, batch=8, lr=0.003, validate=0.25)
+FAST = ("--data", "data.npz", "--epochs", "2", "--batch", "16", "--validate", "0.25", "--lr", "0.003", "--threads", "1")
+
+
+def data(count: int = 64, *, labels: bool = False) -> Samples:
+    found = samples(count, labels=labels)
+    return Samples.load(found.images, model_inputs(network()), labels=found.labels)
+
+
+def weights(model: onnx.ModelProto) -> list[np.ndarray]:
+    return [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+
+
+# --- from Python -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["perforate", "sparse", "radius-adaptive"])
+def test_the_result_is_closer_to_the_original_than_the_untrained_model(method: str, tmp_path: Path) -> None:
+    layers = {
+        name: LayerPlan(method, 0.5, "propagated" if method == "sparse" else "grid") for name in ("conv2", "conv3")
+    }
+    if method == "radius-adaptive":
+        layers = {name: LayerPlan(method, open_share=0.4) for name in layers}
+    done = finetune_model(network(), tmp_path / "fast.onnx", data(), plan=Plan(layers), settings=QUICK)
+    assert set(done.result.plan.layers) == set(layers)
+    assert done.metric.name == "agreement"
+    assert done.images == {"training": 48, "held out": 16}
+    if method != "radius-adaptive":  # which starts as the original
+        assert done.after.guide < 0.8 * done.before.guide
+        assert done.rounds[0].best > 0
+    session = perfonnx.session(tmp_path / "fast.onnx")
+    x = data().pick(range(4)).feeds["x"]
+    (trained,), (original,) = (s.run(None, {"x": x}) for s in (session, perfonnx.session(network())))
+    assert trained.shape == original.shape
+    assert np.abs(trained - original).max() > 1e-3
+    onnx.checker.check_model(onnx.load(tmp_path / "fast.onnx"))
+
+
+def test_what_was_measured_is_that_of_the_written_models() -> None:
+    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid")})
+    done = finetune_model(network(), None, data(labels=True), plan=plan, settings=QUICK)
+    assert done.metric.name == "top1"
+    held_out = data(labels=True).split(48, 16, 0)[1]
+    for quality, model in ((done.before, perfonnx.rewrite(network(), plan=plan)), (done.after, done.result)):
+        session = perfonnx.session(model.proto)
+        answers = [session.run(None, batch.feeds)[0].reshape(-1, 5).argmax(1) for batch in held_out]
+        assert quality.value == pytest.approx((np.concatenate(answers) == held_out.labels).mean())
+
+
+def test_rates_rise_in_rounds() -> None:
+    phases = []
+    plan = Plan({"conv2": LayerPlan("perforate", 0.6, "uniform")})
+    done = finetune_model(
+        network(), None, data(), plan=plan, settings=QUICK, rounds=3, progress=lambda p: phases.append(p.phase)
+    )
+    assert len(done.rounds) == 3
+    assert len(phases) == 3 * 3 * 6
+    assert 1 - done.result.masks["conv2"].mean() == pytest.approx(0.6, abs=0.01)
+    once = finetune_model(network(), None, data(), plan=plan, settings=QUICK)
+    assert any((a != b).any() for a, b in zip(weights(done.result.proto), weights(once.result.proto), strict=True))
+
+
+def test_repairs_of_a_plan_are_left_out() -> None:
+    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid", repair="predictor")})
+    done = finetune_model(network(), None, data(), plan=plan, settings=QUICK)
+    assert done.result.plan.layers["conv2"].repair == "none"
+    assert plan.layers["conv2"].repair == "predictor"
+
+
+@pytest.mark.parametrize("steps", [4, 8])
+def test_an_interrupted_run_makes_the_same_model(tmp_path: Path, steps: int) -> None:
+    plan = Plan({"conv2": LayerPlan("sparse", 0.5, "propagated")})
+    count = 0
+
+    def press(progress: Progress) -> None:
+        nonlocal count
+        count += 1
+        if count == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    options: dict[str, Any] = {
+        "plan": plan,
+        "settings": Settings(epochs=1, batch=8, lr=0.003, validate=0.25),
+        "rounds": 2,
+    }
+    wanted = finetune_model(network(), None, data(), **options)
+    file = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        finetune_model(network(), tmp_path / "fast.onnx", data(), checkpoint=file, progress=press, **options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"state.{n}" for n in range(1, 2 + steps // 6)]
+    found = finetune_model(network(), None, data(), checkpoint=file, resume=True, **options)
+    assert found.result.to_bytes() == wanted.result.to_bytes()
+    other = {**options, "plan": Plan({"conv2": LayerPlan("sparse", 0.4, "propagated")})}
+    with pytest.raises(PerfonnxError, match=r"another training \(plan differs\)"):
+        finetune_model(network(), None, data(), checkpoint=file, resume=True, **other)
+
+
+# --- from the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to work in, with a model and data."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(network(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=samples(64).images, labels=np.arange(64) % 5)
+    return tmp_path
+
+
+def test_finetune_writes_a_model_a_plan_and_a_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ("--save-plan", "plan.json", "--report-json", "report.json", "--checkpoint", "state")
+    assert run("finetune", "m.onnx", "out.onnx", "--rate", ".5", "--mask", "grid", *FAST, *files) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    report = json.loads((here / "report.json").read_text())
+    drop = f"{100 * report['after']['drop']:.2f} points"
+    assert f"16 samples held out, trained: top1 loses {drop}" in shown.out
+    assert len(report["rounds"][0]["epochs"]) == 2
+    assert len(report["plan"]["layers"]) >= 3
+    arguments = ("--plan", "plan.json", *FAST, "--seed", "3", "--json")
+    assert run("finetune", "m.onnx", "again.onnx", *arguments) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert set(again["plan"]["layers"]) == set(report["plan"]["layers"])
+    onnx.checker.check_model(onnx.load("out.onnx"))
+
+
+def test_interrupting_leaves_a_checkpoint_and_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(self: Any, progress: Progress) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    arguments = ("finetune", "m.onnx", "out.onnx", "--rate", ".5", *FAST, "--checkpoint", "state", "-q")
+    with monkeypatch.context() as patch:
+        patch.setattr("perfonnx.cli._search_progress._step", press)
+        assert run(*arguments) == 130
+    assert capsys.readouterr().err == "perfonnx: interrupted; to go on from state, add --resume\n"
+    assert (here / "state").exists()
+    assert not (here / "out.onnx").exists()
+    assert run(*arguments) == 2
+    assert "state: is there already; resume from it" in capsys.readouterr().err
+    assert run(*arguments, "--resume") == 0
+    assert (here / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "finetune measures on your data: add --data"),
+        (("--data", "data.npz", "--rate", ".5", "--epochs", "0"), "epochs 0: give 1 or more"),
+        (("--data", "data.npz", "--repair", "bias"), "--repair is for perfonnx rewrite"),
+        (("--data", "data.npz", "--resume"), "--resume needs --checkpoint"),
+        (("--data", "data.npz", "--threads", "0"), "--threads 0: give 1 or more"),
+        (("--data", "data.npz", "--rounds", "0"), "0 rounds: give 1 or more"),
+        (("--data", "data.npz", "--precision", "half"), "unknown precision 'half'"),
+        (("--data", "data.npz", "--device", "quantum"), "unknown device 'quantum'"),
+        (("--data", "data.npz", "--checkpoint", "out.onnx"), "--checkpoint out.onnx: that is OUT"),
+        (("--data", "data.npz", "--only", "nowhere"), "nowhere"),
+        (("--data", "data.npz", "--validate", "0"), "0% of 64 samples is none to measure on"),
+        (("--data", "data.npz", "--plan", "p.json", "--rate", ".5"), "--plan says everything"),
+    ],
+)
+def test_mistakes_are_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run("finetune", "m.onnx", "out.onnx", *arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert sorted(path.name for path in here.iterdir()) == ["data.npz", "m.onnx"]
+
+
+def test_without_pytorch_it_says_what_to_install(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in sys.modules if n.startswith("perfonnx.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run("finetune", "m.onnx", "out.onnx", "--data", "data.npz") == 2
+    message = 'perfonnx: training needs PyTorch; install it with pip install "perfonnx[train]"\n'
+    assert capsys.readouterr().err == message
+
+
+# --- a real model ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_perforated_resnet_gets_better(tmp_path: Path) -> None:
+    model = real_models.path("cifar10_resnet20")
+    images = real_models.DATA / "images" / "cifar10_train_jpg.zip"
+    inputs, normal = model_inputs(model), image_format("imagenet")
+    train = Samples.load(images, inputs, image_format=normal, labels="suffix").shuffled().take(1500)
+    plan = perfonnx.rewrite(model, rate=0.5, mask="grid").plan
+    settings = Settings(epochs=1, batch=64, validate=0.2)
+    done = finetune_model(model, None, train, plan=plan, settings=settings)
+    assert done.before.reference > 0.85
+    assert done.after.value > done.before.value + 0.1
