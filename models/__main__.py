@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   python -m models vgg16 vgg16.onnx
   python -m models alexnet alexnet.onnx --batch N
   python -m models resnet50 resnet50.onnx --seed 3 --batch 8 --fold-bn
+  python -m models vgg16-racnn racnn.onnx --open-share 0.4
   python -m models --list
 
 The weights are random (seeded): for timing and for trying out a rewriting, not for accuracy.
@@ -58,7 +59,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
     parser.add_argument("--batch", default="1", help="batch size, or a name for a symbolic batch (default 1)")
     parser.add_argument("--opset", type=int, default=17, help="operator set version (default 17)")
-    parser.add_argument("--fold-bn", action="store_true", help="resnet50: fold BatchNormalization into Conv")
+    parser.add_argument(
+        "--fold-bn", action="store_true", help="resnet50, resnet50-racnn: fold BatchNormalization into Conv"
+    )
+    parser.add_argument(
+        "--open-share", type=float, metavar="P", help="...-racnn: share of pixels whose gate is open (default 0.5)"
+    )
     parser.add_argument("--list", action="store_true", help="list the networks and leave")
     options = parser.parse_args(arguments)
     if options.list:
@@ -72,6 +78,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         batch=_batch(options.batch),
         opset=options.opset,
         fold_bn=options.fold_bn,
+        open_share=options.open_share,
     )
     _write(model, Path(options.out))
     return 0

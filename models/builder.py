@@ -20,7 +20,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from perfonnx import ops
+from perfonnx.ops import radius_adaptive_conv
+from perfonnx.ops.common import Activation
+from perfonnx.passes.finish import FUNCTION_IR_VERSION
+
 Array = NDArray[np.float32]
+
+GATE_SLOPE = 4.0
+"""Standard deviation of a gate's score on inputs of second moment 1: most pixels are open or closed, some between."""
+
+CENTRE, RING = 0.75, 0.5
+"""What centre and ring of a radius-adaptive convolution contribute to the second moment of its output, in terms of He's
+whole: between 0.75 and 1.25 of it remain, whatever share of pixels is open."""
 
 
 class Net:
@@ -60,19 +72,31 @@ class Net:
         stride: int = 1,
         pad: int = 0,
         group: int = 1,
-        bias: bool = True,
+        adaptive: bool = False,
     ) -> str:
-        """A square convolution; `pad` on all four sides."""
+        """A square convolution; `pad` on all four sides. `adaptive` makes it radius-adaptive; it is 3x3 then."""
         shape = (filters, self._channels[x] // group, kernel, kernel)
-        inputs = [x, self._weight(f"{name}.weight", shape, gain=2.0)]
-        if bias:
-            inputs.append(self._bias(f"{name}.bias", filters))
-        return self._node("Conv", name, inputs, filters, **_window(kernel, stride, pad), dilations=[1, 1], group=group)
+        inputs = [x, self._weight(f"{name}.weight", shape, gain=2.0, adaptive=adaptive)]
+        inputs.append(self._bias(f"{name}.bias", filters))
+        window = {**_window(kernel, stride, pad), "dilations": [1, 1], "group": group}
+        return self._convolution(name, inputs, filters, window, adaptive)
 
     def conv_bn(
-        self, x: str, name: str, filters: int, kernel: int, *, gain: float, stride: int = 1, pad: int = 0, fold: bool
+        self,
+        x: str,
+        name: str,
+        filters: int,
+        kernel: int,
+        *,
+        gain: float,
+        stride: int = 1,
+        pad: int = 0,
+        fold: bool,
+        adaptive: bool = False,
     ) -> str:
         """A convolution without bias and its BatchNormalization, as two nodes or, with `fold`, as one convolution.
+
+        `adaptive` makes it radius-adaptive; it is 3x3 then.
 
         The running statistics are seeded too: mean and shift uniform in +-0.1, variance in [0.5, 1.5], scale in
         [0.8, 1.2] times `gain`. Folding changes no function: W' = W * scale / sqrt(variance + epsilon).
@@ -89,6 +113,8 @@ class Net:
                 self._declare(tensor, (filters,))
         else:
             w = self._draw(shape, math.sqrt(6.0 / math.prod(shape[1:])))
+            if adaptive:
+                w *= _centre_and_ring()
             scale, shift, mean, variance = (
                 np.float32(middle) + self._draw((filters,), spread)
                 for middle, spread in ((gain, 0.2 * gain), (0.0, 0.1), (0.0, 0.1), (1.0, 0.5))
@@ -102,8 +128,8 @@ class Net:
                 for tensor, value in zip(statistics, (scale, shift, mean, variance), strict=True):
                     self._add(tensor, value)
         if fold:
-            return self._node("Conv", name, [x, weight, bias], filters, **attributes)
-        y = self._node("Conv", name, [x, weight], filters, **attributes)
+            return self._convolution(name, [x, weight, bias], filters, attributes, adaptive)
+        y = self._convolution(name, [x, weight], filters, attributes, adaptive)
         return self._node("BatchNormalization", norm, [y, *statistics], filters, epsilon=epsilon)
 
     def dense(self, x: str, name: str, outputs: int, inputs: int, *, last: bool = False) -> str:
@@ -159,25 +185,68 @@ class Net:
             [helper.make_tensor_value_info(self.input, TensorProto.FLOAT, self._image), *self._weight_infos],
             [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])],
         )
-        opsets = [helper.make_opsetid("", self.opset)]
-        model = helper.make_model(graph, opset_imports=opsets, producer_name="perfonnx-models")
-        model.ir_version = helper.find_min_ir_version_for(opsets)
+        standard = helper.make_opsetid("", self.opset)
+        model = helper.make_model(graph, opset_imports=[standard], producer_name="perfonnx-models")
+        model.ir_version = helper.find_min_ir_version_for([standard])
+        if any(node.op_type == radius_adaptive_conv.NAME for node in self._nodes):
+            model.opset_import.append(helper.make_opsetid(ops.DOMAIN, ops.VERSION))
+            model.functions.append(radius_adaptive_conv.function_body(self.opset, TensorProto.FLOAT))
+            model.ir_version = max(model.ir_version, FUNCTION_IR_VERSION)
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         if self._weights:
             del model.graph.input[1:]
             model.graph.initializer.extend(self._initializers)
         return model
 
-    def _node(self, kind: str, name: str, inputs: Sequence[str], channels: int, **attributes: Any) -> str:
+    def _convolution(
+        self, name: str, inputs: list[str], filters: int, attributes: dict[str, Any], adaptive: bool
+    ) -> str:
+        """A Conv node, or a radius-adaptive one with all that its function body needs."""
+        if not adaptive:
+            return self._node("Conv", name, inputs, filters, **attributes)
+        channels = self._channels[inputs[0]]
+        if len(inputs) < 3:
+            inputs.append(self._zeros(f"{name}.bias", filters))
+        inputs.append(self._gate(f"{name}.gate", channels))
+        inputs += [self._zeros(f"{name}.gate_bias", 1), self._zeros(f"{name}.ring_bias", filters)]
+        attributes = {**attributes, **Activation().attributes(), "center_gain": 0.0}
+        return self._node(radius_adaptive_conv.NAME, name, inputs, filters, domain=ops.DOMAIN, **attributes)
+
+    def _gate(self, name: str, channels: int) -> str:
+        shape = (1, channels, 1, 1)
+        if self._weights:
+            self._add(name, self._draw(shape, GATE_SLOPE * math.sqrt(3.0 / channels)))
+        else:
+            self._declare(name, shape)
+        return name
+
+    def _zeros(self, name: str, size: int) -> str:
+        if self._weights:
+            self._add(name, np.zeros(size, np.float32))
+        else:
+            self._declare(name, (size,))
+        return name
+
+    def _node(
+        self,
+        kind: str,
+        name: str,
+        inputs: Sequence[str],
+        channels: int,
+        *,
+        domain: str | None = None,
+        **attributes: Any,
+    ) -> str:
         output = f"{name}.out"
-        self._nodes.append(helper.make_node(kind, list(inputs), [output], name=name, **attributes))
+        self._nodes.append(helper.make_node(kind, list(inputs), [output], name=name, domain=domain, **attributes))
         self._channels[output] = channels
         return output
 
-    def _weight(self, name: str, shape: tuple[int, ...], *, gain: float) -> str:
+    def _weight(self, name: str, shape: tuple[int, ...], *, gain: float, adaptive: bool = False) -> str:
         if self._weights:
             # A uniform draw in +-b has variance b^2 / 3; He's variance is gain / fan_in.
-            self._add(name, self._draw(shape, math.sqrt(3.0 * gain / math.prod(shape[1:]))))
+            w = self._draw(shape, math.sqrt(3.0 * gain / math.prod(shape[1:])))
+            self._add(name, w * _centre_and_ring() if adaptive else w)
         else:
             self._declare(name, shape)
         return name
@@ -206,3 +275,10 @@ class Net:
 def _window(kernel: int, stride: int, pad: int) -> dict[str, Any]:
     """The attributes that convolution and pooling share, for a square window."""
     return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+
+
+def _centre_and_ring() -> Array:
+    """Factors of the taps of a radius-adaptive convolution, [3, 3]."""
+    factors = np.full((3, 3), math.sqrt(RING * 9 / 8), np.float32)
+    factors[1, 1] = math.sqrt(CENTRE * 9)
+    return factors

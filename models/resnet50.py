@@ -16,9 +16,21 @@ BRANCH_GAIN = 0.25
 """Scale of a block's last normalization: small, so that the sum over 16 blocks stays of order one."""
 
 
-def build(*, seed: int, batch: int | str, opset: int, weights: bool = True, fold_bn: bool = False) -> onnx.ModelProto:
-    """[N, 3, 224, 224] to [N, 1000] logits; see `models.build`."""
-    net = Net("resnet50", channels=3, size=224, batch=batch, seed=seed, opset=opset, weights=weights)
+def build(
+    *,
+    seed: int,
+    batch: int | str,
+    opset: int,
+    weights: bool = True,
+    fold_bn: bool = False,
+    adaptive: bool = False,
+) -> onnx.ModelProto:
+    """[N, 3, 224, 224] to [N, 1000] logits; see `models.build`.
+
+    `adaptive` makes all 16 3x3 convolutions radius-adaptive: ResNet-50-RACNN (Rakhshanfar).
+    """
+    graph = "resnet50-racnn" if adaptive else "resnet50"
+    net = Net(graph, channels=3, size=224, batch=batch, seed=seed, opset=opset, weights=weights)
     # The image is taken to have second moment one, so the first convolution's output has twice that (He's gain).
     x = net.conv_bn(net.input, "conv1", 64, 7, gain=0.7, stride=2, pad=3, fold=fold_bn)
     x = net.max_pool(net.relu(x, "relu1"), "pool1", 3, 2, pad=1)
@@ -28,7 +40,9 @@ def build(*, seed: int, batch: int | str, opset: int, weights: bool = True, fold
             name = f"stage{stage}_block{block}"
             y = net.conv_bn(x, f"{name}_conv1", filters, 1, gain=1.0, fold=fold_bn)
             y = net.relu(y, f"{name}_relu1")
-            y = net.conv_bn(y, f"{name}_conv2", filters, 3, gain=1.0, stride=stride, pad=1, fold=fold_bn)
+            y = net.conv_bn(
+                y, f"{name}_conv2", filters, 3, gain=1.0, stride=stride, pad=1, fold=fold_bn, adaptive=adaptive
+            )
             y = net.relu(y, f"{name}_relu2")
             y = net.conv_bn(y, f"{name}_conv3", 4 * filters, 1, gain=BRANCH_GAIN, fold=fold_bn)
             if block == 1:

@@ -57,6 +57,12 @@ _IMPACT_EXAMPLES = """examples:
 Labels come with the data (see check); without them the model's own choice is the label.
 """
 
+_ALPHAS_EXAMPLES = """examples:
+  perfonnx alphas fast.onnx --data photos/ -n 200
+  perfonnx alphas fast.onnx --data photos/ --images alphas.png
+        maps of alpha of the first photos: a line per photo, a column per layer, white where the 3x3 ring is computed
+"""
+
 _CHECK_EXAMPLES = """examples:
   perfonnx check model.onnx fast.onnx
         random inputs: shows that both run and how far apart they are, says nothing of accuracy
@@ -148,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_rewrite(commands)
     _add_impact(commands)
+    _add_alphas(commands)
     _add_check(commands)
     _add_bench(commands)
     _add_tune(commands)
@@ -458,6 +465,51 @@ def _impact(options: argparse.Namespace) -> int:
     if not options.quiet:
         judged = "given labels" if labels is not None else "the model's own choices as labels"
         print(f"{options.output}: impacts of {len(maps)} layers, from {source.samples} samples and {judged}")
+    return OK
+
+
+# --- alphas ----------------------------------------------------------------------------------------------------------
+
+
+def _add_alphas(commands: Any) -> None:
+    parser = _add(
+        commands, "alphas", "show how much of their maps radius-adaptive layers leave closed", _ALPHAS_EXAMPLES
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model with radius-adaptive layers")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR|FILE", help="images or .npy files in a folder, or one .npz or .npy file"
+    )
+    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
+    parser.add_argument("--images", metavar="FILE", help="write maps of alpha of the first 4 samples, a .png file")
+    _add_images(parser)
+    _add_shapes(parser)
+    parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
+    _add_json(parser)
+    parser.set_defaults(run=_alphas, quiet=False)
+
+
+def _alphas(options: argparse.Namespace) -> int:
+    from perfonnx import check, feeds, io
+    from perfonnx.alphas import alphas, render_alphas, save_picture
+
+    if options.images is not None:
+        io.check_target(options.images)
+        if Path(options.images).suffix != ".png":
+            raise PerfonnxError(f"{options.images}: maps of alpha are written as .png; give a name that ends so")
+    specs = feeds.input_specs(check.open_model(options.model, threads=1).session)
+    shapes = feeds.parse_input_shapes(options.input_shape)
+    source = feeds.load_feeds(options.data, specs, n=options.n, image_format=_image_format(options), shapes=shapes)
+    with _progress(options, "measuring") as step:
+        result = alphas(
+            options.model,
+            source,
+            keep=4 if options.images else 0,
+            threads=options.threads,
+            progress=lambda done: step(done, source.samples),
+        )
+    if options.images:
+        save_picture(result, options.images)
+    _show(options, result.to_json(), render_alphas(result))
     return OK
 
 

@@ -51,7 +51,7 @@ def repair(
     }
     result = rewrite(
         model,
-        plan=Plan(layers, plan.seed),
+        plan=replace(plan, layers=layers),
         samples=samples,
         input_shapes=input_shapes,
         ridge=ridge,

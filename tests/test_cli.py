@@ -31,7 +31,7 @@ from tests.passes.nets import node
 from tests.test_io import listing
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ("inspect", "rewrite", "impact", "check", "bench", "tune", "sensitivity", "lib")
+COMMANDS = ("inspect", "rewrite", "impact", "alphas", "check", "bench", "tune", "sensitivity", "lib")
 
 
 def network() -> ModelProto:
@@ -206,6 +206,21 @@ def test_open_share(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
         capfd, "rewrite", "m.onnx", "o.onnx", "--open-share", "0.5"
     )
     assert "open_share 2.0 is not in [0, 1]" in refused(capfd, "rewrite", "m.onnx", "o.onnx", *flags[:-1], "2")
+
+
+def test_fill(here: Path) -> None:
+    """A plan keeps how masked positions are filled."""
+    tail = [node("Add", ["c", "shift"], ["d"]), node("Relu", ["d"], ["y"])]
+    model = nets.followed_by(tail, {"shift": np.linspace(-1, 1, 8, dtype=np.float32)[:, None, None]})
+    (here / "m.onnx").write_bytes(model.SerializeToString())
+    flags = ["--method", "sparse", "--rate", "0.5", "--fill", "before-normalization"]
+    assert run("rewrite", "m.onnx", "a.onnx", *flags, "--save-plan", "p.json") == 0
+    assert json.loads((here / "p.json").read_text())["layers"]["conv"]["fill"] == "before-normalization"
+    assert run("rewrite", "m.onnx", "b.onnx", "--plan", "p.json") == 0
+    assert (here / "a.onnx").read_bytes() == (here / "b.onnx").read_bytes()
+    proto = onnx.load(here / "a.onnx")
+    fill = nets.constant(proto, nets.ours(proto)[0].input[4])
+    np.testing.assert_array_equal(fill, np.maximum(np.linspace(-1, 1, 8, dtype=np.float32), 0))
 
 
 def test_repair_of_bad_data(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -445,6 +460,8 @@ def test_absurd_dimensions(here: Path, capfd: pytest.CaptureFixture[str]) -> Non
         (["--method", "radius-adaptive", "--mask", "grid"], "--mask grid"),
         (["--method", "sparse", "--interpolation", "nearest"], "--interpolation nearest"),
         (["--center-gain", "1"], "--center-gain 1.0: has no meaning with --method perforate"),
+        (["--fill", "before-normalization"], "--fill before-normalization: has no meaning with --method perforate"),
+        (["--method", "sparse", "--fill", "one"], "unknown fill 'one'; choose from zero, before-normalization"),
         (["--seed", "-1"], "seed"),
         (["--seed", "1.5"], "seed"),
         (["--seed", "1e3"], "seed"),

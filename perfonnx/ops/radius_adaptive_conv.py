@@ -92,6 +92,15 @@ def adaptive_sum(
     return (1 + center_gain * alpha) * centre + bias[:, None, None] + alpha * ring
 
 
+def under_centre(x: NDArray[Any], attributes: common.ConvAttributes) -> NDArray[Any]:
+    """The pixels [N, C, OH, OW] of x [N, C, H, W] that the centre tap reads: what the gate sees."""
+    height, width = attributes.output_shape(*x.shape[2:])
+    top, left, bottom, right = attributes.pads
+    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    (down, across), (step_y, step_x) = attributes.dilations, attributes.strides
+    return padded[:, :, down::step_y, across::step_x][:, :, :height, :width]
+
+
 class Reference(OpRun):
     """The numpy form for onnx's `ReferenceEvaluator(model, new_ops=[...])`."""
 

@@ -20,6 +20,7 @@ from perfonnx.fitting import RIDGE
 from perfonnx.gating import GateFit, GateSolution, PixelSample
 from perfonnx.io import Workspace
 from perfonnx.ops.common import ConvAttributes
+from perfonnx.ops.radius_adaptive_conv import under_centre
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.passes.repair import MEMORY, Feeds, Targets
@@ -138,22 +139,13 @@ class _Layer:
         assert bias is not None
         return cls(workspace, name, node, decision.site.attributes, weight, bias, decision.plan.trained_gate)
 
-    def under_centre(self, x: NDArray[Any]) -> NDArray[Any]:
-        """The input [N, C, OH, OW] that the centre tap reads."""
-        a = self.attributes
-        height, width = a.output_shape(*x.shape[2:])
-        top, left, bottom, right = a.pads
-        padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        centre = padded[:, :, a.dilations[0] :: a.strides[0], a.dilations[1] :: a.strides[1]]
-        return centre[:, :, :height, :width]
-
     def fit(self, targets: Targets, share: float, ridge: float) -> tuple[Correction, str]:
         """The gate, and a few words on it."""
         goal = targets.goal(self.name)
         sample = PixelSample()
         try:
             for x, result, target, other in targets.values(self.name, settled=True):
-                sample.add(self.under_centre(x), result, target, *([] if other is None else [other]))
+                sample.add(under_centre(x, self.attributes), result, target, *([] if other is None else [other]))
             columns = sample.columns()
         except PerfonnxError as error:
             raise PerfonnxError(f"layer {self.name!r}: {error}") from error

@@ -46,22 +46,24 @@ class OpenShareBudget:
 
     def before_step(self, progress: float) -> None:
         """Lower the budget; `progress` is the share of the training that is over, in [0, 1)."""
-        self.budget = 1 - (1 - self.share) * min(progress / REACHED_AT, 1.0)
+        left = max(1 - progress / REACHED_AT, 0.0)
+        self.budget = self.share + (1 - self.share) * left
 
     def loss(self) -> Tensor | None:
         """What the last forward pass cost beyond the budget."""
         return self.strength * torch.relu(open_share(self.layers) - self.budget)
 
     def freeze(self) -> None:
-        """Gates need no last step."""
+        """From now on the whole budget holds."""
+        self.budget = self.share
 
     @property
     def settled(self) -> bool:
         """Whether the budget has come down to what was asked."""
-        return self.budget <= self.share + 1e-6
+        return self.budget == self.share
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs."""
+        """What `load_state_dict` needs to go on from here."""
         return {"budget": self.budget}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 import models
+import perfonnx
 from perfonnx.errors import PerfonnxError
 
 ALEXNET = {
@@ -74,6 +75,20 @@ def _resnet50() -> dict[str, int]:
 
 
 PUBLISHED = {"alexnet": ALEXNET, "vgg16": VGG16, "nin": NIN, "resnet50": _resnet50()}
+ADAPTIVE_LAYERS = {  # input channels: what a gate reads
+    "vgg16-racnn": dict(
+        zip(
+            ("conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3"),
+            (3, 64, 64, 128, 128, 256, 256),
+            strict=True,
+        )
+    ),
+    "resnet50-racnn": {
+        f"stage{stage}_block{block}_conv2": 64 * 2 ** (stage - 2)
+        for stage, blocks in {2: 3, 3: 4, 4: 6, 5: 3}.items()
+        for block in range(1, blocks + 1)
+    },
+}
 TOTALS = {  # convolutions, fully connected layers
     "alexnet": (665_784_864, 58_621_952),
     "vgg16": (15_346_630_656, 123_633_664),
@@ -110,16 +125,23 @@ def _multiplies(model: onnx.ModelProto, kind: str) -> dict[str, int]:
 @pytest.mark.parametrize("name", models.NAMES)
 def test_multiplies_are_the_published_ones(name: str) -> None:
     model = models.build(name, weights=False)
-    conv, gemm = _multiplies(model, "Conv"), _multiplies(model, "Gemm")
-    assert conv | gemm == PUBLISHED[name]
-    assert (sum(conv.values()), sum(gemm.values())) == TOTALS[name]
+    adaptive = _multiplies(model, "RadiusAdaptiveConv")  # with every pixel open, and without the gate
+    assert set(adaptive) == set(ADAPTIVE_LAYERS.get(name, ()))
+    conv, gemm, base = _multiplies(model, "Conv") | adaptive, _multiplies(model, "Gemm"), name.removesuffix("-racnn")
+    assert conv | gemm == PUBLISHED[base]
+    assert (sum(conv.values()), sum(gemm.values())) == TOTALS[base]
 
 
 @pytest.mark.parametrize("name", models.NAMES)
 def test_parameters_are_the_published_ones(name: str) -> None:
     model = models.build(name, weights=False)
     shapes = _shapes(model)
-    assert sum(math.prod(shapes[info.name]) for info in model.graph.input[1:]) == PARAMETERS[name]
+    filters = {node.name: shapes[node.input[1]][0] for node in model.graph.node if node.op_type == "RadiusAdaptiveConv"}
+    # A gate's weights and bias, and a bias of the ring; next to a normalization also one of the convolution.
+    biases = 2 if name.startswith("resnet") else 1
+    gates = sum(channels + 1 + biases * filters[n] for n, channels in ADAPTIVE_LAYERS.get(name, {}).items())
+    parameters = sum(math.prod(shapes[info.name]) for info in model.graph.input[1:])
+    assert parameters == PARAMETERS[name.removesuffix("-racnn")] + gates
 
 
 @pytest.mark.parametrize("opset", [models.OPSETS[0], 13, 17, models.OPSETS[-1]])
@@ -159,6 +181,8 @@ def _activations(model: onnx.ModelProto, image: np.ndarray) -> dict[str, np.ndar
         ("resnet50", 224, 1),
         ("alexnet", 227, 1),
         pytest.param("vgg16", 224, 1, marks=pytest.mark.slow),
+        pytest.param("resnet50-racnn", 224, 1, marks=pytest.mark.slow),
+        pytest.param("vgg16-racnn", 224, 1, marks=pytest.mark.slow),
     ],
 )
 def test_runs_with_activations_of_order_one(name: str, size: int, batch: int) -> None:
@@ -178,6 +202,33 @@ def test_folding_normalization_keeps_the_function() -> None:
     assert not any(node.op_type == "BatchNormalization" for node in folded.graph.node)
     expected = _activations(apart, image)["logits"]
     np.testing.assert_allclose(_activations(folded, image)["logits"], expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "fold_bn", "share"),
+    [("vgg16-racnn", False, 0.7), ("resnet50-racnn", True, 0.2), ("resnet50-racnn", False, 0.6)],
+)
+def test_gates_open_the_asked_share_and_our_library_runs_them(name: str, fold_bn: bool, share: float) -> None:
+    """On noise of another kind than that which set the gates: nearly the share in each layer, and less off in all."""
+    model = models.build(name, open_share=share, fold_bn=fold_bn, batch=2)
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    adaptive = [node for node in model.graph.node if node.op_type == "RadiusAdaptiveConv"]
+    inputs = [node.input[0] for node in adaptive if node.input[0] != "image"]
+    image = np.random.default_rng(3).standard_normal((2, 3, 224, 224), dtype=np.float32)
+    stock = _activations(model, image)
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.output.extend(onnx.helper.make_empty_tensor_value_info(tensor) for tensor in inputs)
+    ours = dict(zip(["logits", *inputs], perfonnx.session(probe).run(None, {"image": image}), strict=True))
+    np.testing.assert_allclose(ours["logits"], stock["logits"], atol=1e-3 * np.abs(stock["logits"]).max())
+    opened = []
+    for node in adaptive:
+        x = ({"image": image} | ours)[node.input[0]]
+        score = np.einsum("nchw,c->nhw", x, values[node.input[3]].reshape(-1)) + values[node.input[4]]
+        opened.append(float((score > 0).mean()))
+        assert opened[-1] == pytest.approx(share, abs=0.15), node.name
+    assert np.mean(opened) == pytest.approx(share, abs=0.05)
 
 
 def _digest(model: onnx.ModelProto) -> str:
@@ -206,6 +257,9 @@ def test_weights_have_hes_variance() -> None:
         ({"name": "nin", "batch": "two words"}, "batch 'two words'"),
         ({"name": "nin", "opset": 7}, "opset 7: must be between"),
         ({"name": "nin", "fold_bn": True}, "nin has no BatchNormalization"),
+        ({"name": "vgg16-racnn", "fold_bn": True}, "vgg16-racnn has no BatchNormalization"),
+        ({"name": "vgg16", "open_share": 0.5}, "vgg16 has no gates to open"),
+        ({"name": "vgg16-racnn", "open_share": 1.5}, "open share 1.5: must be between"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> None:

@@ -53,6 +53,7 @@ def test_list_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["nin", "OUT", "--batch", "-1"], "batch"),
         (["nin", "OUT", "--opset", "3"], "opset 3"),
         (["nin", "OUT", "--fold-bn"], "--fold-bn"),
+        (["nin", "OUT", "--open-share", "0.5"], "nin has no gates to open: leave --open-share out"),
         (["nin", "OUT", "--what"], "--what"),
         (["nin", "DIR"], "is a directory"),
         (["nin", "MISSING"], "No such file or directory"),

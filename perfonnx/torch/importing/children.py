@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
@@ -110,7 +111,7 @@ class Nursery:
         channels = self._weights[scale].numel()
         module = BatchNorm(channels, node.attribute("epsilon", 1e-5), momentum, device="meta")
         module.running_mean, module.running_var = (to_torch(t) for t in tensors if t is not None)
-        module.register_buffer("num_batches_tracked", None)  # counts only where momentum is None
+        module.num_batches_tracked = torch.tensor(0)
         child = self._with_weights(module, node.name, {"weight": scale, "bias": bias})
         return Child(module, node.name, {**child.tensors, "running_mean": mean, "running_var": var})
 

@@ -112,27 +112,30 @@ class OnnxModule(nn.Module):
 
     def _keep_constants(self, constants: Mapping[str, TensorProto], weights: Mapping[str, nn.Parameter]) -> None:
         """Keep what functions read: weights as parameters, other floats as buffers, and numbers as they are."""
-        functions = [step for step in self._steps if step.module is None]
-        read = {name for step in self._steps for name in step.reads} | {*self.output_names}
-        computed_with = {
-            name for step in functions for i, name in enumerate(step.node.inputs) if not _is_setting(step.node, i)
-        } | {*self.output_names}
+        read, computed_with = set(self.output_names), set(self.output_names)
+        for step in self._steps:
+            read.update(step.reads)
+            computed_with.update(name for i, name in enumerate(step.node.inputs) if not _is_setting(step.node, i))
         in_modules = dict(reversed(self._trained))
-        for name in constants:
-            if name not in read:
-                continue
+        for name in (name for name in constants if name in read):
             if name in in_modules:
                 self._paths[name] = in_modules[name]
-            elif name in weights or (constants[name].data_type in FLOATS and name in computed_with):
-                attribute = _free_name(self.weights, name)
-                self._paths[name] = f"weights.{attribute}"
-                if name in weights:
-                    self.weights.register_parameter(attribute, weights[name])
-                    self._trained.append((name, self._paths[name]))
-                else:
-                    self.weights.register_buffer(attribute, to_torch(constants[name]), persistent=False)
+            elif name in weights:
+                self._paths[name] = self._keep(name, weights[name])
+                self._trained.append((name, self._paths[name]))
+            elif constants[name].data_type in FLOATS and name in computed_with:
+                self._paths[name] = self._keep(name, to_torch(constants[name]))
             else:
                 self._numbers[name] = to_torch(constants[name])
+
+    def _keep(self, name: str, values: Tensor) -> str:
+        """Make a constant a parameter or buffer; its path."""
+        attribute = _free_name(self.weights, name)
+        if isinstance(values, nn.Parameter):
+            self.weights.register_parameter(attribute, values)
+        else:
+            self.weights.register_buffer(attribute, values, persistent=False)
+        return f"weights.{attribute}"
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the graph.
@@ -181,9 +184,11 @@ class OnnxModule(nn.Module):
         try:
             result = OPERATORS[node.op](node, *inputs)
         except RuntimeError as error:
-            if step.leading is None or batch[0] == self._batch:
+            if node.op != "Reshape":
                 raise
-            raise node.refuse(f"the graph is tied to a batch of {self._batch}") from error
+            if step.leading is not None and batch[0] != self._batch:
+                raise node.refuse(f"the graph is tied to a batch of {self._batch}") from error
+            raise node.refuse("its sizes do not fit; feed inputs of the size that the model is made for") from error
         return result if isinstance(result, tuple) else (result,)
 
     def to_onnx(self) -> ModelProto:

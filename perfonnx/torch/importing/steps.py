@@ -48,10 +48,13 @@ def check_supported(proto: ModelProto) -> None:
         reason = _obstacle(node)
         missing = [name for name in node.input if name not in known]
         if reason is None and missing:
-            reason = f"it reads {missing[0]!r}, which no node before it gives"
+            reason = f"it reads {missing[0]!r}, which nothing before it gives"
         if reason is not None:
             raise PerfonnxError(f"node {node.name or next(iter(node.output), '')!r} ({_operator(node)}): {reason}")
-        known.update(node.output[:1] if node.op_type in ("Dropout", "MaxPool") else node.output)
+        known.update(node.output if node.op_type == "Split" else node.output[:1])
+    for output in proto.graph.output:
+        if output.name not in known:
+            raise PerfonnxError(f"output {output.name!r}: no operator that can be trained gives it")
 
 
 def _operator(node: NodeProto) -> str:

@@ -78,4 +78,4 @@ def write(tensor: TensorProto, values: Tensor) -> None:
         return
     for field in ("float_data", "int32_data", "double_data"):  # int32_data: half precision
         tensor.ClearField(field)
-    tensor.raw_data = after.astype(after.dtype.newbyteorder("<")).tobytes()
+    tensor.raw_data = numpy_helper.from_array(after).raw_data

@@ -140,8 +140,8 @@ def _cut(node: Node, x: Tensor, full: list[int], strides: list[int]) -> tuple[li
     before, after = [], []
     for have, want in zip(full, wanted, strict=True):
         total = have - want
-        small = max(0, total) // 2
-        first = max(0, total) - small if auto_pad == "SAME_UPPER" else small
+        half = max(0, total) // 2
+        first = half if auto_pad == "SAME_UPPER" else max(0, total) - half
         before.append(first)
         after.append(total - first)
     return before, after
