@@ -97,6 +97,16 @@ def test_repairs_of_a_plan_are_left_out() -> None:
     assert plan.layers["conv2"].repair == "predictor"
 
 
+def test_a_model_that_fixes_its_batch_is_trained_in_others() -> None:
+    images = Samples.load(samples(64).images, model_inputs(network(2)))
+    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid")})
+    done = finetune_model(network(2), None, images, plan=plan, settings=QUICK)
+    assert done.after.guide < done.before.guide
+    free = finetune_model(network(), None, data(), plan=plan, settings=QUICK)
+    for a, b in zip(weights(done.result.proto), weights(free.result.proto), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [4, 8])
 def test_an_interrupted_run_makes_the_same_model(tmp_path: Path, steps: int) -> None:
     plan = Plan({"conv2": LayerPlan("sparse", 0.5, "propagated")})
