@@ -834,7 +834,7 @@ def _add_finetune(commands: Any) -> None:
 
 _SETTINGS = {
     "epochs": (int, "N", "passes over the data (default 5)"),
-    "batch": (int, "N", "samples per step (default 128)"),
+    "batch": (int, "N", "samples per step (default 64)"),
     "lr": (float, "R", "highest learning rate (default 0.02 for sgd, 0.0003 for adamw)"),
     "optimizer": (str, "NAME", "sgd (default) or adamw"),
     "augment": (
@@ -843,7 +843,7 @@ _SETTINGS = {
         "none (default), flip or crop+flip: mirror and move images at random; good for most photographs",
     ),
     "temperature": (float, "T", "of a classifier's probabilities when it learns from the original (default 2)"),
-    "intermediate": (float, "W", "weight of the rewritten layers' own errors (default 0.1)"),
+    "intermediate": (float, "W", "weight of the rewritten layers' own errors (default 1)"),
     "label_weight": (float, "W", "share of the labels in the loss, 0 to 1 (default 0: the original alone teaches)"),
     "batch_norm": (str, "NAME", "update (default) statistics of batch normalization, or keep them frozen"),
     "validate": (float, "P", "share of the samples that is held out, to measure on (default 0.05)"),

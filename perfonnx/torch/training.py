@@ -82,7 +82,8 @@ class Settings:
         temperature: Of classes' probabilities when the student learns from a teacher.
         label_weight: Share of the labels' cross-entropy in the loss, in [0, 1]; the teacher has the rest. None: 0
             with a teacher, 1 without.
-        intermediate: Weight of the error of replaced layers against the teacher's, in units of its variance.
+        intermediate: Weight of the error of replaced layers against the teacher's, in units of its variance. On a small
+            ResNet with all layers perforated 1 brought more than 0.1, and 4 next to no more.
         augment: One of `AUGMENTATIONS`. Mirrored pictures suit most photographs, but not digits or text.
         precision: `float32`, or `bfloat16` for most of the arithmetic, on machines with instructions for it.
         device: `cpu`, `cuda` or what else PyTorch knows.
@@ -94,14 +95,14 @@ class Settings:
     """
 
     epochs: int = 5
-    batch: int = 128
+    batch: int = 64
     optimizer: str = "sgd"
     lr: float | None = None
     weight_decay: float = 1e-4
     loss: str = "auto"
     temperature: float = 2.0
     label_weight: float | None = None
-    intermediate: float = 0.1
+    intermediate: float = 1.0
     augment: str = "none"
     precision: str = "float32"
     device: str = "cpu"

@@ -232,7 +232,8 @@ def test_a_perforated_resnet_gets_better(tmp_path: Path) -> None:
     inputs, normal = model_inputs(model), image_format("imagenet")
     train = Samples.load(images, inputs, image_format=normal, labels="suffix").shuffled().take(1500)
     plan = perfonnx.rewrite(model, rate=0.5, mask="grid").plan
-    settings = Settings(epochs=1, batch=64, validate=0.2)
+    settings = Settings(epochs=2, batch=32, validate=0.2)
     done = finetune_model(model, None, train, plan=plan, settings=settings)
-    assert done.before.reference > 0.85
-    assert done.after.value > done.before.value + 0.1
+    assert done.before.reference > 0.8
+    assert done.after.guide < 0.7 * done.before.guide
+    assert done.after.value > done.before.value
