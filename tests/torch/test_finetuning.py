@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch")
 
 import perfonnx  # noqa: E402
-from perfonnx.calibration import Samples, image_format, model_inputs  # noqa: E402
+from perfonnx.calibration import PRESETS, Samples, model_inputs  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.plan import LayerPlan, Plan  # noqa: E402
 from perfonnx.search import Progress  # noqa: E402
@@ -229,7 +230,7 @@ def test_without_pytorch_it_says_what_to_install(
 def test_a_perforated_resnet_gets_better(tmp_path: Path) -> None:
     model = real_models.path("cifar10_resnet20")
     images = real_models.DATA / "images" / "cifar10_train_jpg.zip"
-    inputs, normal = model_inputs(model), image_format("imagenet")
+    inputs, normal = model_inputs(model), replace(PRESETS["imagenet"], size=())
     train = Samples.load(images, inputs, image_format=normal, labels="suffix").shuffled().take(1500)
     plan = perfonnx.rewrite(model, rate=0.5, mask="grid").plan
     settings = Settings(epochs=2, batch=32, validate=0.2)
