@@ -165,7 +165,8 @@ def _layers(tuned: Tuned) -> str:
         return ""
     original = tuned.best.speed.original
     times = [_layer_times(tuned, layer.name, layer.plan) for layer in layers]
-    rows = {(row.layer, row.choice): row.quality for row in tuned.rows}
+    rows = {(layer, row.choice): row.quality for row in tuned.rows for layer in tuned.units[row.layer]}
+    rows |= {(row.layer, row.choice): row.quality for row in tuned.rows}  # alone, rather than in a group
     losses = [rows.get((layer.name, layer.plan)) for layer in layers]
     slowest = max((t for pair in times if pair for t in pair), default=0.0)
     worst = max((q.guide for q in losses if q), default=0.0)
@@ -193,7 +194,8 @@ def _layers(tuned: Tuned) -> str:
     alone = f", on {_plural(screening, 'image')}" if screening else ""
     note = (
         "Times come from profiles with all layers rewritten alike; in the network that was taken they differ "
-        f"with its neighbours. The error is the {guide} of the network's output with that layer alone sampled{alone}."
+        f"with its neighbours. The error is the {guide} of the network's output with that layer alone sampled{alone}, "
+        "or with the group that it shares a mask with."
     )
     keys = (
         '<p class="dim"><span class="key before"></span>time before<span class="key after"></span>time after'
@@ -216,7 +218,7 @@ def _kind(choice: LayerPlan) -> str:
 def _left(tuned: Tuned) -> str:
     """The layers that stay as they are, each with the reason."""
     done = {layer.name for layer in tuned.result.report.layers}
-    reasons = {name: _why_dense(tuned, name) for costs in tuned.costs.values() for name in costs.dense}
+    reasons = {name: _why_dense(tuned, name) for layers in tuned.units.values() for name in layers}
     reasons |= {skip.layer: skip.reason for skip in tuned.result.report.skips if skip.layer not in reasons}
     reasons |= tuned.obstacles
     rows = [[_cell(name, "name"), _cell(why, "name")] for name, why in reasons.items() if name not in done]
@@ -227,7 +229,14 @@ def _left(tuned: Tuned) -> str:
 
 def _why_dense(tuned: Tuned, name: str) -> str:
     """Why the search left a layer dense that could be sampled."""
-    gains = [c.gain(name, choice) for c in tuned.costs.values() for choice in c.sampled if name in c.sampled[choice]]
+    units = [unit for unit, layers in tuned.units.items() if name in layers]
+    gains = [
+        costs.gain(unit, choice)
+        for costs in tuned.costs.values()
+        for choice, times in costs.sampled.items()
+        for unit in units
+        if unit in times
+    ]
     if not gains:
         return "none of the choices fits it"
     if max(gains) <= 0:

@@ -30,6 +30,7 @@ from perfonnx.search.evaluate import (
     hold,
     with_impacts,
 )
+from perfonnx.search.groups import Units, alone, by_layer
 from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.state import Records, digest
 
@@ -104,10 +105,10 @@ def plan_key(plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What one choice in one layer costs.
+    """What one choice in one layer, or in a group of layers, costs.
 
     Attributes:
-        layer: Its name.
+        layer: Name of the unit.
         choice: What was done with it; all others stay as they are.
         quality: What the network then loses.
     """
@@ -166,6 +167,7 @@ def applicable(subject: Subject, layers: Sequence[str], choice: LayerPlan, seed:
 
 def measure_layers(
     tasks: Sequence[tuple[str, LayerPlan]],
+    units: Units,
     evaluator: Evaluator,
     *,
     images: int,
@@ -175,10 +177,11 @@ def measure_layers(
     go_on: Callable[[], bool] = lambda: True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Row]:
-    """Measures (layer, choice) pairs, each alone in the network.
+    """Measures (unit, choice) pairs, each alone in the network.
 
     Args:
         tasks: The pairs, in the order in which they matter.
+        units: The units' layers.
         evaluator: Measures a plan.
         images: How many images of the choosing part.
         seed: Seed of the masks.
@@ -198,7 +201,7 @@ def measure_layers(
                 if pair is None:
                     break
                 layer, choice = pair
-                plan = Plan({layer: choice}, seed)
+                plan = Plan(by_layer(units, {layer: choice}), seed)
                 key = f"layer {plan_key(plan)} {images}"
                 future = None
                 if key not in records.known:
@@ -263,6 +266,7 @@ def sensitivity(
     tasks = [(layer, choice) for choice in space.choices() for layer in applicable(subject, list(shares), choice, seed)]
     rows = measure_layers(
         tasks,
+        alone(list(shares)),
         evaluator,
         images=len(held),
         seed=seed,

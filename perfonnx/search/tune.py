@@ -1,8 +1,10 @@
 """From a model and unlabeled inputs to the fastest model within the accuracy asked, measured on this machine.
 
 1. Profile: every choice (mask kind and rate) in all layers at once; one profile per choice gives the time of every
-   layer under it, among neighbours that work on rows.
-2. Screen: the error of every choice in every layer that it makes faster, one layer at a time, on part of the images.
+   layer under it, among neighbours that work on rows. Once layer by layer, and once for groups of layers whose outputs
+   meet, which then share a mask.
+2. Screen: the error of every choice in every unit, a layer or a group, that it makes faster, one unit at a time, on
+   part of the images.
 3. Choose: times and errors add up, roughly; the best selections under that model form a frontier.
 4. Search: selections of the frontier are rewritten, run on all images to choose by, and timed against the original;
    bisection finds the fastest one within the bound, then single layers are changed where that promises most.
@@ -45,6 +47,7 @@ from perfonnx.search.evaluate import (
     with_impacts,
 )
 from perfonnx.search.greedy import Measured, greedy
+from perfonnx.search.groups import Units, alone, by_layer, can_be_shared, meeting_layers, together
 from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.pictures import Picture, output_pictures
 from perfonnx.search.sensitivity import IMPACT, Row, Space, eligible, measure_layers, plan_key
@@ -64,8 +67,8 @@ HELD_BACK_SHARE = 0.4
 SCREEN_IMAGES = (12, 128)
 """Fewest and most images to screen layers on."""
 
-SCREEN_SHARE, SEARCH_SHARE = 0.4, 0.9
-"""Parts of the time after which screening, and search, come to an end."""
+PROFILE_SHARE, SCREEN_SHARE, SEARCH_SHARE = 0.4, 0.4, 0.9
+"""Parts of the time after which profiling comes to an end, that screening takes, and after which search ends."""
 
 PATIENCE = 8
 """Changes of single layers that may fail in a row before the search ends."""
@@ -172,8 +175,9 @@ class Tuned:
         metric: What was measured.
         target: What was wanted.
         trials: Everything that was really measured, in order.
-        rows: The layers' sensitivities.
-        costs: What the layers take, as parts of the original's time, by layout.
+        rows: The units' sensitivities.
+        costs: What the units take, as parts of the original's time, by the way in which the network was looked at.
+        units: The layers of every unit.
         images: How many, by part.
         threads: Intra-op threads asked for.
         seconds: What the measurements took.
@@ -192,6 +196,7 @@ class Tuned:
     trials: list[Trial]
     rows: list[Row]
     costs: dict[str, LayerCosts]
+    units: Units
     images: dict[str, int]
     threads: int | None
     seconds: float
@@ -252,7 +257,8 @@ class Tuned:
             "pareto": [i for i, trial in enumerate(self.trials) if id(trial) in front],
             "obstacles": self.obstacles,
             "sensitivity": [row.to_json() for row in self.rows],
-            "layer_times": {layout: costs.to_json() for layout, costs in self.costs.items()},
+            "units": {name: list(layers) for name, layers in self.units.items()},
+            "layer_times": {way: costs.to_json() for way, costs in self.costs.items()},
         }
 
 
@@ -404,7 +410,7 @@ def _fingerprint(
 
 @dataclass(frozen=True)
 class _Rung:
-    """One choice of a layer (None: dense) among sampled ones, with its time and error."""
+    """One choice of a unit (None: dense) among sampled ones, with its time and error."""
 
     choice: LayerPlan | None
     time: float
@@ -413,11 +419,21 @@ class _Rung:
 
 @dataclass(frozen=True)
 class _Move:
-    """A layer and the choice that it gets; the smallest order comes first."""
+    """A unit and the choice that it gets; the smallest order comes first."""
 
     order: float
-    layer: str
+    unit: str
     choice: LayerPlan | None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to look at the network: its layout, what gets one choice together, and what that costs."""
+
+    name: str
+    layout: str
+    units: Units
+    costs: LayerCosts
 
 
 @dataclass
@@ -438,7 +454,9 @@ class _Search:
     progress: Callable[[Progress], None]
     trials: dict[str, Trial] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-    costs: dict[str, LayerCosts] = field(default_factory=dict)
+    ways: list[_Way] = field(default_factory=list)
+    units: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
     errors: dict[str, dict[LayerPlan, float]] = field(default_factory=dict)
     screened: int = 0
     obstacles: dict[str, str] = field(default_factory=dict)
@@ -450,18 +468,12 @@ class _Search:
         layers = list(eligible(inspection))
         if not layers:
             return None
+        self.order = [conv.name for conv in inspection.convs]
+        if search == "budget":
+            self._look_at_groups(layers)
         for layout in LAYOUTS:
-            self.costs[layout] = layer_costs(
-                self.subject,
-                self.timer,
-                layers,
-                self.space.choices(),
-                layout=layout,
-                seed=self.seed,
-                records=self.records,
-                progress=lambda what, done, total: self._tell(f"profiling {what}", done, total),
-            )
-        pairs = [(n, c) for c in self.space.choices() for n in layers if self._saves_time(n, c)]
+            self._look(layout, layout, alone(layers), self.space.choices())
+        pairs = [(unit, c) for c in self.space.choices() for unit in self.units if self._saves_time(unit, c)]
         if search == "greedy":
             self._greedy(pairs)
         else:
@@ -471,9 +483,34 @@ class _Search:
                 self._swap()
         return self._verify()
 
-    def _saves_time(self, layer: str, choice: LayerPlan) -> bool:
-        """Whether a choice makes a layer faster in some layout."""
-        return any(layer in c.sampled.get(choice, ()) and c.gain(layer, choice) > 0 for c in self.costs.values())
+    # --- 1. profile --------------------------------------------------------------------------------------------------
+
+    def _look_at_groups(self, layers: Sequence[str]) -> None:
+        """Profiles the network by groups of layers, where it has some."""
+        groups = meeting_layers(self.subject.original())
+        choices = [choice for choice in self.space.choices() if can_be_shared(choice)]
+        if groups and choices:
+            self._look("groups", LAYOUTS[0], together(layers, groups, self.order), choices)
+
+    def _look(self, name: str, layout: str, units: Units, choices: Sequence[LayerPlan]) -> None:
+        costs = layer_costs(
+            self.subject,
+            self.timer,
+            units,
+            choices,
+            layout=layout,
+            seed=self.seed,
+            records=self.records,
+            go_on=lambda: self._time_left(PROFILE_SHARE),
+            progress=lambda what, done, total: self._tell(f"profiling {what}", done, total),
+        )
+        self.ways.append(_Way(name, layout, units, costs))
+        self.units.update(units)
+
+    def _saves_time(self, unit: str, choice: LayerPlan) -> bool:
+        """Whether a choice makes a unit faster in some way."""
+        found = (way.costs for way in self.ways if unit in way.costs.sampled.get(choice, ()))
+        return any(costs.gain(unit, choice) > 0 for costs in found)
 
     # --- 2. screen ---------------------------------------------------------------------------------------------------
 
@@ -486,6 +523,7 @@ class _Search:
         end = self.records.clock + SCREEN_SHARE * self.max_time
         rows = measure_layers(
             pairs,
+            self.units,
             self.evaluator,
             images=images,
             seed=self.seed,
@@ -511,37 +549,38 @@ class _Search:
     def _bisect(self) -> None:
         """Looks along the frontiers of the additive model for the places where the bound is met."""
         kinds = sorted({choice.mask for errors in self.errors.values() for choice in errors})
-        for layout in LAYOUTS:
-            self._bisect_frontier(layout, kinds, f"best by the layers' times and errors, {layout}")
+        for way in self.ways:
+            self._bisect_frontier(way, kinds, f"best by times and errors, {way.name}")
         best = self._best()
         layout = best.plan.layout if best else LAYOUTS[0]
-        for kind in kinds if len(kinds) > 1 else ():
-            # layers of one size then share one mask, and rows pass between them as they are
-            self._bisect_frontier(layout, [kind], f"best with {kind} alone, {layout}")
+        for way in self.ways:
+            for kind in kinds if len(kinds) > 1 and way.layout == layout else ():
+                # layers of one size then share one mask, and rows pass between them as they are
+                self._bisect_frontier(way, [kind], f"best with {kind} alone, {way.name}")
 
-    def _options(self, layout: str, layer: str, kinds: Sequence[str] | None = None) -> dict[LayerPlan, Option]:
-        """What can be done with a layer in a layout, with masks of these kinds."""
-        sampled = self.costs[layout].sampled
+    def _options(self, way: _Way, unit: str, kinds: Sequence[str] | None = None) -> dict[LayerPlan, Option]:
+        """What can be done with a unit in one way, with masks of these kinds."""
+        sampled = way.costs.sampled
         return {
-            choice: Option(sampled[choice][layer], error)
-            for choice, error in self.errors.get(layer, {}).items()
-            if layer in sampled.get(choice, ()) and (kinds is None or choice.mask in kinds)
+            choice: Option(sampled[choice][unit], error)
+            for choice, error in self.errors.get(unit, {}).items()
+            if unit in sampled.get(choice, ()) and (kinds is None or choice.mask in kinds)
         }
 
-    def _bisect_frontier(self, layout: str, kinds: Sequence[str], why: str) -> None:
-        options = {layer: self._options(layout, layer, kinds) for layer in self.errors}
-        line = frontier(self.costs[layout].chain({layer: list(known.values()) for layer, known in options.items()}))
+    def _bisect_frontier(self, way: _Way, kinds: Sequence[str], why: str) -> None:
+        options = {unit: self._options(way, unit, kinds) for unit in way.units}
+        line = frontier(way.costs.chain({unit: list(known.values()) for unit, known in options.items()}))
 
         def attempt(place: int) -> Trial:
-            picks = {layer: pick for layer, pick in line[place].picks.items() if pick != DENSE}
-            layers = {layer: list(options[layer])[pick] for layer, pick in picks.items()}
-            return self._try(self._plan(layers, layout), why)
+            picks = {unit: pick for unit, pick in line[place].picks.items() if pick != DENSE}
+            choices = {unit: list(options[unit])[pick] for unit, pick in picks.items()}
+            return self._try(self._plan(by_layer(way.units, choices), way.layout), why)
 
         low, high = 0, len(line) - 1  # low is dense: within the bound, too slow
         if high <= low or not self._beyond(attempt(high)):
             return
         while high - low > 1 and self._time_left(SEARCH_SHARE):
-            if line[low].time - line[high].time < CLOSE * (self.costs[layout].rest + line[low].time):
+            if line[low].time - line[high].time < CLOSE * (way.costs.rest + line[low].time):
                 break
             place = self._between(line, low, high)
             if self._beyond(attempt(place)):
@@ -589,49 +628,56 @@ class _Search:
             else:
                 return
 
-    def _rungs(self, layout: str, layer: str) -> list[_Rung]:
-        """The choices of a layer between sampled ones, dense first."""
-        costs = self.costs[layout]
-        dense = _Rung(None, costs.inside.get(layer, costs.dense[layer]), 0.0)
-        return [dense, *(_Rung(c, o.time, o.error) for c, o in self._options(layout, layer).items())]
+    def _rungs(self, way: _Way, unit: str) -> list[_Rung]:
+        """The choices of a unit between sampled ones, dense first."""
+        dense = _Rung(None, way.costs.inside.get(unit, way.costs.dense[unit]), 0.0)
+        return [dense, *(_Rung(c, o.time, o.error) for c, o in self._options(way, unit).items())]
 
     def _changes(self, best: Trial) -> Iterator[tuple[Plan, str]]:
         """Plans near a trial's, the most promising first."""
         further: list[_Move] = []
         back: list[_Move] = []
         layout = best.plan.layout
-        for layer in self.errors:
-            rungs = self._rungs(layout, layer)
-            now = next(rung for rung in rungs if rung.choice == best.plan.layers.get(layer))
+        for way, unit in self._places(layout):
+            rungs = self._rungs(way, unit)
+            chosen = {best.plan.layers.get(layer) for layer in way.units[unit]}
+            now = next((rung for rung in rungs if {rung.choice} == chosen), None)
+            if now is None:
+                continue  # a group whose layers have different choices, or one that it has no time for
             ladder = [rungs[i] for i in pareto([Option(r.time, r.error) for r in rungs])]
             faster = next((r for r in ladder if r.time < now.time), None)
             safer = next((r for r in reversed(ladder) if r.error < now.error), None)
             if faster is not None:
                 cost = max(faster.error - now.error, 0.0) / (now.time - faster.time)
-                further.append(_Move(cost, layer, faster.choice))
+                further.append(_Move(cost, unit, faster.choice))
             if safer is not None:
-                back.append(_Move((safer.error - now.error) / max(safer.time - now.time, 1e-9), layer, safer.choice))
-        further.sort(key=lambda move: (move.order, move.layer))
-        back.sort(key=lambda move: (move.order, move.layer))
+                back.append(_Move((safer.error - now.error) / max(safer.time - now.time, 1e-9), unit, safer.choice))
+        further.sort(key=lambda move: (move.order, move.unit))
+        back.sort(key=lambda move: (move.order, move.unit))
 
         def changed(*moves: _Move) -> Plan:
-            layers = {**best.plan.layers}
+            layers: dict[str, LayerPlan | None] = {**best.plan.layers}
             for move in moves:
-                layers.pop(move.layer, None)
-                if move.choice is not None:
-                    layers[move.layer] = move.choice
+                layers.update(dict.fromkeys(self.units[move.unit], move.choice))
             return self._plan(layers, layout)
 
         if self.target.speedup is None:
             for move in further[:3]:
-                yield changed(move), f"more in {move.layer}"
+                yield changed(move), f"more in {move.unit}"
         else:
             for move in back[:3]:
-                yield changed(move), f"less in {move.layer}"
+                yield changed(move), f"less in {move.unit}"
         for one in back[:2]:
             for other in further[:3]:
-                if one.layer != other.layer:
-                    yield changed(one, other), f"less in {one.layer}, more in {other.layer}"
+                if not set(self.units[one.unit]) & set(self.units[other.unit]):
+                    yield changed(one, other), f"less in {one.unit}, more in {other.unit}"
+
+    def _places(self, layout: str) -> Iterator[tuple[_Way, str]]:
+        """Every unit with errors, and the first way in which it was looked at in a layout."""
+        for unit in self.errors:
+            way = next((way for way in self.ways if way.layout == layout and unit in way.units), None)
+            if way is not None:
+                yield way, unit
 
     def _greedy(self, pairs: Sequence[tuple[str, LayerPlan]]) -> None:
         """The paper's search; see `perfonnx.search.greedy`."""
@@ -696,10 +742,10 @@ class _Search:
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
-    def _plan(self, choices: Mapping[str, LayerPlan], layout: str) -> Plan:
-        """A plan, its layers in running order."""
-        order = self.costs[layout].dense
-        return Plan({layer: choices[layer] for layer in order if layer in choices}, self.seed, layout=layout)
+    def _plan(self, choices: Mapping[str, LayerPlan | None], layout: str) -> Plan:
+        """A plan, its layers in running order; None: dense."""
+        chosen = {layer: choice for layer in self.order if (choice := choices.get(layer)) is not None}
+        return Plan(chosen, self.seed, layout=layout)
 
     def _try(self, plan: Plan, why: str) -> Trial:
         """Rewrites, runs and times a plan, unless that was done before."""
@@ -744,7 +790,8 @@ class _Search:
             self.target,
             list(self.trials.values()),
             self.rows,
-            self.costs,
+            {way.name: way.costs for way in self.ways},
+            self.units,
             {**{part: len(samples) for part, samples in self.parts.items()}, "screening": self.screened},
             threads,
             self.records.clock,
