@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from perfonnx.plan import LAYOUTS, NO_REPAIR, LayerPlan, Plan
 from perfonnx.search.choose import Layer, Option
 from perfonnx.search.evaluate import Subject
-from perfonnx.search.groups import Units, by_layer
+from perfonnx.search.groups import Units, alone, by_layer
 from perfonnx.search.sensitivity import applicable, label, plan_key
 from perfonnx.search.state import Records
 from perfonnx.search.timing import OTHER, Timer
@@ -107,16 +107,15 @@ def layer_costs(
     owners: dict[str, str] = {}
     total, done = len(choices) + 1 + (2 + len(layers) if rows else 0), 0
 
-    def profile(chosen: Mapping[str, LayerPlan], what: str) -> dict[str, float]:
+    def profiled(chosen: Mapping[str, LayerPlan], what: str) -> dict[str, float]:
         nonlocal done
         progress(what, done, total)
         done += 1
         plan = Plan(by_layer(units, chosen), seed, layout=layout if chosen else LAYOUTS[0])
-        times = records.ask(f"profile {plan_key(plan)}", lambda: timer.layers(plan))
-        found = {name: float(value) for name, value in times.items()}
+        found = profile(records, timer, plan)
         return _folded(found, owners) if owners else found
 
-    original = profile({}, "the original")
+    original = profiled({}, "the original")
     owners = _owners(original, units)
     original = _folded(original, owners)
     costs = LayerCosts({name: original.get(name, 0.0) for name in layers})
@@ -132,18 +131,18 @@ def layer_costs(
             done += 1
             continue
         # a bias takes no time: the layer is profiled as if it had none
-        profiled = replace(choice, repair=NO_REPAIR) if choice.repair == BIAS else choice
-        times = profile(dict.fromkeys(able, profiled), label(profiled))
+        plain = replace(choice, repair=NO_REPAIR) if choice.repair == BIAS else choice
+        times = profiled(dict.fromkeys(able, plain), label(plain))
         costs.sampled[choice] = {name: times.get(name, 0.0) for name in able}
         if sum(costs.sampled[choice].values()) > HOPELESS * sum(costs.dense[name] for name in able):
             too_slow[kind] = choice.rate
-    if not rows or not costs.sampled or len(layers) < 2:
+    if not rows or not costs.sampled or len(layers) < 2 or not go_on():
         return costs
     usual = _usual(costs)
     usual_plan = replace(usual, repair=NO_REPAIR) if usual.repair == BIAS else usual
     for parity in (0, 1):
         chosen = {name: usual_plan for name in layers[parity::2] if name in costs.sampled[usual]}
-        times = profile(chosen, f"every other layer {label(usual)}")
+        times = profiled(chosen, f"every other layer {label(usual)}")
         sampled = [place for place, name in enumerate(layers) if name in chosen]
         for place, name in enumerate(layers):
             if sampled and sampled[0] < place < sampled[-1] and name not in chosen:
@@ -152,12 +151,25 @@ def layer_costs(
     for place in range(0, len(layers), step):
         name = layers[place]
         if name in costs.sampled[usual] and go_on():
-            times = profile({name: usual_plan}, f"{name} alone")
+            times = profiled({name: usual_plan}, f"{name} alone")
             near = [*layers[max(place - 1, 0) : place + 2], OTHER]
             more = sum(times.get(n, 0.0) - original.get(n, 0.0) for n in near)
             border = max(more - (costs.sampled[usual][name] - costs.dense[name]), 0.0)
             costs.border.update(dict.fromkeys(layers[place : place + step], border))
     return costs
+
+
+def profile(records: Records, timer: Timer, plan: Plan) -> dict[str, float]:
+    """What `Timer.layers` gives, measured once."""
+    times = records.ask(f"profile {plan_key(plan)}", lambda: timer.layers(plan))
+    return {name: float(value) for name, value in times.items()}
+
+
+def layer_times(original: Mapping[str, float], rewritten: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Each convolution's times in two profiles; `OTHER` is what belongs to none."""
+    owners = _owners(original, alone([name for name in original if name != OTHER]))
+    after = _folded(rewritten, owners)
+    return {name: (time, after.get(name, 0.0)) for name, time in original.items()}
 
 
 def _able(subject: Subject, units: Units, choice: LayerPlan, seed: int) -> list[str]:

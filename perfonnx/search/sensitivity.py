@@ -216,7 +216,7 @@ def measure_layers(
             done += 1
             if progress:
                 progress(done, len(tasks))
-            yield Row(layer, choice, Quality(**records.read(key)))
+            yield Row(layer, choice, Quality.from_json(records.read(key)))
     finally:
         for *_, future in waiting:
             if future is not None:

@@ -29,7 +29,7 @@ from perfonnx.masks import ImpactMaps
 from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 from perfonnx.rewriting import Rewritten
 from perfonnx.search.choose import DENSE, Option, Selection, frontier, pareto
-from perfonnx.search.costs import LayerCosts, layer_costs
+from perfonnx.search.costs import LayerCosts, layer_costs, layer_times, profile
 from perfonnx.search.credible import credible_drop
 from perfonnx.search.evaluate import (
     CHOOSING,
@@ -79,9 +79,6 @@ CLOSE = 0.003
 FINAL_SECONDS = 5.0
 """Time spent on timing the model that is taken once more."""
 
-SURE_LOOKS = 3
-"""Models that are verified even where the time is up."""
-
 POOR = 0.2
 """An original that is right on fewer images than this was given the wrong labels or pixels, most likely."""
 
@@ -110,8 +107,8 @@ class Target:
         return self.max_drop is None or (quality is not None and quality.drop <= self.max_drop)
 
     def reached(self, speed: Speed) -> bool:
-        """Whether a speed is enough."""
-        return speed.ratio >= (self.speedup or MIN_SPEEDUP)
+        """Whether a speed is enough beyond doubt: the lower end of its interval counts."""
+        return speed.low >= (self.speedup or MIN_SPEEDUP)
 
 
 @dataclass
@@ -178,6 +175,8 @@ class Tuned:
         rows: The units' sensitivities.
         costs: What the units take, as parts of the original's time, by the way in which the network was looked at.
         units: The layers of every unit.
+        layer_times: Of every convolution in the original and in the result, as parts of the original's time; empty
+            where nothing was found.
         images: How many, by part.
         threads: Intra-op threads asked for.
         seconds: What the measurements took.
@@ -197,6 +196,7 @@ class Tuned:
     rows: list[Row]
     costs: dict[str, LayerCosts]
     units: Units
+    layer_times: dict[str, tuple[float, float]]
     images: dict[str, int]
     threads: int | None
     seconds: float
@@ -258,7 +258,8 @@ class Tuned:
             "obstacles": self.obstacles,
             "sensitivity": [row.to_json() for row in self.rows],
             "units": {name: list(layers) for name, layers in self.units.items()},
-            "layer_times": {way: costs.to_json() for way, costs in self.costs.items()},
+            "profiles": {way: costs.to_json() for way, costs in self.costs.items()},
+            "layer_times": {name: list(pair) for name, pair in self.layer_times.items()},
         }
 
 
@@ -298,7 +299,7 @@ def tune(
         metric: Name in `METRICS`; None: by the model's outputs and labels.
         space: What may be done with a layer.
         search: "budget", or "greedy" for the perforation paper's search.
-        max_time: Seconds of measuring, roughly.
+        max_time: Seconds of measuring; one model more is verified where they are used up.
         threads: Intra-op threads, None for all cores.
         input_shapes: Sizes for symbolic dimensions; timings are made at them.
         freeze_weights: As for `perfonnx.rewrite`.
@@ -577,7 +578,7 @@ class _Search:
             return self._try(self._plan(by_layer(way.units, choices), way.layout), why)
 
         low, high = 0, len(line) - 1  # low is dense: within the bound, too slow
-        if high <= low or not self._beyond(attempt(high)):
+        if high <= low or (self.trials and not self._time_left(SEARCH_SHARE)) or not self._beyond(attempt(high)):
             return
         while high - low > 1 and self._time_left(SEARCH_SHARE):
             if line[low].time - line[high].time < CLOSE * (way.costs.rest + line[low].time):
@@ -708,7 +709,7 @@ class _Search:
         """Looks at the held-back images, the best trial first, until one is within the bound."""
         second_best: Trial | None = None
         for number, trial in enumerate(sorted(self._candidates(), key=self._merit)):
-            if number >= SURE_LOOKS and self.records.clock > self.max_time:
+            if number and not self._time_left(1.0):
                 break
             if second_best is not None and not self.target.reached(trial.speed):
                 break  # slower than what is there already
@@ -765,7 +766,7 @@ class _Search:
             return outcome.quality.to_json()
 
         same = plan_key(replace(plan, layout=LAYOUTS[0]))  # what is lost does not depend on the layout
-        return Quality(**self.records.ask(f"{part} {same} {images}", measure))
+        return Quality.from_json(self.records.ask(f"{part} {same} {images}", measure))
 
     def _time_left(self, share: float) -> bool:
         return self.records.clock < share * self.max_time
@@ -792,11 +793,16 @@ class _Search:
             self.rows,
             {way.name: way.costs for way in self.ways},
             self.units,
+            {} if best is None else self._layer_times(best.plan),
             {**{part: len(samples) for part, samples in self.parts.items()}, "screening": self.screened},
             threads,
             self.records.clock,
             obstacles=self.obstacles,
         )
+
+    def _layer_times(self, plan: Plan) -> dict[str, tuple[float, float]]:
+        original, rewritten = (profile(self.records, self.timer, p) for p in (Plan(seed=self.seed), plan))
+        return layer_times(original, rewritten)
 
     def _message(self, result: Rewritten, best: Trial | None, reached: bool) -> str:
         name = result.report.model
@@ -811,7 +817,8 @@ class _Search:
             f"{name}: {best.speed.ratio:.2f}x faster, {self.metric.lost(best.held_back.drop)} on "
             f"{best.held_back.images} images that took no part in the choice"
         )
-        return text if reached else f"{text}; {self.target.speedup:g}x is not reached{bound}"
+        wanted = self.target.speedup or MIN_SPEEDUP
+        return text if reached else f"{text}; {wanted:g}x is not reached for certain{bound}"
 
     def _warnings(self, best: Trial | None) -> Iterator[str]:
         bound = self.target.max_drop
@@ -824,7 +831,7 @@ class _Search:
         quality = best.held_back if best else None
         if bound is not None and quality is not None and bound > 0:
             half = 1.96 * quality.drop_error
-            if half > bound:
+            if bound < half < math.inf:
                 needed = math.ceil(quality.images * (half / bound) ** 2 / HELD_BACK_SHARE / 50) * 50
                 yield (
                     f"{quality.images} images cannot tell a loss of {self.metric.show(bound)} from twice as much: the "
