@@ -28,17 +28,14 @@ from perfonnx.search.evaluate import (
     Task,
     find_metric,
     hold,
-    with_impacts,
 )
 from perfonnx.search.groups import Units, alone, by_layer
+from perfonnx.search.impacts import IMPACT, with_impacts
 from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.state import Records, digest
 
 MASK_CHOICES = ("lattice", "uniform", "pooling-structure")
 RATES = (0.25, 0.5, 0.75)
-IMPACT = "impact"
-"""The mask that needs maps of impacts, which are measured on the images to choose by."""
-
 REPAIR_CHOICES = ("bias", "predictor")
 """Without repair a layer is as fast as with a bias, and less accurate: no choice worth measuring."""
 
@@ -260,8 +257,10 @@ def sensitivity(
     held = hold(samples)
     subject = replace(subject, calibration=held)
     found, _ = find_metric(metric, subject, held, threads=threads)
+    records = Records()
     if IMPACT in space.masks:
-        subject = with_impacts(subject, held, found, threads=threads)
+        units, rate = alone(list(shares)), max(space.rates)
+        subject = with_impacts(subject, held, found, units, rate=rate, records=records, threads=threads)
     evaluator = PlanEvaluator(subject, {CHOOSING: held}, found, threads)
     tasks = [(layer, choice) for choice in space.choices() for layer in applicable(subject, list(shares), choice, seed)]
     rows = measure_layers(
@@ -270,7 +269,7 @@ def sensitivity(
         evaluator,
         images=len(held),
         seed=seed,
-        records=Records(),
+        records=records,
         executor=executor or SerialExecutor(),
         progress=progress,
     )

@@ -44,13 +44,13 @@ from perfonnx.search.evaluate import (
     count_images,
     find_metric,
     hold,
-    with_impacts,
 )
 from perfonnx.search.greedy import Measured, greedy
 from perfonnx.search.groups import Units, alone, by_layer, can_be_shared, meeting_layers, together
+from perfonnx.search.impacts import IMPACT, with_impacts
 from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.pictures import Picture, output_pictures
-from perfonnx.search.sensitivity import IMPACT, Row, Space, eligible, measure_layers, plan_key
+from perfonnx.search.sensitivity import Row, Space, eligible, measure_layers, plan_key
 from perfonnx.search.state import Records, digest
 from perfonnx.search.timing import PairedTimer, Speed, Timer, TimingCache, machine
 
@@ -66,6 +66,9 @@ HELD_BACK_SHARE = 0.4
 
 SCREEN_IMAGES = (12, 128)
 """Fewest and most images to screen layers on."""
+
+IMPACT_SHARE = 0.2
+"""Part of the time after which no more impacts are measured."""
 
 PROFILE_SHARE, SCREEN_SHARE, SEARCH_SHARE = 0.4, 0.4, 0.9
 """Parts of the time after which profiling comes to an end, that screening takes, and after which search ends."""
@@ -336,13 +339,15 @@ def tune(
     parts = {CHOOSING: hold(first), HELD_BACK: hold(second)}
     subject = replace(subject, calibration=parts[CHOOSING])
     found, seconds_per_image = find_metric(metric, subject, parts[CHOOSING], threads=threads)
-    if IMPACT in space.masks:
-        subject = with_impacts(subject, parts[CHOOSING], found, threads=threads)
     bound = found.parse_drop(max_drop) if isinstance(max_drop, str) else max_drop
     if bound is None and speedup is None:
         bound = found.default_drop
     target = Target(bound, speedup)
     feed = next(iter(parts[CHOOSING])).feeds
+    records = Records.open(state, _fingerprint(subject, samples, feed, found, target, space, search, threads, seed))
+    tell = progress or (lambda _: None)
+    if IMPACT in space.masks:
+        subject = _with_impacts(subject, parts[CHOOSING], found, space, records, max_time, threads, tell)
     if timer is None:
         timer = PairedTimer(subject, _timing_feed(subject, feed), threads, cache)
     run = _Search(
@@ -354,10 +359,10 @@ def tune(
         evaluator or PlanEvaluator(subject, parts, found, threads),
         timer,
         executor or SerialExecutor(),
-        Records.open(state, _fingerprint(subject, samples, feed, found, target, space, search, threads, seed)),
+        records,
         max_time,
         seed,
-        progress or (lambda _: None),
+        tell,
     )
     best = run.find(search, seconds_per_image)
     plan = best.plan if best else Plan(seed=seed)
@@ -368,6 +373,37 @@ def tune(
     if output is not None:
         tuned.result.save(output)
     return tuned
+
+
+def _with_impacts(
+    subject: Subject,
+    samples: SamplesLike,
+    metric: Metric,
+    space: Space,
+    records: Records,
+    max_time: float,
+    threads: int | None,
+    tell: Callable[[Progress], None],
+) -> Subject:
+    """The subject with maps of impacts; a layer of a group shares the group's, also where it is sampled alone."""
+    inspection = subject.inspect()
+    groups = meeting_layers(subject.original())
+    order = [conv.name for conv in inspection.convs]
+
+    def progress(done: int, total: int) -> None:
+        tell(Progress("measuring impacts", done, total, max(max_time - records.clock, 0.0), ""))
+
+    return with_impacts(
+        subject,
+        samples,
+        metric,
+        together(eligible(inspection), groups, order),
+        rate=max(space.rates),
+        records=records,
+        threads=threads,
+        go_on=lambda: records.clock < IMPACT_SHARE * max_time,
+        progress=progress,
+    )
 
 
 def _timing_feed(subject: Subject, feed: Mapping[str, Any]) -> dict[str, Any]:
