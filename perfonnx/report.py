@@ -159,20 +159,21 @@ def _machine(tuned: Tuned) -> str:
 
 
 def _layers(tuned: Tuned) -> str:
-    """One line per rewritten layer; times are from the profiles that the choice was made by."""
+    """One line per rewritten layer."""
     layers = tuned.result.report.layers
     if not layers or tuned.best is None:
         return ""
     original = tuned.best.speed.original
-    times = [_layer_times(tuned, layer.name, layer.plan) for layer in layers]
-    rows = {(row.layer, row.choice): row.quality for row in tuned.rows}
+    times = [tuned.layer_times.get(layer.name) for layer in layers]
+    rows = {(layer, row.choice): row.quality for row in tuned.rows for layer in tuned.units[row.layer]}
+    rows |= {(row.layer, row.choice): row.quality for row in tuned.rows}  # alone, rather than in a group
     losses = [rows.get((layer.name, layer.plan)) for layer in layers]
     slowest = max((t for pair in times if pair for t in pair), default=0.0)
     worst = max((q.guide for q in losses if q), default=0.0)
     lines = []
     for layer, pair, loss in zip(layers, times, losses, strict=True):
         before, after = layer.multiplies
-        time = "" if pair is None else " → ".join(_time(t * original) for t in pair)
+        time = "" if pair is None else _times(pair, original)
         bars = "" if pair is None else _bar("before", pair[0], slowest) + _bar("after", pair[1], slowest)
         lines.append(
             [
@@ -192,8 +193,9 @@ def _layers(tuned: Tuned) -> str:
     screening = tuned.images.get("screening", 0)
     alone = f", on {_plural(screening, 'image')}" if screening else ""
     note = (
-        "Times come from profiles with all layers rewritten alike; in the network that was taken they differ "
-        f"with its neighbours. The error is the {guide} of the network's output with that layer alone sampled{alone}."
+        "Times come from a profile of the network that was taken, each layer's with all that follows it up to the next "
+        f"one. The error is the {guide} of the network's output with that layer alone sampled{alone}, "
+        "or with the group that it shares a mask with."
     )
     keys = (
         '<p class="dim"><span class="key before"></span>time before<span class="key after"></span>time after'
@@ -202,32 +204,46 @@ def _layers(tuned: Tuned) -> str:
     return f"<h2>Layers</h2>\n{_text(note, 'dim')}\n{keys}\n{_table(header, lines)}"
 
 
-def _layer_times(tuned: Tuned, name: str, choice: LayerPlan) -> tuple[float, float] | None:
-    """A layer's time before and after, as parts of the original network's time; None where it was not measured."""
-    costs = tuned.costs.get(tuned.plan.layout)
-    after = None if costs is None else costs.sampled.get(choice, {}).get(name)
-    return None if costs is None or after is None else (costs.dense[name], after)
-
-
 def _kind(choice: LayerPlan) -> str:
     return f"{choice.mask}, {choice.interpolation}"
 
 
 def _left(tuned: Tuned) -> str:
-    """The layers that stay as they are, each with the reason."""
+    """The layers that stay as they are, each with the reason and its times, which may change all the same."""
     done = {layer.name for layer in tuned.result.report.layers}
-    reasons = {name: _why_dense(tuned, name) for costs in tuned.costs.values() for name in costs.dense}
+    reasons = {name: _why_dense(tuned, name) for layers in tuned.units.values() for name in layers}
     reasons |= {skip.layer: skip.reason for skip in tuned.result.report.skips if skip.layer not in reasons}
     reasons |= tuned.obstacles
-    rows = [[_cell(name, "name"), _cell(why, "name")] for name, why in reasons.items() if name not in done]
+    rows = [
+        [_cell(name, "name"), _cell(why, "name"), _cell(_left_time(tuned, name), "n")]
+        for name, why in reasons.items()
+        if name not in done
+    ]
     if not rows:
         return ""
-    return f"<h2>Layers left alone ({len(rows)})</h2>\n" + _table(("layer", "reason"), rows)
+    return f"<h2>Layers left alone ({len(rows)})</h2>\n" + _table(("layer", "reason", "time"), rows)
+
+
+def _left_time(tuned: Tuned, name: str) -> str:
+    pair = tuned.layer_times.get(name)
+    return "" if pair is None or tuned.best is None else _times(pair, tuned.best.speed.original)
+
+
+def _times(pair: tuple[float, float], original: float) -> str:
+    """Parts of the original's time, before and after, in milliseconds."""
+    return " → ".join(_time(part * original) for part in pair)
 
 
 def _why_dense(tuned: Tuned, name: str) -> str:
     """Why the search left a layer dense that could be sampled."""
-    gains = [c.gain(name, choice) for c in tuned.costs.values() for choice in c.sampled if name in c.sampled[choice]]
+    units = [unit for unit, layers in tuned.units.items() if name in layers]
+    gains = [
+        costs.gain(unit, choice)
+        for costs in tuned.costs.values()
+        for choice, times in costs.sampled.items()
+        for unit in units
+        if unit in times
+    ]
     if not gains:
         return "none of the choices fits it"
     if max(gains) <= 0:

@@ -15,7 +15,7 @@ import perfonnx
 from perfonnx.cli import main
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import output_distance
-from perfonnx.impact import impact_maps, rewrite_by_impact, save_impact_maps
+from perfonnx.impact import impact_maps, ranked_impact, rewrite_by_impact, save_impact_maps
 from perfonnx.masks import load_impact_maps
 from tests import real_models
 from tests.gradients.differences import net
@@ -215,3 +215,20 @@ def test_a_real_network_keeps_more_with_impact_than_with_chance() -> None:
         log_p = scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
         losses[mask] = -log_p[np.arange(64), labels[32:]].mean()
     assert losses["impact"] < losses["uniform"]
+
+
+def test_one_map_of_ranks_gives_the_masks_of_all_steps() -> None:
+    samples = [Batch({"x": X}, LABELS)]
+    ranks = ranked_impact(network(), samples, ["two"], rate=0.4)
+    for last in range(1, 5):
+        steps = [round(0.1 * step, 6) for step in range(1, last + 1)]
+        expected = rewrite_by_impact(network(), samples, steps, only="two").masks["two"]
+        once = perfonnx.rewrite(network(), rate=steps[-1], mask="impact", impact_maps={"two": ranks}, only="two")
+        np.testing.assert_array_equal(once.masks["two"], expected)
+
+
+def test_layers_that_share_a_mask_are_ranked_by_the_sum_of_their_impacts() -> None:
+    samples = [Batch({"x": X}, LABELS)]
+    ranks = ranked_impact(network(), samples, ["one", "two"], rate=0.1)
+    maps = impact_maps(network(), samples)
+    np.testing.assert_array_equal(ranks.argsort(axis=None), (maps["one"] + maps["two"]).argsort(axis=None))

@@ -1,4 +1,4 @@
-"""What every choice in every layer costs in time, from a few profiles of the whole network.
+"""What every choice in every unit, a layer or a group of layers, costs in time, from a few profiles of the network.
 
 One profile per choice and layout, with all layers rewritten alike, gives the time of that choice in each layer. On maps
 a layer's time hardly depends on the others. On rows it does: two more profiles, with every other layer rewritten, give
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from perfonnx.plan import LAYOUTS, NO_REPAIR, LayerPlan, Plan
 from perfonnx.search.choose import Layer, Option
 from perfonnx.search.evaluate import Subject
+from perfonnx.search.groups import Units, alone, by_layer
 from perfonnx.search.sensitivity import applicable, label, plan_key
 from perfonnx.search.state import Records
 from perfonnx.search.timing import OTHER, Timer
@@ -29,7 +30,7 @@ LONE_LAYERS = 64
 
 @dataclass
 class LayerCosts:
-    """Times by layer in one layout, as parts of the original network's time.
+    """Times by unit in one layout, as parts of the original network's time.
 
     Attributes:
         dense: As the network came.
@@ -79,12 +80,13 @@ class LayerCosts:
 def layer_costs(
     subject: Subject,
     timer: Timer,
-    layers: Sequence[str],
+    units: Units,
     choices: Sequence[LayerPlan],
     *,
     layout: str,
     seed: int,
     records: Records,
+    go_on: Callable[[], bool] = lambda: True,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> LayerCosts:
     """Profiles a network in one layout; see the module.
@@ -92,52 +94,55 @@ def layer_costs(
     Args:
         subject: The model.
         timer: Profiles plans.
-        layers: Names, in running order.
+        units: What gets one choice together, in running order.
         choices: What may be done with them.
         layout: One of `perfonnx.plan.LAYOUTS`.
         seed: Seed of the masks.
         records: What is known already.
+        go_on: Asked before each profile but the original's; what is not profiled has no choices.
         progress: Called with what is profiled, and the profiles done and their total.
     """
     rows = layout == LAYOUTS[0]
+    layers = list(units)
     owners: dict[str, str] = {}
     total, done = len(choices) + 1 + (2 + len(layers) if rows else 0), 0
 
-    def profile(chosen: Mapping[str, LayerPlan], what: str) -> dict[str, float]:
+    def profiled(chosen: Mapping[str, LayerPlan], what: str) -> dict[str, float]:
         nonlocal done
         progress(what, done, total)
         done += 1
-        plan = Plan(dict(chosen), seed, layout=layout if chosen else LAYOUTS[0])
-        times = records.ask(f"profile {plan_key(plan)}", lambda: timer.layers(plan))
-        found = {name: float(value) for name, value in times.items()}
-        return _folded(found, owners, layers) if owners else found
+        plan = Plan(by_layer(units, chosen), seed, layout=layout if chosen else LAYOUTS[0])
+        found = profile(records, timer, plan)
+        return _folded(found, owners) if owners else found
 
-    original = profile({}, "the original")
-    owners = _owners(original, layers)
-    original = _folded(original, owners, layers)
+    original = profiled({}, "the original")
+    owners = _owners(original, units)
+    original = _folded(original, owners)
     costs = LayerCosts({name: original.get(name, 0.0) for name in layers})
     costs.rest = sum(original.values()) - sum(costs.dense.values())
     too_slow: dict[LayerPlan, float] = {}  # a kind of choice, and a rate at which it is slower than nothing
     for choice in sorted(choices, key=lambda choice: -choice.rate):
-        able = applicable(subject, layers, choice, seed)
+        if not go_on():
+            break
+        able = _able(subject, units, choice, seed)
         kind = replace(choice, rate=0.0)
         if not able or choice.rate < too_slow.get(kind, 0.0):
             progress(label(choice), done, total)
             done += 1
             continue
         # a bias takes no time: the layer is profiled as if it had none
-        profiled = replace(choice, repair=NO_REPAIR) if choice.repair == BIAS else choice
-        times = profile(dict.fromkeys(able, profiled), label(profiled))
+        plain = replace(choice, repair=NO_REPAIR) if choice.repair == BIAS else choice
+        times = profiled(dict.fromkeys(able, plain), label(plain))
         costs.sampled[choice] = {name: times.get(name, 0.0) for name in able}
         if sum(costs.sampled[choice].values()) > HOPELESS * sum(costs.dense[name] for name in able):
             too_slow[kind] = choice.rate
-    if not rows or not costs.sampled or len(layers) < 2:
+    if not rows or not costs.sampled or len(layers) < 2 or not go_on():
         return costs
     usual = _usual(costs)
     usual_plan = replace(usual, repair=NO_REPAIR) if usual.repair == BIAS else usual
     for parity in (0, 1):
         chosen = {name: usual_plan for name in layers[parity::2] if name in costs.sampled[usual]}
-        times = profile(chosen, f"every other layer {label(usual)}")
+        times = profiled(chosen, f"every other layer {label(usual)}")
         sampled = [place for place, name in enumerate(layers) if name in chosen]
         for place, name in enumerate(layers):
             if sampled and sampled[0] < place < sampled[-1] and name not in chosen:
@@ -145,8 +150,8 @@ def layer_costs(
     step = math.ceil(len(layers) / LONE_LAYERS)
     for place in range(0, len(layers), step):
         name = layers[place]
-        if name in costs.sampled[usual]:
-            times = profile({name: usual_plan}, f"{name} alone")
+        if name in costs.sampled[usual] and go_on():
+            times = profiled({name: usual_plan}, f"{name} alone")
             near = [*layers[max(place - 1, 0) : place + 2], OTHER]
             more = sum(times.get(n, 0.0) - original.get(n, 0.0) for n in near)
             border = max(more - (costs.sampled[usual][name] - costs.dense[name]), 0.0)
@@ -154,28 +159,49 @@ def layer_costs(
     return costs
 
 
-def _owners(original: Mapping[str, float], layers: Sequence[str]) -> dict[str, str]:
-    """For each convolution the layer that its time is counted with: the last one of `layers` up to it, or the first.
+def profile(records: Records, timer: Timer, plan: Plan) -> dict[str, float]:
+    """What `Timer.layers` gives, measured once."""
+    times = records.ask(f"profile {plan_key(plan)}", lambda: timer.layers(plan))
+    return {name: float(value) for name, value in times.items()}
 
-    Others than these are rewritten by nobody, but the region of rows takes them along: what they lose by that is a
-    cost of the layers around them.
+
+def layer_times(original: Mapping[str, float], rewritten: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """Each convolution's times in two profiles; `OTHER` is what belongs to none."""
+    owners = _owners(original, alone([name for name in original if name != OTHER]))
+    after = _folded(rewritten, owners)
+    return {name: (time, after.get(name, 0.0)) for name, time in original.items()}
+
+
+def _able(subject: Subject, units: Units, choice: LayerPlan, seed: int) -> list[str]:
+    """The units all of whose layers can have a choice."""
+    layers = [layer for unit in units.values() for layer in unit]
+    able = set(applicable(subject, layers, choice, seed))
+    return [name for name, unit in units.items() if able >= set(unit)]
+
+
+def _owners(original: Mapping[str, float], units: Units) -> dict[str, str]:
+    """For each convolution the unit that its time is counted with: its own, or the last one before it, or the first.
+
+    Convolutions of no unit are rewritten by nobody, but the region of rows takes them along: what they gain or lose by
+    that is counted with what is before them.
     """
-    owners, current = {}, layers[0]
+    unit_of = {layer: name for name, unit in units.items() for layer in unit}
+    owners, current = {}, next(iter(units))
     for name in original:
-        current = name if name in layers else current
+        current = unit_of.get(name, current)
         owners[name] = current
     owners.pop(OTHER, None)
     return owners
 
 
-def _folded(times: Mapping[str, float], owners: Mapping[str, str], layers: Sequence[str]) -> dict[str, float]:
+def _folded(times: Mapping[str, float], owners: Mapping[str, str]) -> dict[str, float]:
     """The times of all convolutions, counted with their owners; a new one belongs to the layer it is named after."""
     folded: dict[str, float] = {}
     for name, value in times.items():
-        owner = owners.get(name)
-        if owner is None and name != OTHER:
-            owner = max((layer for layer in layers if name.startswith(layer)), key=len, default=None)
-        owner = owner or OTHER
+        known = name
+        if name not in owners and name != OTHER:
+            known = max((layer for layer in owners if name.startswith(layer)), key=len, default=OTHER)
+        owner = owners.get(known, OTHER)
         folded[owner] = folded.get(owner, 0.0) + value
     return folded
 

@@ -32,7 +32,9 @@ def credible_drop(quality: Quality, measured: Sequence[Quality]) -> float:
     Returns:
         The mean of what was measured and what the guide lets expect, weighted by how certain each is.
     """
-    near = [q for q in measured if quality.guide / NEAR <= q.guide <= quality.guide * NEAR and q.drop_error > 0]
+    near = [
+        q for q in measured if quality.guide / NEAR <= q.guide <= quality.guide * NEAR and 0 < q.drop_error < math.inf
+    ]
     if len(near) < ENOUGH or quality.guide <= 0 or not 0 < quality.drop_error < math.inf:
         return quality.drop
     weights = [1 / q.drop_error**2 for q in near]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import onnxruntime as ort
@@ -336,17 +336,3 @@ class SerialExecutor(Executor):
         except Exception as error:
             future.set_exception(error)
         return future
-
-
-def with_impacts(subject: Subject, samples: SamplesLike, metric: Metric, *, threads: int | None = None) -> Subject:
-    """The subject with the maps that masks called `impact` are made from, measured on some images.
-
-    Raises:
-        PerfonnxError: The model is no classifier, or an operator of it has no gradient.
-    """
-    from perfonnx.impact import impact_maps
-
-    if not metric.of_classes:
-        raise PerfonnxError(f"mask impact follows the log-loss of a classifier, not {metric.name}; leave it out")
-    maps = impact_maps(subject.original().proto, samples, threads=threads)
-    return replace(subject, impact_maps=maps)

@@ -89,7 +89,7 @@ def greedy(
             draws). Layers are dense at first, which is no rung.
         measure: Measures the network with these choices.
         max_loss: Candidates with a larger loss are left out; the walk ends where none remains.
-        go_on: Asked before each step.
+        go_on: Asked before each measurement.
 
     Yields:
         Each step taken.
@@ -97,7 +97,7 @@ def greedy(
     rung = dict.fromkeys(ladders, 0)
     choices: dict[str, C] = {}
     current = Measured(1.0, 0.0, 0.0)
-    while go_on():
+    while True:
         before = dict(rung)
         tried: dict[str, tuple[str, C, Measured]] = {}
         for layer, rungs in ladders.items():
@@ -105,6 +105,8 @@ def greedy(
                 continue
             found = []
             for number, choice in enumerate(rungs[rung[layer]]):
+                if not go_on():
+                    return
                 measured = measure({**choices, layer: choice})
                 found.append(measured)
                 if measured.loss <= max_loss:

@@ -51,7 +51,7 @@ class Quality:
         reference: The metric's mean for the original.
         value: The metric's mean for the candidate.
         drop: What was lost, in the metric's terms: positive is worse.
-        drop_error: Standard error of `drop`, paired by image.
+        drop_error: Standard error of `drop`, paired by image; infinite where it is not known.
         guide: Mean of the guide.
     """
 
@@ -63,8 +63,14 @@ class Quality:
     guide: float
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """As plain data; an error that is not known is None, since JSON has no infinity."""
+        return {**asdict(self), "drop_error": self.drop_error if math.isfinite(self.drop_error) else None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Quality:
+        """What `to_json` gave."""
+        error = data["drop_error"]
+        return cls(**{**data, "drop_error": math.inf if error is None else error})
 
 
 @dataclass(frozen=True)

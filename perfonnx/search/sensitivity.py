@@ -28,16 +28,14 @@ from perfonnx.search.evaluate import (
     Task,
     find_metric,
     hold,
-    with_impacts,
 )
+from perfonnx.search.groups import Units, alone, by_layer
+from perfonnx.search.impacts import IMPACT, with_impacts
 from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.state import Records, digest
 
 MASK_CHOICES = ("lattice", "uniform", "pooling-structure")
 RATES = (0.25, 0.5, 0.75)
-IMPACT = "impact"
-"""The mask that needs maps of impacts, which are measured on the images to choose by."""
-
 REPAIR_CHOICES = ("bias", "predictor")
 """Without repair a layer is as fast as with a bias, and less accurate: no choice worth measuring."""
 
@@ -104,10 +102,10 @@ def plan_key(plan: Plan) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What one choice in one layer costs.
+    """What one choice in one layer, or in a group of layers, costs.
 
     Attributes:
-        layer: Its name.
+        layer: Name of the unit.
         choice: What was done with it; all others stay as they are.
         quality: What the network then loses.
     """
@@ -166,6 +164,7 @@ def applicable(subject: Subject, layers: Sequence[str], choice: LayerPlan, seed:
 
 def measure_layers(
     tasks: Sequence[tuple[str, LayerPlan]],
+    units: Units,
     evaluator: Evaluator,
     *,
     images: int,
@@ -175,10 +174,11 @@ def measure_layers(
     go_on: Callable[[], bool] = lambda: True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Row]:
-    """Measures (layer, choice) pairs, each alone in the network.
+    """Measures (unit, choice) pairs, each alone in the network.
 
     Args:
         tasks: The pairs, in the order in which they matter.
+        units: The units' layers.
         evaluator: Measures a plan.
         images: How many images of the choosing part.
         seed: Seed of the masks.
@@ -198,7 +198,7 @@ def measure_layers(
                 if pair is None:
                     break
                 layer, choice = pair
-                plan = Plan({layer: choice}, seed)
+                plan = Plan(by_layer(units, {layer: choice}), seed)
                 key = f"layer {plan_key(plan)} {images}"
                 future = None
                 if key not in records.known:
@@ -213,7 +213,7 @@ def measure_layers(
             done += 1
             if progress:
                 progress(done, len(tasks))
-            yield Row(layer, choice, Quality(**records.read(key)))
+            yield Row(layer, choice, Quality.from_json(records.read(key)))
     finally:
         for *_, future in waiting:
             if future is not None:
@@ -257,16 +257,19 @@ def sensitivity(
     held = hold(samples)
     subject = replace(subject, calibration=held)
     found, _ = find_metric(metric, subject, held, threads=threads)
+    records = Records()
     if IMPACT in space.masks:
-        subject = with_impacts(subject, held, found, threads=threads)
+        units, rate = alone(list(shares)), max(space.rates)
+        subject = with_impacts(subject, held, found, units, rate=rate, records=records, threads=threads)
     evaluator = PlanEvaluator(subject, {CHOOSING: held}, found, threads)
     tasks = [(layer, choice) for choice in space.choices() for layer in applicable(subject, list(shares), choice, seed)]
     rows = measure_layers(
         tasks,
+        alone(list(shares)),
         evaluator,
         images=len(held),
         seed=seed,
-        records=Records(),
+        records=records,
         executor=executor or SerialExecutor(),
         progress=progress,
     )

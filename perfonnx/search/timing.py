@@ -41,6 +41,10 @@ MIN_ROUNDS, MAX_ROUNDS = 9, 400
 PRECISION = 0.01
 """Rounds go on until half the confidence interval of the ratio is below this part of it."""
 
+IN_A_ROW = 5
+"""Profiled runs of one model before the other has its turn: in the first of them the first layer waits for threads that
+sleep, which the shortest runs must not show."""
+
 OTHER = "(other)"
 """Time that belongs to no convolution: layout changes, and what stands before and beside all of them."""
 
@@ -242,10 +246,12 @@ def profile(
             models.append(open_loaded(model, threads=threads, options=options))
         once = [_runner(model, feed) for model in models]
         needed = min(sum(run() for run in once) for _ in range(WARMUP)) / 1e3
-        runs = int(min(50, max(10, seconds / max(needed, 1e-6))))
-        for _ in range(runs):
+        rounds = math.ceil(min(50, max(10, seconds / max(needed, 1e-6))) / IN_A_ROW)
+        runs = rounds * IN_A_ROW
+        for _ in range(rounds):
             for run in once:
-                run()
+                for _ in range(IN_A_ROW):
+                    run()
         events = [json.loads(Path(model.session.end_profiling()).read_bytes()) for model in models]  # type: ignore[attr-defined]
     whole, parts = (
         {name: undisturbed(times) for name, (_, times) in layer_runs(found, Names(m.proto), runs)}

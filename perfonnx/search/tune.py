@@ -1,8 +1,10 @@
 """From a model and unlabeled inputs to the fastest model within the accuracy asked, measured on this machine.
 
 1. Profile: every choice (mask kind and rate) in all layers at once; one profile per choice gives the time of every
-   layer under it, among neighbours that work on rows.
-2. Screen: the error of every choice in every layer that it makes faster, one layer at a time, on part of the images.
+   layer under it, among neighbours that work on rows. Once layer by layer, and once for groups of layers whose outputs
+   meet, which then share a mask.
+2. Screen: the error of every choice in every unit, a layer or a group, that it makes faster, one unit at a time, on
+   part of the images.
 3. Choose: times and errors add up, roughly; the best selections under that model form a frontier.
 4. Search: selections of the frontier are rewritten, run on all images to choose by, and timed against the original;
    bisection finds the fastest one within the bound, then single layers are changed where that promises most.
@@ -27,7 +29,7 @@ from perfonnx.masks import ImpactMaps
 from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 from perfonnx.rewriting import Rewritten
 from perfonnx.search.choose import DENSE, Option, Selection, frontier, pareto
-from perfonnx.search.costs import LayerCosts, layer_costs
+from perfonnx.search.costs import LayerCosts, layer_costs, layer_times, profile
 from perfonnx.search.credible import credible_drop
 from perfonnx.search.evaluate import (
     CHOOSING,
@@ -42,12 +44,13 @@ from perfonnx.search.evaluate import (
     count_images,
     find_metric,
     hold,
-    with_impacts,
 )
 from perfonnx.search.greedy import Measured, greedy
+from perfonnx.search.groups import Units, alone, by_layer, can_be_shared, meeting_layers, together
+from perfonnx.search.impacts import IMPACT, with_impacts
 from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.pictures import Picture, output_pictures
-from perfonnx.search.sensitivity import IMPACT, Row, Space, eligible, measure_layers, plan_key
+from perfonnx.search.sensitivity import Row, Space, eligible, measure_layers, plan_key
 from perfonnx.search.state import Records, digest
 from perfonnx.search.timing import PairedTimer, Speed, Timer, TimingCache, machine
 
@@ -64,8 +67,11 @@ HELD_BACK_SHARE = 0.4
 SCREEN_IMAGES = (12, 128)
 """Fewest and most images to screen layers on."""
 
-SCREEN_SHARE, SEARCH_SHARE = 0.4, 0.9
-"""Parts of the time after which screening, and search, come to an end."""
+IMPACT_SHARE = 0.2
+"""Part of the time after which no more impacts are measured."""
+
+PROFILE_SHARE, SCREEN_SHARE, SEARCH_SHARE = 0.4, 0.4, 0.9
+"""Parts of the time after which profiling comes to an end, that screening takes, and after which search ends."""
 
 PATIENCE = 8
 """Changes of single layers that may fail in a row before the search ends."""
@@ -75,9 +81,6 @@ CLOSE = 0.003
 
 FINAL_SECONDS = 5.0
 """Time spent on timing the model that is taken once more."""
-
-SURE_LOOKS = 3
-"""Models that are verified even where the time is up."""
 
 POOR = 0.2
 """An original that is right on fewer images than this was given the wrong labels or pixels, most likely."""
@@ -107,8 +110,8 @@ class Target:
         return self.max_drop is None or (quality is not None and quality.drop <= self.max_drop)
 
     def reached(self, speed: Speed) -> bool:
-        """Whether a speed is enough."""
-        return speed.ratio >= (self.speedup or MIN_SPEEDUP)
+        """Whether a speed is enough beyond doubt: the lower end of its interval counts."""
+        return speed.low >= (self.speedup or MIN_SPEEDUP)
 
 
 @dataclass
@@ -172,8 +175,11 @@ class Tuned:
         metric: What was measured.
         target: What was wanted.
         trials: Everything that was really measured, in order.
-        rows: The layers' sensitivities.
-        costs: What the layers take, as parts of the original's time, by layout.
+        rows: The units' sensitivities.
+        costs: What the units take, as parts of the original's time, by the way in which the network was looked at.
+        units: The layers of every unit.
+        layer_times: Of every convolution in the original and in the result, as parts of the original's time; empty
+            where nothing was found.
         images: How many, by part.
         threads: Intra-op threads asked for.
         seconds: What the measurements took.
@@ -192,6 +198,8 @@ class Tuned:
     trials: list[Trial]
     rows: list[Row]
     costs: dict[str, LayerCosts]
+    units: Units
+    layer_times: dict[str, tuple[float, float]]
     images: dict[str, int]
     threads: int | None
     seconds: float
@@ -252,7 +260,9 @@ class Tuned:
             "pareto": [i for i, trial in enumerate(self.trials) if id(trial) in front],
             "obstacles": self.obstacles,
             "sensitivity": [row.to_json() for row in self.rows],
-            "layer_times": {layout: costs.to_json() for layout, costs in self.costs.items()},
+            "units": {name: list(layers) for name, layers in self.units.items()},
+            "profiles": {way: costs.to_json() for way, costs in self.costs.items()},
+            "layer_times": {name: list(pair) for name, pair in self.layer_times.items()},
         }
 
 
@@ -292,7 +302,7 @@ def tune(
         metric: Name in `METRICS`; None: by the model's outputs and labels.
         space: What may be done with a layer.
         search: "budget", or "greedy" for the perforation paper's search.
-        max_time: Seconds of measuring, roughly.
+        max_time: Seconds of measuring; one model more is verified where they are used up.
         threads: Intra-op threads, None for all cores.
         input_shapes: Sizes for symbolic dimensions; timings are made at them.
         freeze_weights: As for `perfonnx.rewrite`.
@@ -329,13 +339,15 @@ def tune(
     parts = {CHOOSING: hold(first), HELD_BACK: hold(second)}
     subject = replace(subject, calibration=parts[CHOOSING])
     found, seconds_per_image = find_metric(metric, subject, parts[CHOOSING], threads=threads)
-    if IMPACT in space.masks:
-        subject = with_impacts(subject, parts[CHOOSING], found, threads=threads)
     bound = found.parse_drop(max_drop) if isinstance(max_drop, str) else max_drop
     if bound is None and speedup is None:
         bound = found.default_drop
     target = Target(bound, speedup)
     feed = next(iter(parts[CHOOSING])).feeds
+    records = Records.open(state, _fingerprint(subject, samples, feed, found, target, space, search, threads, seed))
+    tell = progress or (lambda _: None)
+    if IMPACT in space.masks:
+        subject = _with_impacts(subject, parts[CHOOSING], found, space, records, max_time, threads, tell)
     if timer is None:
         timer = PairedTimer(subject, _timing_feed(subject, feed), threads, cache)
     run = _Search(
@@ -347,10 +359,10 @@ def tune(
         evaluator or PlanEvaluator(subject, parts, found, threads),
         timer,
         executor or SerialExecutor(),
-        Records.open(state, _fingerprint(subject, samples, feed, found, target, space, search, threads, seed)),
+        records,
         max_time,
         seed,
-        progress or (lambda _: None),
+        tell,
     )
     best = run.find(search, seconds_per_image)
     plan = best.plan if best else Plan(seed=seed)
@@ -361,6 +373,37 @@ def tune(
     if output is not None:
         tuned.result.save(output)
     return tuned
+
+
+def _with_impacts(
+    subject: Subject,
+    samples: SamplesLike,
+    metric: Metric,
+    space: Space,
+    records: Records,
+    max_time: float,
+    threads: int | None,
+    tell: Callable[[Progress], None],
+) -> Subject:
+    """The subject with maps of impacts; a layer of a group shares the group's, also where it is sampled alone."""
+    inspection = subject.inspect()
+    groups = meeting_layers(subject.original())
+    order = [conv.name for conv in inspection.convs]
+
+    def progress(done: int, total: int) -> None:
+        tell(Progress("measuring impacts", done, total, max(max_time - records.clock, 0.0), ""))
+
+    return with_impacts(
+        subject,
+        samples,
+        metric,
+        together(eligible(inspection), groups, order),
+        rate=max(space.rates),
+        records=records,
+        threads=threads,
+        go_on=lambda: records.clock < IMPACT_SHARE * max_time,
+        progress=progress,
+    )
 
 
 def _timing_feed(subject: Subject, feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -404,7 +447,7 @@ def _fingerprint(
 
 @dataclass(frozen=True)
 class _Rung:
-    """One choice of a layer (None: dense) among sampled ones, with its time and error."""
+    """One choice of a unit (None: dense) among sampled ones, with its time and error."""
 
     choice: LayerPlan | None
     time: float
@@ -413,11 +456,21 @@ class _Rung:
 
 @dataclass(frozen=True)
 class _Move:
-    """A layer and the choice that it gets; the smallest order comes first."""
+    """A unit and the choice that it gets; the smallest order comes first."""
 
     order: float
-    layer: str
+    unit: str
     choice: LayerPlan | None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to look at the network: its layout, what gets one choice together, and what that costs."""
+
+    name: str
+    layout: str
+    units: Units
+    costs: LayerCosts
 
 
 @dataclass
@@ -438,7 +491,9 @@ class _Search:
     progress: Callable[[Progress], None]
     trials: dict[str, Trial] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-    costs: dict[str, LayerCosts] = field(default_factory=dict)
+    ways: list[_Way] = field(default_factory=list)
+    units: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
     errors: dict[str, dict[LayerPlan, float]] = field(default_factory=dict)
     screened: int = 0
     obstacles: dict[str, str] = field(default_factory=dict)
@@ -450,18 +505,12 @@ class _Search:
         layers = list(eligible(inspection))
         if not layers:
             return None
+        self.order = [conv.name for conv in inspection.convs]
+        if search == "budget":
+            self._look_at_groups(layers)
         for layout in LAYOUTS:
-            self.costs[layout] = layer_costs(
-                self.subject,
-                self.timer,
-                layers,
-                self.space.choices(),
-                layout=layout,
-                seed=self.seed,
-                records=self.records,
-                progress=lambda what, done, total: self._tell(f"profiling {what}", done, total),
-            )
-        pairs = [(n, c) for c in self.space.choices() for n in layers if self._saves_time(n, c)]
+            self._look(layout, layout, alone(layers), self.space.choices())
+        pairs = [(unit, c) for c in self.space.choices() for unit in self.units if self._saves_time(unit, c)]
         if search == "greedy":
             self._greedy(pairs)
         else:
@@ -471,9 +520,34 @@ class _Search:
                 self._swap()
         return self._verify()
 
-    def _saves_time(self, layer: str, choice: LayerPlan) -> bool:
-        """Whether a choice makes a layer faster in some layout."""
-        return any(layer in c.sampled.get(choice, ()) and c.gain(layer, choice) > 0 for c in self.costs.values())
+    # --- 1. profile --------------------------------------------------------------------------------------------------
+
+    def _look_at_groups(self, layers: Sequence[str]) -> None:
+        """Profiles the network by groups of layers, where it has some."""
+        groups = meeting_layers(self.subject.original())
+        choices = [choice for choice in self.space.choices() if can_be_shared(choice)]
+        if groups and choices:
+            self._look("groups", LAYOUTS[0], together(layers, groups, self.order), choices)
+
+    def _look(self, name: str, layout: str, units: Units, choices: Sequence[LayerPlan]) -> None:
+        costs = layer_costs(
+            self.subject,
+            self.timer,
+            units,
+            choices,
+            layout=layout,
+            seed=self.seed,
+            records=self.records,
+            go_on=lambda: self._time_left(PROFILE_SHARE),
+            progress=lambda what, done, total: self._tell(f"profiling {what}", done, total),
+        )
+        self.ways.append(_Way(name, layout, units, costs))
+        self.units.update(units)
+
+    def _saves_time(self, unit: str, choice: LayerPlan) -> bool:
+        """Whether a choice makes a unit faster in some way."""
+        found = (way.costs for way in self.ways if unit in way.costs.sampled.get(choice, ()))
+        return any(costs.gain(unit, choice) > 0 for costs in found)
 
     # --- 2. screen ---------------------------------------------------------------------------------------------------
 
@@ -486,6 +560,7 @@ class _Search:
         end = self.records.clock + SCREEN_SHARE * self.max_time
         rows = measure_layers(
             pairs,
+            self.units,
             self.evaluator,
             images=images,
             seed=self.seed,
@@ -511,37 +586,38 @@ class _Search:
     def _bisect(self) -> None:
         """Looks along the frontiers of the additive model for the places where the bound is met."""
         kinds = sorted({choice.mask for errors in self.errors.values() for choice in errors})
-        for layout in LAYOUTS:
-            self._bisect_frontier(layout, kinds, f"best by the layers' times and errors, {layout}")
+        for way in self.ways:
+            self._bisect_frontier(way, kinds, f"best by times and errors, {way.name}")
         best = self._best()
         layout = best.plan.layout if best else LAYOUTS[0]
-        for kind in kinds if len(kinds) > 1 else ():
-            # layers of one size then share one mask, and rows pass between them as they are
-            self._bisect_frontier(layout, [kind], f"best with {kind} alone, {layout}")
+        for way in self.ways:
+            for kind in kinds if len(kinds) > 1 and way.layout == layout else ():
+                # layers of one size then share one mask, and rows pass between them as they are
+                self._bisect_frontier(way, [kind], f"best with {kind} alone, {way.name}")
 
-    def _options(self, layout: str, layer: str, kinds: Sequence[str] | None = None) -> dict[LayerPlan, Option]:
-        """What can be done with a layer in a layout, with masks of these kinds."""
-        sampled = self.costs[layout].sampled
+    def _options(self, way: _Way, unit: str, kinds: Sequence[str] | None = None) -> dict[LayerPlan, Option]:
+        """What can be done with a unit in one way, with masks of these kinds."""
+        sampled = way.costs.sampled
         return {
-            choice: Option(sampled[choice][layer], error)
-            for choice, error in self.errors.get(layer, {}).items()
-            if layer in sampled.get(choice, ()) and (kinds is None or choice.mask in kinds)
+            choice: Option(sampled[choice][unit], error)
+            for choice, error in self.errors.get(unit, {}).items()
+            if unit in sampled.get(choice, ()) and (kinds is None or choice.mask in kinds)
         }
 
-    def _bisect_frontier(self, layout: str, kinds: Sequence[str], why: str) -> None:
-        options = {layer: self._options(layout, layer, kinds) for layer in self.errors}
-        line = frontier(self.costs[layout].chain({layer: list(known.values()) for layer, known in options.items()}))
+    def _bisect_frontier(self, way: _Way, kinds: Sequence[str], why: str) -> None:
+        options = {unit: self._options(way, unit, kinds) for unit in way.units}
+        line = frontier(way.costs.chain({unit: list(known.values()) for unit, known in options.items()}))
 
         def attempt(place: int) -> Trial:
-            picks = {layer: pick for layer, pick in line[place].picks.items() if pick != DENSE}
-            layers = {layer: list(options[layer])[pick] for layer, pick in picks.items()}
-            return self._try(self._plan(layers, layout), why)
+            picks = {unit: pick for unit, pick in line[place].picks.items() if pick != DENSE}
+            choices = {unit: list(options[unit])[pick] for unit, pick in picks.items()}
+            return self._try(self._plan(by_layer(way.units, choices), way.layout), why)
 
         low, high = 0, len(line) - 1  # low is dense: within the bound, too slow
-        if high <= low or not self._beyond(attempt(high)):
+        if high <= low or (self.trials and not self._time_left(SEARCH_SHARE)) or not self._beyond(attempt(high)):
             return
         while high - low > 1 and self._time_left(SEARCH_SHARE):
-            if line[low].time - line[high].time < CLOSE * (self.costs[layout].rest + line[low].time):
+            if line[low].time - line[high].time < CLOSE * (way.costs.rest + line[low].time):
                 break
             place = self._between(line, low, high)
             if self._beyond(attempt(place)):
@@ -589,49 +665,56 @@ class _Search:
             else:
                 return
 
-    def _rungs(self, layout: str, layer: str) -> list[_Rung]:
-        """The choices of a layer between sampled ones, dense first."""
-        costs = self.costs[layout]
-        dense = _Rung(None, costs.inside.get(layer, costs.dense[layer]), 0.0)
-        return [dense, *(_Rung(c, o.time, o.error) for c, o in self._options(layout, layer).items())]
+    def _rungs(self, way: _Way, unit: str) -> list[_Rung]:
+        """The choices of a unit between sampled ones, dense first."""
+        dense = _Rung(None, way.costs.inside.get(unit, way.costs.dense[unit]), 0.0)
+        return [dense, *(_Rung(c, o.time, o.error) for c, o in self._options(way, unit).items())]
 
     def _changes(self, best: Trial) -> Iterator[tuple[Plan, str]]:
         """Plans near a trial's, the most promising first."""
         further: list[_Move] = []
         back: list[_Move] = []
         layout = best.plan.layout
-        for layer in self.errors:
-            rungs = self._rungs(layout, layer)
-            now = next(rung for rung in rungs if rung.choice == best.plan.layers.get(layer))
+        for way, unit in self._places(layout):
+            rungs = self._rungs(way, unit)
+            chosen = {best.plan.layers.get(layer) for layer in way.units[unit]}
+            now = next((rung for rung in rungs if {rung.choice} == chosen), None)
+            if now is None:
+                continue  # a group whose layers have different choices, or one that it has no time for
             ladder = [rungs[i] for i in pareto([Option(r.time, r.error) for r in rungs])]
             faster = next((r for r in ladder if r.time < now.time), None)
             safer = next((r for r in reversed(ladder) if r.error < now.error), None)
             if faster is not None:
                 cost = max(faster.error - now.error, 0.0) / (now.time - faster.time)
-                further.append(_Move(cost, layer, faster.choice))
+                further.append(_Move(cost, unit, faster.choice))
             if safer is not None:
-                back.append(_Move((safer.error - now.error) / max(safer.time - now.time, 1e-9), layer, safer.choice))
-        further.sort(key=lambda move: (move.order, move.layer))
-        back.sort(key=lambda move: (move.order, move.layer))
+                back.append(_Move((safer.error - now.error) / max(safer.time - now.time, 1e-9), unit, safer.choice))
+        further.sort(key=lambda move: (move.order, move.unit))
+        back.sort(key=lambda move: (move.order, move.unit))
 
         def changed(*moves: _Move) -> Plan:
-            layers = {**best.plan.layers}
+            layers: dict[str, LayerPlan | None] = {**best.plan.layers}
             for move in moves:
-                layers.pop(move.layer, None)
-                if move.choice is not None:
-                    layers[move.layer] = move.choice
+                layers.update(dict.fromkeys(self.units[move.unit], move.choice))
             return self._plan(layers, layout)
 
         if self.target.speedup is None:
             for move in further[:3]:
-                yield changed(move), f"more in {move.layer}"
+                yield changed(move), f"more in {move.unit}"
         else:
             for move in back[:3]:
-                yield changed(move), f"less in {move.layer}"
+                yield changed(move), f"less in {move.unit}"
         for one in back[:2]:
             for other in further[:3]:
-                if one.layer != other.layer:
-                    yield changed(one, other), f"less in {one.layer}, more in {other.layer}"
+                if not set(self.units[one.unit]) & set(self.units[other.unit]):
+                    yield changed(one, other), f"less in {one.unit}, more in {other.unit}"
+
+    def _places(self, layout: str) -> Iterator[tuple[_Way, str]]:
+        """Every unit with errors, and the first way in which it was looked at in a layout."""
+        for unit in self.errors:
+            way = next((way for way in self.ways if way.layout == layout and unit in way.units), None)
+            if way is not None:
+                yield way, unit
 
     def _greedy(self, pairs: Sequence[tuple[str, LayerPlan]]) -> None:
         """The paper's search; see `perfonnx.search.greedy`."""
@@ -662,7 +745,7 @@ class _Search:
         """Looks at the held-back images, the best trial first, until one is within the bound."""
         second_best: Trial | None = None
         for number, trial in enumerate(sorted(self._candidates(), key=self._merit)):
-            if number >= SURE_LOOKS and self.records.clock > self.max_time:
+            if number and not self._time_left(1.0):
                 break
             if second_best is not None and not self.target.reached(trial.speed):
                 break  # slower than what is there already
@@ -696,10 +779,10 @@ class _Search:
 
     # --- measuring ---------------------------------------------------------------------------------------------------
 
-    def _plan(self, choices: Mapping[str, LayerPlan], layout: str) -> Plan:
-        """A plan, its layers in running order."""
-        order = self.costs[layout].dense
-        return Plan({layer: choices[layer] for layer in order if layer in choices}, self.seed, layout=layout)
+    def _plan(self, choices: Mapping[str, LayerPlan | None], layout: str) -> Plan:
+        """A plan, its layers in running order; None: dense."""
+        chosen = {layer: choice for layer in self.order if (choice := choices.get(layer)) is not None}
+        return Plan(chosen, self.seed, layout=layout)
 
     def _try(self, plan: Plan, why: str) -> Trial:
         """Rewrites, runs and times a plan, unless that was done before."""
@@ -719,7 +802,7 @@ class _Search:
             return outcome.quality.to_json()
 
         same = plan_key(replace(plan, layout=LAYOUTS[0]))  # what is lost does not depend on the layout
-        return Quality(**self.records.ask(f"{part} {same} {images}", measure))
+        return Quality.from_json(self.records.ask(f"{part} {same} {images}", measure))
 
     def _time_left(self, share: float) -> bool:
         return self.records.clock < share * self.max_time
@@ -744,12 +827,18 @@ class _Search:
             self.target,
             list(self.trials.values()),
             self.rows,
-            self.costs,
+            {way.name: way.costs for way in self.ways},
+            self.units,
+            {} if best is None else self._layer_times(best.plan),
             {**{part: len(samples) for part, samples in self.parts.items()}, "screening": self.screened},
             threads,
             self.records.clock,
             obstacles=self.obstacles,
         )
+
+    def _layer_times(self, plan: Plan) -> dict[str, tuple[float, float]]:
+        original, rewritten = (profile(self.records, self.timer, p) for p in (Plan(seed=self.seed), plan))
+        return layer_times(original, rewritten)
 
     def _message(self, result: Rewritten, best: Trial | None, reached: bool) -> str:
         name = result.report.model
@@ -764,7 +853,8 @@ class _Search:
             f"{name}: {best.speed.ratio:.2f}x faster, {self.metric.lost(best.held_back.drop)} on "
             f"{best.held_back.images} images that took no part in the choice"
         )
-        return text if reached else f"{text}; {self.target.speedup:g}x is not reached{bound}"
+        wanted = self.target.speedup or MIN_SPEEDUP
+        return text if reached else f"{text}; {wanted:g}x is not reached for certain{bound}"
 
     def _warnings(self, best: Trial | None) -> Iterator[str]:
         bound = self.target.max_drop
@@ -777,7 +867,7 @@ class _Search:
         quality = best.held_back if best else None
         if bound is not None and quality is not None and bound > 0:
             half = 1.96 * quality.drop_error
-            if half > bound:
+            if bound < half < math.inf:
                 needed = math.ceil(quality.images * (half / bound) ** 2 / HELD_BACK_SHARE / 50) * 50
                 yield (
                     f"{quality.images} images cannot tell a loss of {self.metric.show(bound)} from twice as much: the "
