@@ -20,7 +20,7 @@ from perfonnx.torch.applying import Applied, apply, dense_onnx, export, sampled_
 from perfonnx.torch.finetuning import Finetuned, finetune_model
 from perfonnx.torch.importing import OnnxModule, from_onnx
 from perfonnx.torch.modules import Conv2d, PerforatedConv2d, RadiusAdaptiveConv2d, SparseConv2d
-from perfonnx.torch.radius import OpenShareBudget
+from perfonnx.torch.radius import OpenShareBudget, start_gates
 from perfonnx.torch.sparsity import SparsitySchedule
 from perfonnx.torch.training import Epoch, History, Schedule, Settings, finetune
 
@@ -45,4 +45,5 @@ __all__ = [
     "finetune_model",
     "from_onnx",
     "sampled_modules",
+    "start_gates",
 ]

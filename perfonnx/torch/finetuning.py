@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +29,7 @@ from perfonnx.torch.applying import apply, export
 from perfonnx.torch.batches import Batches
 from perfonnx.torch.checkpoints import Checkpoint
 from perfonnx.torch.importing import from_onnx
-from perfonnx.torch.radius import OpenShareBudget
+from perfonnx.torch.radius import OpenShareBudget, start_gates
 from perfonnx.torch.sparsity import SparsitySchedule
 from perfonnx.torch.training import History, Objective, Schedule, Settings, finetune, split
 
@@ -36,6 +37,9 @@ FORMAT = 1
 
 SCORED = 512
 """Samples by which masks of sparse layers are chosen, at most."""
+
+GATED = 256
+"""Samples by which new gates are turned, at most."""
 
 
 @dataclass
@@ -218,6 +222,8 @@ def _schedules(
         scored = Batches(samples.take(SCORED))
         schedules.append(SparsitySchedule(student, lambda: objective.mean(scored), seed=settings.seed))
     if "radius-adaptive" in methods:
+        some = Batches(samples.take(GATED))
+        start_gates(student, *some.pick(np.arange(len(some)))[0])
         schedules.append(OpenShareBudget(student, share))
     return schedules
 

@@ -249,12 +249,13 @@ class RadiusAdaptiveConv2d(SampledConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Input [N, C, H, W], output [N, M, OH, OW]."""
-        pixels = self._under_centre(x)
-        alpha = clip_unit(functional.conv2d(pixels, self.gate, self.gate_bias, self.stride))
+        pixels = self.under_centre(x)
+        # Layers before learn nothing from the gate: clip_unit's gradient from outside [0, 1] is right in sign alone.
+        alpha = clip_unit(functional.conv2d(pixels.detach(), self.gate, self.gate_bias, self.stride))
         centre = functional.conv2d(pixels, self.weight[:, :, 1:2, 1:2], None, self.stride, groups=self.groups)
         if self.center_gain:
             centre = (1 + self.center_gain * alpha) * centre
-        y = centre + alpha * self.convolve(x, self.weight * self.ring, None)
+        y = centre + alpha * self.of_ring(x)
         self.alpha = alpha
         self.ring_multiplies = self.weight.numel() // 9 * 8 * alpha.shape[2] * alpha.shape[3]
         return y if self.bias is None else y + self.bias[:, None, None]
@@ -265,8 +266,12 @@ class RadiusAdaptiveConv2d(SampledConv2d):
         weight = self.gate.detach().float().cpu().numpy().ravel()
         return TrainedGate(weight, float(self.gate_bias.detach()), None, share)
 
-    def _under_centre(self, x: Tensor) -> Tensor:
-        """The part of the padded input that the centre tap reads."""
+    def of_ring(self, x: Tensor) -> Tensor:
+        """What the ring would add at each position, [N, M, OH, OW]."""
+        return self.convolve(x, self.weight * self.ring, None)
+
+    def under_centre(self, x: Tensor) -> Tensor:
+        """The part of the padded input that the centre tap reads; it takes the strides' steps."""
         top, left, bottom, right = self.pads
         down, across = self.dilation
         edges = (left - across, right - across, top - down, bottom - down)

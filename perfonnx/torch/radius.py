@@ -1,7 +1,8 @@
 """Radius-adaptive training (Rakhshanfar): a budget on the pixels that compute their ring.
 
 Training starts at the dense network, where alpha is 1 everywhere. The budget falls from all pixels to the asked share,
-and what is open beyond it costs.
+and what is open beyond it costs. A gate whose weight is 0 would close at all pixels alike; `start_gates` turns gates
+first so that those close last where the ring adds much.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from perfonnx.errors import PerfonnxError
+from perfonnx.fitting import RIDGE
 from perfonnx.torch.applying import sampled_modules
 from perfonnx.torch.modules import RadiusAdaptiveConv2d
 
@@ -20,6 +22,16 @@ REACHED_AT = 0.6
 
 STRENGTH = 4.0
 """Loss per unit of share over the budget."""
+
+
+SPREAD = 4.0
+"""Interquartile range of a new gate's score over pixels: where it closes half of them, few are half open."""
+
+MARGIN = 1e-3
+"""What a new gate is open beyond 1 at least, so that rounding does not close it."""
+
+QUANTILES_OF = 1 << 20
+"""Pixels that the range is taken of, at most."""
 
 
 class OpenShareBudget:
@@ -71,13 +83,55 @@ class OpenShareBudget:
         self.budget = state["budget"]
 
 
+def start_gates(model: nn.Module, *inputs: Tensor) -> None:
+    """Turn new gates, without closing any: alpha stays 1 at all pixels of a batch.
+
+    A gate's weight is fitted by least squares to the root mean square, over the output channels, of what the ring adds.
+    Gates that have weights already are left as they are.
+
+    Args:
+        model: The network; `perfonnx.torch.apply` made its layers.
+        inputs: A batch of each of its inputs.
+    """
+    layers = [m for m in sampled_modules(model).values() if isinstance(m, RadiusAdaptiveConv2d) and not m.gate.any()]
+    hooks = [layer.register_forward_pre_hook(_start_gate) for layer in layers]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(*inputs)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
+def _start_gate(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+    assert isinstance(layer, RadiusAdaptiveConv2d)
+    (x,) = inputs
+    down, across = layer.stride
+    pixels = layer.under_centre(x)[:, :, ::down, ::across].permute(0, 2, 3, 1).flatten(0, 2).double()
+    added = layer.of_ring(x).double().square().mean(dim=1).sqrt().flatten()
+    pixels = pixels - pixels.mean(dim=0)
+    gram = pixels.T @ pixels
+    ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weight = torch.linalg.solve(gram + ridge, pixels.T @ (added - added.mean()))
+    low, high = torch.quantile((pixels @ weight)[:QUANTILES_OF], torch.tensor([0.25, 0.75], dtype=gram.dtype))
+    spread = (high - low).clamp_min(1e-12)
+    layer.gate.copy_((weight * (SPREAD / spread)).reshape(layer.gate.shape))
+    score = torch.nn.functional.conv2d(layer.under_centre(x), layer.gate, None, layer.stride)
+    layer.gate_bias.fill_(1 + MARGIN - float(score.min()))
+
+
 def open_share(layers: list[RadiusAdaptiveConv2d]) -> Tensor:
-    """Share of the ring multiplies that the last forward pass computed; its gradient is that of the mean alpha."""
+    """Share of the ring multiplies that the last forward pass computed.
+
+    Its gradient goes to the biases of gates alone, as if each unit of bias opened all pixels: it says how much is open.
+    Which pixels are open is for the weights of gates, and those learn it from the rest of the loss.
+    """
     total = sum(layer.ring_multiplies for layer in layers)
     shares = []
     for layer in layers:
         assert layer.alpha is not None
-        alpha = layer.alpha.float()
-        share = (alpha > 0).float().mean() + alpha.mean() - alpha.mean().detach()
-        shares.append(share * (layer.ring_multiplies / total))
-    return torch.stack(shares).sum()
+        share = (layer.alpha > 0).float().mean()
+        shares.append((share + layer.gate_bias - layer.gate_bias.detach()) * (layer.ring_multiplies / total))
+    return torch.cat(shares).sum()

@@ -26,6 +26,7 @@ from perfonnx.search import Progress
 from perfonnx.torch.batches import AUGMENTATIONS, Batches, Item, augmented
 from perfonnx.torch.checkpoints import Checkpoint, Interrupts
 from perfonnx.torch.losses import LOSSES, Intermediate, class_scores, distillation, find_loss, tensors
+from perfonnx.torch.modules import RadiusAdaptiveConv2d
 
 PRECISIONS = ("float32", "bfloat16")
 BATCH_NORMS = ("update", "frozen")
@@ -38,6 +39,9 @@ WARM_UP = 0.05
 
 LAST_RATE = 0.01
 """What the learning rate falls to, as a part of its highest value."""
+
+GATE_RATE = 10
+"""Learning rate of gates' biases, as a multiple: they have far to go while the weights hardly change."""
 
 CLIP = 1.0
 """Largest norm of the gradient."""
@@ -488,15 +492,18 @@ def _optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not parameters:
         raise PerfonnxError("the network has no parameters to train")
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
     rate = OPTIMIZERS[settings.optimizer] if settings.lr is None else settings.lr
-    groups = [{**group, "highest": rate} for group in groups if group["params"]]
+    adaptive = [module for module in student.modules() if isinstance(module, RadiusAdaptiveConv2d)]
+    gates, biases = {id(module.gate) for module in adaptive}, {id(module.gate_bias) for module in adaptive}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for p in parameters:
+        decay = settings.weight_decay if p.ndim > 1 and id(p) not in gates else 0.0
+        highest = rate * GATE_RATE if id(p) in biases else rate
+        groups.setdefault((decay, highest), []).append(p)
+    given = [{"params": ps, "weight_decay": decay, "highest": highest} for (decay, highest), ps in groups.items()]
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
-    return torch.optim.SGD(groups, lr=rate, momentum=MOMENTUM)
+        return torch.optim.AdamW(given, lr=rate)
+    return torch.optim.SGD(given, lr=rate, momentum=MOMENTUM)
 
 
 def learning_rate(step: int, steps: int) -> float:

@@ -8,7 +8,7 @@ from torch import nn  # noqa: E402
 
 import perfonnx.torch  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
-from perfonnx.torch.radius import OpenShareBudget  # noqa: E402
+from perfonnx.torch.radius import OpenShareBudget, open_share, start_gates  # noqa: E402
 
 
 @pytest.fixture
@@ -45,11 +45,41 @@ def test_share_is_weighted_by_the_multiplies_of_the_rings(model: nn.Module) -> N
     assert budget.loss().item() == pytest.approx(budget.strength * share)
 
 
+def test_new_gates_are_open_and_close_last_where_the_ring_adds_most(model: nn.Module) -> None:
+    x = torch.randn(8, 3, 8, 8)
+    before = model(x).detach()
+    start_gates(model, x)
+    assert model.training
+    torch.testing.assert_close(model(x), before)
+    layer = model[0]
+    assert (layer.alpha == 1).all()
+    with torch.no_grad():
+        score = torch.nn.functional.conv2d(x, layer.gate).flatten()
+        added = layer.of_ring(x).square().mean(dim=1).flatten()
+    best, worst = added[score > score.median()].mean(), added[score <= score.median()].mean()
+    assert best > worst
+    gate = layer.gate.clone()
+    start_gates(model, torch.randn(8, 3, 8, 8))
+    assert torch.equal(layer.gate, gate)
+
+
+def test_gates_of_strided_and_unpadded_layers_start_open() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2))
+    perfonnx.torch.apply(model, example=torch.zeros(1, 3, 9, 11), method="radius-adaptive", only=["."])
+    x = torch.randn(4, 3, 9, 11)
+    before = model(x).detach()
+    start_gates(model, x)
+    torch.testing.assert_close(model(x), before)
+    assert all(module.gate.any() and (module.alpha == 1).all() for module in model)
+
+
 def test_training_meets_the_budget(model: nn.Module) -> None:
     torch.manual_seed(0)
+    x, teacher = torch.randn(8, 3, 8, 8), nn.Conv2d(3, 8, 3, padding=1)
+    start_gates(model, x)
     budget = OpenShareBudget(model, 0.4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    x, teacher = torch.randn(8, 3, 8, 8), nn.Conv2d(3, 8, 3, padding=1)
     goal = teacher(x).detach()
     for step in range(150):
         budget.before_step(step / 150)
@@ -57,10 +87,8 @@ def test_training_meets_the_budget(model: nn.Module) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    from perfonnx.torch.radius import open_share
-
     model(x)
-    assert float(open_share(budget.layers)) < 0.55
+    assert open_share(budget.layers).item() < 0.55
 
 
 def test_refusals(model: nn.Module) -> None:
