@@ -224,6 +224,7 @@ class RadiusAdaptiveConv2d(SampledConv2d):
     Attributes:
         gate: [1, C, 1, 1].
         gate_bias: [1].
+        ring_bias: [M], added to the ring before alpha scales it, as in the released program; None without a gain.
         alpha: Of the last forward pass, [N, 1, OH, OW], with its gradient; None before.
         ring_multiplies: Those of the ring at all pixels of an image, of the last forward pass.
     """
@@ -244,6 +245,7 @@ class RadiusAdaptiveConv2d(SampledConv2d):
             self.weight[:, :, 1, 1] /= 1 + center_gain
         self.gate = nn.Parameter(self.weight.new_zeros(1, self.in_channels, 1, 1))
         self.gate_bias = nn.Parameter(self.weight.new_ones(1))
+        self.ring_bias = nn.Parameter(self.weight.new_zeros(self.out_channels)) if center_gain else None
         self.alpha: Tensor | None = None
         self.ring_multiplies = 0
 
@@ -264,11 +266,12 @@ class RadiusAdaptiveConv2d(SampledConv2d):
         """The gate as `perfonnx.rewrite` takes it, with the share of pixels that it opened in the last forward pass."""
         share = 1.0 if self.alpha is None else float((self.alpha > 0).float().mean())
         weight = self.gate.detach().float().cpu().numpy().ravel()
-        return TrainedGate(weight, float(self.gate_bias.detach()), None, share)
+        ring_bias = None if self.ring_bias is None else self.ring_bias.detach().float().cpu().numpy()
+        return TrainedGate(weight, float(self.gate_bias.detach()), ring_bias, share)
 
     def of_ring(self, x: Tensor) -> Tensor:
         """What the ring would add at each position, [N, M, OH, OW]."""
-        return self.convolve(x, self.weight * self.ring, None)
+        return self.convolve(x, self.weight * self.ring, self.ring_bias)
 
     def under_centre(self, x: Tensor) -> Tensor:
         """The part of the padded input that the centre tap reads; it takes the strides' steps."""

@@ -88,6 +88,8 @@ def test_exported_model_is_the_trained_network(model: nn.Module, fields: dict[st
         for module in perfonnx.torch.sampled_modules(model).values():
             nn.init.normal_(module.gate, std=0.5)
             nn.init.constant_(module.gate_bias, 0.2)
+            if module.ring_bias is not None:
+                nn.init.normal_(module.ring_bias)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(2):
         model.train()(torch.randn(4, 3, 12, 10)).square().mean().backward()

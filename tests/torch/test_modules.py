@@ -85,6 +85,8 @@ def test_radius_adaptive_layer_is_the_operator(geometry: str, center_gain: float
     with torch.no_grad():
         module.gate.normal_()
         module.gate_bias.fill_(0.3)
+        if module.ring_bias is not None:
+            module.ring_bias.normal_()
     y = module(x)
     assert 0 < float((module.alpha == 0).double().mean()) < 0.9
     expected = ops.radius_adaptive_conv.reference(
@@ -92,6 +94,7 @@ def test_radius_adaptive_layer_is_the_operator(geometry: str, center_gain: float
         *numpy_of(layer),
         module.gate.detach().numpy(),
         module.gate_bias.detach().numpy(),
+        None if module.ring_bias is None else module.ring_bias.detach().numpy(),
         attributes=attributes,
         center_gain=center_gain,
     )
