@@ -109,7 +109,8 @@ _FINETUNE_EXAMPLES = """examples:
   perfonnx finetune model.onnx fast.onnx --plan plan.json --data train/ --labels folders --label-weight 0.5
   perfonnx finetune model.onnx fast.onnx --method radius-adaptive --open-share 0.4 --data train/ --device cuda
 
-Repairs in a plan are left out: training does their work. --precision bfloat16 is faster on machines that have
+Repairs in a plan are left out: training does their work. Sparse layers train with masks that are drawn again and again,
+all from one random map; masks from files stay. --precision bfloat16 is faster on machines that have
 instructions for it.
 """
 
@@ -807,7 +808,7 @@ def _add_finetune(commands: Any) -> None:
         "--open-share",
         type=float,
         metavar="P",
-        help="share of the 3x3 rings that radius-adaptive layers learn to get by with (default 1)",
+        help="share of the 3x3 rings that radius-adaptive layers learn to get by with (default 1: all, so that nothing is saved)",
     )
     add_data_arguments(parser, seed=False)
     _add_learning(parser)
