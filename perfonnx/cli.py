@@ -109,7 +109,8 @@ _FINETUNE_EXAMPLES = """examples:
   perfonnx finetune model.onnx fast.onnx --plan plan.json --data train/ --labels folders --label-weight 0.5
   perfonnx finetune model.onnx fast.onnx --method radius-adaptive --open-share 0.4 --data train/ --device cuda
 
-Repairs in a plan are left out: training does their work. --precision bfloat16 is faster on machines that have
+Repairs in a plan are left out: training does their work. Sparse layers train with masks that are drawn again and again,
+all from one random map; masks from files stay. --precision bfloat16 is faster on machines that have
 instructions for it.
 """
 
@@ -433,7 +434,10 @@ def _add_impact(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="the original, or a rewritten model with its function bodies")
     parser.add_argument("output", metavar="OUT", help="where the maps go, a .npz file with one per layer")
     parser.add_argument(
-        "--data", required=True, metavar="DIR|FILE", help="images or .npy files in a folder, or one .npz or .npy file"
+        "--data",
+        required=True,
+        metavar="DIR|FILE",
+        help="images, in a folder or .zip file; a folder of .npy files; or one .npz or .npy file",
     )
     parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
     _add_images(parser)
@@ -477,7 +481,10 @@ def _add_alphas(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="a model with radius-adaptive layers")
     parser.add_argument(
-        "--data", required=True, metavar="DIR|FILE", help="images or .npy files in a folder, or one .npz or .npy file"
+        "--data",
+        required=True,
+        metavar="DIR|FILE",
+        help="images, in a folder or .zip file; a folder of .npy files; or one .npz or .npy file",
     )
     parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
     parser.add_argument("--images", metavar="FILE", help="write maps of alpha of the first 4 samples, a .png file")
@@ -521,7 +528,9 @@ def _add_check(commands: Any) -> None:
     parser.add_argument("a", metavar="A", help="the reference")
     parser.add_argument("b", metavar="B", help="the model to judge")
     parser.add_argument(
-        "--data", metavar="DIR|FILE", help="images or .npy files in a folder, or one .npz or .npy file; default: random"
+        "--data",
+        metavar="DIR|FILE",
+        help="images, in a folder or .zip file; a folder of .npy files; or one .npz or .npy file; default: random",
     )
     parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all; random: 4)")
     parser.add_argument("--tolerance", type=float, metavar="T", help="exit 1 if an output's relative error is above T")
@@ -807,7 +816,8 @@ def _add_finetune(commands: Any) -> None:
         "--open-share",
         type=float,
         metavar="P",
-        help="share of the 3x3 rings that radius-adaptive layers learn to get by with (default 1)",
+        help="share of the 3x3 rings that radius-adaptive layers learn to get by with (default 1: all, which saves "
+        "nothing)",
     )
     add_data_arguments(parser, seed=False)
     _add_learning(parser)

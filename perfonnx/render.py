@@ -132,14 +132,14 @@ def _skips(report: Report, verbose: bool) -> list[RenderableType]:
     if not report.skips:
         return []
     if verbose or len(report.skips) <= 12:
-        table = Table(title=_left(len(report.skips)), title_justify="left")
+        table = Table(title=left_as_they_are(len(report.skips)), title_justify="left")
         table.add_column("layer", overflow="fold")
         table.add_column("reason", overflow="fold")
         for skip in report.skips:
             table.add_row(Text(skip.layer), Text(skip.reason))
         return [table]
     reasons = Counter(_kind(skip.reason) for skip in report.skips)
-    table = Table(title=f"{_left(len(report.skips))} (-v lists them)", title_justify="left")
+    table = Table(title=f"{left_as_they_are(len(report.skips))} (-v lists them)", title_justify="left")
     table.add_column("layers", justify="right")
     table.add_column("reason", overflow="fold")
     for reason, number in reasons.most_common():
@@ -147,7 +147,8 @@ def _skips(report: Report, verbose: bool) -> list[RenderableType]:
     return [table]
 
 
-def _left(number: int) -> str:
+def left_as_they_are(number: int) -> str:
+    """How many convolutions are not rewritten, in words."""
     return "1 convolution left as it is" if number == 1 else f"{number} convolutions left as they are"
 
 

@@ -27,7 +27,10 @@ from perfonnx.torch.modules import (
     RadiusAdaptiveConv2d,
     SampledConv2d,
     SparseConv2d,
+    explicit_pads,
 )
+
+NO_MODULE = "no convolution module of its own stands for it"
 
 Example = Tensor | Sequence[Tensor]
 
@@ -90,26 +93,47 @@ def apply(
     dense, modules = dense_onnx(model, example)
     skips: list[Skip] = []
     if plan is None:
-        rewritten = rewrite(dense, fallback=False, impact_maps=impact_maps, **choices)
-        plan, skips = rewritten.plan, rewritten.report.skips
+        plan, skips = _planned(dense, modules, impact_maps, choices)
     decided, refused = decide(dense, plan, masks=masks, impact_maps=impact_maps)
-    new: dict[str, nn.Module] = {}
-    for name, choice in decided.items():
-        path = modules.get(name)
-        if path is None:
-            raise PerfonnxError(
-                f"layer {name!r}: no convolution module of its own stands for it; take it out of the plan"
-            )
-        old = model.get_submodule(path)
-        assert isinstance(old, nn.Conv2d)
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    for name, choice in decided.items():  # all of them, before a weight is touched
         try:
-            new[path] = _counterpart(old, choice)
+            _check(layers, modules.get(name), choice)
         except PerfonnxError as error:
             raise PerfonnxError(f"layer {name!r}: {error}") from error
-    dropped = {path: Conv2d.like(old) for path, old in sampled_modules(model).items() if path not in new}
+    new: dict[str, nn.Module] = {modules[n]: _counterpart(layers[modules[n]], choice) for n, choice in decided.items()}
+    dropped = {path: _plain(old) for path, old in sampled_modules(model).items() if path not in new}
     for path, module in {**new, **dropped}.items():
         model.set_submodule(path, module)
     return Applied({name: modules[name] for name in decided}, skips + refused)
+
+
+def _planned(
+    dense: onnx.ModelProto, modules: Mapping[str, str], impact_maps: ImpactMaps | None, choices: Mapping[str, Any]
+) -> tuple[Plan, list[Skip]]:
+    """The plan that options make of the layers that have a module, and the other layers."""
+    rewritten = rewrite(dense, fallback=False, impact_maps=impact_maps, **choices)
+    layers = {name: layer for name, layer in rewritten.plan.layers.items() if name in modules}
+    without = [Skip(name, NO_MODULE) for name in rewritten.plan.layers if name not in modules]
+    return replace(rewritten.plan, layers=layers), rewritten.report.skips + without
+
+
+def _check(layers: Mapping[str, nn.Conv2d], path: str | None, choice: Choice) -> None:
+    """Raise `PerfonnxError` for what has no trainable counterpart."""
+    if path is None:
+        raise PerfonnxError(f"{NO_MODULE}; take it out of the plan")
+    explicit_pads(layers[path])
+    plan = choice.plan
+    if plan.method == "perforate" and plan.interpolation == "zero" and choice.folds_normalization:
+        raise PerfonnxError(
+            "it is normalized behind, so zeros would not stay zeros; interpolate nearest, or use the method sparse"
+        )
+    if plan.center_gain and sum(layer.weight is layers[path].weight for layer in layers.values()) > 1:
+        raise PerfonnxError("it shares its weight with another layer, which a center_gain would change; give 0")
+
+
+def _plain(old: nn.Conv2d) -> Conv2d:
+    return old.opened() if isinstance(old, RadiusAdaptiveConv2d) else Conv2d.like(old)
 
 
 def _counterpart(old: nn.Conv2d, choice: Choice) -> SampledConv2d:
@@ -119,15 +143,11 @@ def _counterpart(old: nn.Conv2d, choice: Choice) -> SampledConv2d:
         if isinstance(old, RadiusAdaptiveConv2d) and old.center_gain == plan.center_gain:
             module = old
         else:
-            module = RadiusAdaptiveConv2d(old, plan.center_gain)
+            module = RadiusAdaptiveConv2d(_plain(old), plan.center_gain)
     elif plan.method == "sparse":
-        module = SparseConv2d(old, sampling.mask)
-    elif plan.interpolation == "zero" and choice.folds_normalization:
-        raise PerfonnxError(
-            "it is normalized behind, so zeros would not stay zeros; interpolate nearest, or use the method sparse"
-        )
+        module = SparseConv2d(_plain(old), sampling.mask)
     else:
-        module = PerforatedConv2d(old, sampling)
+        module = PerforatedConv2d(_plain(old), sampling)
     module.planned = plan
     return module
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import one_line, write_atomically
+from perfonnx.io import check_target, one_line, write_atomically
 
 FORMAT = 1
 
@@ -39,9 +39,12 @@ class Checkpoint:
         """Before anything is done: a file that is there is not overwritten by mistake.
 
         Raises:
-            PerfonnxError: It is there, and is not to be gone on from.
+            PerfonnxError: It is there, and is not to be gone on from, or it could not be written.
         """
-        if self.path is not None and not self.resume and Path(self.path).exists():
+        if self.path is None:
+            return
+        check_target(self.path)
+        if not self.resume and Path(self.path).exists():
             raise PerfonnxError(f"checkpoint {self.path}: is there already; resume from it, or delete it to start anew")
 
     def save(self, state: Mapping[str, Any]) -> None:

@@ -18,8 +18,8 @@ from perfonnx.calibration import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.io import LoadedModel, ModelSource
 from perfonnx.masks import MASKS, ImpactMaps, load_impact_maps
-from perfonnx.passes import Options
-from perfonnx.plan import NO_REPAIR, Plan
+from perfonnx.passes import Options, Skip
+from perfonnx.plan import NO_REPAIR, Plan, is_own_mask
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.search import Metric, Progress, Quality
 from perfonnx.search.evaluate import Subject, find_metric, open_loaded
@@ -126,7 +126,8 @@ def finetune_model(
     if output is not None:
         io.check_target(output)
     files = [_of_round(checkpoint, number, rounds) for number in range(1, rounds + 1)]
-    Checkpoint(files[0], resume).check()
+    for file in files:
+        Checkpoint(file, resume).check()
     training, held_out = split(samples, settings)
     if held_out is None:
         raise PerfonnxError(f"{settings.validate:.0%} of {len(samples)} samples is none to measure on: hold out more")
@@ -143,7 +144,8 @@ def finetune_model(
     untrained = rewrite(model, plan=plan, fallback=False, **same)
     if not untrained.report.layers:
         raise PerfonnxError(f"{untrained.report.model}: no layer is rewritten, so there is nothing to train")
-    shapes = {**plan.input_shapes, **(input_shapes or {})}
+    shapes = untrained.plan.input_shapes
+    plan = replace(plan, input_shapes=shapes)
     subject = Subject(model, shapes)
     metric, _ = find_metric(None, subject, held_out, threads=threads)
     settings = replace(settings, loss=_loss(metric, subject) if settings.loss == "auto" else settings.loss)
@@ -168,7 +170,13 @@ def finetune_model(
                 progress=progress,
             )
         )
-    result = export(student.cpu(), fallback=fallback, layout=layout or plan.layout, input_shapes=shapes)
+    student.cpu()
+    if _has_gates(plan):  # how much gates open is known from a forward pass
+        with torch.no_grad():
+            student.eval()(*_inputs(_some(held_out, GATED, settings)))
+    result = export(student, fallback=fallback, layout=layout or plan.layout, input_shapes=shapes)
+    result.plan.notes = {**untrained.plan.notes, **plan.notes}
+    result.report.skips = [Skip(layer, reason) for layer, reason in result.plan.notes.items()]
     measure = partial(_measure, metric, subject, held_out, threads)
     finetuned = Finetuned(
         result,
@@ -192,7 +200,10 @@ def _of_round(checkpoint: str | os.PathLike[str] | None, number: int, rounds: in
 def _trainable(plan: Plan) -> tuple[Plan, float]:
     """The plan without what is fitted instead of trained, and the share of pixels that radius-adaptive layers keep."""
     shares = [layer.open_share for layer in plan.layers.values() if layer.method == "radius-adaptive"]
-    layers = {name: replace(layer, repair=NO_REPAIR, open_share=1.0) for name, layer in plan.layers.items()}
+    layers = {
+        name: replace(layer, repair=NO_REPAIR, open_share=1.0, trained_gate=False)
+        for name, layer in plan.layers.items()
+    }
     return replace(plan, layers=layers, corrections=None), sum(shares) / len(shares) if shares else 1.0
 
 
@@ -215,17 +226,28 @@ def _schedules(
     student: nn.Module, teacher: nn.Module, plan: Plan, share: float, samples: Samples, settings: Settings
 ) -> list[Schedule]:
     """What the plan's methods need while they are trained."""
-    methods = {layer.method for layer in plan.layers.values()}
     schedules: list[Schedule] = []
-    if "sparse" in methods:
+    if any(layer.method == "sparse" and not is_own_mask(layer.mask) for layer in plan.layers.values()):
         objective = Objective(student, teacher, replace(settings, intermediate=0.0))
-        scored = Batches(samples.take(SCORED))
+        scored = _some(samples, SCORED, settings)
         schedules.append(SparsitySchedule(student, lambda: objective.mean(scored), seed=settings.seed))
-    if "radius-adaptive" in methods:
-        some = Batches(samples.take(GATED))
-        start_gates(student, *some.pick(np.arange(len(some)))[0])
+    if _has_gates(plan):
+        start_gates(student, *_inputs(_some(samples, GATED, settings)))
         schedules.append(OpenShareBudget(student, share))
     return schedules
+
+
+def _has_gates(plan: Plan) -> bool:
+    return any(layer.method == "radius-adaptive" for layer in plan.layers.values())
+
+
+def _some(samples: Samples, count: int, settings: Settings) -> Batches:
+    """Samples from all over the set, which may be in the order of its classes."""
+    return Batches(samples.shuffled(settings.seed).take(count))
+
+
+def _inputs(batches: Batches) -> list[torch.Tensor]:
+    return batches.pick(np.arange(len(batches)))[0]
 
 
 def _measure(

@@ -66,6 +66,10 @@ def distillation(student: list[Tensor], teacher: list[Tensor], loss: str, temper
     """
     if loss == "squared-error":
         pairs = [(s, t) for s, t in zip(student, teacher, strict=True) if t.is_floating_point()]
+        if not pairs:
+            raise PerfonnxError(
+                "the model gives whole numbers alone, from which nothing is learned; cut it before them"
+            )
         return torch.stack([relative_error(s, t) for s, t in pairs]).sum()
     a, b = (functional.log_softmax(class_scores(x, loss) / temperature, dim=1) for x in (teacher, student))
     return functional.kl_div(b, a, reduction="batchmean", log_target=True) * temperature**2

@@ -262,6 +262,16 @@ class RadiusAdaptiveConv2d(SampledConv2d):
         self.ring_multiplies = self.weight.numel() // 9 * 8 * alpha.shape[2] * alpha.shape[3]
         return y if self.bias is None else y + self.bias[:, None, None]
 
+    def opened(self) -> Conv2d:
+        """The plain layer that it is where alpha is 1, with the same parameters; the centre tap takes in the gain."""
+        with torch.no_grad():
+            self.weight[:, :, 1, 1] *= 1 + self.center_gain
+        return Conv2d.like(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without alpha: with its gradient it can be neither copied nor saved."""
+        return {**self.__dict__, "alpha": None}
+
     def trained_gate(self) -> TrainedGate:
         """The gate as `perfonnx.rewrite` takes it, with the share of pixels that it opened in the last forward pass."""
         share = 1.0 if self.alpha is None else float((self.alpha > 0).float().mean())

@@ -94,13 +94,16 @@ def start_gates(model: nn.Module, *inputs: Tensor) -> None:
         inputs: A batch of each of its inputs.
     """
     layers = [m for m in sampled_modules(model).values() if isinstance(m, RadiusAdaptiveConv2d) and not m.gate.any()]
+    if not layers:
+        return
     hooks = [layer.register_forward_pre_hook(_start_gate) for layer in layers]
-    training = model.training
+    training = [m for m in model.modules() if m.training]
     try:
         with torch.no_grad():
-            model.eval()(*inputs)
+            model.eval()(*(x.to(layers[0].weight.device) for x in inputs))
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
         for hook in hooks:
             hook.remove()
 
@@ -115,7 +118,7 @@ def _start_gate(layer: nn.Module, inputs: tuple[Tensor]) -> None:
     gram = pixels.T @ pixels
     ridge = RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weight = torch.linalg.solve(gram + ridge, pixels.T @ (added - added.mean()))
-    low, high = torch.quantile((pixels @ weight)[:QUANTILES_OF], torch.tensor([0.25, 0.75], dtype=gram.dtype))
+    low, high = torch.quantile((pixels @ weight)[:QUANTILES_OF], gram.new_tensor([0.25, 0.75]))
     spread = (high - low).clamp_min(1e-12)
     layer.gate.copy_((weight * (SPREAD / spread)).reshape(layer.gate.shape))
     score = torch.nn.functional.conv2d(layer.under_centre(x), layer.gate, None, layer.stride)

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx.render import count
+from perfonnx.render import count, left_as_they_are
 from perfonnx.torch.finetuning import Finetuned
 
 
@@ -21,6 +21,8 @@ def render_finetuned(finetuned: Finetuned) -> RenderableType:
         f"{finetuned.after.images} samples held out, untrained: {metric.lost(finetuned.before.drop)}",
         f"{finetuned.after.images} samples held out, trained: {metric.lost(finetuned.after.drop)}",
     ]
+    if report.skips:
+        lines.append(f"{left_as_they_are(len(report.skips))}; --report-json and --save-plan write why")
     if metric.name in ("top1", "loss"):
         values = (finetuned.before.reference, finetuned.before.value, finetuned.after.value)
         shown = [f"{value:.1%}" if metric.is_share else f"{value:.4f}" for value in values]

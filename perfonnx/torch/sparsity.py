@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask, propagated_mask, propagated_scores
+from perfonnx.plan import is_own_mask
 from perfonnx.torch.applying import sampled_modules
 from perfonnx.torch.modules import SparseConv2d
 
@@ -30,7 +31,7 @@ CANDIDATES = 16
 
 
 class SparsitySchedule:
-    """Sets the masks of a network's sparse layers while it trains.
+    """Sets the masks of a network's sparse layers while it trains; masks that were given or come from files stay.
 
     Args:
         model: The network; `perfonnx.torch.apply` made its layers, whose plans say the final rates.
@@ -39,7 +40,7 @@ class SparsitySchedule:
         candidates: How many masks are scored.
 
     Raises:
-        PerfonnxError: There are no sparse layers.
+        PerfonnxError: There are no sparse layers whose masks may change.
     """
 
     def __init__(
@@ -51,9 +52,12 @@ class SparsitySchedule:
         candidates: int = CANDIDATES,
     ) -> None:
         modules = sampled_modules(model).values()
-        self.layers = {m: m.planned.rate for m in modules if isinstance(m, SparseConv2d)}
+        sparse = [m for m in modules if isinstance(m, SparseConv2d)]
+        self.layers = {m: m.planned.rate for m in sparse if not is_own_mask(m.planned.mask)}
         if not self.layers:
-            raise PerfonnxError("the network has no sparse layers; apply a plan with the method sparse first")
+            raise PerfonnxError(
+                "the network has no sparse layers whose masks are drawn; apply a plan with the method sparse first"
+            )
         self.score = score
         self.seed = seed
         self.candidates = candidates if score is not None else 1

@@ -313,8 +313,9 @@ class Objective:
         if labels is None:
             raise PerfonnxError("there are no labels to learn from; give them, or learn from a teacher alone")
         scores = class_scores(outputs, self.kind)
-        if int(labels.min()) < 0 or int(labels.max()) >= scores.shape[1]:
-            raise PerfonnxError(f"label {int(labels.max())}: the model has the classes 0 to {scores.shape[1] - 1}")
+        wrong = labels[(labels < 0) | (labels >= scores.shape[1])]
+        if len(wrong):
+            raise PerfonnxError(f"label {int(wrong[0])}: the model has the classes 0 to {scores.shape[1] - 1}")
         return functional.cross_entropy(scores, labels.to(self.device))
 
     @torch.no_grad()

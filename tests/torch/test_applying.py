@@ -188,3 +188,36 @@ def test_a_module_used_twice_has_no_layer_of_its_own() -> None:
     layer = next(n.name for n in dense.graph.node if n.op_type == "Conv")
     with pytest.raises(PerfonnxError, match="no convolution module of its own"):
         perfonnx.torch.apply(model, Plan({layer: LayerPlan("perforate")}))
+    model = nn.Sequential(model, nn.Conv2d(4, 4, 3, padding=1))
+    applied = perfonnx.torch.apply(model, example=torch.zeros(1, 4, 8, 8), rate=0.5, only=["."])
+    assert list(applied.modules) == ["1"]
+    assert [skip.reason for skip in applied.skips] == ["no convolution module of its own stands for it"] * 2
+
+
+def test_a_refused_plan_changes_no_weight() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
+    before = model[0].weight.detach().clone()
+    plan = Plan({name: LayerPlan("radius-adaptive", center_gain=1.0) for name in "01"})
+    with pytest.raises(PerfonnxError, match="layer '1': padding mode 'reflect'"):
+        perfonnx.torch.apply(model, plan, torch.zeros(1, 3, 8, 8))
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("after", [Plan(), Plan({"0": LayerPlan("radius-adaptive")})])
+def test_a_gain_that_is_taken_away_stays_in_the_weights(after: Plan) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), torch.randn(2, 3, 8, 8)
+    wanted = model(x)
+    perfonnx.torch.apply(model, Plan({"0": LayerPlan("radius-adaptive", center_gain=1.0)}), x)
+    torch.testing.assert_close(model(x), wanted)
+    perfonnx.torch.apply(model, after)
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_a_gain_is_refused_where_layers_share_a_weight() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
+    onnx_model, _ = perfonnx.torch.dense_onnx(model, torch.zeros(1, 3, 8, 8))
+    first, second = (node for node in onnx_model.graph.node if node.op_type == "Conv")
+    second.input[1] = first.input[1]
+    network = perfonnx.torch.from_onnx(onnx_model)
+    with pytest.raises(PerfonnxError, match="layer '0': it shares its weight with another layer"):
+        perfonnx.torch.apply(network, Plan({first.name: LayerPlan("radius-adaptive", center_gain=1.0)}))

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 torch = pytest.importorskip("torch")
 
 import perfonnx  # noqa: E402
+from perfonnx.alphas import alphas  # noqa: E402
 from perfonnx.calibration import PRESETS, Samples, model_inputs  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.plan import LayerPlan, Plan  # noqa: E402
@@ -106,6 +107,81 @@ def test_a_model_that_fixes_its_batch_is_trained_in_others() -> None:
     free = finetune_model(network(), None, data(), plan=plan, settings=QUICK)
     for a, b in zip(weights(done.result.proto), weights(free.result.proto), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_result_with_trained_gates_is_trained_again(tmp_path: Path) -> None:
+    plan = Plan({"conv2": LayerPlan("radius-adaptive", open_share=0.5)})
+    settings = replace(QUICK, epochs=1)
+    once = finetune_model(network(), None, data(), plan=plan, settings=settings)
+    once.result.save_plan(tmp_path / "plan.json")
+    again = finetune_model(network(), None, data(), plan=tmp_path / "plan.json", settings=settings)
+    assert again.result.plan.layers["conv2"].trained_gate
+
+
+def test_the_open_share_is_that_of_the_weights_that_are_kept(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "plan": Plan({"conv2": LayerPlan("radius-adaptive", open_share=0.2)}),
+        "settings": replace(QUICK, lr=0.1),
+        "checkpoint": tmp_path / "state",
+    }
+    done = finetune_model(network(), None, data(), **options)
+    (layer,) = alphas(done.result.proto, [data().split(48, 16, 0)[1].pick(range(16)).feeds]).layers
+    assert done.result.report.layers[0].rate == pytest.approx(layer.zero, abs=0.01)
+    assert layer.zero > 0.01
+    resumed = finetune_model(network(), None, data(), resume=True, **options)
+    assert resumed.result.to_bytes() == done.result.to_bytes()
+
+
+def test_masks_from_a_file_stay(tmp_path: Path) -> None:
+    mask = np.zeros((16, 14), bool)
+    mask[::2] = True
+    np.save(tmp_path / "mask.npy", mask)
+    plan = Plan({"conv2": LayerPlan("sparse", mask=str(tmp_path / "mask.npy"))})
+    done = finetune_model(network(), None, data(), plan=plan, settings=replace(QUICK, epochs=1))
+    assert (done.result.masks["conv2"] == mask).all()
+
+
+def test_sizes_that_the_model_and_the_plan_leave_open() -> None:
+    model = network()
+    for i, name in ((2, "h"), (3, "w")):
+        model.graph.input[0].type.tensor_type.shape.dim[i].dim_param = name
+    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid"), "head": LayerPlan("perforate", 0.5, "grid")})
+    shapes = {"x": ("N", 3, 16, 14)}
+    settings = replace(QUICK, epochs=1)
+    done = finetune_model(model, None, data(), plan=plan, settings=settings, input_shapes=shapes)
+    assert list(done.result.plan.layers) == ["conv2"]
+    assert done.result.plan.notes["head"] == "a single output position: nothing to skip"
+    assert {skip.layer: skip.reason for skip in done.result.report.skips} == done.result.plan.notes
+
+
+def test_samples_in_the_order_of_their_classes_are_drawn_from_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perfonnx.torch.finetuning.GATED", 8)
+    seen = []
+    monkeypatch.setattr("perfonnx.torch.finetuning.start_gates", lambda student, x: seen.append(x))
+    images = np.sort(samples(64).images.mean(axis=(1, 2, 3)))[:, None, None, None] * np.ones((1, 3, 16, 14), np.float32)
+    plan = Plan({"conv2": LayerPlan("radius-adaptive", open_share=0.5)})
+    ordered = Samples.load(images, model_inputs(network()))
+    finetune_model(network(), None, ordered, plan=plan, settings=replace(QUICK, epochs=1))
+    assert seen[0].max() > np.median(images) > seen[0].min()
+
+
+def test_a_model_without_numbers_to_learn_is_refused() -> None:
+    model = network()
+    model.graph.node.append(onnx.helper.make_node("ArgMax", ["y"], ["class"], axis=1, keepdims=0))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, ["N", 1, 1]))
+    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid")})
+    with pytest.raises(PerfonnxError, match="the model gives whole numbers alone"):
+        finetune_model(model, None, data(), plan=plan, settings=QUICK)
+
+
+def test_checkpoints_of_all_rounds_are_looked_at_first(tmp_path: Path) -> None:
+    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid")})
+    (tmp_path / "state.2").touch()
+    for file, wrong in (("state", "state.2: is there already"), ("nowhere/state", "there is no directory")):
+        with pytest.raises(PerfonnxError, match=wrong):
+            finetune_model(network(), None, data(), plan=plan, settings=QUICK, rounds=2, checkpoint=tmp_path / file)
+        assert [path.name for path in tmp_path.iterdir()] == ["state.2"]
 
 
 @pytest.mark.parametrize("steps", [4, 8])

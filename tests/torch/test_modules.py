@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -188,3 +189,10 @@ def test_refusals() -> None:
     module = SparseConv2d(nn.Conv2d(4, 6, 3, padding=1), random_mask((7, 9)))
     with pytest.raises(PerfonnxError, match="a mask of 7x9 meets a map of 8x9"):
         module(torch.zeros(1, 4, 8, 9))
+
+
+def test_an_adaptive_layer_is_copied_in_the_middle_of_training() -> None:
+    layer = RadiusAdaptiveConv2d(nn.Conv2d(3, 4, 3, padding=1))
+    x = torch.randn(2, 3, 8, 8)
+    y = layer(x)
+    torch.testing.assert_close(copy.deepcopy(layer)(x), y)

@@ -96,3 +96,9 @@ def test_refusals(model: nn.Module) -> None:
         OpenShareBudget(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5)
     with pytest.raises(PerfonnxError, match="in \\[0, 1\\]"):
         OpenShareBudget(model, 1.5)
+
+
+def test_starting_gates_leaves_the_modules_modes(model: nn.Module) -> None:
+    model[1].eval()
+    start_gates(model, torch.randn(2, 3, 8, 8))
+    assert [m.training for m in model] == [True, False, True]

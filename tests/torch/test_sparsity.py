@@ -87,3 +87,14 @@ def test_a_schedule_goes_on_from_its_state(model: nn.Module, progress: float) ->
     again.before_step(0.6)
     assert (model[0].mask == wanted).all()
     assert again.settled == schedule.settled
+
+
+def test_given_masks_stay(model: nn.Module) -> None:
+    mask = model[0].mask.numpy().copy()
+    plan = Plan({str(i): model[i].planned for i in (0, 2)})
+    perfonnx.torch.apply(model, plan, masks={"0": mask})
+    SparsitySchedule(model).before_step(0.5)
+    assert (model[0].mask.numpy() == mask).all()
+    perfonnx.torch.apply(model, plan, masks={str(i): model[i].mask.numpy() for i in (0, 2)})
+    with pytest.raises(PerfonnxError, match="no sparse layers whose masks are drawn"):
+        SparsitySchedule(model)

@@ -416,6 +416,8 @@ def test_networks_that_cannot_learn() -> None:
         finetune(nn.Sequential(*teacher), images(), teacher=teacher)
     with pytest.raises(PerfonnxError, match="label 4: the model has the classes 0 to 3"):
         finetune(halved(teacher), images(labels=[4] * 96))
+    with pytest.raises(PerfonnxError, match="label -1: the model has the classes 0 to 3"):
+        finetune(halved(teacher), images(labels=[0, -1] * 48))
     with pytest.raises(PerfonnxError, match="no parameters to train"):
         finetune(nn.Flatten(), images(), teacher=nn.Flatten())
     with pytest.raises(PerfonnxError, match="labels train a classifier"):
