@@ -1,4 +1,4 @@
-"""Masks that repeat: a square or checkerboard lattice of sites or of holes, and stripes, with a random phase.
+"""Masks that repeat: a square, checkerboard or diagonal lattice of sites or of holes, and stripes, with a random phase.
 
 No two skipped positions are further from a site than they must be, and all are surrounded alike, which interpolation
 and its repair profit from.
@@ -14,8 +14,8 @@ def lattice_mask(request: MaskRequest) -> Mask:
     """The lattice that comes closest to the asked rate.
 
     Lattice n holds one position in 2**n: n = 1 is the checkerboard, n = 2 every second position of every second row,
-    n = 3 the checkerboard of these, and so on. Its positions are the sites, or the holes: rate 0.25 leaves out one
-    of four, 0.5 every other position, 0.75 keeps one of four.
+    n = 3 the checkerboard of these, and so on; one more holds every third diagonal. Its positions are the sites, or the
+    holes: rate 0.25 leaves out one of four, 1/3 every third diagonal, 0.5 every other position, 0.75 keeps one of four.
 
     Returns:
         bool [H, W] with at least one site.
@@ -24,10 +24,10 @@ def lattice_mask(request: MaskRequest) -> Mask:
     origin = int(request.rng.integers(rows)), int(request.rng.integers(columns))
     wanted = float(1 - exact_rate(request.rate)) * rows * columns
     best = np.ones(request.shape, dtype=np.bool_)
-    number = 0
-    while 2**number <= 4 * max(rows, columns) ** 2:
-        number += 1
-        points = _lattice(request.shape, number, origin)
+    last = int(np.log2(4 * max(rows, columns) ** 2)) + 1
+    lattices = [_diagonals(request.shape, 3, origin)]
+    lattices += [_lattice(request.shape, number, origin) for number in range(1, last + 1)]
+    for points in lattices:
         for mask in (points, ~points):
             if mask.any() and abs(int(mask.sum()) - wanted) < abs(int(best.sum()) - wanted):
                 best = mask
@@ -42,6 +42,12 @@ def _lattice(shape: Shape, number: int, origin: tuple[int, int]) -> Mask:
     if number % 2:
         mask &= np.add.outer(y // step, x // step) % 2 == 0
     return np.asarray(mask, dtype=np.bool_)
+
+
+def _diagonals(shape: Shape, step: int, origin: tuple[int, int]) -> Mask:
+    """Every `step`-th diagonal, among them that through the origin."""
+    y, x = (np.arange(size) - start for size, start in zip(shape, origin, strict=True))
+    return np.asarray(np.add.outer(y, x) % step == 0, dtype=np.bool_)
 
 
 def row_stripes_mask(request: MaskRequest) -> Mask:

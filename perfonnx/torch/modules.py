@@ -23,6 +23,12 @@ from perfonnx.sampling import Sampling
 
 Pads = tuple[int, int, int, int]
 
+STEEPNESS = 100.0
+"""Slope of alpha over a gate's score."""
+
+WINDOW = 1.0
+"""Scores nearer to 0 than this have a gradient."""
+
 
 class Conv2d(nn.Conv2d):
     """A convolution with the pads of ONNX, which need not be symmetric.
@@ -213,7 +219,7 @@ class SparseConv2d(MaskedConv2d):
 class RadiusAdaptiveConv2d(SampledConv2d):
     """Radius-adaptive convolution (Rakhshanfar): the 3x3 ring is added to the centre as far as alpha of the pixel says.
 
-    alpha = clip(x . gate + gate_bias, 0, 1) with x the pixel under the centre tap; the output is
+    alpha = clip(STEEPNESS * (x . gate + gate_bias), 0, 1) with x the pixel under the centre tap; the output is
     (1 + center_gain * alpha) * centre + bias + alpha * ring. A new layer has the gate 0 and its bias 1, so that alpha
     is 1 and the layer is the dense one; with a gain the centre tap is divided by 1 + center_gain for that.
 
@@ -252,8 +258,8 @@ class RadiusAdaptiveConv2d(SampledConv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Input [N, C, H, W], output [N, M, OH, OW]."""
         pixels = self.under_centre(x)
-        # Layers before learn nothing from the gate: clip_unit's gradient from outside [0, 1] is right in sign alone.
-        alpha = clip_unit(functional.conv2d(pixels.detach(), self.gate, self.gate_bias, self.stride))
+        # Layers before learn nothing from the gate, whose gradient is right in sign alone.
+        alpha = steep_gate(functional.conv2d(pixels.detach(), self.gate, self.gate_bias, self.stride))
         centre = functional.conv2d(pixels, self.weight[:, :, 1:2, 1:2], None, self.stride, groups=self.groups)
         if self.center_gain:
             centre = (1 + self.center_gain * alpha) * centre
@@ -275,9 +281,9 @@ class RadiusAdaptiveConv2d(SampledConv2d):
     def trained_gate(self) -> TrainedGate:
         """The gate as `perfonnx.rewrite` takes it, with the share of pixels that it opened in the last forward pass."""
         share = 1.0 if self.alpha is None else float((self.alpha > 0).float().mean())
-        weight = self.gate.detach().float().cpu().numpy().ravel()
+        weight, bias = ((STEEPNESS * p.detach()).float().cpu().numpy().ravel() for p in (self.gate, self.gate_bias))
         ring_bias = None if self.ring_bias is None else self.ring_bias.detach().float().cpu().numpy()
-        return TrainedGate(weight, float(self.gate_bias.detach()), ring_bias, share)
+        return TrainedGate(weight, float(bias[0]), ring_bias, share)
 
     def of_ring(self, x: Tensor) -> Tensor:
         """What the ring would add at each position, [N, M, OH, OW]."""
@@ -291,23 +297,22 @@ class RadiusAdaptiveConv2d(SampledConv2d):
         return functional.pad(x, edges) if any(edges) else x
 
 
-class _ClipUnit(torch.autograd.Function):
+class _SteepGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, score: Tensor) -> Tensor:
         ctx.save_for_backward(score)
-        return score.clamp(0, 1)
+        return (score * STEEPNESS).clamp(0, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (score,) = ctx.saved_tensors
-        outward = ((score >= 1) & (gradient < 0)) | ((score <= 0) & (gradient > 0))
-        return gradient.masked_fill(outward, 0)
+        return gradient * (score.abs() < WINDOW)
 
 
-def clip_unit(score: Tensor) -> Tensor:
-    """The score clipped to [0, 1], with a gradient that leads back into the interval from outside.
+def steep_gate(score: Tensor) -> Tensor:
+    """Alpha of a score: clip(STEEPNESS * score, 0, 1), with the gradient of a slope of 1 where |score| < WINDOW.
 
-    The clip itself has no gradient outside: a gate that once closes, or opens fully, would never move again. Here only
-    steps that lead further out are held back.
+    Half open pixels cost as much as open ones, and weights learn to do without the ring only where it is gone: so the
+    slope is steep. It would leave hardly a pixel with a gradient; the wider window reaches those about to change sides.
     """
-    return cast(Tensor, _ClipUnit.apply(score))
+    return cast(Tensor, _SteepGate.apply(score))

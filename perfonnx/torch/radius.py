@@ -15,46 +15,47 @@ from torch import Tensor, nn
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.torch.applying import sampled_modules
-from perfonnx.torch.modules import RadiusAdaptiveConv2d
+from perfonnx.torch.modules import STEEPNESS, RadiusAdaptiveConv2d
 
 REACHED_AT = 0.6
 """Share of the training after which the budget has come down to what was asked."""
 
-STRENGTH = 4.0
-"""Loss per unit of share over the budget."""
+PRICE = 4.0
+"""Loss per unit of share over the budget, at first."""
 
+RISE = 1.0
+"""What the price rises by in a step, per unit of share over the budget; it falls where the budget is kept."""
 
 SPREAD = 4.0
 """Interquartile range of a new gate's score over pixels: where it closes half of them, few are half open."""
 
-MARGIN = 1e-3
-"""What a new gate is open beyond 1 at least, so that rounding does not close it."""
+MARGIN = 1.1 / STEEPNESS
+"""The smallest score of a new gate: alpha is 1 there, whatever rounding does."""
 
 QUANTILES_OF = 1 << 20
 """Pixels that the range is taken of, at most."""
 
 
 class OpenShareBudget:
-    """The part of the loss that closes gates.
+    """The part of the loss that closes gates: a price on what is open beyond the budget, which rises until it is kept.
 
     Args:
         model: The network; `perfonnx.torch.apply` made its layers.
         share: Share of the ring multiplies of all radius-adaptive layers that the network may keep, in [0, 1].
-        strength: Loss per unit of share over the budget.
 
     Raises:
         PerfonnxError: There are no radius-adaptive layers, or the share is out of range.
     """
 
-    def __init__(self, model: nn.Module, share: float, *, strength: float = STRENGTH) -> None:
+    def __init__(self, model: nn.Module, share: float) -> None:
         self.layers = [m for m in sampled_modules(model).values() if isinstance(m, RadiusAdaptiveConv2d)]
         if not self.layers:
             raise PerfonnxError("the network has no radius-adaptive layers; apply a plan with that method first")
         if not 0 <= share <= 1:
             raise PerfonnxError(f"open share {share}: it is a share of pixels, in [0, 1]")
         self.share = share
-        self.strength = strength
         self.budget = 1.0
+        self.price = PRICE
 
     def before_step(self, progress: float) -> None:
         """Lower the budget; `progress` is the share of the training that is over, in [0, 1)."""
@@ -62,8 +63,11 @@ class OpenShareBudget:
         self.budget = self.share + (1 - self.share) * left
 
     def loss(self) -> Tensor | None:
-        """What the last forward pass cost beyond the budget."""
-        return self.strength * torch.relu(open_share(self.layers) - self.budget)
+        """What the last forward pass cost beyond the budget; in training it moves the price too."""
+        excess = open_share(self.layers) - self.budget
+        if self.layers[0].training:
+            self.price = max(PRICE, self.price + RISE * float(excess.detach()))
+        return self.price * torch.relu(excess)
 
     def freeze(self) -> None:
         """From now on the whole budget holds."""
@@ -76,11 +80,11 @@ class OpenShareBudget:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on from here."""
-        return {"budget": self.budget}
+        return {"budget": self.budget, "price": self.price}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self.budget = state["budget"]
+        self.budget, self.price = state["budget"], state["price"]
 
 
 def start_gates(model: nn.Module, *inputs: Tensor) -> None:
@@ -122,7 +126,7 @@ def _start_gate(layer: nn.Module, inputs: tuple[Tensor]) -> None:
     spread = (high - low).clamp_min(1e-12)
     layer.gate.copy_((weight * (SPREAD / spread)).reshape(layer.gate.shape))
     score = torch.nn.functional.conv2d(layer.under_centre(x), layer.gate, None, layer.stride)
-    layer.gate_bias.fill_(1 + MARGIN - float(score.min()))
+    layer.gate_bias.fill_(MARGIN - float(score.min()))
 
 
 def open_share(layers: list[RadiusAdaptiveConv2d]) -> Tensor:

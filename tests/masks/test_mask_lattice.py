@@ -61,3 +61,11 @@ def test_stripes(height: int, width: int, rate: float, seed: int) -> None:
 def test_phases_differ_by_seed() -> None:
     for name in ("lattice", "stripes-rows", "stripes-columns"):
         assert len({make(name, (16, 16), 0.5, seed).tobytes() for seed in range(8)}) == 2
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(1 / 3, 2), (0.35, 2), (2 / 3, 1), (0.62, 1)])
+def test_thirds_are_diagonals(rate: float, kept: int) -> None:
+    mask = make_mask("lattice", MaskRequest((12, 9), rate, np.random.default_rng(1)))
+    assert mask.sum() == kept * 12 * 9 // 3
+    assert (mask[1:, :-1] == mask[:-1, 1:]).all()
+    assert (mask[:, :-3] == mask[:, 3:]).all()

@@ -15,6 +15,7 @@ import perfonnx.torch  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.plan import LayerPlan, Plan  # noqa: E402
 from perfonnx.torch.modules import (  # noqa: E402
+    STEEPNESS,
     PerforatedConv2d,
     RadiusAdaptiveConv2d,
     SparseConv2d,
@@ -86,8 +87,8 @@ def test_exported_model_is_the_trained_network(model: nn.Module, fields: dict[st
     if fields["method"] == "radius-adaptive":
         torch.testing.assert_close(model(torch.ones(2, 3, 12, 10)), before, rtol=1e-4, atol=1e-4)
         for module in perfonnx.torch.sampled_modules(model).values():
-            nn.init.normal_(module.gate, std=0.5)
-            nn.init.constant_(module.gate_bias, 0.2)
+            nn.init.normal_(module.gate, std=0.5 / STEEPNESS)
+            nn.init.constant_(module.gate_bias, 0.2 / STEEPNESS)
             if module.ring_bias is not None:
                 nn.init.normal_(module.ring_bias)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

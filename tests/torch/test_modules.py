@@ -15,11 +15,12 @@ from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.ops.common import ConvAttributes  # noqa: E402
 from perfonnx.sampling import interpolate  # noqa: E402
 from perfonnx.torch.modules import (  # noqa: E402
+    STEEPNESS,
     Conv2d,
     PerforatedConv2d,
     RadiusAdaptiveConv2d,
     SparseConv2d,
-    clip_unit,
+    steep_gate,
 )
 
 GEOMETRIES = {
@@ -84,8 +85,8 @@ def test_radius_adaptive_layer_is_the_operator(geometry: str, center_gain: float
     layer, attributes, x = dense(geometry, bias)
     module = RadiusAdaptiveConv2d(layer, center_gain)
     with torch.no_grad():
-        module.gate.normal_()
-        module.gate_bias.fill_(0.3)
+        module.gate.normal_(std=1 / STEEPNESS)
+        module.gate_bias.fill_(0.3 / STEEPNESS)
         if module.ring_bias is not None:
             module.ring_bias.normal_()
     y = module(x)
@@ -93,8 +94,8 @@ def test_radius_adaptive_layer_is_the_operator(geometry: str, center_gain: float
     expected = ops.radius_adaptive_conv.reference(
         x.numpy(),
         *numpy_of(layer),
-        module.gate.detach().numpy(),
-        module.gate_bias.detach().numpy(),
+        STEEPNESS * module.gate.detach().numpy(),
+        STEEPNESS * module.gate_bias.detach().numpy(),
         None if module.ring_bias is None else module.ring_bias.detach().numpy(),
         attributes=attributes,
         center_gain=center_gain,
@@ -139,23 +140,27 @@ def test_gradients_of_a_radius_adaptive_layer() -> None:
     layer, _, x = dense("same")
     module = RadiusAdaptiveConv2d(layer, 1.0)
     with torch.no_grad():
-        module.gate.normal_(std=0.05)
-        module.gate_bias.fill_(0.5)
+        module.gate.normal_(std=0.5 / STEEPNESS)
+        module.gate_bias.fill_(0.5 / STEEPNESS)
     module(x)
-    assert ((module.alpha > 0) & (module.alpha < 1)).all()
-    parameters = (module.gate, module.gate_bias, module.weight, module.bias)
+    assert ((module.alpha > 0) & (module.alpha < 1)).double().mean() > 0.5
+    names = ("weight", "bias", "ring_bias")
 
     def run(*values: torch.Tensor) -> torch.Tensor:
-        named = dict(zip(("gate", "gate_bias", "weight", "bias"), values, strict=True))
-        return torch.func.functional_call(module, named, (x,))
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
 
-    assert torch.autograd.gradcheck(run, parameters)
+    assert torch.autograd.gradcheck(run, tuple(getattr(module, name) for name in names))
+    module(x).sum().backward()
+    assert module.gate.grad.abs().sum() > 0
+    assert module.gate_bias.grad.abs().sum() > 0
 
 
-def test_a_gate_that_is_shut_can_open_again() -> None:
-    score = torch.tensor([-1.0, -1.0, 0.5, 2.0, 2.0, 1.0, 1.0], requires_grad=True)
-    clip_unit(score).backward(torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, 1.0, -1.0]))
-    assert score.grad.tolist() == [0, -1, 1, 1, 0, 1, 0]
+def test_a_gate_is_steep_but_learns_from_pixels_nearby() -> None:
+    score = torch.tensor([-2.0, -0.5, 0.005, 0.5, 2.0], requires_grad=True)
+    alpha = steep_gate(score)
+    assert alpha.tolist() == [0, 0, 0.5, 1, 1]
+    alpha.sum().backward()
+    assert score.grad.tolist() == [0, 1, 1, 1, 0]
 
 
 def test_parameters_keep_their_names_and_identity() -> None:

@@ -26,7 +26,7 @@ def test_open_network_is_within_its_budget_and_costs_nothing(model: nn.Module) -
     assert budget.loss().item() == 0
     budget.before_step(0.3)
     assert budget.budget == pytest.approx(0.75)
-    assert budget.loss().item() == pytest.approx(budget.strength * 0.25)
+    assert budget.loss().item() == pytest.approx(budget.price * 0.25)
     assert not budget.settled
     budget.before_step(0.9)
     assert budget.budget == 0.5
@@ -42,7 +42,7 @@ def test_share_is_weighted_by_the_multiplies_of_the_rings(model: nn.Module) -> N
     model(torch.randn(2, 3, 8, 8))
     budget.before_step(0.9)
     share = 4 * 8 / (3 * 4 + 4 * 8)
-    assert budget.loss().item() == pytest.approx(budget.strength * share)
+    assert budget.loss().item() == pytest.approx(budget.price * share)
 
 
 def test_new_gates_are_open_and_close_last_where_the_ring_adds_most(model: nn.Module) -> None:
