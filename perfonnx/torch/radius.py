@@ -17,7 +17,7 @@ from perfonnx.fitting import RIDGE
 from perfonnx.torch.applying import sampled_modules
 from perfonnx.torch.modules import STEEPNESS, RadiusAdaptiveConv2d
 
-REACHED_AT = 0.6
+REACHED_AT = 0.35
 """Share of the training after which the budget has come down to what was asked."""
 
 PRICE = 4.0

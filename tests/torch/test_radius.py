@@ -8,7 +8,7 @@ from torch import nn  # noqa: E402
 
 import perfonnx.torch  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
-from perfonnx.torch.radius import OpenShareBudget, open_share, start_gates  # noqa: E402
+from perfonnx.torch.radius import REACHED_AT, OpenShareBudget, open_share, start_gates  # noqa: E402
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def test_open_network_is_within_its_budget_and_costs_nothing(model: nn.Module) -
     model(torch.randn(2, 3, 8, 8))
     budget.before_step(0.0)
     assert budget.loss().item() == 0
-    budget.before_step(0.3)
+    budget.before_step(REACHED_AT / 2)
     assert budget.budget == pytest.approx(0.75)
     assert budget.loss().item() == pytest.approx(budget.price * 0.25)
     assert not budget.settled
