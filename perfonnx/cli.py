@@ -17,6 +17,7 @@ from perfonnx.errors import PerfonnxError
 
 if TYPE_CHECKING:
     from perfonnx.check import CheckReport
+    from perfonnx.feeds import Feeds
 
 OK, CHECK_FAILED, BAD_INPUT = 0, 1, 2
 
@@ -424,6 +425,26 @@ def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> N
     )
 
 
+def _add_all_data(parser: argparse.ArgumentParser) -> None:
+    """Data that a command goes through from the first sample to the last."""
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR|FILE",
+        help="images, in a folder or .zip file; a folder of .npy files; or one .npz or .npy file",
+    )
+    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
+
+
+def _all_data(options: argparse.Namespace) -> Feeds:
+    """What `_add_all_data` asked for, as the model's inputs."""
+    from perfonnx import check, feeds
+
+    specs = feeds.input_specs(check.open_model(options.model, threads=1).session)
+    shapes = feeds.parse_input_shapes(options.input_shape)
+    return feeds.load_feeds(options.data, specs, n=options.n, image_format=_image_format(options), shapes=shapes)
+
+
 # --- impact ----------------------------------------------------------------------------------------------------------
 
 
@@ -433,13 +454,7 @@ def _add_impact(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="the original, or a rewritten model with its function bodies")
     parser.add_argument("output", metavar="OUT", help="where the maps go, a .npz file with one per layer")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR|FILE",
-        help="images, in a folder or .zip file; a folder of .npy files; or one .npz or .npy file",
-    )
-    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
+    _add_all_data(parser)
     _add_images(parser)
     _add_shapes(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
@@ -448,14 +463,12 @@ def _add_impact(commands: Any) -> None:
 
 
 def _impact(options: argparse.Namespace) -> int:
-    from perfonnx import check, feeds, impact, io
+    from perfonnx import feeds, impact, io
 
     io.check_target(options.output)
     if Path(options.output).suffix != ".npz":
         raise PerfonnxError(f"{options.output}: maps of impacts are written as .npz; give a name that ends so")
-    specs = feeds.input_specs(check.open_model(options.model, threads=1).session)
-    shapes = feeds.parse_input_shapes(options.input_shape)
-    source = feeds.load_feeds(options.data, specs, n=options.n, image_format=_image_format(options), shapes=shapes)
+    source = _all_data(options)
     labels = feeds.load_labels(options.data, source.samples)
     with _progress(options, "measuring") as step:
         maps = impact.impact_maps(
@@ -480,13 +493,7 @@ def _add_alphas(commands: Any) -> None:
         commands, "alphas", "show how much of their maps radius-adaptive layers leave closed", _ALPHAS_EXAMPLES
     )
     parser.add_argument("model", metavar="MODEL", help="a model with radius-adaptive layers")
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR|FILE",
-        help="images, in a folder or .zip file; a folder of .npy files; or one .npz or .npy file",
-    )
-    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
+    _add_all_data(parser)
     parser.add_argument("--images", metavar="FILE", help="write maps of alpha of the first 4 samples, a .png file")
     _add_images(parser)
     _add_shapes(parser)
@@ -496,16 +503,14 @@ def _add_alphas(commands: Any) -> None:
 
 
 def _alphas(options: argparse.Namespace) -> int:
-    from perfonnx import check, feeds, io
+    from perfonnx import io
     from perfonnx.alphas import alphas, render_alphas, save_picture
 
     if options.images is not None:
         io.check_target(options.images)
         if Path(options.images).suffix != ".png":
             raise PerfonnxError(f"{options.images}: maps of alpha are written as .png; give a name that ends so")
-    specs = feeds.input_specs(check.open_model(options.model, threads=1).session)
-    shapes = feeds.parse_input_shapes(options.input_shape)
-    source = feeds.load_feeds(options.data, specs, n=options.n, image_format=_image_format(options), shapes=shapes)
+    source = _all_data(options)
     with _progress(options, "measuring") as step:
         result = alphas(
             options.model,
