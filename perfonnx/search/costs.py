@@ -51,8 +51,12 @@ class LayerCosts:
         dense = max(self.dense[layer], self.inside.get(layer, 0.0))
         return dense - self.sampled[choice].get(layer, math.inf)
 
-    def chain(self, options: Mapping[str, Sequence[Option]]) -> dict[str, Layer]:
+    def chain(
+        self, options: Mapping[str, Sequence[Option]], started: Mapping[str, float] | None = None
+    ) -> dict[str, Layer]:
         """The layers as `choose.frontier` takes them, in running order, with these ways of sampling them.
+
+        Layers that are sampled from the start have these times instead of their dense ones.
 
         The first layer's times among sampled ones already hold the way into the region, the last one's the way out.
         """
@@ -62,9 +66,10 @@ class LayerCosts:
             first, last = place == 0, place == len(names) - 1
             border = self.border.get(name, 0.0)
             share = border if first or last else border / 2
+            own = (started or {}).get(name)
             chain[name] = Layer(
-                self.dense[name],
-                self.inside.get(name, self.dense[name]),
+                self.dense[name] if own is None else own,
+                self.inside.get(name, self.dense[name]) if own is None else own,
                 tuple(options.get(name, ())),
                 0.0 if first else share,
                 0.0 if last else share,

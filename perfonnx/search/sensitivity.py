@@ -171,10 +171,11 @@ def measure_layers(
     seed: int,
     records: Records,
     executor: Executor,
+    base: Mapping[str, LayerPlan] | None = None,
     go_on: Callable[[], bool] = lambda: True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Row]:
-    """Measures (unit, choice) pairs, each alone in the network.
+    """Measures (unit, choice) pairs, one at a time.
 
     Args:
         tasks: The pairs, in the order in which they matter.
@@ -184,6 +185,7 @@ def measure_layers(
         seed: Seed of the masks.
         records: What is known already.
         executor: Does the work; as many tasks are under way as it has workers.
+        base: What all other layers have; None: they are dense.
         go_on: Asked before each measurement.
         progress: Called with the pairs done and their total.
     """
@@ -198,7 +200,7 @@ def measure_layers(
                 if pair is None:
                     break
                 layer, choice = pair
-                plan = Plan(by_layer(units, {layer: choice}), seed)
+                plan = Plan({**(base or {}), **by_layer(units, {layer: choice})}, seed)
                 key = f"layer {plan_key(plan)} {images}"
                 future = None
                 if key not in records.known:

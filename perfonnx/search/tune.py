@@ -276,6 +276,8 @@ def tune(
     metric: str | None = None,
     space: Space | None = None,
     search: str = "budget",
+    start: Plan | None = None,
+    reference: ModelSource | None = None,
     max_time: float = 900.0,
     threads: int | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
@@ -302,6 +304,9 @@ def tune(
         metric: Name in `METRICS`; None: by the model's outputs and labels.
         space: What may be done with a layer.
         search: "budget", or "greedy" for the perforation paper's search.
+        start: A plan for this model to start from: its layers only go further. None: all layers are dense at first.
+            For the search "budget".
+        reference: The model whose outputs count as right, of the same inputs and outputs; None: the model itself.
         max_time: Seconds of measuring; one model more is verified where they are used up.
         threads: Intra-op threads, None for all cores.
         input_shapes: Sizes for symbolic dimensions; timings are made at them.
@@ -325,6 +330,10 @@ def tune(
         raise PerfonnxError(f"unknown search {search!r}; choose from {', '.join(SEARCHES)}")
     if not 0 < max_time < math.inf:
         raise PerfonnxError(f"time {max_time:g}: give the seconds that tuning may take, above 0")
+    if start is None and reference is not None:
+        start = Plan(seed=seed)  # loses something already
+    if start is not None and search != "budget":
+        raise PerfonnxError(f"the search {search!r} compares with its own dense network; take budget")
     if output is not None:
         io.check_target(output)
     space = space or Space()
@@ -338,13 +347,15 @@ def tune(
     first, second = samples.split(len(samples) - held, held, seed)
     parts = {CHOOSING: hold(first), HELD_BACK: hold(second)}
     subject = replace(subject, calibration=parts[CHOOSING])
-    found, seconds_per_image = find_metric(metric, subject, parts[CHOOSING], threads=threads)
+    right = subject if reference is None else replace(subject, source=reference)
+    found, seconds_per_image = find_metric(metric, right, parts[CHOOSING], threads=threads)
     bound = found.parse_drop(max_drop) if isinstance(max_drop, str) else max_drop
     if bound is None and speedup is None:
         bound = found.default_drop
     target = Target(bound, speedup)
     feed = next(iter(parts[CHOOSING])).feeds
-    records = Records.open(state, _fingerprint(subject, samples, feed, found, target, space, search, threads, seed))
+    about = _fingerprint(subject, right, samples, feed, found, target, space, search, start, threads, seed)
+    records = Records.open(state, about)
     tell = progress or (lambda _: None)
     if IMPACT in space.masks:
         subject = _with_impacts(subject, parts[CHOOSING], found, space, records, max_time, threads, tell)
@@ -356,13 +367,14 @@ def tune(
         found,
         target,
         space,
-        evaluator or PlanEvaluator(subject, parts, found, threads),
+        evaluator or PlanEvaluator(subject, parts, found, threads, reference),
         timer,
         executor or SerialExecutor(),
         records,
         max_time,
         seed,
         tell,
+        start,
     )
     best = run.find(search, seconds_per_image)
     plan = best.plan if best else Plan(seed=seed)
@@ -420,25 +432,30 @@ def _timing_feed(subject: Subject, feed: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fingerprint(
     subject: Subject,
+    reference: Subject,
     samples: SamplesLike,
     feed: Mapping[str, Any],
     metric: Metric,
     target: Target,
     space: Space,
     search: str,
+    start: Plan | None,
     threads: int | None,
     seed: int,
 ) -> dict[str, Any]:
     """What a state file is about; another time limit is no other search."""
-    model = subject.original().proto.SerializeToString(deterministic=True)
+    models = (each.original().proto.SerializeToString(deterministic=True) for each in (subject, reference))
+    model, right = (digest(serialized) for serialized in models)
     data = digest(*(array.tobytes() for _, array in sorted(feed.items())))
     return {
-        "model": digest(model),
+        "model": model,
+        "reference": right,
         "data": f"{len(samples)} images, {data}",
         "metric": metric.name,
         "target": asdict(target),
         "choices": [asdict(choice) for choice in space.choices()],
         "search": search,
+        "start": None if start is None else plan_key(start),
         "threads": threads,
         "seed": seed,
         "machine": digest(machine()),
@@ -489,6 +506,7 @@ class _Search:
     max_time: float
     seed: int
     progress: Callable[[Progress], None]
+    start: Plan | None = None
     trials: dict[str, Trial] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     ways: list[_Way] = field(default_factory=list)
@@ -506,11 +524,11 @@ class _Search:
         if not layers:
             return None
         self.order = [conv.name for conv in inspection.convs]
-        if search == "budget":
+        if search == "budget" and self.start is None:
             self._look_at_groups(layers)
         for layout in LAYOUTS:
             self._look(layout, layout, alone(layers), self.space.choices())
-        pairs = [(unit, c) for c in self.space.choices() for unit in self.units if self._saves_time(unit, c)]
+        pairs = [(unit, c) for c in self.space.choices() for unit in self.units if self._is_further(unit, c)]
         if search == "greedy":
             self._greedy(pairs)
         else:
@@ -544,8 +562,11 @@ class _Search:
         self.ways.append(_Way(name, layout, units, costs))
         self.units.update(units)
 
-    def _saves_time(self, unit: str, choice: LayerPlan) -> bool:
-        """Whether a choice makes a unit faster in some way."""
+    def _is_further(self, unit: str, choice: LayerPlan) -> bool:
+        """Whether a choice makes a unit faster in some way, and goes beyond the start."""
+        now = self._started(unit)
+        if now is not None and choice.rate <= now.rate:
+            return False
         found = (way.costs for way in self.ways if unit in way.costs.sampled.get(choice, ()))
         return any(costs.gain(unit, choice) > 0 for costs in found)
 
@@ -566,12 +587,14 @@ class _Search:
             seed=self.seed,
             records=self.records,
             executor=self.executor,
+            base={} if self.start is None else self.start.layers,
             go_on=lambda: self.records.clock < end,
             progress=lambda done, total: self._tell("measuring layers", done, total),
         )
+        before = 0.0 if self.start is None else self._evaluate(self._plan({}, LAYOUTS[0]), CHOOSING, images).guide
         for row in rows:
             self.rows.append(row)
-            self.errors.setdefault(row.layer, {})[row.choice] = row.quality.guide
+            self.errors.setdefault(row.layer, {})[row.choice] = max(row.quality.guide - before, 0.0)
 
     def _screening_images(self, pairs: int, seconds_per_image: float) -> int:
         """As many images as the time allows, a fixed number otherwise."""
@@ -604,9 +627,20 @@ class _Search:
             if unit in sampled.get(choice, ()) and (kinds is None or choice.mask in kinds)
         }
 
+    def _started(self, unit: str) -> LayerPlan | None:
+        """What a unit has at first; units are single layers where there is a start."""
+        return None if self.start is None else self.start.layers.get(unit)
+
+    def _stay(self, way: _Way, unit: str) -> _Rung:
+        """A unit as it is at first, between sampled ones."""
+        choice = self._started(unit)
+        dense = way.costs.inside.get(unit, way.costs.dense[unit])
+        return _Rung(choice, dense if choice is None else way.costs.sampled.get(choice, {}).get(unit, dense), 0.0)
+
     def _bisect_frontier(self, way: _Way, kinds: Sequence[str], why: str) -> None:
         options = {unit: self._options(way, unit, kinds) for unit in way.units}
-        line = frontier(way.costs.chain({unit: list(known.values()) for unit, known in options.items()}))
+        started = {unit: self._stay(way, unit).time for unit in way.units if self._started(unit) is not None}
+        line = frontier(way.costs.chain({unit: list(known.values()) for unit, known in options.items()}, started))
 
         def attempt(place: int) -> Trial:
             picks = {unit: pick for unit, pick in line[place].picks.items() if pick != DENSE}
@@ -666,9 +700,8 @@ class _Search:
                 return
 
     def _rungs(self, way: _Way, unit: str) -> list[_Rung]:
-        """The choices of a unit between sampled ones, dense first."""
-        dense = _Rung(None, way.costs.inside.get(unit, way.costs.dense[unit]), 0.0)
-        return [dense, *(_Rung(c, o.time, o.error) for c, o in self._options(way, unit).items())]
+        """The choices of a unit between sampled ones, what it has at first before all others."""
+        return [self._stay(way, unit), *(_Rung(c, o.time, o.error) for c, o in self._options(way, unit).items())]
 
     def _changes(self, best: Trial) -> Iterator[tuple[Plan, str]]:
         """Plans near a trial's, the most promising first."""
@@ -731,7 +764,7 @@ class _Search:
 
         for _ in greedy(ladders, measure, max_loss=math.inf, go_on=lambda: self._time_left(SEARCH_SHARE)):
             best = self._best()
-            if self.target.speedup is not None and best is not None:
+            if self.target.speedup is not None and best is not None and self.target.reached(best.speed):
                 return
             if self.trials and not self._within(self._latest()):
                 return
@@ -780,8 +813,9 @@ class _Search:
     # --- measuring ---------------------------------------------------------------------------------------------------
 
     def _plan(self, choices: Mapping[str, LayerPlan | None], layout: str) -> Plan:
-        """A plan, its layers in running order; None: dense."""
-        chosen = {layer: choice for layer in self.order if (choice := choices.get(layer)) is not None}
+        """A plan, its layers in running order; others are as at first, None: dense."""
+        all_choices = {**({} if self.start is None else self.start.layers), **choices}
+        chosen = {layer: choice for layer in self.order if (choice := all_choices.get(layer)) is not None}
         return Plan(chosen, self.seed, layout=layout)
 
     def _try(self, plan: Plan, why: str) -> Trial:
@@ -794,8 +828,8 @@ class _Search:
             self.trials[key] = Trial(plan, why, quality, Speed(**speed))
         return self.trials[key]
 
-    def _evaluate(self, plan: Plan, part: str) -> Quality:
-        images = len(self.parts[part])
+    def _evaluate(self, plan: Plan, part: str, images: int | None = None) -> Quality:
+        images = images or len(self.parts[part])
 
         def measure() -> dict[str, Any]:
             outcome: Outcome = self.executor.submit(self.evaluator, Task(plan, part, images)).result()

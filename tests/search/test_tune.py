@@ -141,6 +141,42 @@ def test_the_greedy_search_stays_within_the_bound() -> None:
     assert rates(tuned)["conv4"] == 0.75  # the cheapest layer goes first
 
 
+def test_the_greedy_search_goes_on_until_the_speed_is_reached() -> None:
+    tuned = invented(Invented(), speedup=1.4, search="greedy")
+    assert tuned.reached
+    assert tuned.best is not None
+    assert 1.4 <= tuned.best.speed.ratio < 1.5
+
+
+def test_layers_go_further_than_a_start() -> None:
+    quarter, half, _ = SPACE.choices()
+    start = Plan({"conv1": half, "conv2": quarter})  # which cost the most
+    tuned = invented(Invented(), speedup=1.4, start=start)
+    assert tuned.reached
+    found = rates(tuned)
+    assert (found["conv1"], found["conv2"]) == (0.5, 0.25)
+    assert sum(found.values()) == pytest.approx(1.5)  # no more than the speed takes
+    assert all(trial.plan.layers["conv1"].rate >= 0.5 for trial in tuned.trials)
+    with pytest.raises(PerfonnxError, match="take budget"):
+        invented(Invented(), speedup=1.4, start=start, search="greedy")
+
+
+def test_losses_are_against_the_reference() -> None:
+    model, other = network(), network()
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(nets.values(12, 3, 3, 3, seed=9), "w0"))
+    images = hold(samples())
+    metric, _ = find_metric(None, Subject(model), images)
+    losses = [
+        PlanEvaluator(Subject(changed), {CHOOSING: images}, metric, reference=model)(Task(Plan(), CHOOSING, 40))
+        for changed in (model, other)
+    ]
+    assert losses[0].quality.drop == 0
+    (right,), (wrong,) = (perfonnx.session(m).run(None, {"x": samples().images}) for m in (model, other))
+    expected = (right.reshape(40, 5).argmax(1) != wrong.reshape(40, 5).argmax(1)).mean()
+    assert losses[1].quality.drop == pytest.approx(expected)
+    assert expected > 0
+
+
 @pytest.mark.parametrize(
     ("search", "fail_after"), [("budget", 0), ("budget", 5), ("budget", 20), ("budget", 33), ("greedy", 20)]
 )
