@@ -3,7 +3,8 @@
     python tools/repair_table.py resnet20.onnx --data cifar10.npz --preset imagenet
 
 One line per mask and rate; the columns are skipped positions set to zero, taken from the nearest site, and the latter
-with each kind of repair. Calibration and test images are disjoint and drawn by the seed.
+with each kind of repair. Calibration and test images are disjoint and drawn by the seed. With `--runs` each cell also
+has the measured speed of one image, so that repairs can be compared at equal time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import numpy as np
 
 import perfonnx
+from perfonnx.bench import bench
 from perfonnx.calibration import Samples, add_data_arguments, samples_from
 from perfonnx.errors import PerfonnxError
 from perfonnx.plan import NO_REPAIR, REPAIRS
@@ -34,6 +36,8 @@ def main() -> int:
     parser.add_argument("--test", type=int, default=1000, metavar="N", help="images (default 1000)")
     parser.add_argument("--only", action="append", default=[], metavar="RE", help="layers (default: all)")
     parser.add_argument("--ridge", type=float, default=None, help="strength of regularization")
+    parser.add_argument("--runs", type=int, default=0, metavar="N", help="timed runs of each cell (default 0)")
+    parser.add_argument("--threads", type=int, default=None, metavar="N", help="of the timed runs (default: all cores)")
     parser.add_argument("-v", "--verbose", action="store_true", help="what was done to each layer")
     add_data_arguments(parser)
     options = parser.parse_args()
@@ -61,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
             if column in REPAIRS:
                 seconds.append(f"{time.perf_counter() - start:.1f}")
             real = float(np.mean([layer.rate for layer in result.report.layers]))
-            cells.append(f"{100 * top1(result.to_bytes(), test):.1f}")
+            cells.append(f"{100 * top1(result.to_bytes(), test):.1f}" + speed(options, result, test))
             if options.verbose:
                 for layer in result.report.layers:
                     print(f"  {column}, {layer.name}: {'; '.join(layer.notes)}")
@@ -84,6 +88,15 @@ def rewritten(options: argparse.Namespace, mask: str, rate: float, column: str, 
         seed=options.seed,
         **more,
     )
+
+
+def speed(options: argparse.Namespace, result: Rewritten, test: Samples) -> str:
+    """How much faster one image is, where times are asked for."""
+    if not options.runs:
+        return ""
+    feed = next(iter(test.take(1))).feeds
+    report = bench([options.model, result.to_bytes()], runs=options.runs, threads=options.threads, feed=feed)
+    return f" {report.models[1].paired_ratio:.2f}x"
 
 
 def top1(model: str | bytes, test: Samples) -> float:
