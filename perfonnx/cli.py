@@ -105,7 +105,7 @@ _FINETUNE_EXAMPLES = """examples:
   perfonnx finetune model.onnx fast.onnx --plan plan.json --data train.zip --epochs 10
         the rewritten network learns from the original one; no labels needed
   perfonnx finetune model.onnx fast.onnx --rate 0.5 --data train/ --preset imagenet --augment crop+flip --batch 32
-  perfonnx finetune model.onnx fast.onnx --rate 0.6 --rounds 3 --data train/ --checkpoint training --resume
+  perfonnx finetune model.onnx fast.onnx --speedup 1.5 --rounds 3 --data train/ --checkpoint training --resume
         in three rounds of higher rates; can be interrupted, and goes on from there when it is run again
   perfonnx finetune model.onnx fast.onnx --plan plan.json --data train/ --labels folders --label-weight 0.5
   perfonnx finetune model.onnx fast.onnx --method radius-adaptive --open-share 0.4 --data train/ --device cuda
@@ -824,6 +824,16 @@ def _add_finetune(commands: Any) -> None:
         help="share of the 3x3 rings that radius-adaptive layers learn to get by with (default 1: all, which saves "
         "nothing)",
     )
+    what.add_argument(
+        "--speedup",
+        type=float,
+        metavar="S",
+        help="perforate until it is S times faster here: rates are chosen layer by layer, by measured time and loss, "
+        "anew in each round on the weights as they are then; instead of all other choices",
+    )
+    what.add_argument(
+        "--search-time", type=float, metavar="SECONDS", help="time to measure for --speedup in each round (default 300)"
+    )
     add_data_arguments(parser, seed=False)
     _add_learning(parser)
     how = parser.add_argument_group("how it runs")
@@ -876,15 +886,15 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="K",
-        help="raise the rates in K steps and train all epochs after each (default 1)",
+        help="raise the rates, or the --speedup, in K steps and train all epochs after each (default 1)",
     )
 
 
 def _finetune(options: argparse.Namespace) -> int:
     from perfonnx.feeds import parse_input_shapes
     from perfonnx.io import write_atomically
-    from perfonnx.torch import Settings, finetune_model
-    from perfonnx.torch.render import render_finetuned
+    from perfonnx.torch import Round, Settings, finetune_model, finetune_rounds
+    from perfonnx.torch.render import render_finetuned, render_rounds
 
     _check_outputs(options, "save_plan", "report_json", "checkpoint")
     if options.resume and not options.checkpoint:
@@ -893,38 +903,58 @@ def _finetune(options: argparse.Namespace) -> int:
         raise PerfonnxError(f"--threads {options.threads}: give 1 or more")
     given = {name: getattr(options, name) for name in (*_SETTINGS, "precision", "device", "seed")}
     chosen = _chosen(options, seed=False)
+    _check_speedup(options)
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    same: dict[str, Any] = {
+        "model": options.model,
+        "output": options.output,
+        "samples": _required_samples(options),
+        "settings": settings,
+        "rounds": options.rounds,
+        "input_shapes": parse_input_shapes(options.input_shape),
+        "fallback": not options.no_fallback,
+        "threads": options.threads,
+        "checkpoint": options.checkpoint,
+        "resume": options.resume,
+    }
+    rounds: list[Round] = []
     try:
         with _search_progress(options) as step:
-            tuned = finetune_model(
-                options.model,
-                options.output,
-                _required_samples(options),
-                plan=options.plan,
-                options=chosen,
-                settings=settings,
-                rounds=options.rounds,
-                input_shapes=parse_input_shapes(options.input_shape),
-                impact_maps=options.impact_maps,
-                fallback=not options.no_fallback,
-                layout=options.layout,
-                threads=options.threads,
-                checkpoint=options.checkpoint,
-                resume=options.resume,
-                progress=step,
-            )
+            if options.speedup is not None:
+                if options.search_time is not None:
+                    same["search_time"] = options.search_time
+                rounds = finetune_rounds(speedup=options.speedup, progress=step, **same)
+                tuned = rounds[-1].finetuned
+            else:
+                same |= {"plan": options.plan, "options": chosen, "impact_maps": options.impact_maps}
+                tuned = finetune_model(layout=options.layout, progress=step, **same)
     except KeyboardInterrupt:
         kept = f"; to go on from {options.checkpoint}, add --resume" if options.checkpoint else ""
         print(f"perfonnx: interrupted{kept}", file=sys.stderr)
         return 130
     if options.save_plan:
         tuned.result.save_plan(options.save_plan)
-    data = tuned.to_json()
+    data = {"perfonnx_finetune_rounds": [r.to_json() for r in rounds]} if rounds else tuned.to_json()
     if options.report_json:
         write_atomically(options.report_json, json.dumps(data, indent=2) + "\n")
     if not options.quiet:
-        _show(options, data, render_finetuned(tuned))
+        _show(options, data, render_rounds(rounds) if rounds else render_finetuned(tuned))
     return OK
+
+
+_CHOICES = ("plan", "method", "rate", "mask", "impact_maps", "interpolation", "center_gain", "open_share", "layout")
+
+
+def _check_speedup(options: argparse.Namespace) -> None:
+    """What --speedup goes with."""
+    if options.speedup is None:
+        if options.search_time is not None:
+            raise PerfonnxError("--search-time: has a meaning with --speedup only")
+        return
+    named = [name for name in _CHOICES if getattr(options, name) is not None]
+    named += [name for name in ("only", "skip") if getattr(options, name)]
+    if named:
+        raise PerfonnxError(f"--speedup chooses everything; it does not go with --{named[0].replace('_', '-')}")
 
 
 # --- sensitivity -----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from perfonnx.torch.finetuning import Finetuned, finetune_model
 from perfonnx.torch.importing import OnnxModule, from_onnx
 from perfonnx.torch.modules import Conv2d, PerforatedConv2d, RadiusAdaptiveConv2d, SparseConv2d
 from perfonnx.torch.radius import OpenShareBudget, start_gates
+from perfonnx.torch.rounds import Round, finetune_rounds
 from perfonnx.torch.sparsity import SparsitySchedule
 from perfonnx.torch.training import Epoch, History, Schedule, Settings, finetune
 
@@ -34,6 +35,7 @@ __all__ = [
     "OpenShareBudget",
     "PerforatedConv2d",
     "RadiusAdaptiveConv2d",
+    "Round",
     "Schedule",
     "Settings",
     "SparseConv2d",
@@ -43,6 +45,7 @@ __all__ = [
     "export",
     "finetune",
     "finetune_model",
+    "finetune_rounds",
     "from_onnx",
     "sampled_modules",
     "start_gates",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -53,6 +54,7 @@ class Finetuned:
         after: The result against the original.
         rounds: How training went, round by round.
         images: How many, by part.
+        dense: The model that came, not rewritten, with the trained weights.
     """
 
     result: Rewritten
@@ -61,6 +63,7 @@ class Finetuned:
     after: Quality
     rounds: list[History]
     images: dict[str, int]
+    dense: onnx.ModelProto
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -85,6 +88,7 @@ def finetune_model(
     options: Options | None = None,
     settings: Settings | None = None,
     rounds: int = 1,
+    original: ModelSource | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
     fallback: bool = True,
@@ -105,6 +109,7 @@ def finetune_model(
         options: Without a plan: how layers are chosen.
         settings: How it is trained.
         rounds: Rates rise to the plan's in this number of equal steps, with a training of all epochs after each.
+        original: What it learns from and is compared with, of the same inputs and outputs; None: the model.
         input_shapes: As for `perfonnx.rewrite`.
         impact_maps: As for `perfonnx.rewrite`.
         fallback: As for `perfonnx.rewrite`.
@@ -125,13 +130,10 @@ def finetune_model(
         raise PerfonnxError(f"{rounds} rounds: give 1 or more")
     if output is not None:
         io.check_target(output)
-    files = [_of_round(checkpoint, number, rounds) for number in range(1, rounds + 1)]
+    files = [file_of_round(checkpoint, number, rounds) for number in range(1, rounds + 1)]
     for file in files:
         Checkpoint(file, resume).check()
-    training, held_out = split(samples, settings)
-    if held_out is None:
-        raise PerfonnxError(f"{settings.validate:.0%} of {len(samples)} samples is none to measure on: hold out more")
-
+    training, held_out = measurable_split(samples, settings)
     if impact_maps is not None and not isinstance(impact_maps, Mapping):
         impact_maps = load_impact_maps(impact_maps)
     same: dict[str, Any] = {"input_shapes": input_shapes, "impact_maps": impact_maps, "layout": layout}
@@ -146,12 +148,12 @@ def finetune_model(
         raise PerfonnxError(f"{untrained.report.model}: no layer is rewritten, so there is nothing to train")
     shapes = untrained.plan.input_shapes
     plan = replace(plan, input_shapes=shapes)
-    subject = Subject(model, shapes)
+    subject = Subject(model if original is None else original, shapes)
     metric, _ = find_metric(None, subject, held_out, threads=threads)
     settings = replace(settings, loss=_loss(metric, subject) if settings.loss == "auto" else settings.loss)
 
-    student, teacher = (from_onnx(model, input_shapes=shapes) for _ in range(2))
-    about = {"model": digest(subject.original().proto.SerializeToString(deterministic=True)), "rounds": rounds}
+    student, teacher = (from_onnx(source, input_shapes=shapes) for source in (model, subject.source))
+    about = {"model": digest(*map(_serialized, (Subject(model, shapes), subject))), "rounds": rounds}
     histories = []
     for number, file in enumerate(files, 1):
         step = _scaled(plan, number / rounds)
@@ -185,13 +187,31 @@ def finetune_model(
         measure(result.model),
         histories,
         {"training": len(training), "held out": len(held_out)},
+        student.to_onnx(),
     )
     if output is not None:
         result.save(output)
     return finetuned
 
 
-def _of_round(checkpoint: str | os.PathLike[str] | None, number: int, rounds: int) -> Path | None:
+def measurable_split(samples: Samples, settings: Settings) -> tuple[Samples, Samples]:
+    """The samples to learn from, and those to measure on.
+
+    Raises:
+        PerfonnxError: The latter are none.
+    """
+    training, held_out = split(samples, settings)
+    if held_out is None:
+        raise PerfonnxError(f"{settings.validate:.0%} of {len(samples)} samples is none to measure on: hold out more")
+    return training, held_out
+
+
+def _serialized(subject: Subject) -> bytes:
+    return subject.original().proto.SerializeToString(deterministic=True)
+
+
+def file_of_round(checkpoint: str | os.PathLike[str] | None, number: int, rounds: int) -> Path | None:
+    """The checkpoint of one of several rounds."""
     if checkpoint is None:
         return None
     return Path(checkpoint) if rounds == 1 else Path(f"{os.fspath(checkpoint)}.{number}")

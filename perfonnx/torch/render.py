@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from perfonnx.render import count, left_as_they_are
 from perfonnx.torch.finetuning import Finetuned
+from perfonnx.torch.rounds import Round
 
 
 def render_finetuned(finetuned: Finetuned) -> RenderableType:
@@ -28,6 +31,16 @@ def render_finetuned(finetuned: Finetuned) -> RenderableType:
         shown = [f"{value:.1%}" if metric.is_share else f"{value:.4f}" for value in values]
         lines.append(f"{metric.name}: original {shown[0]}, untrained {shown[1]}, trained {shown[2]}")
     return Group(_epochs(finetuned), *(Text(line, "bold") for line in lines))
+
+
+def render_rounds(rounds: Sequence[Round]) -> RenderableType:
+    """Each round: how fast its plan is, and what its training brought."""
+    parts: list[RenderableType] = []
+    for number, one in enumerate(rounds, 1):
+        speed = f"{one.speed.ratio:.2f}x faster, measured ({one.speed.low:.2f}-{one.speed.high:.2f})"
+        parts.append(Text(f"round {number}: {one.speedup:.2f}x wanted, {speed}", "bold"))
+        parts.append(render_finetuned(one.finetuned))
+    return Group(*parts)
 
 
 def _epochs(finetuned: Finetuned) -> Table:

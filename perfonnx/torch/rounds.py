@@ -1,0 +1,146 @@
+"""Greedy rounds of perforation and training: rates are chosen by measured time and loss, and the network is trained.
+
+The first round chooses among all layers of the original network. Each further one goes on from there, layer by layer,
+on the weights as they are then, so that layers that training made up for are sampled further.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from perfonnx import io
+from perfonnx.calibration import Samples
+from perfonnx.errors import PerfonnxError
+from perfonnx.io import ModelSource
+from perfonnx.plan import NO_REPAIR, Plan
+from perfonnx.search import Progress, Space, Speed, tune
+from perfonnx.torch.checkpoints import Checkpoint
+from perfonnx.torch.finetuning import Finetuned, file_of_round, finetune_model, measurable_split
+from perfonnx.torch.training import Settings
+
+SEARCH_TIME = 300.0
+"""Seconds of measuring in each round."""
+
+SEARCHED = 500
+"""Samples that rates are chosen by, at most."""
+
+SPACE = Space(repairs=(NO_REPAIR,))
+"""What layers are chosen from; training does the work of repairs."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round.
+
+    Attributes:
+        speedup: What was wanted of it.
+        speed: What its plan gives, measured before its training.
+        finetuned: What its training gave.
+    """
+
+    speedup: float
+    speed: Speed
+    finetuned: Finetuned
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"speedup": self.speedup, "speed": self.speed.to_json(), **self.finetuned.to_json()}
+
+
+def finetune_rounds(
+    model: ModelSource,
+    output: str | os.PathLike[str] | None,
+    samples: Samples,
+    *,
+    speedup: float,
+    rounds: int = 1,
+    search_time: float = SEARCH_TIME,
+    space: Space = SPACE,
+    settings: Settings | None = None,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    threads: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> list[Round]:
+    """Make a model faster in rounds: choose rates by measured time and loss, train, choose further.
+
+    Args:
+        model: As for `perfonnx.rewrite`.
+        output: Where the result of the last round goes; None: nowhere.
+        samples: As for `finetune_model`; rates are chosen by some of those that are trained on.
+        speedup: How many times faster the model should become, measured here. Each round brings an equal factor.
+        rounds: How many.
+        search_time: Seconds of measuring in each round.
+        space: What may be done with a layer.
+        settings: How each round is trained.
+        input_shapes: As for `perfonnx.rewrite`.
+        threads: Threads of the trainings and of the measurements; None: all cores.
+        checkpoint: As for `finetune_model`; beside it `.search` files keep what the searches measured.
+        resume: As for `finetune_model`.
+        progress: Called now and then.
+        **options: Further arguments of `finetune_model`, such as `fallback`.
+
+    Returns:
+        The rounds. Where a search finds nothing that is faster still, its round trains what there is.
+
+    Raises:
+        PerfonnxError: As for `tune` and `finetune_model`, or nothing is faster than the original at all.
+    """
+    if rounds < 1:
+        raise PerfonnxError(f"{rounds} rounds: give 1 or more")
+    if output is not None:
+        io.check_target(output)
+    settings = settings or Settings()
+    files = [file_of_round(checkpoint, number, rounds) for number in range(1, rounds + 1)]
+    searches = [None if file is None else Path(f"{file}.search") for file in files]
+    for kept in (*files, *searches):
+        Checkpoint(kept, resume).check()
+    training, _ = measurable_split(samples, settings)
+    some = training.shuffled(settings.seed).take(SEARCHED)
+    done: list[Round] = []
+    plan: Plan | None = None
+    current = model
+    for number, (file, search) in enumerate(zip(files, searches, strict=True), 1):
+        wanted = speedup ** (number / rounds)
+        tuned = tune(
+            current,
+            None,
+            some,
+            speedup=wanted,
+            space=space,
+            start=plan,
+            reference=None if plan is None else model,
+            max_time=search_time,
+            threads=threads,
+            input_shapes=input_shapes,
+            seed=settings.seed,
+            state=search,
+            progress=progress,
+        )
+        if tuned.best is not None:
+            plan, speed = replace(tuned.plan, corrections=None), tuned.best.speed
+        elif plan is None:
+            raise PerfonnxError(tuned.message)
+        finetuned = finetune_model(
+            current,
+            output if number == rounds else None,
+            samples,
+            plan=plan,
+            settings=settings,
+            original=model,
+            input_shapes=input_shapes,
+            threads=threads,
+            checkpoint=file,
+            resume=resume,
+            progress=progress,
+            **options,
+        )
+        done.append(Round(wanted, speed, finetuned))
+        current = finetuned.dense
+    return done
