@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -40,7 +41,7 @@ REPAIR_CHOICES = ("bias", "predictor")
 """Without repair a layer is as fast as with a bias, and less accurate: no choice worth measuring."""
 
 REPAIRED_BY = 48
-"""Images that a single layer is repaired by."""
+"""Images that a single layer is repaired by, at most; half as many as it is measured on where these are few."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def measure_layers(
         progress: Called with the pairs done and their total.
     """
     workers = int(getattr(executor, "_max_workers", 1))
+    repaired_by = min(REPAIRED_BY, math.ceil(images / 2))
     waiting: deque[tuple[str, str, LayerPlan, Future[Outcome] | None]] = deque()
     todo = iter(tasks)
     done = 0
@@ -204,7 +206,7 @@ def measure_layers(
                 key = f"layer {plan_key(plan)} {images}"
                 future = None
                 if key not in records.known:
-                    future = executor.submit(evaluator, Task(plan, CHOOSING, images, "nchw", REPAIRED_BY))
+                    future = executor.submit(evaluator, Task(plan, CHOOSING, images, "nchw", repaired_by))
                 waiting.append((key, layer, choice, future))
             if not waiting:
                 return

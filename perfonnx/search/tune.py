@@ -333,7 +333,7 @@ def tune(
     if start is None and reference is not None:
         start = Plan(seed=seed)  # loses something already
     if start is not None and search != "budget":
-        raise PerfonnxError(f"the search {search!r} compares with its own dense network; take budget")
+        raise PerfonnxError(f"the search {search!r} takes neither a start nor a reference; take budget")
     if output is not None:
         io.check_target(output)
     space = space or Space()
@@ -516,6 +516,11 @@ class _Search:
     screened: int = 0
     obstacles: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def _base(self) -> Mapping[str, LayerPlan]:
+        """What layers have at first."""
+        return {} if self.start is None else self.start.layers
+
     def find(self, search: str, seconds_per_image: float) -> Trial | None:
         """The best trial that stays within the bound on held-back images; None where there is none."""
         inspection = self.subject.inspect()
@@ -587,7 +592,7 @@ class _Search:
             seed=self.seed,
             records=self.records,
             executor=self.executor,
-            base={} if self.start is None else self.start.layers,
+            base=self._base,
             go_on=lambda: self.records.clock < end,
             progress=lambda done, total: self._tell("measuring layers", done, total),
         )
@@ -629,7 +634,7 @@ class _Search:
 
     def _started(self, unit: str) -> LayerPlan | None:
         """What a unit has at first; units are single layers where there is a start."""
-        return None if self.start is None else self.start.layers.get(unit)
+        return self._base.get(unit)
 
     def _stay(self, way: _Way, unit: str) -> _Rung:
         """A unit as it is at first, between sampled ones."""
@@ -814,8 +819,8 @@ class _Search:
 
     def _plan(self, choices: Mapping[str, LayerPlan | None], layout: str) -> Plan:
         """A plan, its layers in running order; others are as at first, None: dense."""
-        all_choices = {**({} if self.start is None else self.start.layers), **choices}
-        chosen = {layer: choice for layer in self.order if (choice := all_choices.get(layer)) is not None}
+        wanted = {**self._base, **choices}
+        chosen = {layer: choice for layer in self.order if (choice := wanted.get(layer)) is not None}
         return Plan(chosen, self.seed, layout=layout)
 
     def _try(self, plan: Plan, why: str) -> Trial:
@@ -907,6 +912,11 @@ class _Search:
                     f"{quality.images} images cannot tell a loss of {self.metric.show(bound)} from twice as much: the "
                     f"loss is known to +-{self.metric.show(half)} (95 %); about {needed} images in all would do"
                 )
+        if not self._time_left(SEARCH_SHARE):
+            yield (
+                f"the time was up after {len(self.rows)} measurements of layers and {len(self.trials)} networks; "
+                "there may be better ones: give more time, fewer kinds of masks and repairs, or smaller inputs"
+            )
         looks = sum(trial.held_back is not None for trial in self.trials.values())
         if looks > 1:
             yield (

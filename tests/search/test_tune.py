@@ -332,6 +332,8 @@ def test_one_evaluation_at_most_is_too_much(search: str, monkeypatch: pytest.Mon
     tuned = invented(tool, max_drop=0.03, max_time=20.0, search=search)
     trial = 2  # its loss and its time; also where it is verified
     assert tuned.seconds <= 20.0 + trial + 1  # and the profile of the result, to be reported
+    assert any("the time was up after" in warning for warning in tuned.warnings)
+    assert not any("the time was up" in warning for warning in invented(Invented(), max_drop=0.03).warnings)
 
 
 def test_a_speed_counts_from_the_lower_end_of_its_interval() -> None:
