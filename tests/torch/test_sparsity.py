@@ -42,6 +42,19 @@ def test_stages(model: nn.Module) -> None:
     assert (model[0].mask == kept).all()
 
 
+def test_stages_have_the_borders_that_are_given(model: nn.Module) -> None:
+    schedule = SparsitySchedule(model, dense_until=0.0, frozen_from=0.2)
+    schedule.before_step(0.1)  # half way
+    assert masked(model) == pytest.approx([0.75 * 0.4, 0.75 * 0.2], abs=0.01)
+    assert not schedule.settled
+    schedule.before_step(0.2)
+    assert schedule.settled
+    assert masked(model) == pytest.approx([0.4, 0.2], abs=0.01)
+    SparsitySchedule(model, dense_until=0.0, frozen_from=0.0).before_step(0.0)  # no stage but the last
+    with pytest.raises(PerfonnxError, match="give shares in order"):
+        SparsitySchedule(model, dense_until=0.5, frozen_from=0.2)
+
+
 def test_masks_of_all_layers_come_from_one_map(model: nn.Module) -> None:
     schedule = SparsitySchedule(model, seed=7)
     schedule.step = 5
