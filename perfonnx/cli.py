@@ -895,6 +895,7 @@ def _finetune(options: argparse.Namespace) -> int:
     from perfonnx.io import write_atomically
     from perfonnx.torch import Round, Settings, finetune_model, finetune_rounds
     from perfonnx.torch.render import render_finetuned, render_rounds
+    from perfonnx.torch.rounds import rounds_to_json
 
     _check_outputs(options, "save_plan", "report_json", "checkpoint")
     if options.resume and not options.checkpoint:
@@ -934,7 +935,7 @@ def _finetune(options: argparse.Namespace) -> int:
         return 130
     if options.save_plan:
         tuned.result.save_plan(options.save_plan)
-    data = {"perfonnx_finetune_rounds": [r.to_json() for r in rounds]} if rounds else tuned.to_json()
+    data = rounds_to_json(rounds) if rounds else tuned.to_json()
     if options.report_json:
         write_atomically(options.report_json, json.dumps(data, indent=2) + "\n")
     if not options.quiet:

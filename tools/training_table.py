@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -146,7 +147,7 @@ def measure(options: argparse.Namespace, case: str, weight: float, samples: Samp
         before = perfonnx.rewrite(options.model, plan=plan, options=dense)
     if options.models is not None:
         options.models.mkdir(parents=True, exist_ok=True)
-        name = case.replace(":", "-") + f"-{weight:g}"
+        name = re.sub(r"[:/\\]+", "-", case) + f"-{weight:g}"
         tuned.result.save(options.models / f"{name}.onnx")
         tuned.result.save_plan(options.models / f"{name}.json")
     report = tuned.result.report

@@ -119,6 +119,10 @@ class Subject:
         io.fix_input_shapes(loaded, self.input_shapes)
         return loaded
 
+    def serialized(self) -> bytes:
+        """The original as bytes that are the same for the same model."""
+        return self.original().proto.SerializeToString(deterministic=True)
+
 
 @dataclass(frozen=True)
 class _Feeds:
@@ -244,6 +248,19 @@ class PlanEvaluator:
                     collected = None
             yield batch, outputs
         self._reference[part, images] = collected
+
+
+def check_same_interface(reference: Subject, subject: Subject) -> None:
+    """Raise `PerfonnxError` where a model cannot be compared with a reference."""
+    if reference.source is subject.source:
+        return
+    right, graph = (each.original().proto.graph for each in (reference, subject))
+    weights = {tensor.name for each in (right, graph) for tensor in each.initializer}
+    for what in ("input", "output"):
+        wanted, found = ({v.name for v in getattr(each, what)} - weights for each in (right, graph))
+        if wanted != found:
+            names = " and ".join(", ".join(sorted(each)) for each in (wanted, found))
+            raise PerfonnxError(f"the reference and the model have other {what}s, {names}: give them the same names")
 
 
 def find_metric(

@@ -26,7 +26,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.impact import save_impact_maps
 from perfonnx.io import ModelSource
 from perfonnx.masks import ImpactMaps
-from perfonnx.plan import LAYOUTS, LayerPlan, Plan
+from perfonnx.plan import LAYOUTS, LayerPlan, Plan, is_own_mask
 from perfonnx.rewriting import Rewritten
 from perfonnx.search.choose import DENSE, Option, Selection, frontier, pareto
 from perfonnx.search.costs import LayerCosts, layer_costs, layer_times, profile
@@ -41,6 +41,7 @@ from perfonnx.search.evaluate import (
     SerialExecutor,
     Subject,
     Task,
+    check_same_interface,
     count_images,
     find_metric,
     hold,
@@ -304,9 +305,10 @@ def tune(
         metric: Name in `METRICS`; None: by the model's outputs and labels.
         space: What may be done with a layer.
         search: "budget", or "greedy" for the perforation paper's search.
-        start: A plan for this model to start from: its layers only go further. None: all layers are dense at first.
-            For the search "budget".
-        reference: The model whose outputs count as right, of the same inputs and outputs; None: the model itself.
+        start: A plan for this model to start from: its layers, perforated, only go further, one by one. None: all
+            layers are dense at first. For the search "budget".
+        reference: The model whose outputs count as right, of the same inputs and outputs; None: the model itself, which
+            speeds are always related to. For the search "budget".
         max_time: Seconds of measuring; one model more is verified where they are used up.
         threads: Intra-op threads, None for all cores.
         input_shapes: Sizes for symbolic dimensions; timings are made at them.
@@ -338,6 +340,10 @@ def tune(
         io.check_target(output)
     space = space or Space()
     subject = Subject(model, dict(input_shapes or {}), freeze_weights)
+    right = subject if reference is None else replace(subject, source=reference)
+    check_same_interface(right, subject)
+    if start is not None:
+        _check_start(start, subject, seed)
     if len(samples) < MIN_IMAGES:
         raise PerfonnxError(
             f"{len(samples)} images are too few to choose by some and verify on others; give {MIN_IMAGES} or more, "
@@ -347,7 +353,6 @@ def tune(
     first, second = samples.split(len(samples) - held, held, seed)
     parts = {CHOOSING: hold(first), HELD_BACK: hold(second)}
     subject = replace(subject, calibration=parts[CHOOSING])
-    right = subject if reference is None else replace(subject, source=reference)
     found, seconds_per_image = find_metric(metric, right, parts[CHOOSING], threads=threads)
     bound = found.parse_drop(max_drop) if isinstance(max_drop, str) else max_drop
     if bound is None and speedup is None:
@@ -385,6 +390,20 @@ def tune(
     if output is not None:
         tuned.result.save(output)
     return tuned
+
+
+def _check_start(start: Plan, subject: Subject, seed: int) -> None:
+    """Raise `PerfonnxError` where a plan cannot be searched further."""
+    layers = eligible(subject.inspect())
+    for name, choice in start.layers.items():
+        if name not in layers:
+            raise PerfonnxError(f"layer {name!r} of the start: the model has no such layer that can be perforated")
+        if choice.method != "perforate" or is_own_mask(choice.mask):
+            raise PerfonnxError(
+                f"layer {name!r} of the start: only perforated layers whose masks have rates go further"
+            )
+    if start.seed != seed:
+        raise PerfonnxError(f"the start's masks are drawn with the seed {start.seed}, not {seed}; give the same seed")
 
 
 def _with_impacts(
@@ -444,21 +463,18 @@ def _fingerprint(
     seed: int,
 ) -> dict[str, Any]:
     """What a state file is about; another time limit is no other search."""
-    models = (each.original().proto.SerializeToString(deterministic=True) for each in (subject, reference))
-    model, right = (digest(serialized) for serialized in models)
     data = digest(*(array.tobytes() for _, array in sorted(feed.items())))
     return {
-        "model": model,
-        "reference": right,
+        "model": digest(subject.serialized()),
         "data": f"{len(samples)} images, {data}",
         "metric": metric.name,
         "target": asdict(target),
         "choices": [asdict(choice) for choice in space.choices()],
         "search": search,
-        "start": None if start is None else plan_key(start),
         "threads": threads,
         "seed": seed,
         "machine": digest(machine()),
+        **({} if start is None else {"start": plan_key(start), "reference": digest(reference.serialized())}),
     }
 
 
@@ -515,6 +531,7 @@ class _Search:
     errors: dict[str, dict[LayerPlan, float]] = field(default_factory=dict)
     screened: int = 0
     obstacles: dict[str, str] = field(default_factory=dict)
+    cut_short: bool = False
 
     @property
     def _base(self) -> Mapping[str, LayerPlan]:
@@ -529,14 +546,17 @@ class _Search:
         if not layers:
             return None
         self.order = [conv.name for conv in inspection.convs]
-        if search == "budget" and self.start is None:
+        if search == "budget" and not self._base:  # layers of a start may differ where their outputs meet
             self._look_at_groups(layers)
         for layout in LAYOUTS:
-            self._look(layout, layout, alone(layers), self.space.choices())
+            choices = list(dict.fromkeys([*self.space.choices(), *self._base.values()]))
+            self._look(layout, layout, alone(layers), choices)
         pairs = [(unit, c) for c in self.space.choices() for unit in self.units if self._is_further(unit, c)]
         if search == "greedy":
             self._greedy(pairs)
         else:
+            if self._base:
+                self._try(self._plan({}, LAYOUTS[0]), "the start")
             self._screen(pairs, seconds_per_image)
             if self.errors:
                 self._bisect()
@@ -569,11 +589,12 @@ class _Search:
 
     def _is_further(self, unit: str, choice: LayerPlan) -> bool:
         """Whether a choice makes a unit faster in some way, and goes beyond the start."""
+        ways = [way for way in self.ways if unit in way.costs.sampled.get(choice, ())]
         now = self._started(unit)
-        if now is not None and choice.rate <= now.rate:
-            return False
-        found = (way.costs for way in self.ways if unit in way.costs.sampled.get(choice, ()))
-        return any(costs.gain(unit, choice) > 0 for costs in found)
+        if now is None:
+            return any(way.costs.gain(unit, choice) > 0 for way in ways)
+        faster = any(way.costs.sampled[choice][unit] < self._stay(way, unit).time for way in ways)
+        return choice.rate > now.rate and faster
 
     # --- 2. screen ---------------------------------------------------------------------------------------------------
 
@@ -593,7 +614,7 @@ class _Search:
             records=self.records,
             executor=self.executor,
             base=self._base,
-            go_on=lambda: self.records.clock < end,
+            go_on=lambda: self._goes_on(end),
             progress=lambda done, total: self._tell("measuring layers", done, total),
         )
         before = 0.0 if self.start is None else self._evaluate(self._plan({}, LAYOUTS[0]), CHOOSING, images).guide
@@ -652,11 +673,13 @@ class _Search:
             choices = {unit: list(options[unit])[pick] for unit, pick in picks.items()}
             return self._try(self._plan(by_layer(way.units, choices), way.layout), why)
 
-        low, high = 0, len(line) - 1  # low is dense: within the bound, too slow
+        # `low` is within the bound and too slow; so is the first selection where it samples nothing more.
+        low, high = -1 if any(pick != DENSE for pick in line[0].picks.values()) else 0, len(line) - 1
         if high <= low or (self.trials and not self._time_left(SEARCH_SHARE)) or not self._beyond(attempt(high)):
             return
         while high - low > 1 and self._time_left(SEARCH_SHARE):
-            if line[low].time - line[high].time < CLOSE * (way.costs.rest + line[low].time):
+            slow = line[max(low, 0)]
+            if low >= 0 and slow.time - line[high].time < CLOSE * (way.costs.rest + slow.time):
                 break
             place = self._between(line, low, high)
             if self._beyond(attempt(place)):
@@ -677,6 +700,8 @@ class _Search:
 
     def _between(self, line: Sequence[Selection], low: int, high: int) -> int:
         """A place strictly between two: half the time where speed is sought, else the geometric mean of the errors."""
+        if low < 0:
+            return 0
         inner = range(low + 1, high)
         if self.target.speedup is not None:
             middle = (line[low].time + line[high].time) / 2
@@ -767,15 +792,11 @@ class _Search:
             uncertainty = (1 / trial.speed.low - 1 / trial.speed.high) / 2
             return Measured(1 / trial.speed.ratio, uncertainty, trial.choosing.guide)
 
-        for _ in greedy(ladders, measure, max_loss=math.inf, go_on=lambda: self._time_left(SEARCH_SHARE)):
-            best = self._best()
-            if self.target.speedup is not None and best is not None and self.target.reached(best.speed):
+        for step in greedy(ladders, measure, max_loss=math.inf, go_on=lambda: self._time_left(SEARCH_SHARE)):
+            taken = self._try(self._plan(step.choices, LAYOUTS[0]), "greedy step")
+            fast_enough = self.target.speedup is not None and self.target.reached(taken.speed)
+            if fast_enough or not self._within(taken):
                 return
-            if self.trials and not self._within(self._latest()):
-                return
-
-    def _latest(self) -> Trial:
-        return list(self.trials.values())[-1]
 
     # --- 5. verify ---------------------------------------------------------------------------------------------------
 
@@ -783,7 +804,7 @@ class _Search:
         """Looks at the held-back images, the best trial first, until one is within the bound."""
         second_best: Trial | None = None
         for number, trial in enumerate(sorted(self._candidates(), key=self._merit)):
-            if number and not self._time_left(1.0):
+            if number and self.records.clock >= self.max_time:
                 break
             if second_best is not None and not self.target.reached(trial.speed):
                 break  # slower than what is there already
@@ -844,7 +865,13 @@ class _Search:
         return Quality.from_json(self.records.ask(f"{part} {same} {images}", measure))
 
     def _time_left(self, share: float) -> bool:
-        return self.records.clock < share * self.max_time
+        return self._goes_on(share * self.max_time)
+
+    def _goes_on(self, end: float) -> bool:
+        """Whether the clock has not come to `end`; asked where there is more to try."""
+        goes_on = self.records.clock < end
+        self.cut_short |= not goes_on
+        return goes_on
 
     def _tell(self, phase: str, done: int, total: int) -> None:
         best = self._best()
@@ -912,7 +939,7 @@ class _Search:
                     f"{quality.images} images cannot tell a loss of {self.metric.show(bound)} from twice as much: the "
                     f"loss is known to +-{self.metric.show(half)} (95 %); about {needed} images in all would do"
                 )
-        if not self._time_left(SEARCH_SHARE):
+        if self.cut_short:
             yield (
                 f"the time was up after {len(self.rows)} measurements of layers and {len(self.trials)} networks; "
                 "there may be better ones: give more time, fewer kinds of masks and repairs, or smaller inputs"

@@ -23,7 +23,7 @@ from perfonnx.passes import Options, Skip
 from perfonnx.plan import NO_REPAIR, Plan, is_own_mask
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.search import Metric, Progress, Quality
-from perfonnx.search.evaluate import Subject, find_metric, open_loaded
+from perfonnx.search.evaluate import Subject, check_same_interface, find_metric, open_loaded
 from perfonnx.search.metrics import joined
 from perfonnx.search.state import digest
 from perfonnx.torch.applying import apply, export
@@ -149,11 +149,14 @@ def finetune_model(
     shapes = untrained.plan.input_shapes
     plan = replace(plan, input_shapes=shapes)
     subject = Subject(model if original is None else original, shapes)
+    check_same_interface(subject, Subject(model, shapes))
     metric, _ = find_metric(None, subject, held_out, threads=threads)
     settings = replace(settings, loss=_loss(metric, subject) if settings.loss == "auto" else settings.loss)
 
     student, teacher = (from_onnx(source, input_shapes=shapes) for source in (model, subject.source))
-    about = {"model": digest(*map(_serialized, (Subject(model, shapes), subject))), "rounds": rounds}
+    about = {"model": digest(Subject(model, shapes).serialized()), "rounds": rounds}
+    if original is not None:
+        about["original"] = digest(subject.serialized())
     histories = []
     for number, file in enumerate(files, 1):
         step = _scaled(plan, number / rounds)
@@ -204,10 +207,6 @@ def measurable_split(samples: Samples, settings: Settings) -> tuple[Samples, Sam
     if held_out is None:
         raise PerfonnxError(f"{settings.validate:.0%} of {len(samples)} samples is none to measure on: hold out more")
     return training, held_out
-
-
-def _serialized(subject: Subject) -> bytes:
-    return subject.original().proto.SerializeToString(deterministic=True)
 
 
 def file_of_round(checkpoint: str | os.PathLike[str] | None, number: int, rounds: int) -> Path | None:

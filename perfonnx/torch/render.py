@@ -38,7 +38,9 @@ def render_rounds(rounds: Sequence[Round]) -> RenderableType:
     parts: list[RenderableType] = []
     for number, one in enumerate(rounds, 1):
         speed = f"{one.speed.ratio:.2f}x faster, measured ({one.speed.low:.2f}-{one.speed.high:.2f})"
-        parts.append(Text(f"round {number}: {one.speedup:.2f}x wanted, {speed}", "bold"))
+        short = "" if one.reached else "; that is not reached for certain"
+        parts.append(Text(f"round {number}: {one.speedup:.2f}x wanted, {speed}{short}", "bold"))
+        parts += [Text(f"note: {warning}", "yellow") for warning in one.warnings]
         parts.append(render_finetuned(one.finetuned))
     return Group(*parts)
 

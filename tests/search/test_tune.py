@@ -157,8 +157,61 @@ def test_layers_go_further_than_a_start() -> None:
     assert (found["conv1"], found["conv2"]) == (0.5, 0.25)
     assert sum(found.values()) == pytest.approx(1.5)  # no more than the speed takes
     assert all(trial.plan.layers["conv1"].rate >= 0.5 for trial in tuned.trials)
-    with pytest.raises(PerfonnxError, match="take budget"):
-        invented(Invented(), speedup=1.4, start=start, search="greedy")
+
+
+def test_a_start_that_nothing_beats_stays() -> None:
+    @dataclass
+    class Peaked(Invented):
+        def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
+            speed = super().speed(plan, seconds=seconds)
+            return (
+                speed
+                if {n: c.rate for n, c in plan.layers.items()} == {"conv1": 0.5}
+                else Speed(1.05, 1.04, 1.06, 9.5, 10.0, 9)
+            )
+
+    start = Plan({"conv1": SPACE.choices()[1]})
+    tuned = invented(Peaked(), speedup=1.4, start=start)
+    assert not tuned.reached
+    assert rates(tuned) == {"conv1": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("start", "more", "message"),
+    [
+        (Plan({"conv9": LayerPlan("perforate", 0.5, "grid")}), {}, "layer 'conv9' of the start: the model has no such"),
+        (Plan({"conv1": LayerPlan("sparse", 0.5, "grid")}), {}, "layer 'conv1' of the start: only perforated"),
+        (Plan({"conv1": LayerPlan("perforate", 0.5, "own.npz")}), {}, "layer 'conv1' of the start: only perforated"),
+        (Plan(seed=3), {}, "the start's masks are drawn with the seed 3, not 0"),
+        (Plan(), {"search": "greedy"}, "takes neither a start nor a reference; take budget"),
+    ],
+)
+def test_a_start_that_cannot_go_further_is_refused(start: Plan, more: dict[str, Any], message: str) -> None:
+    tool = Invented()
+    with pytest.raises(PerfonnxError, match=message):
+        invented(tool, speedup=1.4, start=start, **more)
+    assert not tool.calls
+
+
+def test_choices_that_cost_nothing_are_taken() -> None:
+    tuned = invented(Invented(scale=0.0), speedup=1.4)
+    assert tuned.reached
+
+
+def test_one_lossy_candidate_does_not_end_the_greedy_search() -> None:
+    @dataclass
+    class Lossy(Invented):
+        def __call__(self, task: Task) -> Outcome:
+            outcome = super().__call__(task)
+            more = 0.5 * ("conv4" in task.plan.layers)  # the last one that each step tries
+            return replace(
+                outcome,
+                quality=replace(outcome.quality, drop=outcome.quality.drop + more, guide=outcome.quality.guide + more),
+            )
+
+    tuned = invented(Lossy(), max_drop=0.05, search="greedy")
+    assert tuned.best is not None
+    assert set(rates(tuned)) == {"conv1", "conv2", "conv3"}
 
 
 def test_losses_are_against_the_reference() -> None:
@@ -175,6 +228,13 @@ def test_losses_are_against_the_reference() -> None:
     expected = (right.reshape(40, 5).argmax(1) != wrong.reshape(40, 5).argmax(1)).mean()
     assert losses[1].quality.drop == pytest.approx(expected)
     assert expected > 0
+    tuned = tune(other, None, samples(), reference=model, speedup=1.2, space=SPACE, timer=Invented())
+    assert tuned.trials
+    assert max(trial.choosing.value for trial in tuned.trials) < 1  # nothing agrees with another network everywhere
+    renamed = network()
+    renamed.graph.output[0].name = renamed.graph.node[-1].output[0] = "z"
+    with pytest.raises(PerfonnxError, match="the reference and the model have other outputs, z and y"):
+        tune(model, None, samples(), reference=renamed, speedup=1.2, space=SPACE, timer=Invented())
 
 
 @pytest.mark.parametrize(
@@ -310,8 +370,10 @@ def test_the_time_is_kept() -> None:
             return Outcome(super().__call__(task).quality, 10.0)
 
     tool = Slower()
-    invented(tool, max_drop=0.03, max_time=100.0)
+    tuned = invented(tool, max_drop=0.03, max_time=100.0)
     assert sum(call.startswith(CHOOSING) for call in tool.calls) < 15
+    assert 0 < len(tuned.rows) < 12
+    assert any(f"the time was up after {len(tuned.rows)} measurements" in warning for warning in tuned.warnings)
 
 
 @pytest.mark.parametrize("search", ["budget", "greedy"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ torch = pytest.importorskip("torch")
 import perfonnx  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.plan import Plan  # noqa: E402
-from perfonnx.search import Speed, Task, tune  # noqa: E402
+from perfonnx.search import Space, Speed, Task, tune  # noqa: E402
 from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Subject  # noqa: E402
 from perfonnx.torch import Round, Settings, finetune_rounds, rounds  # noqa: E402
 from tests.search.test_commands import run  # noqa: E402
@@ -69,16 +70,40 @@ def test_the_second_round_starts_from_the_weights_of_the_first(monkeypatch: pyte
     assert last.finetuned.before.guide != pytest.approx(guides[1], rel=1e-2)
 
 
-def test_it_goes_on_from_checkpoints_without_measuring_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    timer = Invented()
-    once = trained(monkeypatch, timer, checkpoint=tmp_path / "state")
-    calls = len(timer.calls)
+def test_what_was_interrupted_goes_on_to_the_same_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Invented()
+    once = trained(monkeypatch, whole)
+    with pytest.raises(KeyboardInterrupt):  # in the second search
+        trained(monkeypatch, Invented(fail_after=len(whole.calls) - 2), checkpoint=tmp_path / "state")
     with pytest.raises(PerfonnxError, match="is there already"):
-        trained(monkeypatch, timer, checkpoint=tmp_path / "state")
+        trained(monkeypatch, Invented(), checkpoint=tmp_path / "state")
+    timer = Invented()
     again = trained(monkeypatch, timer, checkpoint=tmp_path / "state", resume=True)
-    assert len(timer.calls) == calls
+    assert len(timer.calls) == 2
     for one, other in zip(once, again, strict=True):
         assert one.finetuned.result.to_bytes() == other.finetuned.result.to_bytes()
+
+
+def test_a_speed_that_is_not_reached_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rounds, "tune", partial(tune, timer=Invented()))
+    np.savez(tmp_path / "data.npz", x=data().pick(range(64)).feeds["x"])
+    onnx.save(network(), tmp_path / "net.onnx")
+    files = tmp_path / "net.onnx", tmp_path / "out.onnx"
+    wanted = ("--speedup", 9, "--rounds", 2, "--epochs", 1, "--batch", 8, "--validate", 0.25, "--threads", 1)
+    told = ("--report-json", tmp_path / "report.json", "--save-plan", tmp_path / "plan.json")
+    assert run("finetune", *files, "--data", tmp_path / "data.npz", *wanted, *told) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "round 1: 3.00x wanted, 2.50x faster, measured (2.50-2.50); that is not reached for certain" in shown
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [done["reached"] for done in report["rounds"]] == [False, False]
+    assert report["rounds"][1]["finetuned"]["plan"]["layers"]["conv1"]["rate"] == 0.75
+    again = perfonnx.rewrite(tmp_path / "net.onnx", plan=tmp_path / "plan.json")
+    assert (
+        again.report.multiplies
+        == perfonnx.rewrite(network(), rate=0.75, mask="lattice", only=["conv."]).report.multiplies
+    )
 
 
 def test_what_cannot_become_faster_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,12 +116,20 @@ def test_what_cannot_become_faster_is_refused(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
+def test_masks_of_impacts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PerfonnxError, match="measured on one network"):
+        trained(monkeypatch, Invented(), space=Space(masks=("impact",), repairs=("none",)))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--speedup", "1.5", "--rate", "0.5"), "--speedup chooses everything; it does not go with --rate"),
         (("--speedup", "1.5", "--only", "conv1"), "it does not go with --only"),
         (("--speedup", "0.5"), "speed-up 0.5"),
+        (("--speedup", "-2", "--rounds", "2"), "speed-up -2"),
+        (("--speedup", "1.05", "--rounds", "3"), "give fewer rounds"),
+        (("--speedup", "1.5", "--search-time", "0"), "search time 0"),
         (("--speedup", "1.5", "--validate", "0"), "hold out more"),
         (("--rate", "0.5", "--search-time", "5"), "--search-time: has a meaning with --speedup only"),
     ],

@@ -50,7 +50,9 @@ def test_stages_have_the_borders_that_are_given(model: nn.Module) -> None:
     schedule.before_step(0.2)
     assert schedule.settled
     assert masked(model) == pytest.approx([0.4, 0.2], abs=0.01)
-    SparsitySchedule(model, dense_until=0.0, frozen_from=0.0).before_step(0.0)  # no stage but the last
+    at_once = SparsitySchedule(model, dense_until=0.0, frozen_from=0.0)
+    at_once.before_step(0.0)
+    assert at_once.settled
     with pytest.raises(PerfonnxError, match="give shares in order"):
         SparsitySchedule(model, dense_until=0.5, frozen_from=0.2)
 
