@@ -110,9 +110,9 @@ _FINETUNE_EXAMPLES = """examples:
   perfonnx finetune model.onnx fast.onnx --plan plan.json --data train/ --labels folders --label-weight 0.5
   perfonnx finetune model.onnx fast.onnx --method radius-adaptive --open-share 0.4 --data train/ --device cuda
 
-Repairs in a plan are left out: training does their work. Sparse layers train with masks that are drawn again and again,
-all from one random map; masks from files stay. --precision bfloat16 is faster on machines that have
-instructions for it.
+Repairs in a plan are left out: training does their work. Sparse layers whose mask is propagated train with masks that
+are drawn again and again, all from one random map; other masks stay. --precision bfloat16 is faster on machines that
+have instructions for it.
 """
 
 

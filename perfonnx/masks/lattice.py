@@ -1,4 +1,4 @@
-"""Masks that repeat: a square, checkerboard or diagonal lattice of sites or of holes, and stripes, with a random phase.
+"""Masks that repeat: a square, checkerboard or sheared lattice of sites or of holes, and stripes, with a random phase.
 
 No two skipped positions are further from a site than they must be, and all are surrounded alike, which interpolation
 and its repair profit from.
@@ -9,13 +9,17 @@ import numpy as np
 from perfonnx.masks.grid import spread
 from perfonnx.masks.request import Mask, MaskRequest, Shape, exact_rate
 
+SHEARED = ((3, 1), (5, 2), (10, 3))
+"""Lattices of one position in n: n, and the step to the side from each row to the next. Those of 3 are diagonals, those
+of 5 and 10 squares that stand askew."""
+
 
 def lattice_mask(request: MaskRequest) -> Mask:
     """The lattice that comes closest to the asked rate.
 
     Lattice n holds one position in 2**n: n = 1 is the checkerboard, n = 2 every second position of every second row,
-    n = 3 the checkerboard of these, and so on; one more holds every third diagonal. Its positions are the sites, or the
-    holes: rate 0.25 leaves out one of four, 1/3 every third diagonal, 0.5 every other position, 0.75 keeps one of four.
+    n = 3 the checkerboard of these, and so on; three more hold one of 3, 5 and 10. These are the sites, or the holes:
+    rate 0.2 leaves out one of five, 1/3 every third diagonal, 0.5 every other position, 0.75 keeps one of four.
 
     Returns:
         bool [H, W] with at least one site.
@@ -25,7 +29,7 @@ def lattice_mask(request: MaskRequest) -> Mask:
     wanted = float(1 - exact_rate(request.rate)) * rows * columns
     best = np.ones(request.shape, dtype=np.bool_)
     last = int(np.log2(4 * max(rows, columns) ** 2)) + 1
-    lattices = [_diagonals(request.shape, 3, origin)]
+    lattices = [_sheared(request.shape, step, shear, origin) for step, shear in SHEARED]
     lattices += [_lattice(request.shape, number, origin) for number in range(1, last + 1)]
     for points in lattices:
         for mask in (points, ~points):
@@ -44,10 +48,10 @@ def _lattice(shape: Shape, number: int, origin: tuple[int, int]) -> Mask:
     return np.asarray(mask, dtype=np.bool_)
 
 
-def _diagonals(shape: Shape, step: int, origin: tuple[int, int]) -> Mask:
-    """Every `step`-th diagonal, among them that through the origin."""
+def _sheared(shape: Shape, step: int, shear: int, origin: tuple[int, int]) -> Mask:
+    """Every `step`-th position of each row, `shear` further to the left in each next row, among them the origin."""
     y, x = (np.arange(size) - start for size, start in zip(shape, origin, strict=True))
-    return np.asarray(np.add.outer(y, x) % step == 0, dtype=np.bool_)
+    return np.asarray(np.add.outer(shear * y, x) % step == 0, dtype=np.bool_)
 
 
 def row_stripes_mask(request: MaskRequest) -> Mask:

@@ -20,7 +20,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.io import LoadedModel, ModelSource
 from perfonnx.masks import MASKS, ImpactMaps, load_impact_maps
 from perfonnx.passes import Options, Skip
-from perfonnx.plan import NO_REPAIR, Plan, is_own_mask
+from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.search import Metric, Progress, Quality
 from perfonnx.search.evaluate import Subject, check_same_interface, find_metric, open_loaded
@@ -31,7 +31,7 @@ from perfonnx.torch.batches import Batches
 from perfonnx.torch.checkpoints import Checkpoint
 from perfonnx.torch.importing import from_onnx
 from perfonnx.torch.radius import OpenShareBudget, start_gates
-from perfonnx.torch.sparsity import TRAINED_DENSE_UNTIL, TRAINED_FROZEN_FROM, SparsitySchedule
+from perfonnx.torch.sparsity import PROPAGATED, TRAINED_DENSE_UNTIL, TRAINED_FROZEN_FROM, SparsitySchedule
 from perfonnx.torch.training import History, Objective, Schedule, Settings, finetune, split
 
 FORMAT = 1
@@ -246,7 +246,7 @@ def _schedules(
 ) -> list[Schedule]:
     """What the plan's methods need while they are trained."""
     schedules: list[Schedule] = []
-    if any(layer.method == "sparse" and not is_own_mask(layer.mask) for layer in plan.layers.values()):
+    if any(layer.method == "sparse" and layer.mask == PROPAGATED for layer in plan.layers.values()):
         objective = Objective(student, teacher, replace(settings, intermediate=0.0))
         scored = _some(samples, SCORED, settings)
         schedules.append(

@@ -34,8 +34,8 @@ SEARCH_TIME = 300.0
 SEARCHED = 500
 """Samples that rates are chosen by, at most."""
 
-SPACE = Space(repairs=(NO_REPAIR,))
-"""What layers are chosen from; training does the work of repairs."""
+SPACE = Space(masks=("lattice",), repairs=(NO_REPAIR,))
+"""What layers are chosen from: the masks that training makes the most of, and no repairs, whose work it does."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask, propagated_mask, propagated_scores
-from perfonnx.plan import is_own_mask
 from perfonnx.torch.applying import sampled_modules
 from perfonnx.torch.modules import SparseConv2d
 
@@ -30,12 +29,15 @@ TRAINED_DENSE_UNTIL, TRAINED_FROZEN_FROM = 0.0, 0.1
 good at every mask. A ResNet-20 on CIFAR-10 at a rate of 0.2 came to 76.8 % in one epoch with the borders above, to
 77.3 % with 0 and 0.4, and to 78.2 % with these."""
 
+PROPAGATED = "propagated"
+"""The mask that is drawn anew in each step."""
+
 CANDIDATES = 16
 """Masks among which the last one is chosen."""
 
 
 class SparsitySchedule:
-    """Sets the masks of a network's sparse layers while it trains; masks that were given or come from files stay.
+    """Sets the masks of a network's sparse layers while it trains; masks other than `propagated` stay.
 
     Args:
         model: The network; `perfonnx.torch.apply` made its layers, whose plans say the final rates.
@@ -63,10 +65,10 @@ class SparsitySchedule:
             raise PerfonnxError(f"stages up to {dense_until:g} and {frozen_from:g}: give shares in order, from 0 to 1")
         modules = sampled_modules(model).values()
         sparse = [m for m in modules if isinstance(m, SparseConv2d)]
-        self.layers = {m: m.planned.rate for m in sparse if not is_own_mask(m.planned.mask)}
+        self.layers = {m: m.planned.rate for m in sparse if m.planned.mask == PROPAGATED}
         if not self.layers:
             raise PerfonnxError(
-                "the network has no sparse layers whose masks are drawn; apply a plan with the method sparse first"
+                f"the network has no sparse layers with the mask {PROPAGATED}; apply a plan with such layers first"
             )
         self.borders = dense_until, frozen_from
         self.score = score

@@ -63,6 +63,18 @@ def test_phases_differ_by_seed() -> None:
         assert len({make(name, (16, 16), 0.5, seed).tobytes() for seed in range(8)}) == 2
 
 
+@pytest.mark.parametrize(("rate", "step", "squared"), [(0.2, 5, 5), (0.1, 10, 10), (0.8, 5, 5), (0.9, 10, 10)])
+def test_fifths_and_tenths_are_squares_on_their_corners(rate: float, step: int, squared: int) -> None:
+    mask = make("lattice", (20, 30), rate, 2)
+    assert mask.mean() == pytest.approx(1 - rate)
+    points = np.argwhere(mask if rate > 0.5 else ~mask)
+    away = np.square(points[:, np.newaxis] - points).sum(axis=2)
+    np.fill_diagonal(away, 10**6)
+    assert (away.min(axis=1) == squared).all()  # the nearest others are as far as they can be
+    inside = (points > 4).all(axis=1) & (points < (15, 25)).all(axis=1)
+    assert ((away == squared).sum(axis=1)[inside] == 4).all()
+
+
 @pytest.mark.parametrize(("rate", "kept"), [(1 / 3, 2), (0.35, 2), (2 / 3, 1), (0.62, 1)])
 def test_thirds_are_diagonals(rate: float, kept: int) -> None:
     mask = make_mask("lattice", MaskRequest((12, 9), rate, np.random.default_rng(1)))

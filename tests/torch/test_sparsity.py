@@ -111,5 +111,11 @@ def test_given_masks_stay(model: nn.Module) -> None:
     SparsitySchedule(model).before_step(0.5)
     assert (model[0].mask.numpy() == mask).all()
     perfonnx.torch.apply(model, plan, masks={str(i): model[i].mask.numpy() for i in (0, 2)})
-    with pytest.raises(PerfonnxError, match="no sparse layers whose masks are drawn"):
+    with pytest.raises(PerfonnxError, match="no sparse layers with the mask propagated"):
         SparsitySchedule(model)
+    perfonnx.torch.apply(
+        model, Plan({"0": LayerPlan("sparse", 0.2, "lattice"), "2": LayerPlan("sparse", 0.2, "propagated")})
+    )
+    lattice = model[0].mask.clone()
+    SparsitySchedule(model).freeze()
+    assert (model[0].mask == lattice).all()
