@@ -828,8 +828,8 @@ def _add_finetune(commands: Any) -> None:
         "--speedup",
         type=float,
         metavar="S",
-        help="perforate until it is S times faster here: rates are chosen layer by layer, by measured time and loss, "
-        "anew in each round on the weights as they are then; instead of all other choices",
+        help="perforate until one image is S times faster here: rates are chosen layer by layer, by measured time and "
+        "loss, anew in each round on the weights as they are then; instead of all other choices",
     )
     what.add_argument(
         "--search-time", type=float, metavar="SECONDS", help="time to measure for --speedup in each round (default 300)"
