@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import onnxruntime as ort
@@ -193,14 +193,14 @@ class PlanEvaluator:
         parts: The images, by part.
         metric: What is measured.
         threads: Intra-op threads.
-        reference: The model that plans are compared with; None: the subject, unchanged.
+        reference: What plans are compared with; None: the subject, unchanged.
     """
 
     subject: Subject
     parts: dict[str, SamplesLike]
     metric: Metric
     threads: int | None = None
-    reference: ModelSource | None = None
+    reference: Subject | None = None
     _reference: dict[tuple[str, int], list[dict[str, Array]] | None] = field(default_factory=dict, repr=False)
     _original: OpenModel | None = field(default=None, repr=False)
 
@@ -234,8 +234,7 @@ class PlanEvaluator:
             yield from zip(batches, kept, strict=True)
             return
         if self._original is None:
-            right = self.subject if self.reference is None else replace(self.subject, source=self.reference)
-            self._original = open_loaded(right.original(), threads=self.threads)
+            self._original = open_loaded((self.reference or self.subject).original(), threads=self.threads)
         collected: list[dict[str, Array]] | None = [] if (part, images) not in self._reference else None
         size = 0
         for batch in batches:

@@ -28,7 +28,7 @@ from perfonnx.io import ModelSource
 from perfonnx.masks import ImpactMaps
 from perfonnx.plan import LAYOUTS, LayerPlan, Plan, is_own_mask
 from perfonnx.rewriting import Rewritten
-from perfonnx.search.choose import DENSE, Option, Selection, frontier, pareto
+from perfonnx.search.choose import DENSE, Option, Selection, frontier, pareto, total_time
 from perfonnx.search.costs import LayerCosts, layer_costs, layer_times, profile
 from perfonnx.search.credible import credible_drop
 from perfonnx.search.evaluate import (
@@ -372,7 +372,7 @@ def tune(
         found,
         target,
         space,
-        evaluator or PlanEvaluator(subject, parts, found, threads, reference),
+        evaluator or PlanEvaluator(subject, parts, found, threads, right),
         timer,
         executor or SerialExecutor(),
         records,
@@ -666,20 +666,22 @@ class _Search:
     def _bisect_frontier(self, way: _Way, kinds: Sequence[str], why: str) -> None:
         options = {unit: self._options(way, unit, kinds) for unit in way.units}
         started = {unit: self._stay(way, unit).time for unit in way.units if self._started(unit) is not None}
-        line = frontier(way.costs.chain({unit: list(known.values()) for unit, known in options.items()}, started))
+        chain = way.costs.chain({unit: list(known.values()) for unit, known in options.items()}, started)
+        line = frontier(chain)
+        unchanged = dict.fromkeys(chain, DENSE)
+        if line[0].picks != unchanged:  # beaten by choices that cost nothing
+            line.insert(0, Selection(unchanged, total_time(chain, unchanged), 0.0))
 
         def attempt(place: int) -> Trial:
             picks = {unit: pick for unit, pick in line[place].picks.items() if pick != DENSE}
             choices = {unit: list(options[unit])[pick] for unit, pick in picks.items()}
             return self._try(self._plan(by_layer(way.units, choices), way.layout), why)
 
-        # `low` is within the bound and too slow; so is the first selection where it samples nothing more.
-        low, high = -1 if any(pick != DENSE for pick in line[0].picks.values()) else 0, len(line) - 1
+        low, high = 0, len(line) - 1  # what is unchanged is within the bound and too slow
         if high <= low or (self.trials and not self._time_left(SEARCH_SHARE)) or not self._beyond(attempt(high)):
             return
         while high - low > 1 and self._time_left(SEARCH_SHARE):
-            slow = line[max(low, 0)]
-            if low >= 0 and slow.time - line[high].time < CLOSE * (way.costs.rest + slow.time):
+            if line[low].time - line[high].time < CLOSE * (way.costs.rest + line[low].time):
                 break
             place = self._between(line, low, high)
             if self._beyond(attempt(place)):
@@ -700,8 +702,6 @@ class _Search:
 
     def _between(self, line: Sequence[Selection], low: int, high: int) -> int:
         """A place strictly between two: half the time where speed is sought, else the geometric mean of the errors."""
-        if low < 0:
-            return 0
         inner = range(low + 1, high)
         if self.target.speedup is not None:
             middle = (line[low].time + line[high].time) / 2

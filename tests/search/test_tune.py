@@ -220,7 +220,9 @@ def test_losses_are_against_the_reference() -> None:
     images = hold(samples())
     metric, _ = find_metric(None, Subject(model), images)
     losses = [
-        PlanEvaluator(Subject(changed), {CHOOSING: images}, metric, reference=model)(Task(Plan(), CHOOSING, 40))
+        PlanEvaluator(Subject(changed), {CHOOSING: images}, metric, reference=Subject(model))(
+            Task(Plan(), CHOOSING, 40)
+        )
         for changed in (model, other)
     ]
     assert losses[0].quality.drop == 0

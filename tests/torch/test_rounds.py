@@ -64,7 +64,9 @@ def test_the_second_round_starts_from_the_weights_of_the_first(monkeypatch: pyte
     held_out = data().split(48, 16, 0)[1]
     guides = []
     for source in (first.finetuned.dense, network()):
-        measure = PlanEvaluator(Subject(source), {CHOOSING: held_out}, last.finetuned.metric, reference=network())
+        measure = PlanEvaluator(
+            Subject(source), {CHOOSING: held_out}, last.finetuned.metric, reference=Subject(network())
+        )
         guides.append(measure(Task(plan, CHOOSING, 16)).quality.guide)
     assert last.finetuned.before.guide == pytest.approx(guides[0], rel=1e-4)
     assert last.finetuned.before.guide != pytest.approx(guides[1], rel=1e-2)
