@@ -378,15 +378,15 @@ def _rewrite(options: argparse.Namespace) -> int:
     return _status(report)
 
 
+_CHOICES = ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
+"""Choices of a command, as `perfonnx.Options` has them; the seed comes last."""
+
+
 def _chosen(options: argparse.Namespace, *, seed: bool = True) -> Any:
     """The choices of `_add_choice`, None where there is a plan; `seed`: a plan has its own."""
     from perfonnx.passes import Options
 
-    given = {
-        name: getattr(options, name)
-        for name in ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
-        if getattr(options, name, None) is not None
-    }
+    given = {name: getattr(options, name) for name in _CHOICES if getattr(options, name, None) is not None}
     if options.plan and not seed:
         given.pop("seed", None)
     if options.plan and (given or options.only or options.skip):
@@ -943,17 +943,14 @@ def _finetune(options: argparse.Namespace) -> int:
     return OK
 
 
-_CHOICES = ("plan", "method", "rate", "mask", "impact_maps", "interpolation", "center_gain", "open_share", "layout")
-
-
 def _check_speedup(options: argparse.Namespace) -> None:
     """What --speedup goes with."""
     if options.speedup is None:
         if options.search_time is not None:
             raise PerfonnxError("--search-time: has a meaning with --speedup only")
         return
-    named = [name for name in _CHOICES if getattr(options, name) is not None]
-    named += [name for name in ("only", "skip") if getattr(options, name)]
+    names = ("plan", *_CHOICES[:-1], "impact_maps", "layout", "only", "skip")  # a seed goes with everything
+    named = [name for name in names if getattr(options, name, None) not in (None, [])]
     if named:
         raise PerfonnxError(f"--speedup chooses everything; it does not go with --{named[0].replace('_', '-')}")
 
