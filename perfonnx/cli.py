@@ -747,6 +747,7 @@ def _required_samples(options: argparse.Namespace) -> Any:
 def _tune(options: argparse.Namespace) -> int:
     from perfonnx.feeds import parse_input_shapes
     from perfonnx.io import write_atomically
+    from perfonnx.report import html_report
     from perfonnx.search import TimingCache, tune
     from perfonnx.search.render import render_tuned
 
@@ -784,7 +785,7 @@ def _tune(options: argparse.Namespace) -> int:
     if options.report_json:
         write_atomically(options.report_json, json.dumps(data, indent=2) + "\n")
     if options.report:
-        tuned.save_report(options.report)
+        write_atomically(options.report, html_report(tuned).encode("utf-8", "replace"))  # names may not be Unicode
     if not options.quiet:
         _show(options, data, render_tuned(tuned))
     return OK

@@ -23,9 +23,9 @@ from perfonnx.render import count
 from perfonnx.rewriting import LayerReport
 from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.pictures import as_pixels
+from perfonnx.search.result import Trial, Tuned
 from perfonnx.search.sensitivity import label
 from perfonnx.search.timing import machine
-from perfonnx.search.tune import Trial, Tuned
 
 MASK_SIDE = 112
 """Pixels that the longer side of a mask is enlarged to, at most; a larger mask is drawn pixel by pixel."""
@@ -95,7 +95,7 @@ $body
 
 
 def html_report(tuned: Tuned) -> str:
-    """Everything that a tuning found, as a page; see `Tuned.save_report`."""
+    """Everything that a tuning found, as a page that needs nothing else."""
     name = tuned.result.report.model
     parts = [_headline(tuned), _curve(tuned), _trials(tuned), _layers(tuned), _masks(tuned), _pictures(tuned)]
     parts += [_left(tuned), _machine(tuned)]

@@ -2,9 +2,10 @@
 
 from perfonnx.search.evaluate import Evaluator, Outcome, SamplesLike, SerialExecutor, Task
 from perfonnx.search.metrics import METRICS, Metric, Quality
+from perfonnx.search.result import Progress, Target, Trial, Tuned
 from perfonnx.search.sensitivity import Sensitivity, Space, render_sensitivity, sensitivity
 from perfonnx.search.timing import Speed, Timer, TimingCache
-from perfonnx.search.tune import SEARCHES, Progress, Target, Trial, Tuned, tune
+from perfonnx.search.tune import SEARCHES, tune
 
 __all__ = [
     "METRICS",

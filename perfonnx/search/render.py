@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from perfonnx.search.metrics import Quality
+from perfonnx.search.result import Trial, Tuned
 from perfonnx.search.sensitivity import label
-from perfonnx.search.tune import Trial, Tuned
 
 SHOWN = 12
 """Trials shown, at most."""

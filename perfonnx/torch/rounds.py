@@ -21,7 +21,7 @@ from perfonnx.io import ModelSource
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.search import Progress, Space, Speed, tune
 from perfonnx.search.impacts import IMPACT
-from perfonnx.search.tune import MIN_SPEEDUP, Target
+from perfonnx.search.result import MIN_SPEEDUP, Target
 from perfonnx.torch.checkpoints import Checkpoint
 from perfonnx.torch.finetuning import Finetuned, file_of_round, finetune_model, measurable_split
 from perfonnx.torch.training import Settings

@@ -21,7 +21,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.plan import LayerPlan, Plan
 from perfonnx.search import Outcome, Progress, Quality, Space, Speed, Task, Tuned, sensitivity, state, tune
 from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Subject, find_metric, hold
-from perfonnx.search.tune import MIN_SPEEDUP, Target
+from perfonnx.search.result import MIN_SPEEDUP, Target
 from tests import real_models
 from tests.passes import nets
 from tests.search.arrays import Arrays

@@ -1,0 +1,198 @@
+"""What a tuning wants, where it is, and what it found."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perfonnx.errors import PerfonnxError
+from perfonnx.impact import save_impact_maps
+from perfonnx.masks import ImpactMaps
+from perfonnx.plan import Plan
+from perfonnx.rewriting import Rewritten
+from perfonnx.search.choose import Option, pareto
+from perfonnx.search.costs import LayerCosts
+from perfonnx.search.groups import Units
+from perfonnx.search.impacts import IMPACT
+from perfonnx.search.metrics import Metric, Quality
+from perfonnx.search.pictures import Picture
+from perfonnx.search.sensitivity import Row
+from perfonnx.search.timing import Speed, machine
+
+FORMAT = 1
+
+MIN_SPEEDUP = 1.03
+"""A model that is not faster than this is not worth a change: repeated timings differ by as much."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted.
+
+    Attributes:
+        max_drop: Largest loss, in the metric's terms; None where only the speed counts.
+        speedup: How many times faster; None: as fast as the loss allows. With both, the smallest loss at that speed.
+    """
+
+    max_drop: float | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        if self.speedup is not None and not 1 < self.speedup < math.inf:
+            raise PerfonnxError(f"speed-up {self.speedup:g}: give a number above 1, such as 1.5")
+        if self.max_drop is not None and math.isnan(self.max_drop):
+            raise PerfonnxError("drop: it is no number")
+
+    def allows(self, quality: Quality | None) -> bool:
+        """Whether a loss is within the bound."""
+        return self.max_drop is None or (quality is not None and quality.drop <= self.max_drop)
+
+    def reached(self, speed: Speed) -> bool:
+        """Whether a speed is enough beyond doubt: the lower end of its interval counts."""
+        return speed.low >= (self.speedup or MIN_SPEEDUP)
+
+
+@dataclass
+class Trial:
+    """A whole network that was really rewritten, run and timed.
+
+    Attributes:
+        plan: What was done.
+        why: How the search came to it.
+        choosing: Its loss on the images to choose by.
+        speed: Its time against the original's.
+        held_back: Its loss on the other images; None where it was not looked at.
+    """
+
+    plan: Plan
+    why: str
+    choosing: Quality
+    speed: Speed
+    held_back: Quality | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "why": self.why,
+            "plan": self.plan.to_json(),
+            "speed": self.speed.to_json(),
+            "choosing": self.choosing.to_json(),
+            "held_back": None if self.held_back is None else self.held_back.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a search is.
+
+    Attributes:
+        phase: What is being done.
+        done: Steps of the phase that are done.
+        total: All its steps, 0 where that is not known.
+        seconds_left: Until the time given is used up; searches end earlier where nothing is left to try.
+        best: The best that was found, in words.
+    """
+
+    phase: str
+    done: int
+    total: int
+    seconds_left: float
+    best: str
+
+
+@dataclass
+class Tuned:
+    """What `tune` found.
+
+    Attributes:
+        result: The rewritten model; the original where nothing was found.
+        best: The trial that was taken, None where nothing was found.
+        message: In one line, what came out.
+        warnings: What should be known before the numbers are trusted.
+        reached: Whether the target was reached.
+        metric: What was measured.
+        target: What was wanted.
+        trials: Everything that was really measured, in order.
+        rows: The units' sensitivities.
+        costs: What the units take, as parts of the original's time, by the way in which the network was looked at.
+        units: The layers of every unit.
+        layer_times: Of every convolution in the original and in the result, as parts of the original's time; empty
+            where nothing was found.
+        images: How many, by part.
+        threads: Intra-op threads asked for.
+        seconds: What the measurements took.
+        impact_maps: What masks called `impact` were made from, None where that was no choice.
+        obstacles: Why layers were not even tried, by name.
+        pictures: Outputs of both models side by side, where the model makes images; made from images held back.
+    """
+
+    result: Rewritten
+    best: Trial | None
+    message: str
+    warnings: tuple[str, ...]
+    reached: bool
+    metric: Metric
+    target: Target
+    trials: list[Trial]
+    rows: list[Row]
+    costs: dict[str, LayerCosts]
+    units: Units
+    layer_times: dict[str, tuple[float, float]]
+    images: dict[str, int]
+    threads: int | None
+    seconds: float
+    impact_maps: ImpactMaps | None = None
+    obstacles: dict[str, str] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that makes the model again."""
+        return self.result.plan
+
+    def save_plan(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, and beside `plan.json` what it needs: `plan.corrections.npz`, `plan.impact.npz`.
+
+        Raises:
+            PerfonnxError: A file cannot be written.
+        """
+        self.result.save_plan(path)
+        used = {n: self.impact_maps[n] for n, c in self.plan.layers.items() if self.impact_maps and c.mask == IMPACT}
+        if used:
+            save_impact_maps(Path(path).with_suffix(".impact.npz"), used)
+
+    def pareto(self) -> list[Trial]:
+        """The trials that no other one beats in both speed and guide, from the least loss to the fastest."""
+        options = [Option(1 / trial.speed.ratio, trial.choosing.guide) for trial in self.trials]
+        return [self.trials[i] for i in pareto(options)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for a report."""
+        best = [i for i, trial in enumerate(self.trials) if trial is self.best]
+        front = {id(trial) for trial in self.pareto()}
+        return {
+            "perfonnx_tune": FORMAT,
+            "model": self.result.report.model,
+            "message": self.message,
+            "warnings": list(self.warnings),
+            "reached": self.reached,
+            "metric": self.metric.to_json(),
+            "target": asdict(self.target),
+            "machine": machine(),
+            "threads": self.threads,
+            "images": self.images,
+            "seconds": self.seconds,
+            "best": best[0] if best else None,
+            "plan": self.plan.to_json(),
+            "trials": [trial.to_json() for trial in self.trials],
+            "pareto": [i for i, trial in enumerate(self.trials) if id(trial) in front],
+            "obstacles": self.obstacles,
+            "sensitivity": [row.to_json() for row in self.rows],
+            "units": {name: list(layers) for name, layers in self.units.items()},
+            "profiles": {way: costs.to_json() for way, costs in self.costs.items()},
+            "layer_times": {name: list(pair) for name, pair in self.layer_times.items()},
+        }
