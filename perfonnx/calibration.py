@@ -21,7 +21,6 @@ from onnx import helper
 from perfonnx import io
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import (
-    LAYOUTS,
     Array,
     Feed,
     ImageFormat,
@@ -40,8 +39,6 @@ Labels: TypeAlias = NDArray[np.int64]
 
 DEFAULT_BATCH = 8
 """Samples per batch where the model leaves it open."""
-
-CHANNELS = ("rgb", "bgr", "gray")
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 PRESETS: dict[str, ImageFormat] = {
@@ -420,45 +417,12 @@ def _is_number(value: Any) -> bool:
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
-    """The flags of data, one group for every command that needs some; `samples_from` reads them.
-
-    Args:
-        parser: Where to.
-        seed: Add `--seed` too; not where the command has its own, which then counts.
-    """
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data",
-        metavar="PATH",
-        help="a folder of images or .npy files, or one .zip file of images, .npz or .npy file",
-    )
-    group.add_argument(
-        "--labels",
-        metavar="PATH|folders|prefix|suffix|ARRAY",
-        help="classes: a .tsv or .csv file (file name, class), the order of the folders, the number in front of a "
-        "file's name or behind its last underscore, or an array of the .npz file",
-    )
-    group.add_argument(
-        "--preset", metavar="NAME|FILE", help=f"how images become numbers: {', '.join(PRESETS)}, or a JSON file"
-    )
-    group.add_argument("--size", metavar="N|HxW", help="resize images: their shorter side, or height and width")
-    group.add_argument("--crop", metavar="HxW", help="centre crop (default: the model's size)")
-    group.add_argument("--scale", type=float, help="factor for pixel values 0..255 (default 1/255)")
-    group.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
-    group.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
-    group.add_argument("--channels", choices=CHANNELS, help="order of colours, or none (default rgb)")
-    group.add_argument("--image-layout", choices=LAYOUTS, help="order of dimensions (default: as the model's shape is)")
-    group.add_argument("--samples", type=int, metavar="N", help="use N samples at most, drawn by the seed")
-    if seed:
-        group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random choices (default 0)")
-
-
 def samples_from(options: argparse.Namespace, model: io.ModelSource | Sequence[InputSpec]) -> Samples | None:
     """The samples that a command line asks for, None without `--data`.
 
     Args:
-        options: Parsed flags of `add_data_arguments`; `input_shape` and `seed` too, where the command has them.
+        options: Parsed flags of `perfonnx.data_flags.add_data_arguments`; `input_shape` and `seed` too, where the
+            command has them.
         model: The model, or its inputs.
 
     Raises:

@@ -1,4 +1,7 @@
-"""The command line: sub-commands and their flags; the work is done elsewhere."""
+"""The command line: sub-commands and their flags; the work is done elsewhere.
+
+What a command needs is imported when it runs: parsing the line, --help and --version wait for nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from perfonnx.data_flags import add_data_arguments
 from perfonnx.errors import PerfonnxError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from perfonnx.check import CheckReport
     from perfonnx.feeds import Feeds
 
@@ -123,6 +125,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {_line(message)} (see {self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """Prints the version of the installed package; to look it up takes longer than all the parsing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"perfonnx {version('perfonnx')}")
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
@@ -151,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_MAIN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"perfonnx {version('perfonnx')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     _add_inspect(commands)
     _add_rewrite(commands)
@@ -228,8 +240,6 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _add_rewrite(commands: Any) -> None:
-    from perfonnx.calibration import add_data_arguments
-
     parser = _add(commands, "rewrite", "rewrite a model's convolutions", _REWRITE_EXAMPLES)
     parser.add_argument("model", metavar="IN", help="the model to rewrite; it is not changed")
     parser.add_argument("output", metavar="OUT", nargs="?", help="where the new model goes")
@@ -648,8 +658,6 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _add_tune(commands: Any) -> None:
-    from perfonnx.calibration import add_data_arguments
-
     parser = _add(
         commands, "tune", "find the fastest model within a loss, by measuring on your data and machine", _TUNE_EXAMPLES
     )
@@ -812,8 +820,6 @@ def _check_outputs(options: argparse.Namespace, *flags: str) -> None:
 
 
 def _add_finetune(commands: Any) -> None:
-    from perfonnx.calibration import add_data_arguments
-
     parser = _add(commands, "finetune", "rewrite a model and train it to do what it did before", _FINETUNE_EXAMPLES)
     parser.add_argument("model", metavar="IN", help="the model; it is not changed")
     parser.add_argument("output", metavar="OUT", help="where the new model goes")
@@ -960,8 +966,6 @@ def _check_speedup(options: argparse.Namespace) -> None:
 
 
 def _add_sensitivity(commands: Any) -> None:
-    from perfonnx.calibration import add_data_arguments
-
     parser = _add(
         commands, "sensitivity", "measure how much the output minds each layer being sampled", _SENSITIVITY_EXAMPLES
     )
@@ -1015,6 +1019,8 @@ def _show(options: argparse.Namespace, data: Any, table: Any) -> None:
     if options.json:
         print(json.dumps(data, indent=2))
         return
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:  # piped: wide enough that no cell is cut
         console = Console(width=160)
@@ -1022,6 +1028,8 @@ def _show(options: argparse.Namespace, data: Any, table: Any) -> None:
 
 
 def _stderr(options: argparse.Namespace) -> Console:
+    from rich.console import Console
+
     return Console(stderr=True, quiet=options.quiet or not sys.stderr.isatty())
 
 
@@ -1029,6 +1037,8 @@ class _progress:  # noqa: N801
     """Context: a callback `step(done, total)` that moves a bar on a terminal, and does nothing elsewhere."""
 
     def __init__(self, options: argparse.Namespace, what: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.bar = Progress(
             TextColumn(what),
             BarColumn(),
@@ -1051,6 +1061,8 @@ class _search_progress:  # noqa: N801
     """Context: a callback that shows where a search is on a terminal, and does nothing elsewhere."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -17,14 +17,12 @@ from typing import IO, Any, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from perfonnx.data_flags import LAYOUTS
 from perfonnx.errors import PerfonnxError
 
 Array: TypeAlias = NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 Shapes: TypeAlias = Mapping[str, Sequence[int | str | None]]
-
-LAYOUTS = ("nchw", "nhwc")
-"""Orders of an image input's dimensions."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm")
 LABEL_NAMES = ("labels", "label", "y")

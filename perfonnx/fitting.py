@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import spatial  # type: ignore[import-untyped, unused-ignore]
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.ops.common import Activation
@@ -272,6 +271,8 @@ def nearest_sites(mask: NDArray[np.bool_], count: int) -> NDArray[np.int32]:
     Returns:
         int32 [H*W, count], flat positions.
     """
+    from scipy import spatial
+
     sites = np.argwhere(mask)
     count = min(count, len(sites))
     positions = np.argwhere(np.ones_like(mask))

@@ -12,7 +12,6 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, spatial  # type: ignore[import-untyped, unused-ignore]
 
 from perfonnx.errors import PerfonnxError
 
@@ -204,6 +203,8 @@ def _nearest(mask: BoolArray, rng: np.random.Generator | None) -> Int32Array:
     height, width = mask.shape
     flat = np.arange(mask.size, dtype=np.int64)
     y, x = np.divmod(flat, width)
+    from scipy import ndimage  # here, not above: it takes longer to import than the rest of the package
+
     found_y, found_x = ndimage.distance_transform_edt(~mask, return_distances=False, return_indices=True)
     squared = (found_y.ravel().astype(np.int64) - y) ** 2 + (found_x.ravel().astype(np.int64) - x) ** 2
     lengths, which = np.unique(squared, return_inverse=True)
@@ -288,6 +289,8 @@ def _delaunay_triangles(mask: BoolArray, sites: Int64Array) -> tuple[Int64Array,
     a grid. It only proposes: a triangle counts when it contains the position in exact integer arithmetic.
     """
     width = mask.shape[1]
+    from scipy import spatial
+
     triangulation = spatial.Delaunay(sites)
     simplices = triangulation.simplices.astype(np.int64)
     backward = _cross(*(sites[simplices[:, k]] for k in range(3))) < 0

@@ -13,14 +13,8 @@ import pytest
 from PIL import Image
 
 import perfonnx
-from perfonnx.calibration import (
-    PRESETS,
-    Samples,
-    add_data_arguments,
-    image_format,
-    model_inputs,
-    samples_from,
-)
+from perfonnx import data_flags
+from perfonnx.calibration import PRESETS, Samples, image_format, model_inputs, samples_from
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import ImageFormat, InputSpec
 from tests import real_models
@@ -287,6 +281,7 @@ def test_channels(tmp_path: Path) -> None:
 
 
 def test_presets(tmp_path: Path) -> None:
+    assert tuple(PRESETS) == data_flags.PRESETS
     assert image_format() == image_format("unit") == PRESETS["unit"]
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"preset": "imagenet", "size": 232, "bgr": True}))
@@ -338,7 +333,7 @@ def test_data_that_does_not_fit(tmp_path: Path) -> None:
 
 def parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_data_arguments(parser)
+    data_flags.add_data_arguments(parser)
     return parser.parse_args(arguments)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 import perfonnx
 from perfonnx.bench import bench
-from perfonnx.calibration import Samples, add_data_arguments, samples_from
+from perfonnx.calibration import Samples, samples_from
+from perfonnx.data_flags import add_data_arguments
 from perfonnx.errors import PerfonnxError
 from perfonnx.plan import NO_REPAIR, REPAIRS
 from perfonnx.rewriting import Rewritten

@@ -25,7 +25,8 @@ from repair_table import top1
 
 import perfonnx
 from perfonnx.bench import bench
-from perfonnx.calibration import Samples, add_data_arguments, model_inputs, samples_from
+from perfonnx.calibration import Samples, model_inputs, samples_from
+from perfonnx.data_flags import add_data_arguments
 from perfonnx.errors import PerfonnxError
 from perfonnx.impact import rewrite_by_impact
 from perfonnx.io import write_atomically

@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage  # type: ignore[import-untyped, unused-ignore]
 
 from perfonnx.errors import PerfonnxError
 
@@ -326,6 +325,8 @@ def _ssim(a: Vector, b: Vector) -> float:
     Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment: from error visibility to structural similarity", IEEE
     TIP 13 (2004): Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03. Channels are averaged.
     """
+    from scipy import ndimage
+
     span = float(a.max() - a.min()) or 1.0
     c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
 

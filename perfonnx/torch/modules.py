@@ -315,4 +315,4 @@ def steep_gate(score: Tensor) -> Tensor:
     Half open pixels cost as much as open ones, and weights learn to do without the ring only where it is gone: so the
     slope is steep. It would leave hardly a pixel with a gradient; the wider window reaches those about to change sides.
     """
-    return cast(Tensor, _SteepGate.apply(score))
+    return cast(Tensor, _SteepGate.apply(score))  # type: ignore[no-untyped-call, unused-ignore]

@@ -1,0 +1,48 @@
+"""The flags that say where data is and how images become numbers; they need nothing but the standard library."""
+
+import argparse
+
+PRESETS = ("unit", "pixels", "signed", "imagenet", "imagenet-bgr-caffe", "cifar")
+"""Names of image formats, see `perfonnx.calibration.PRESETS`."""
+
+CHANNELS = ("rgb", "bgr", "gray")
+"""Orders of colours."""
+
+LAYOUTS = ("nchw", "nhwc")
+"""Orders of an image input's dimensions."""
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
+    """The flags of data, one group for every command that needs some.
+
+    `perfonnx.calibration.samples_from` reads them.
+
+    Args:
+        parser: Where to.
+        seed: Add `--seed` too; not where the command has its own, which then counts.
+    """
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        metavar="PATH",
+        help="a folder of images or .npy files, or one .zip file of images, .npz or .npy file",
+    )
+    group.add_argument(
+        "--labels",
+        metavar="PATH|folders|prefix|suffix|ARRAY",
+        help="classes: a .tsv or .csv file (file name, class), the order of the folders, the number in front of a "
+        "file's name or behind its last underscore, or an array of the .npz file",
+    )
+    group.add_argument(
+        "--preset", metavar="NAME|FILE", help=f"how images become numbers: {', '.join(PRESETS)}, or a JSON file"
+    )
+    group.add_argument("--size", metavar="N|HxW", help="resize images: their shorter side, or height and width")
+    group.add_argument("--crop", metavar="HxW", help="centre crop (default: the model's size)")
+    group.add_argument("--scale", type=float, help="factor for pixel values 0..255 (default 1/255)")
+    group.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
+    group.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
+    group.add_argument("--channels", choices=CHANNELS, help="order of colours, or none (default rgb)")
+    group.add_argument("--image-layout", choices=LAYOUTS, help="order of dimensions (default: as the model's shape is)")
+    group.add_argument("--samples", type=int, metavar="N", help="use N samples at most, drawn by the seed")
+    if seed:
+        group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random choices (default 0)")
