@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from perfonnx.passes import Options
     from perfonnx.plan import LayerPlan, Plan
     from perfonnx.rewriting import Report, Rewritten, rewrite
-    from perfonnx.runtime import get_library_path, register, session
+    from perfonnx.runtime import get_library_path, register, session, with_libraries
 
 __all__ = [
     "Inspection",
@@ -34,6 +34,7 @@ __all__ = [
     "register",
     "rewrite",
     "session",
+    "with_libraries",
 ]
 
 _MODULES = {
@@ -43,7 +44,7 @@ _MODULES = {
     "passes": ("Options",),
     "plan": ("LayerPlan", "Plan"),
     "rewriting": ("Report", "Rewritten", "rewrite"),
-    "runtime": ("get_library_path", "register", "session"),
+    "runtime": ("get_library_path", "register", "session", "with_libraries"),
 }
 """Where the public names live."""
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -139,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        with _libraries(options):
+            return int(options.run(options))
     except PerfonnxError as error:
         print(f"perfonnx: {_line(str(error))}", file=sys.stderr)
         return BAD_INPUT
@@ -149,6 +151,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `perfonnx inspect m.onnx | head`
         sys.stderr.close()
         return OK
+
+
+def _libraries(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Context in which sessions know the libraries of --library."""
+    if not getattr(options, "library", None):
+        return nullcontext()
+    from perfonnx.runtime import with_libraries
+
+    return with_libraries(options.library)
 
 
 def _line(message: str) -> str:
@@ -201,6 +212,16 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_library(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--library",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a shared library of other custom operators that the model uses; repeatable",
+    )
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
@@ -222,6 +243,7 @@ def _add_inspect(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL")
     _add_shapes(parser)
+    _add_library(parser)
     _add_json(parser)
     parser.set_defaults(run=_inspect)
 
@@ -269,6 +291,7 @@ def _add_rewrite(commands: Any) -> None:
     add_data_arguments(parser, seed=False)
     model = parser.add_argument_group("the model")
     _add_shapes(model)  # type: ignore[arg-type]
+    _add_library(model)  # type: ignore[arg-type]
     model.add_argument(
         "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
     )
@@ -467,6 +490,7 @@ def _add_impact(commands: Any) -> None:
     _add_all_data(parser)
     _add_images(parser)
     _add_shapes(parser)
+    _add_library(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     parser.set_defaults(run=_impact)
@@ -507,6 +531,7 @@ def _add_alphas(commands: Any) -> None:
     parser.add_argument("--images", metavar="FILE", help="write maps of alpha of the first 4 samples, a .png file")
     _add_images(parser)
     _add_shapes(parser)
+    _add_library(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     _add_json(parser)
     parser.set_defaults(run=_alphas, quiet=False)
@@ -553,6 +578,7 @@ def _add_check(commands: Any) -> None:
     parser.add_argument("--no-fallback", action="store_true", help="do not compare kernels with function bodies")
     _add_images(parser)
     _add_shapes(parser)
+    _add_library(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random inputs (default 0)")
     _add_json(parser)
@@ -633,6 +659,7 @@ def _add_bench(commands: Any) -> None:
         "--memory", action="store_true", help="also the peak of what the activations need in memory (Linux)"
     )
     _add_shapes(parser)
+    _add_library(parser)
     _add_json(parser)
     parser.set_defaults(run=_bench, quiet=False)
 
@@ -685,6 +712,7 @@ def _add_tune(commands: Any) -> None:
     how.add_argument("--no-cache", action="store_true", help="time everything anew")
     add_data_arguments(parser)
     _add_shapes(parser)
+    _add_library(parser)
     result = parser.add_argument_group("results")
     result.add_argument("--plan-out", metavar="FILE", help="write the plan, to edit and give to rewrite --plan")
     result.add_argument(
@@ -853,6 +881,7 @@ def _add_finetune(commands: Any) -> None:
     how.add_argument("--resume", action="store_true", help="go on from --checkpoint where it is there")
     model = parser.add_argument_group("the model")
     _add_shapes(model)  # type: ignore[arg-type]
+    _add_library(model)  # type: ignore[arg-type]
     model.add_argument("--layout", metavar="NAME", help="rows (default) or nchw, as in perfonnx rewrite")
     model.add_argument(
         "--no-fallback", action="store_true", help="leave out the function bodies, as in perfonnx rewrite"
@@ -975,6 +1004,7 @@ def _add_sensitivity(commands: Any) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     add_data_arguments(parser)
     _add_shapes(parser)
+    _add_library(parser)
     _add_json(parser)
     parser.set_defaults(run=_sensitivity, quiet=False)
 

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 import onnxruntime as ort
 from onnx import TensorProto, ValueInfoProto, helper
 
-from perfonnx import ops  # noqa: F401  (its import makes the operators known to shape inference)
+from perfonnx import ops, runtime  # noqa: F401  (its import makes the operators known to shape inference)
 from perfonnx.errors import PerfonnxError
 from perfonnx.graph import pool_window
 from perfonnx.io import MAX_MESSAGE, TensorType, Workspace, has_external_data, model_bytes, one_line, value_type
@@ -85,6 +85,7 @@ def _measure_gaps(workspace: Workspace) -> None:
     probe.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted if name not in outputs)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    runtime.register_others(options)
     try:
         session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
         results = session.run(wanted, feeds)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from perfonnx import io
+from perfonnx import io, runtime
 from perfonnx.errors import PerfonnxError
 from perfonnx.inference import infer_types
 from perfonnx.io import ModelSource, Workspace
@@ -115,6 +115,7 @@ def measured_peak(
             "feed": str(arrays),
             "threads": threads,
             "library": library,
+            "libraries": runtime.other_libraries(),
         }
         try:
             done = subprocess.run(
@@ -149,7 +150,8 @@ def _measure(task: Mapping[str, Any]) -> int:
     options.log_severity_level = 4
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    opened = open_model(task["model"], threads=task["threads"], library=task["library"], options=options)
+    with runtime.with_libraries(task["libraries"]):
+        opened = open_model(task["model"], threads=task["threads"], library=task["library"], options=options)
     with np.load(task["feed"]) as arrays:
         feed = {name: arrays[str(index)] for index, name in enumerate(task["names"])}
     opened.run(feed)  # tables and threads that the first run makes stay

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import onnx
@@ -19,6 +21,9 @@ _OLDEST_ONNXRUNTIME = "1.19"
 _LARGEST_MESSAGE = 2**31 - 1
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
+StrPath = str | os.PathLike[str]
+
+_others: ContextVar[tuple[str, ...]] = ContextVar("perfonnx_libraries", default=())
 
 
 def get_library_path() -> str:
@@ -29,14 +34,18 @@ def get_library_path() -> str:
     Raises:
         PerfonnxError: The package was not built.
     """
-    for directory in perfonnx.__path__:  # an editable install has two: the sources, and what was built from them
-        path = Path(directory) / _LIBRARY
+    for path in _candidates():
         if path.is_file():
             return str(path.resolve())
     raise PerfonnxError(
         f"{_LIBRARY} is not in the installed package ({', '.join(perfonnx.__path__)}); "
         "build it with `pip install .` in perfonnx's source directory"
     )
+
+
+def _candidates() -> list[Path]:
+    """Where the library can be: an editable install has two places, the sources and what was built from them."""
+    return [Path(directory) / _LIBRARY for directory in perfonnx.__path__]
 
 
 def register(session_options: ort.SessionOptions) -> None:
@@ -57,11 +66,61 @@ def register(session_options: ort.SessionOptions) -> None:
         ) from error
 
 
+@contextmanager
+def with_libraries(paths: Iterable[StrPath]) -> Iterator[None]:
+    """Context in which models may also use the operators of other custom libraries.
+
+    Every session that perfonnx makes in it registers them, those included that only look at a model to learn shapes.
+
+    Args:
+        paths: Shared libraries, as `register_custom_ops_library` takes them; one that is named twice counts once.
+
+    Raises:
+        PerfonnxError: A file is not there.
+    """
+    token = _others.set(_distinct([*_others.get(), *paths]))
+    try:
+        yield
+    finally:
+        _others.reset(token)
+
+
+def other_libraries() -> tuple[str, ...]:
+    """Absolute paths of the libraries that `with_libraries` names here."""
+    return _others.get()
+
+
+def _distinct(paths: Iterable[StrPath]) -> tuple[str, ...]:
+    resolved = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise PerfonnxError(f"library {os.fspath(path)}: no such file; give a shared library of custom operators")
+        resolved.append(str(Path(path).resolve()))
+    return tuple(dict.fromkeys(resolved))
+
+
+def register_others(session_options: ort.SessionOptions, libraries: Iterable[StrPath] = ()) -> None:
+    """Make the operators of these libraries, and of those of `with_libraries`, known to sessions with these options.
+
+    Raises:
+        PerfonnxError: A file is not there, or onnxruntime cannot load it.
+    """
+    own = {str(path.resolve()) for path in _candidates()}  # where that is needed, `session` registers it itself
+    for path in _distinct([*_others.get(), *libraries]):
+        if path in own:
+            continue
+        try:
+            session_options.register_custom_ops_library(path)
+        except Exception as error:  # see register
+            raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {path}: {_one_line(error)}") from error
+
+
 def session(
     model: Model,
     *,
     threads: int | None = None,
     library: bool = True,
+    libraries: Iterable[StrPath] = (),
     options: ort.SessionOptions | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
 ) -> ort.InferenceSession:
@@ -71,12 +130,13 @@ def session(
         model: Path, serialized model, or model in memory (of any size).
         threads: Threads within an operator; None leaves what ``options``, or else onnxruntime, says.
         library: Whether to register the operator library. Without it a rewritten model runs by its function bodies.
-        options: Options to start from. They are changed: threads are set and the library is registered in them. Without
+        libraries: Other libraries of custom operators that the model uses, beside those of `with_libraries`.
+        options: Options to start from. They are changed: threads are set and libraries are registered in them. Without
             any, onnxruntime prints nothing of its own.
         providers: Execution providers, most wanted first.
 
     Raises:
-        PerfonnxError: The library or the model cannot be loaded.
+        PerfonnxError: A library or the model cannot be loaded.
     """
     if options is None:
         options = ort.SessionOptions()
@@ -87,6 +147,7 @@ def session(
         options.intra_op_num_threads = threads
     if library:
         register(options)
+    register_others(options, libraries)
     if isinstance(model, onnx.ModelProto):
         if model.ByteSize() <= _LARGEST_MESSAGE:
             return _create(model.SerializeToString(), "the model", options, providers)
@@ -110,7 +171,10 @@ def _create(
     try:
         return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # see register
-        raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {name}: {_one_line(error)}") from error
+        message = _one_line(error)
+        if "is not a registered function/op" in message:
+            message += "; where another library of custom operators has it, name that with --library"
+        raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {name}: {message}") from error
 
 
 def _one_line(error: BaseException) -> str:

@@ -194,6 +194,7 @@ class PlanEvaluator:
         metric: What is measured.
         threads: Intra-op threads.
         reference: What plans are compared with; None: the subject, unchanged.
+        libraries: Libraries of other custom operators: an executor's threads and processes do not know them.
     """
 
     subject: Subject
@@ -201,6 +202,7 @@ class PlanEvaluator:
     metric: Metric
     threads: int | None = None
     reference: Subject | None = None
+    libraries: tuple[str, ...] = field(default_factory=runtime.other_libraries)
     _reference: dict[tuple[str, int], list[dict[str, Array]] | None] = field(default_factory=dict, repr=False)
     _original: OpenModel | None = field(default=None, repr=False)
 
@@ -214,6 +216,10 @@ class PlanEvaluator:
         Raises:
             PerfonnxError: The plan does not fit the model, or a model does not run.
         """
+        with runtime.with_libraries(self.libraries):
+            return self._measured(task)
+
+    def _measured(self, task: Task) -> Outcome:
         start = time.perf_counter()
         rewritten = self.subject.rewrite(task.plan, layout=task.layout, images=task.repaired_by)
         candidate = open_loaded(rewritten.model, threads=self.threads)
