@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -21,6 +22,7 @@ from perfonnx import io, runtime
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, Feeds, SessionLike, batch_size, input_specs
 from perfonnx.ops.common import DOMAIN
+from perfonnx.outputs import not_numbers, varying_outputs
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the samples (or runs) done and their total, 0 where that is not known."""
@@ -30,6 +32,10 @@ KERNEL_BOUND = 1e-4
 
 KERNEL_BOUND_HALF = 2e-2
 """The same for models with float16 tensors, where both sides round every layer to 11 bits."""
+
+NOISE = 3
+"""Kernels may differ from function bodies by so many times what the first model differs from itself without
+onnxruntime's optimizations, if that is more: by the largest difference and by the mean one."""
 
 
 # --- opening and running ---------------------------------------------------------------------------------------------
@@ -44,28 +50,34 @@ class OpenModel:
         proto: The model without its external data.
         session: A session on it.
         source: What it was opened from.
+        left_out: Outputs that `run` has met and does not give, with the reason.
     """
 
     source: io.ModelSource
     name: str
     proto: onnx.ModelProto
     session: SessionLike
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def run(self, feed: Feed) -> dict[str, Array]:
-        """All outputs by name.
+        """The outputs that are tensors of numbers or booleans, by name; `left_out` says what the others are.
 
         Raises:
-            PerfonnxError: onnxruntime refuses, or an output is no tensor of numbers or booleans.
+            PerfonnxError: onnxruntime refuses.
         """
         names = [value.name for value in self.session.get_outputs()]
         try:
             values = self.session.run(names, feed)
         except Exception as error:  # onnxruntime raises types of its own that it does not export
             raise PerfonnxError(f"{self.name}: onnxruntime cannot run it: {io.one_line(error)}") from error
+        outputs = {}
         for name, value in zip(names, values, strict=True):
-            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-                raise PerfonnxError(f"{self.name}: output '{name}' is no tensor of numbers, it cannot be compared")
-        return dict(zip(names, values, strict=True))
+            what = not_numbers(value)
+            if what is None:
+                outputs[name] = value
+            else:
+                self.left_out[name] = what
+        return outputs
 
     def adapt(self, feed: Feed) -> Feed:
         """The feed with floating-point arrays cast to this model's types.
@@ -153,6 +165,7 @@ class OutputError:
         max_rel: `max_abs` divided by the largest magnitude of the reference output over all samples; 0 where both are
             0, infinite where only the reference is. Not a per-value ratio, which would be about values near 0.
         mean_abs: Mean absolute difference.
+        mean_rel: `mean_abs`, divided by the same.
         cosine: Cosine of the angle between the two outputs, each seen as one long vector; 1 where both are 0.
         snr_db: Power of the reference over power of the difference, in dB; infinite where they are equal.
         psnr_db: Squared range (maximum - minimum) of the reference over mean squared difference, in dB.
@@ -165,10 +178,31 @@ class OutputError:
     max_abs: float
     max_rel: float
     mean_abs: float
+    mean_rel: float
     cosine: float
     snr_db: float
     psnr_db: float
     not_finite: int
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far onnxruntime is from itself on the batches where kernels and function bodies were too far apart.
+
+    Attributes:
+        original: The first model with onnxruntime's optimizations against the same without.
+        kernel: The second model's kernels against its function bodies.
+    """
+
+    original: OutputError
+    kernel: OutputError
+
+    @property
+    def explains(self) -> bool:
+        """Whether kernels and function bodies are no further apart than what optimizing makes of the first model."""
+        return all(
+            getattr(self.kernel, which) <= NOISE * getattr(self.original, which) for which in ("max_rel", "mean_rel")
+        )
 
 
 @dataclass(frozen=True)
@@ -211,9 +245,12 @@ class CheckReport:
         top1: One entry per output that looks like a classifier's; see `compare`.
         kernel: The second model with the library against the same without it, per output; empty if skipped.
         kernel_skipped: Why that was not measured, or None.
-        kernel_bound: Largest relative error that `kernel` may have.
+        kernel_bound: Largest relative error that `kernel` may have, unless `noise` is behind it.
         tolerance: Largest relative error that `outputs` may have, or None.
         max_drop: Largest share of samples with another top-1 class, or None.
+        skipped: Outputs that were not compared, with the reason.
+        noise: Outputs whose kernels were further from their function bodies than the bound on some batches, with what
+            was found on these.
     """
 
     a: str
@@ -226,6 +263,8 @@ class CheckReport:
     kernel_bound: float
     tolerance: float | None
     max_drop: float | None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    noise: Mapping[str, Noise] = field(default_factory=dict)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -246,7 +285,9 @@ class CheckReport:
                     f"({top1.disagreement:.2%}), above {self.max_drop:.2%}"
                 )
         for error in self.kernel:
-            if error.not_finite or error.max_rel > self.kernel_bound:
+            noise = self.noise.get(error.name)
+            above = error.max_rel > self.kernel_bound and not (noise is not None and noise.explains)
+            if error.not_finite or above:
                 lines.append(
                     f"output '{error.name}': kernel and function body differ by {error.max_rel:.3g} relative"
                     f" ({error.not_finite} values not finite), above {self.kernel_bound:.3g}"
@@ -274,7 +315,12 @@ class CheckReport:
                 "skipped": self.kernel_skipped,
                 "bound": self.kernel_bound,
                 "outputs": [_plain(vars(error)) for error in self.kernel],
+                "noise": {
+                    name: {"original": _plain(vars(noise.original)), "kernel": _plain(vars(noise.kernel))}
+                    for name, noise in self.noise.items()
+                },
             },
+            "skipped": dict(self.skipped),
         }
 
 
@@ -321,7 +367,11 @@ def compare(
     harmless, but means little.
 
     Where the second model uses the library's operators and carries their function bodies, it also runs a second time
-    without the library, and both runs are compared (`CheckReport.kernel`).
+    without the library, and both runs are compared (`CheckReport.kernel`). Where they are further apart than the bound,
+    the first model runs a second time too, without onnxruntime's optimizations (`CheckReport.noise`).
+
+    Outputs that are no tensors of numbers are not compared, nor are those whose size depends on the values that are fed
+    (behind NonZero, NonMaxSuppression and their like) where it differs (`CheckReport.skipped`).
 
     Args:
         a: The reference.
@@ -342,35 +392,23 @@ def compare(
     if first.name == second.name:
         first.name, second.name = f"{first.name} (A)", f"{second.name} (B)"
     _same_outputs(first, second)
-    skipped = _reason_to_skip(second.proto, fallback)
+    reason = _reason_to_skip(second.proto, fallback)
     bodies = None
-    if skipped is None:
+    if reason is None:
         bodies = open_model(second.source, name=f"{second.name} without the library", threads=threads, library=False)
-    names = [value.name for value in first.session.get_outputs()]
-    classes = {name: _Classes(name, labels) for name in names if name in classifier_outputs(first.proto)}
-    errors = {name: _Accumulator(name) for name in names}
-    kernel = {name: _Accumulator(name) for name in names} if bodies else {}
-
+    comparison = _Comparison(first, second, bodies, labels, threads)
     total = feeds.samples if isinstance(feeds, Feeds) else 0
-    samples = batches = 0
+    samples = 0
     for feed in feeds:
-        size = batch_size({name: array.shape for name, array in feed.items()})
-        expected, adapted = first.run(first.adapt(feed)), second.adapt(feed)
-        actual = second.run(adapted)
-        for name in names:
-            errors[name].add(expected[name], actual[name])
-            if name in classes and not classes[name].add(expected[name], actual[name], size):
-                del classes[name]
-        if bodies:
-            reference = bodies.run(adapted)
-            for name in names:
-                kernel[name].add(reference[name], actual[name])
-        samples += size
-        batches += 1
+        samples += comparison.add(feed)
         if progress:
             progress(samples, total)
-    if not batches:
+    if not comparison.batches:
         raise PerfonnxError("there is no sample to compare on")
+    if not comparison.errors:
+        listed = "; ".join(f"output '{name}': {why}" for name, why in comparison.skipped.items())
+        raise PerfonnxError(f"{first.name} and {second.name} have no output that can be compared: {listed}")
+    classes = comparison.classes
     if not classes and (max_drop is not None or labels is not None):
         asked = "a largest drop of top-1" if max_drop is not None else "labels"
         raise PerfonnxError(f"{first.name}: no output looks like a classifier's, so {asked} cannot be used")
@@ -378,14 +416,100 @@ def compare(
         a=first.name,
         b=second.name,
         samples=samples,
-        outputs=tuple(error.report() for error in errors.values()),
+        outputs=tuple(error.report() for error in comparison.errors.values()),
         top1=tuple(item.report() for item in classes.values()),
-        kernel=tuple(error.report() for error in kernel.values()),
-        kernel_skipped=skipped,
-        kernel_bound=KERNEL_BOUND_HALF if _has_half(second.proto) else KERNEL_BOUND,
+        kernel=tuple(error.report() for error in comparison.kernel.values()),
+        kernel_skipped=reason,
+        kernel_bound=comparison.bound,
         tolerance=tolerance,
         max_drop=max_drop,
+        skipped=comparison.skipped,
+        noise=comparison.noise(),
     )
+
+
+class _Comparison:
+    """What `compare` has found so far."""
+
+    def __init__(
+        self,
+        first: OpenModel,
+        second: OpenModel,
+        bodies: OpenModel | None,
+        labels: Sequence[int] | NDArray[np.integer[Any]] | None,
+        threads: int | None,
+    ) -> None:
+        self.first, self.second, self.bodies, self.threads = first, second, bodies, threads
+        names = [value.name for value in first.session.get_outputs()]
+        found = classifier_outputs(first.proto)
+        self.varying = varying_outputs(first.proto)
+        self.bound = KERNEL_BOUND_HALF if _has_half(second.proto) else KERNEL_BOUND
+        self.errors = {name: _Accumulator(name) for name in names}
+        self.kernel = {name: _Accumulator(name) for name in names} if bodies else {}
+        self.classes = {name: _Classes(name, labels) for name in names if name in found}
+        self.skipped: dict[str, str] = {}
+        self.plain: OpenModel | None = None
+        self.doubts = {name: (_Accumulator(name), _Accumulator(name)) for name in names}
+        self.batches = 0
+
+    def add(self, feed: Feed) -> int:
+        """Runs a batch through all models; the number of its samples."""
+        given, adapted = self.first.adapt(feed), self.second.adapt(feed)
+        expected, actual = self.first.run(given), self.second.run(adapted)
+        size = batch_size({name: array.shape for name, array in feed.items()})
+        for name in list(self.errors):
+            if self._fits(name, expected, actual):
+                self.errors[name].add(expected[name], actual[name])
+                if name in self.classes and not self.classes[name].add(expected[name], actual[name], size):
+                    del self.classes[name]
+        if self.bodies:
+            reference = self.bodies.run(adapted)
+            for name in list(self.kernel):
+                if self._fits(name, reference, actual):
+                    self.kernel[name].add(reference[name], actual[name])
+            self._look_at_noise(given, expected, reference, actual)
+        self.batches += 1
+        return size
+
+    def _fits(self, name: str, reference: dict[str, Array], actual: dict[str, Array]) -> bool:
+        """Whether an output can be compared; if not, it is skipped from here on."""
+        why = None
+        if name not in reference or name not in actual:
+            why = next(m.left_out[name] for m in (self.first, self.second) if name in m.left_out)
+        elif reference[name].shape != actual[name].shape and name in self.varying:
+            sizes = " and ".join(str(list(outputs[name].shape)) for outputs in (reference, actual))
+            why = f"its size depends on the values fed, and is {sizes}"
+        if why is None:
+            return True
+        self.skipped[name] = why
+        for known in (self.errors, self.kernel, self.classes, self.doubts):
+            known.pop(name, None)
+        return False
+
+    def _look_at_noise(
+        self, feed: Feed, expected: dict[str, Array], reference: dict[str, Array], actual: dict[str, Array]
+    ) -> None:
+        if all(error.report().max_rel <= self.bound for error in self.kernel.values()):
+            return
+        if self.plain is None:
+            options = ort.SessionOptions()
+            options.log_severity_level = 4
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            self.plain = open_model(self.first.source, name=self.first.name, threads=self.threads, options=options)
+        plain = self.plain.run(feed)
+        for name in self.kernel:
+            if plain[name].shape == expected[name].shape:
+                original, kernel = self.doubts[name]
+                original.add(plain[name], expected[name])
+                kernel.add(reference[name], actual[name])
+
+    def noise(self) -> dict[str, Noise]:
+        """What was found where kernels and function bodies were too far apart."""
+        return {
+            name: Noise(original.report(), kernel.report())
+            for name, (original, kernel) in self.doubts.items()
+            if original.values and name in self.kernel and self.kernel[name].report().max_rel > self.bound
+        }
 
 
 def _same_outputs(first: OpenModel, second: OpenModel) -> None:
@@ -485,13 +609,15 @@ class _Accumulator:
     def report(self) -> OutputError:
         span = max(abs(self.top), abs(self.bottom)) if self.compared else 0.0
         swing = self.top - self.bottom if self.compared else 0.0
+        mean = self.sum_abs / self.compared if self.compared else 0.0
         norms = math.sqrt(self.power_a) * math.sqrt(self.power_b)
         return OutputError(
             name=self.name,
             values=self.values,
             max_abs=self.max_abs,
             max_rel=_ratio(self.max_abs, span),
-            mean_abs=self.sum_abs / self.compared if self.compared else 0.0,
+            mean_abs=mean,
+            mean_rel=_ratio(mean, span),
             cosine=min(1.0, self.dot / norms) if norms else float(self.power_a == self.power_b),
             snr_db=_decibel(self.power_a, self.power_error),
             psnr_db=_decibel(swing**2 * self.compared, self.power_error),
@@ -551,10 +677,12 @@ def render_check(report: CheckReport) -> RenderableType:
     """The report as rich tables, followed by one line per failure."""
     title = f"{report.b} against {report.a}, {_samples(report.samples)}"
     parts: list[RenderableType] = [_error_table(title, report.outputs)]
+    parts += [Text(f"output '{name}': not compared, {why}", style="yellow") for name, why in report.skipped.items()]
     if report.top1:
         parts.append(_top1_table(report))
     if report.kernel_skipped is None:
         parts.append(_error_table(f"kernels against function bodies (bound {report.kernel_bound:.0e})", report.kernel))
+        parts += [Text(_noise_line(name, noise), style="dim") for name, noise in report.noise.items()]
     else:
         parts.append(Text(f"kernels against function bodies: not compared, {report.kernel_skipped}", style="dim"))
     if report.failures:
@@ -563,6 +691,14 @@ def render_check(report: CheckReport) -> RenderableType:
         bounds = report.tolerance is not None or report.max_drop is not None
         parts.append(Text("passed" if bounds else "passed (no bound on the difference was given)", style="green"))
     return Group(*parts)
+
+
+def _noise_line(name: str, noise: Noise) -> str:
+    what = "no more than" if noise.explains else "unlike"
+    return (
+        f"output '{name}': on these inputs that is {what} what onnxruntime's own optimizations change in the first "
+        f"model, {noise.original.max_rel:.3g} relative, {noise.original.mean_rel:.3g} in the mean"
+    )
 
 
 def _error_table(title: str, errors: Sequence[OutputError]) -> Table:

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from perfonnx import runtime
+from perfonnx import rewrite, runtime
 from perfonnx.check import CheckReport, classifier_outputs, compare, parse_drop, render_check
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed, InputSpec, random_feeds
+from perfonnx.outputs import varying_outputs
 from tests import real_models
 from tests.models import small
 
@@ -220,6 +221,70 @@ def test_a_run_that_fails_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
+# --- outputs that cannot be compared ---------------------------------------------------------------------------------
+
+
+def test_the_rest_is_compared_and_notes_say_why() -> None:
+    odd, other = small.odd_outputs(), small.odd_outputs()
+    (threshold,) = (t for t in other.graph.initializer if t.name == "half")
+    threshold.CopyFrom(numpy_helper.from_array(np.float32(0.9), "half"))
+    feeds = _images(2)
+    report = compare(odd, other, feeds, threads=1)
+    assert [error.name for error in report.outputs] == ["y"]
+    assert report.passed
+    assert report.skipped == {
+        "words": "it holds strings",
+        "chances": "it is a sequence",
+        "parts": "it is a sequence",
+        "places": report.skipped["places"],
+    }
+    assert report.skipped["places"].startswith("its size depends on the values fed, and is [4, ")
+    assert "output 'words': not compared, it holds strings" in _shown(report)
+    assert report.to_json()["skipped"]["parts"] == "it is a sequence"
+    same = compare(odd, odd, feeds, threads=1)
+    assert [error.name for error in same.outputs] == ["y", "places"]
+
+
+def test_nothing_to_compare() -> None:
+    words = small.make(
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)], {}, input_shape=["N"], output_shape=["N"]
+    )
+    words.graph.output[0].type.tensor_type.elem_type = TensorProto.STRING
+    with pytest.raises(PerfonnxError, match="no output that can be compared: output 'y': it holds strings"):
+        compare(words, words, _feeds([[1]]), threads=1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "found"),
+    [
+        ([helper.make_node("NonZero", ["x"], ["y"])], True),
+        ([helper.make_node("Shape", ["x"], ["s"]), helper.make_node("Reshape", ["x", "s"], ["y"])], False),
+        (
+            [
+                helper.make_node("Cast", ["x"], ["s"], to=TensorProto.INT64),
+                helper.make_node("ConstantOfShape", ["s"], ["z"]),
+                helper.make_node("Relu", ["z"], ["y"]),
+            ],
+            True,
+        ),
+        (
+            [
+                helper.make_node("NonZero", ["x"], ["z"]),
+                helper.make_node("Shape", ["z"], ["s"]),
+                helper.make_node("Expand", ["x", "s"], ["y"]),
+            ],
+            True,
+        ),
+        ([helper.make_node("Boxes", ["x"], ["y"], domain="elsewhere")], True),
+    ],
+)
+def test_which_outputs_may_vary_in_size(nodes: list[onnx.NodeProto], found: bool) -> None:
+    model = small.make(nodes, {}, input_shape=["N", 4], output_shape=["N", None])
+    assert varying_outputs(model) == ({"y"} if found else set())
+    declared = small.make(nodes, {}, input_shape=["N", 4], output_shape=["N", 4])
+    assert varying_outputs(declared) == set()
+
+
 # --- kernels and function bodies -------------------------------------------------------------------------------------
 
 
@@ -247,6 +312,54 @@ def test_a_wrong_function_body_fails() -> None:
     small.need_library()
     report = compare(small.dense(), small.sampled(wrong_by=0.5), _sampled_feeds(), threads=1)
     assert report.kernel[0].max_abs == pytest.approx(0.5, rel=1e-3)
+    assert len(report.failures) == 1
+    assert "kernel and function body differ" in report.failures[0]
+
+
+def _cancelling() -> onnx.ModelProto:
+    """A map of probabilities around 1e-4, whose logits are small differences of large sums."""
+    random = np.random.default_rng(3)
+    half = random.standard_normal((16, 4, 3, 3))
+    large = 300 * random.standard_normal((1, 16, 3, 3))
+    rest = random.standard_normal((1, 16, 3, 3)) / 64
+    weights = {
+        "w1": np.concatenate([half, half]).astype(np.float32),
+        "w2": np.concatenate([large, rest - large], axis=1).astype(np.float32),
+        "b2": np.full(1, -9, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["a"], name="first", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "w2", "b2"], ["l"], name="second", pads=[1] * 4),
+        helper.make_node("Sigmoid", ["l"], ["y"], name="probability"),
+    ]
+    return small.make(nodes, weights, input_shape=[1, 4, 12, 12], output_shape=[1, 1, 12, 12])
+
+
+def test_rounding_that_the_original_shows_too_is_no_failure() -> None:
+    small.need_library()
+    original = _cancelling()
+    rewritten = rewrite(original, rate=0.5, only=["first", "second"]).proto
+    feeds = list(random_feeds([InputSpec("x", (1, 4, 12, 12), np.dtype(np.float32))], n=3))
+    report = compare(original, rewritten, feeds, threads=1)
+    assert report.kernel[0].max_rel > report.kernel_bound
+    assert report.noise["y"].original.max_rel > report.kernel_bound
+    assert report.passed
+    assert "no more than what onnxruntime's own optimizations change" in _shown(report)
+    assert json.loads(json.dumps(report.to_json()))["kernel"]["noise"]["y"]["original"]["max_rel"] > 1e-4
+
+
+def test_a_wrong_kernel_fails_beside_rounding() -> None:
+    small.need_library()
+    original = _cancelling()
+    rewritten = rewrite(original, rate=0.5, only=["first", "second"]).proto
+    (expand,) = (function for function in rewritten.functions if function.name == "Expand")
+    last = expand.node.pop()
+    expand.node.append(helper.make_node("Constant", [], ["by"], value_floats=[1.01]))
+    expand.node.append(helper.make_node("Mul", [last.input[0], "by"], list(last.output)))
+    feeds = list(random_feeds([InputSpec("x", (1, 4, 12, 12), np.dtype(np.float32))], n=3))
+    report = compare(original, rewritten, feeds, threads=1)
+    assert report.noise["y"].original.max_rel > report.kernel_bound
     assert len(report.failures) == 1
     assert "kernel and function body differ" in report.failures[0]
 

@@ -18,6 +18,7 @@ from perfonnx.feeds import Array, Feed, batch_size
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.io import LoadedModel, ModelSource
 from perfonnx.masks import ImpactMaps
+from perfonnx.outputs import varying_outputs
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.search.metrics import Metric, Quality, choose_metric, joined
@@ -291,6 +292,8 @@ def find_metric(
         images=images,
         classifiers=classifier_outputs(loaded.proto),
         labelled=batch.labels is not None,
+        left_out=original.left_out,
+        varying=varying_outputs(loaded.proto),
     )
     return metric, seconds
 

@@ -9,7 +9,7 @@ made by the guide, answers to the user by the number.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfonnx.errors import PerfonnxError
+from perfonnx.outputs import not_numbers
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 """A model's outputs by name, each [N, ...]."""
@@ -93,11 +94,13 @@ class Metric:
         name: One of `METRICS`.
         outputs: Names of the outputs that are looked at.
         probabilities: The output holds probabilities; else it holds logits, or their logarithms.
+        left_out: What is to be said of outputs that cannot be compared.
     """
 
     name: str
     outputs: tuple[str, ...]
     probabilities: bool = False
+    left_out: tuple[str, ...] = ()
 
     def scores(self, reference: Outputs, actual: Outputs, labels: NDArray[Any] | None = None) -> Scores:
         """Compares two models on a batch.
@@ -230,7 +233,12 @@ class Metric:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {"name": self.name, "outputs": list(self.outputs), "guide": _GUIDES[self.name]}
+        return {
+            "name": self.name,
+            "outputs": list(self.outputs),
+            "guide": _GUIDES[self.name],
+            "left_out": list(self.left_out),
+        }
 
 
 def joined(parts: list[Scores]) -> Scores:
@@ -238,7 +246,16 @@ def joined(parts: list[Scores]) -> Scores:
     return Scores(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("reference", "value", "guide")))
 
 
-def choose_metric(name: str | None, outputs: Outputs, *, images: int, classifiers: set[str], labelled: bool) -> Metric:
+def choose_metric(
+    name: str | None,
+    outputs: Outputs,
+    *,
+    images: int,
+    classifiers: Collection[str],
+    labelled: bool,
+    left_out: Mapping[str, str] | None = None,
+    varying: Collection[str] = (),
+) -> Metric:
     """The metric that suits a model's outputs, or the one asked for.
 
     Without a name: `top1` for a classifier with labels, `agreement` for one without, `ssim` for a model with one output
@@ -250,15 +267,22 @@ def choose_metric(name: str | None, outputs: Outputs, *, images: int, classifier
         images: How many images are in that batch.
         classifiers: Outputs that may be a classifier's by what computes them (`check.classifier_outputs`).
         labelled: Whether there are labels.
+        left_out: Outputs that are not among `outputs`, with the reason (`check.OpenModel.left_out`).
+        varying: Outputs whose size depends on the values fed (`outputs.varying_outputs`); they are left out where there
+            are others.
 
     Raises:
         PerfonnxError: The name is unknown, or the outputs do not suit it.
     """
     if name is not None and name not in METRICS:
         raise PerfonnxError(f"unknown metric {name!r}; choose from {', '.join(METRICS)}")
-    for output, array in outputs.items():
-        if array.dtype.kind not in "fiub":
-            raise PerfonnxError(f"output '{output}' is no tensor of numbers: it cannot be compared")
+    reasons = {**(left_out or {}), **{n: what for n, array in outputs.items() if (what := not_numbers(array))}}
+    if set(outputs) - set(reasons) - set(varying):
+        reasons |= dict.fromkeys(outputs.keys() & varying, "its size depends on the values that are fed")
+    notes = tuple(f"output '{n}' does not count: {why}" for n, why in reasons.items())
+    outputs = {n: array for n, array in outputs.items() if n not in reasons}
+    if not outputs:
+        raise PerfonnxError(f"no output can be compared; {'; '.join(notes)}")
     scores = [n for n, array in outputs.items() if n in classifiers and _is_class_scores(array, images)]
     pictures = [n for n, array in outputs.items() if _is_image(array, images)]
     if name is None:
@@ -274,15 +298,15 @@ def choose_metric(name: str | None, outputs: Outputs, *, images: int, classifier
             raise PerfonnxError("metric top1 needs labels; give them, or use agreement")
         values = _double(outputs[scores[0]]).reshape(images, -1)
         probabilities = bool((values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=2e-3))
-        return Metric(name, (scores[0],), probabilities)
+        return Metric(name, (scores[0],), probabilities, notes)
     if name == "distance":
         usable = tuple(n for n, array in outputs.items() if array.ndim and array.shape[0] % images == 0)
         if not usable:
             raise PerfonnxError("metric distance: no output has one entry per image")
-        return Metric(name, usable)
+        return Metric(name, usable, left_out=notes)
     if not pictures:
         raise PerfonnxError(f"metric {name}: no output is an image, [N, 1 or 3, height, width]; use distance")
-    return Metric(name, (pictures[0],))
+    return Metric(name, (pictures[0],), left_out=notes)
 
 
 def _is_class_scores(array: NDArray[Any], images: int) -> bool:

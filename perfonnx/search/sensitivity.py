@@ -299,4 +299,5 @@ def render_sensitivity(result: Sensitivity) -> RenderableType:
             quality = cells.get((layer, choice))
             texts.append("-" if quality is None else f"{quality.guide:.4f}\n{result.metric.show(quality.drop)}")
         table.add_row(Text(layer), f"{result.shares[layer]:.1%}", *texts)
-    return Group(table, f"{result.images} images; standard errors are in --json")
+    notes = (Text(f"note: {note}", "yellow") for note in result.metric.left_out)
+    return Group(table, f"{result.images} images; standard errors are in --json", *notes)

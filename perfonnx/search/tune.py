@@ -737,6 +737,7 @@ class _Search:
         return text if reached else f"{text}; {wanted:g}x is not reached for certain{bound}"
 
     def _warnings(self, best: Trial | None) -> Iterator[str]:
+        yield from self.metric.left_out
         bound = self.target.max_drop
         first = next(iter(self.trials.values()), None)
         if self.metric.name == "top1" and first is not None and first.choosing.reference < POOR:

@@ -138,3 +138,38 @@ def need_library() -> None:
         runtime.get_library_path()
     except PerfonnxError as error:
         pytest.skip(str(error))
+
+
+def odd_outputs() -> onnx.ModelProto:
+    """[1, 3, 12, 10] to scores `y`, and to what is no tensor of numbers or of a size that depends on the input."""
+    random = np.random.default_rng(5)
+    weights = {
+        "w1": random.standard_normal((8, 3, 3, 3)).astype(np.float32),
+        "w2": (random.standard_normal((4, 8, 3, 3)) / 8).astype(np.float32),
+        "half": np.float32(0.5),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], name="conv1", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="conv2", pads=[1] * 4),
+        helper.make_node("GlobalAveragePool", ["c2"], ["p"], name="pool"),
+        helper.make_node("Flatten", ["p"], ["f"], name="flatten"),
+        helper.make_node("Softmax", ["f"], ["y"], name="softmax"),
+        helper.make_node("Cast", ["y"], ["words"], name="words", to=TensorProto.STRING),
+        helper.make_node("ZipMap", ["y"], ["chances"], name="map", domain="ai.onnx.ml", classlabels_int64s=[*range(4)]),
+        helper.make_node("SequenceConstruct", ["y", "y"], ["parts"], name="sequence"),
+        helper.make_node("Greater", ["c2", "half"], ["high"], name="high"),
+        helper.make_node("NonZero", ["high"], ["places"], name="places"),
+    ]
+    model = make(nodes, weights, input_shape=[1, 3, 12, 10], output_shape=[1, 4])
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    chances = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    model.graph.output.extend(
+        [
+            helper.make_tensor_value_info("words", TensorProto.STRING, [1, 4]),
+            helper.make_value_info("chances", helper.make_sequence_type_proto(chances)),
+            helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("places", TensorProto.INT64, [4, None]),
+        ]
+    )
+    return model

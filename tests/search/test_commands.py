@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from perfonnx.cli import main
+from tests.models import small
 from tests.search.test_tune import network, samples
 
 FAST = ("--max-time", "5", "--masks", "lattice", "--rates", ".75", "--repair", "bias", "--threads", "1", "--no-cache")
@@ -114,3 +115,20 @@ def test_mistakes_are_one_line_and_write_nothing(
     assert len(shown.err.splitlines()) == 1
     assert message in shown.err
     assert sorted(here.iterdir()) == before
+
+
+def test_outputs_that_are_no_numbers_are_left_out_with_a_note(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(small.odd_outputs(), here / "odd.onnx")
+    np.save(here / "x.npy", np.random.default_rng(0).standard_normal((24, 3, 12, 10)).astype(np.float32))
+    assert run("tune", "odd.onnx", "out.onnx", "--data", "x.npy", *FAST) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "note: output 'words' does not count: it holds strings" in shown
+    assert "output 'places' does not count: its size depends on the values" in shown
+    measured = ("--masks", "lattice", "--rates", ".75", "--repair", "none", "--metric", "distance")
+    assert run("sensitivity", "odd.onnx", "--data", "x.npy", *measured, "--json") == 0
+    metric = json.loads(capsys.readouterr().out)["metric"]
+    assert metric["outputs"] == ["y"]
+    assert len(metric["left_out"]) == 4
+    assert run("bench", "odd.onnx", "out.onnx", "--runs", "1") == 0
+    assert run("rewrite", "odd.onnx", "out.onnx", "--rate", ".5", "--check", "1") == 0
+    assert "output 'chances': not compared, it is a sequence" in capsys.readouterr().out

@@ -123,6 +123,26 @@ def test_probabilities_are_recognized() -> None:
         assert metric.probabilities is expected
 
 
+def test_what_cannot_be_compared_is_left_out_and_named() -> None:
+    outputs = {
+        "y": np.zeros((4, 3, 5, 5), np.float32),
+        "names": np.array(["a"] * 4, object),
+        "boxes": np.zeros((4, 7), np.float32),
+    }
+    settings = {"images": 4, "classifiers": {"y"}, "labelled": False}
+    metric = choose_metric(None, outputs, left_out={"map": "it is a map"}, varying={"boxes"}, **settings)  # type: ignore[arg-type]
+    assert metric.outputs == ("y",)
+    assert metric.left_out == (
+        "output 'map' does not count: it is a map",
+        "output 'names' does not count: it holds strings",
+        "output 'boxes' does not count: its size depends on the values that are fed",
+    )
+    alone = choose_metric(None, {"boxes": outputs["boxes"]}, varying={"boxes"}, **settings)  # type: ignore[arg-type]
+    assert (alone.outputs, alone.left_out) == (("boxes",), ())
+    with pytest.raises(PerfonnxError, match="no output can be compared; output 'names' does not count: it holds str"):
+        choose_metric(None, {"names": outputs["names"]}, **settings)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
