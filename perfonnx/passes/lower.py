@@ -118,6 +118,7 @@ class _Lowering:
         self.regions = regions
         self.sampled = sampled
         self.rows: dict[str, Rows] = {}
+        self.standing: dict[str, list[gs.Tensor]] = {}  # the maps that one tensor of rows stands for
         self.maps: set[str] = set()  # tensors that have rows and are written out as maps too
         self.nodes: list[gs.Node] = []
         self.convs: dict[str, gs.Node] = {}  # the SampledConv that gives a rows tensor
@@ -250,7 +251,7 @@ class _Lowering:
         conv, activation = self._open_conv(node.inputs[0], node), activation_of(self.workspace, node)
         if conv is not None and activation is not None:
             conv.attrs.update(activation.attributes())
-            self.rows[output.name] = rows
+            self._let_stand(rows, output)
             return True
         if not self._is_worth_it(node):
             return False
@@ -279,7 +280,8 @@ class _Lowering:
         known = self.workspace.types[output.name].shape
         assert known is not None
         source = np.where(positions < 0, -1, rows.source[positions]).astype(np.int32)
-        self.rows[output.name] = replace(rows, source=source, shape=(int(known[2]), int(known[3])))  # type: ignore[arg-type]
+        shape = (int(known[2]), int(known[3]))  # type: ignore[arg-type]
+        self._let_stand(replace(rows, source=source, shape=shape), output)
         return True
 
     def _lrn(self, node: gs.Node) -> bool:
@@ -414,7 +416,7 @@ class _Lowering:
             conv.inputs[7] = self._table("z_source", z_source)
             position = next(i for i, emitted in enumerate(self.nodes) if emitted is conv)
             self.nodes.append(self.nodes.pop(position))  # behind the other operand
-            self.rows[node.outputs[0].name] = parts[own]
+            self._let_stand(parts[own], node.outputs[0])
             return True
         return False
 
@@ -425,14 +427,20 @@ class _Lowering:
         return len(self.workspace.graph.inputs) == 1
 
     def _open_conv(self, tensor: gs.Tensor, reader: gs.Node) -> gs.Node | None:
-        """The SampledConv behind a tensor that only `reader` reads, if its activation is still free."""
+        """The SampledConv behind a tensor if nobody but `reader` reads its result and its activation is still free."""
         rows = self.rows.get(tensor.name)
         conv = self.convs.get(rows.tensor.name) if rows is not None else None
         if rows is None or conv is None or rows.tensor.outputs or tensor.name in self.maps:
             return None
         if only_consumer(self.workspace, tensor) is not reader:
             return None
+        if any(other is not tensor and self._is_read(other) for other in self.standing[rows.tensor.name]):
+            return None  # its rows stand for another map too, from which this one was cropped or resized
         return conv if activation_from(conv.attrs).is_identity else None
+
+    def _is_read(self, tensor: gs.Tensor) -> bool:
+        """Whether somebody still needs a map that stands as rows; nodes that were visited no longer read any."""
+        return bool(tensor.outputs) or tensor.name in self.maps | self.outputs | self.workspace.captured
 
     @staticmethod
     def _all_alike(known: list[Rows | None]) -> bool:
@@ -525,7 +533,7 @@ class _Lowering:
             )
             self.nodes.append(node)
             self.workspace.types[name] = TensorType(known.elem_type, (known.shape[0], rows.count, channels))
-            self.rows[tensor.name] = rows
+            self._let_stand(rows, tensor)
             self.maps.add(tensor.name)
         return self.rows[tensor.name]
 
@@ -571,8 +579,12 @@ class _Lowering:
         node = gs.Node(op, name, attributes, inputs, [tensor], domain=domain)
         self.nodes.append(node)
         self.workspace.types[tensor.name] = TensorType(result.elem_type, (result.batch, result.count, result.channels))
-        self.rows[output.name] = replace(result, tensor=tensor)
+        self._let_stand(replace(result, tensor=tensor), output)
         return node
+
+    def _let_stand(self, rows: Rows, tensor: gs.Tensor) -> None:
+        self.rows[tensor.name] = rows
+        self.standing.setdefault(rows.tensor.name, []).append(tensor)
 
     def _table(self, kind: str, values: NDArray[Any]) -> gs.Constant:
         return add_table(self.workspace, kind, values)

@@ -129,6 +129,18 @@ NORMALIZED = """
   cr = Relu(cn)
   y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(cr, w6)
 """
+READ_BESIDE_A_COPY = """
+  a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
+  up = Resize<mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric">(a, , factors)
+  ur = Relu(up)
+  b = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(ur, w2)
+  c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(b, w5)
+  cropped = Slice(c, crop_from, crop_to, crop_axes)
+  d = Conv<kernel_shape=[3,3]>(c, w6)
+  s = Add(cropped, d)
+  y = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(s, w2)
+  z = Tanh(a)
+"""
 HEAD_OF_CLASSIFIER = """
   a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1)
   ar = Relu(a)
@@ -164,6 +176,7 @@ NETWORKS = {
     "moves": (MOVES, "float[N,8,8,9] y"),
     "normalized": (NORMALIZED, "float[N,8,12,10] y"),
     "groups": (GROUPS, "float[N,8,12,10] y"),
+    "copied": (READ_BESIDE_A_COPY, "float[N,8,22,28] y, float[N,8,12,10] z"),
 }
 
 
