@@ -95,8 +95,7 @@ def alphas(
         PerfonnxError: There is no such layer, its gate is not constant, there are no samples, or the model cannot run.
     """
     loaded = io.load(model)
-    if loaded.directory is not None and io.has_external_data(loaded):
-        onnx.load_external_data_for_model(loaded.proto, str(loaded.directory))
+    io.take_in_data(loaded)
     workspace = Workspace.open(loaded)
     gates = [_Gate.of(workspace, node) for node in own_nodes(workspace) if node.op in _OPERATORS]
     if not gates:

@@ -154,11 +154,16 @@ def _zero_feeds(workspace: Workspace) -> dict[str, np.ndarray] | None:
 
 
 def symbolic_input_flag(workspace: Workspace) -> str | None:
-    """The `--input-shape` flag to type for the first input whose size (beyond the batch) is symbolic; else None."""
+    """The `--input-shape` flag to type for the first input whose shape (beyond the batch) is not fixed; else None."""
     for info in _feed_infos(workspace):
         known = value_type(info)
-        if known is None or known.shape is None:
+        if known is None:
             continue
+        if known.shape is None:
+            readers = (n for n in workspace.graph.nodes if n.op == "Conv" and n.inputs[0].name == info.name)
+            weights = (workspace.constant_proto(n.inputs[1]) for n in readers if n.attrs.get("group", 1) == 1)
+            channels = next((w.dims[1] for w in weights if w is not None and len(w.dims) == 4), 3)
+            return f"--input-shape {info.name}:N,{channels},224,224"
         if all(isinstance(d, int) for d in known.shape[1:]):
             continue
         dims = [str(d) if isinstance(d, int) else "224" for d in known.shape]

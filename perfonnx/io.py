@@ -7,6 +7,7 @@ the graph, and `Workspace.commit` writes back only what changed. Everything else
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 import shutil
@@ -22,7 +23,17 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from perfonnx.errors import PerfonnxError
@@ -34,6 +45,9 @@ MAX_MESSAGE = 2**31 - 2**20
 """Bytes. A protobuf message ends at 2 GiB; the margin is for everything that is not a tensor."""
 
 _LONG_DOMAIN = "ai.onnx"
+_IMPLIED_DOMAINS = {"com.microsoft": 1, "com.microsoft.nchwc": 1, "ai.onnx.ml": 5}
+"""Domains whose operators onnxruntime knows, with the newest version: it needs no import to use that."""
+
 _SMALL_TENSOR = 1024  # elements that shape inference may want to read (shapes, axes, scales)
 _STREAMED = 1 << 24  # bytes; tensors from here on are written one by one
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the message, where every reader finds them
@@ -41,7 +55,13 @@ _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the message, where 
 
 @dataclass
 class LoadedModel:
-    """A model in memory. `directory` is where its external data lie, None when it has none or they are loaded."""
+    """A model in memory.
+
+    Attributes:
+        proto: The message.
+        directory: Where its external data are looked for, None when it has none or they are loaded.
+        name: The file's name in that directory, or a name for messages.
+    """
 
     proto: ModelProto
     directory: Path | None
@@ -140,6 +160,7 @@ def _check_tensors(model: LoadedModel) -> None:
         if is_external(tensor):
             if model.directory is None:
                 raise PerfonnxError(f"{where} is external data; give the model's path, or load the data first")
+            _check_location(tensor, model)
             file, offset, length = external_location(tensor, model.directory)
             if length != wanted or _file_size(file) < offset + length:
                 raise PerfonnxError(f"{where}: external data file {file.name} is missing, too short or of another size")
@@ -150,6 +171,19 @@ def _check_tensors(model: LoadedModel) -> None:
             raise PerfonnxError(
                 f"{where} holds {_typed_values(tensor)} values, its shape needs {math.prod(tensor.dims)}"
             )
+    _check_twins(model)
+
+
+def _check_twins(model: LoadedModel) -> None:
+    """Refuse initializers of one name that differ: which one onnxruntime reads depends on what else there is."""
+    first: dict[str, TensorProto] = {}
+    for tensor in model.proto.graph.initializer:
+        known = first.setdefault(tensor.name, tensor)
+        if known is tensor or not tensor.name:
+            continue
+        same = (known.data_type, known.dims) == (tensor.data_type, tensor.dims)
+        if not same or to_array(known, model.directory).tobytes() != to_array(tensor, model.directory).tobytes():
+            raise PerfonnxError(f"{model.name}: initializer {tensor.name!r} is there twice, with different values")
 
 
 def _file_size(file: Path) -> int:
@@ -183,6 +217,7 @@ def _load_inner_tensors(model: LoadedModel) -> None:
         where = f"{model.name}: tensor {tensor.name!r}"
         if model.directory is None:
             raise PerfonnxError(f"{where} is external data; give the model's path, or load the data first")
+        _check_location(tensor, model)
         try:
             values = to_array(tensor, model.directory)
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -190,7 +225,16 @@ def _load_inner_tensors(model: LoadedModel) -> None:
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
+def take_in_data(model: LoadedModel) -> None:
+    """Take all external data into the message."""
+    for tensor in model.proto.graph.initializer:
+        if is_external(tensor):
+            tensor.CopyFrom(numpy_helper.from_array(to_array(tensor, model.directory), tensor.name))
+    model.directory = None
+
+
 def _inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    yield from _tensors_of_sparse(proto.graph.sparse_initializer)
     for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
         yield from _tensors_of(nodes)
 
@@ -201,15 +245,90 @@ def _tensors_of(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from _tensors_of_sparse([attribute.sparse_tensor])
+            yield from _tensors_of_sparse(attribute.sparse_tensors)
         for graph in subgraphs(node):
             yield from graph.initializer
+            yield from _tensors_of_sparse(graph.sparse_initializer)
             yield from _tensors_of(graph.node)
 
 
+def _tensors_of_sparse(sparse: Iterable[SparseTensorProto]) -> Iterator[TensorProto]:
+    for tensor in sparse:
+        yield tensor.values
+        yield tensor.indices
+
+
 def default_opset(proto: ModelProto) -> int | None:
-    """The version of the standard operators that a model imports."""
+    """The version of the standard operators that a model imports; of two, the last one counts, as in onnxruntime."""
     versions = [imported.version for imported in proto.opset_import if imported.domain in ("", _LONG_DOMAIN)]
-    return versions[0] if versions else None
+    return versions[-1] if versions else None
+
+
+# --- what onnxruntime accepts and onnx does not ----------------------------------------------------------------------
+
+
+def tidy(proto: ModelProto) -> None:
+    """Make of a model that onnxruntime accepts and onnx does not the same one as onnx wants it.
+
+    The nodes of the main graph come in topological order. Every domain is imported once, with the version that
+    onnxruntime reads it in: the last of several imports, and for its own domains without an import the newest. Of
+    several equal initializers of one name there is one, of those without a name none.
+    """
+    graph = proto.graph
+    order = topological_order(graph.node)
+    if order != list(range(len(order))):
+        nodes = [graph.node[i] for i in order]
+        kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(kept)
+    _tidy_imports(proto)
+    first: dict[str, int] = {}
+    for i, tensor in enumerate(graph.initializer):
+        first.setdefault(tensor.name, i)
+    first.pop("", None)
+    _keep_only(graph.initializer, list(first.values()))
+
+
+def _tidy_imports(proto: ModelProto) -> None:
+    names = ["" if i.domain == _LONG_DOMAIN else i.domain for i in proto.opset_import]
+    _keep_only(proto.opset_import, [i for i, name in enumerate(names) if name not in names[i + 1 :]])
+    used = {node.domain for node in _nodes_in(proto.graph)}
+    for domain in sorted(used & _IMPLIED_DOMAINS.keys() - set(names)):
+        proto.opset_import.append(helper.make_opsetid(domain, _IMPLIED_DOMAINS[domain]))
+
+
+def _nodes_in(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for inner in subgraphs(node):
+            yield from _nodes_in(inner)
+
+
+def topological_order(nodes: Sequence[NodeProto]) -> list[int]:
+    """The nodes' positions, so sorted that each reads what comes before it, and else as they are.
+
+    Nodes that read each other in a circle have no order, and keep theirs.
+    """
+    maker = {name: i for i, node in enumerate(nodes) for name in node.output if name}
+    needs = [{maker[name] for name in used_names([node]) if name in maker} for node in nodes]
+    if all(needed < i for i, many in enumerate(needs) for needed in many):
+        return list(range(len(nodes)))
+    readers: list[list[int]] = [[] for _ in nodes]
+    for i, many in enumerate(needs):
+        for needed in many:
+            readers[needed].append(i)
+    missing = [len(many) for many in needs]
+    ready = [i for i, count in enumerate(missing) if count == 0]  # ascending, and so a heap
+    order = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for reader in readers[order[-1]]:
+            missing[reader] -= 1
+            if missing[reader] == 0:
+                heapq.heappush(ready, reader)
+    return order if len(order) == len(nodes) else list(range(len(nodes)))
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
@@ -238,14 +357,11 @@ def _packed_bits(elem_type: int) -> int | None:
 
 
 def external_location(tensor: TensorProto, directory: Path) -> tuple[Path, int, int]:
-    """File, offset and length of external data; the file may not lie outside the model's directory."""
+    """File, offset and length of external data. That the file may lie where it lies was seen to when it was loaded."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if "\0" in location:
         raise PerfonnxError(f"initializer {tensor.name!r}: the name of its external data file has a NUL in it")
-    file = (directory / location).resolve()
-    if not location or not file.is_relative_to(directory.resolve()):
-        raise PerfonnxError(f"initializer {tensor.name!r}: external data may not lie outside the model's directory")
     try:
         offset = int(entries.get("offset", 0))
         length = int(entries["length"]) if "length" in entries else tensor_bytes(tensor)
@@ -255,7 +371,22 @@ def external_location(tensor: TensorProto, directory: Path) -> tuple[Path, int, 
         ) from error
     if offset < 0 or length < 0:
         raise PerfonnxError(f"initializer {tensor.name!r}: offset or length of its external data is negative")
-    return file, offset, length
+    return directory / location, offset, length
+
+
+def _check_location(tensor: TensorProto, model: LoadedModel) -> None:
+    """Refuse external data outside the model's directory, links followed, as onnxruntime does.
+
+    They may lie in the directory of the path by which the model was opened, or, where that is a link, in that of the
+    file that it leads to: caches keep a model and its data under names of their own, and links to both elsewhere.
+    """
+    assert model.directory is not None
+    file, _, _ = external_location(tensor, model.directory)
+    location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+    homes = (model.directory, Path(os.path.realpath(model.directory / model.name)).parent)
+    lies_in = Path(os.path.realpath(file))
+    if not location or os.path.isabs(location) or not any(lies_in.is_relative_to(h.resolve()) for h in homes):
+        raise PerfonnxError(f"initializer {tensor.name!r}: external data may not lie outside the model's directory")
 
 
 def to_array(tensor: TensorProto, directory: Path | None) -> NDArray[Any]:
@@ -352,7 +483,10 @@ class Workspace:
         workspace = cls(model, graph)
         workspace._origin = {id(n): p for n, p in zip(graph.nodes, model.proto.graph.node, strict=True)}
         workspace._alive = list(graph.nodes)
-        workspace._initializers = {t.name: t for t in model.proto.graph.initializer}
+        graph.nodes[:] = [graph.nodes[i] for i in topological_order(model.proto.graph.node)]
+        for tensor in model.proto.graph.initializer:
+            if tensor.name:
+                workspace._initializers.setdefault(tensor.name, tensor)
         bodies = [graph for node in model.proto.graph.node for graph in subgraphs(node)]
         workspace.captured = frozenset(name for graph in bodies for name in _names_in(graph))
         workspace._reserved = workspace.captured.union(
@@ -483,7 +617,7 @@ class Workspace:
         graph.value_info.extend(source.value_info)
         graph.sparse_initializer.extend(source.sparse_initializer)
         known = {i.name for i in graph.input}
-        for tensor in (*source.initializer, *self.added.values()):
+        for tensor in (*self._initializers.values(), *self.added.values()):
             if not is_external(tensor) and math.prod(tensor.dims) <= _SMALL_TENSOR:
                 graph.initializer.append(tensor)
                 if result.ir_version >= 4 or tensor.name in known:
@@ -494,6 +628,7 @@ class Workspace:
             if imported.domain == _LONG_DOMAIN:
                 imported.domain = ""
         _shorten_domains(graph.node)
+        _tidy_imports(result)
         return result
 
     def commit(self) -> None:
@@ -513,6 +648,7 @@ class Workspace:
         _keep_only(target.value_info, [i for i, v in enumerate(target.value_info) if v.name not in gone])
         _keep_only(target.input, [i for i, v in enumerate(target.input) if v.name not in gone or self._is_feed(v)])
         target.initializer.extend(t for name, t in self.added.items() if name in after)
+        tidy(self.proto)
         self._initializers = {t.name: t for t in target.initializer}
         self.added = {}
 
@@ -789,7 +925,7 @@ def _save_with_data(model: LoadedModel, target: Path, temporary: Path) -> None:
     draft, data, kept = temporary / "model", temporary / "data", temporary / "kept"
     data_target = target.with_name(f"{target.name}.data")
     check_target(data_target)
-    overwrites = data_target.resolve() in _data_files(model)
+    overwrites = data_target.resolve() in data_files(model)
     if overwrites and model.directory is not None and (model.directory / model.name).resolve() != target.resolve():
         raise PerfonnxError(f"{data_target} holds the weights of {model.name}; choose another name for the output")
     proto = _externalized(model, data, data_target.name)
@@ -809,11 +945,12 @@ def _save_with_data(model: LoadedModel, target: Path, temporary: Path) -> None:
         model.proto, model.directory, model.name = proto, target.parent, target.name
 
 
-def _data_files(model: LoadedModel) -> set[Path]:
+def data_files(model: LoadedModel) -> set[Path]:
+    """The files, links followed, in which initializers lie."""
     if model.directory is None:
         return set()
     tensors = [t for t in model.proto.graph.initializer if is_external(t)]
-    return {external_location(tensor, model.directory)[0] for tensor in tensors}
+    return {external_location(tensor, model.directory)[0].resolve() for tensor in tensors}
 
 
 def _keep(file: Path, kept: Path) -> None:

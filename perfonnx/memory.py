@@ -194,7 +194,7 @@ def live_bytes(model: ModelSource, shapes: Mapping[str, tuple[int, ...]] | None 
     workspace = Workspace.open(loaded)
     infer_types(workspace)
 
-    nodes = [node for node in loaded.proto.graph.node if node.op_type != "Constant"]
+    nodes = [node for node in workspace.node_protos() if node.op_type != "Constant"]
     last: dict[str, int] = {}
     for index, node in enumerate(nodes):
         for name in _reads(node):

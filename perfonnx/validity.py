@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx
-from onnx import GraphProto, ModelProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.io import Workspace, one_line, subgraphs
@@ -62,20 +62,29 @@ def _complaint(model: ModelProto, *, full: bool) -> str | None:
 def _checkable(workspace: Workspace) -> ModelProto:
     """The skeleton, without what the checker minds and runtimes do not.
 
-    Those are experimental operators (about which it also prints a line to stdout), deprecated ones, and graph outputs
-    that say nothing of their shape.
+    Those are experimental operators (about which it also prints a line to stdout), deprecated ones, and graph inputs
+    and outputs that say nothing of their shape, outputs that say nothing at all.
     """
     model = workspace.skeleton()
-    if _move_unchecked(model.graph, workspace.opset):
+    graph = model.graph
+    moved = _move_unchecked(graph, workspace.opset)
+    for output in [o for o in graph.output if not o.HasField("type") or _lacks_shape(o)]:
+        graph.output.remove(output)
+    constants = {tensor.name: tensor for tensor in workspace.proto.graph.initializer}
+    for info in (i for i in graph.input if _lacks_shape(i) and i.name in constants):
+        tensor = constants[info.name]
+        info.CopyFrom(helper.make_tensor_value_info(info.name, tensor.data_type, tensor.dims))
+    shapeless = [i for i in graph.input if _lacks_shape(i)]
+    for info in shapeless:  # a node that nobody knows makes something of which nothing is known
+        graph.input.remove(info)
+        graph.node.insert(0, NodeProto(op_type="Input", domain=_ELSEWHERE, output=[info.name]))
+    if moved or shapeless:
         model.opset_import.append(helper.make_opsetid(_ELSEWHERE, 1))
-    untyped = [o for o in model.graph.output if o.type.HasField("tensor_type") and not _has_shape(o)]
-    for output in untyped:
-        model.graph.output.remove(output)
     return model
 
 
-def _has_shape(info: onnx.ValueInfoProto) -> bool:
-    return info.type.tensor_type.HasField("shape")
+def _lacks_shape(info: ValueInfoProto) -> bool:
+    return info.type.HasField("tensor_type") and not info.type.tensor_type.HasField("shape")
 
 
 def _move_unchecked(graph: GraphProto, opset: int) -> bool:

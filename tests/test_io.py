@@ -17,6 +17,8 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 import perfonnx
 from perfonnx import PerfonnxError, io
+from perfonnx.gradients.network import Network
+from perfonnx.search.evaluate import open_loaded
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -401,6 +403,101 @@ def test_external_data_that_is_wrong(tmp_path: Path, key: str, value: str, match
     assert listing(tmp_path) == before
 
 
+def place(path: Path, content: bytes | str) -> None:
+    """A file, or a link to what the text says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        path.symlink_to(content)
+    else:
+        path.write_bytes(content)
+
+
+HUB = {"snapshots/1/m.onnx": "../../blobs/a", "snapshots/1/d.bin": "../../blobs/b"}  # what model hubs' caches look like
+
+
+@pytest.mark.parametrize(
+    ("location", "files", "accepted"),
+    [
+        pytest.param("d.bin", {**HUB, "blobs/a": b"model", "blobs/b": b"data"}, True, id="cache"),
+        pytest.param("d.bin", {**HUB, "blobs/a": "c", "blobs/c": b"model", "blobs/b": b"data"}, True, id="two links"),
+        pytest.param("d.bin", {**HUB, "blobs/a": b"model", "blobs/b": "c/d", "blobs/c/d": b"data"}, True, id="below"),
+        pytest.param("d.bin", {**HUB, "blobs/a": b"model", "blobs/b": "../d", "d": b"data"}, False, id="above"),
+        pytest.param(
+            "d.bin", {**HUB, "blobs/a": "../other/c", "other/c": b"model", "blobs/b": b"data"}, False, id="on the way"
+        ),
+        pytest.param(
+            "d.bin", {"snapshots/1/m.onnx": "../../blobs/a", "blobs/a": b"model", "snapshots/1/d.bin": b"data"}, True,
+            id="beside the link",
+        ),
+        pytest.param(
+            "d.bin", {"snapshots/1/m.onnx": "../../blobs/a", "blobs/a": b"model", "blobs/d.bin": b"data"}, False,
+            id="beside what the link leads to",
+        ),
+        pytest.param(
+            "d.bin", {"snapshots/1/m.onnx": b"model", "snapshots/1/d.bin": "../../d", "d": b"data"}, False,
+            id="data elsewhere",
+        ),
+        pytest.param(
+            "d.bin", {"snapshots/1/m.onnx": b"model", "snapshots/1/d.bin": "c", "snapshots/1/c": b"data"}, True,
+            id="data beside it",
+        ),
+        pytest.param(
+            "c/d.bin", {"snapshots/1/m.onnx": b"model", "snapshots/1/c": "../../c", "c/d.bin": b"data"}, False,
+            id="directory elsewhere",
+        ),
+        pytest.param("d.bin", {"snapshots/1": "../c", "c/m.onnx": b"model", "c/d.bin": b"data"}, True, id="directory"),
+        pytest.param(
+            "../1/d.bin", {"snapshots/1/m.onnx": b"model", "snapshots/1/d.bin": b"data"}, True, id="out and in"
+        ),
+        pytest.param("../d.bin", {"snapshots/1/m.onnx": b"model", "snapshots/d.bin": b"data"}, False, id="out"),
+        pytest.param(
+            "c/../d.bin", {"snapshots/1/m.onnx": b"model", "snapshots/1/d.bin": b"data"}, False, id="through nothing"
+        ),
+        pytest.param("d.bin", {"snapshots/1/m.onnx": b"model", "snapshots/1/d.bin": "d.bin"}, False, id="circle"),
+    ],
+)  # fmt: skip
+def test_links_are_followed_where_onnxruntime_follows_them(
+    tmp_path: Path, location: str, files: dict[str, bytes | str], accepted: bool
+) -> None:
+    source, whole_model = external(tmp_path / "source", location="d.bin")
+    proto = onnx.load(source, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        next(e for e in tensor.external_data if e.key == "location").value = location
+    contents = {b"model": proto.SerializeToString(), b"data": (tmp_path / "source/d.bin").read_bytes()}
+    for name, content in files.items():
+        place(tmp_path / "at" / name, content if isinstance(content, str) else contents[content])
+    path = tmp_path / "at/snapshots/1/m.onnx"
+    if not accepted:
+        for session in (nets.rewrite, perfonnx.session):
+            with pytest.raises(PerfonnxError, match=r"(?i)external data|: 2$"):
+                session(path)
+        return
+    session = perfonnx.session(path, library=False)
+    out = tmp_path / "out.onnx"
+    result = nets.rewrite(path, out, rate=0.0)
+    assert len(result.report.layers) == 3
+    nets.assert_same_results(whole_model, whole(out))
+    np.testing.assert_allclose(
+        perfonnx.session(out).run(None, nets.feed())[0], session.run(None, nets.feed())[0], rtol=0, atol=1e-5
+    )
+    assert perfonnx.inspect(path).convs[0].reason is None
+
+
+def test_data_that_links_lead_to_serve_every_command(tmp_path: Path) -> None:
+    """onnx's own loader reads no link, onnxruntime none for a model in memory."""
+    _, whole_model = external(tmp_path, location="d.bin")
+    for name in ("m.onnx", "d.bin"):
+        place(tmp_path / "cache" / name, f"../{name}")
+    path = tmp_path / "cache/m.onnx"
+    expected = nets.run(whole_model, nets.feed())[0]
+    opened = open_loaded(io.load(path))
+    np.testing.assert_allclose(opened.run(nets.feed())["y"], expected, rtol=0, atol=1e-6)
+    network = Network(path)
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(network.initializers["w0"]), numpy_helper.to_array(whole_model.graph.initializer[0])
+    )
+
+
 @pytest.mark.slow
 def test_models_over_two_gigabytes(tmp_path: Path) -> None:
     """A sparse file of zeros is the weight of a layer that is not rewritten."""
@@ -595,7 +692,8 @@ def damaged() -> Iterator[tuple[str, ModelProto, str]]:
     yield "no inputs", made(lambda m: m.graph.node[2].ClearField("input")), "input"
     yield "no outputs", made(lambda m: m.graph.node[2].ClearField("output")), "output"
     yield "no operator", made(lambda m: m.graph.node[2].ClearField("op_type")), "op_type"
-    yield "names", made(lambda m: m.graph.initializer.append(m.graph.initializer[0])), "w0"
+    other = TensorProto(name="w0", data_type=TensorProto.FLOAT, dims=[2], raw_data=bytes(8))
+    yield "names", made(lambda m: m.graph.initializer.append(other)), "'w0' is there twice, with different values"
 
 
 @pytest.mark.parametrize(("model", "match"), [pytest.param(m, t, id=n) for n, m, t in damaged()])

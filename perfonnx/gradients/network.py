@@ -129,15 +129,14 @@ class Network:
     def __init__(self, model: io.ModelSource) -> None:
         loaded = io.load(model)
         self.name = loaded.name
-        if loaded.directory is not None and io.has_external_data(loaded):
-            onnx.load_external_data_for_model(loaded.proto, str(loaded.directory))
+        io.take_in_data(loaded)
+        io.tidy(loaded.proto)
         self.proto = _inlined(loaded)
         self.opset = io.default_opset(self.proto) or 0
         self.initializers = {t.name: t for t in self.proto.graph.initializer}
         self.feeds = [i.name for i in self.proto.graph.input if i.name not in self.initializers]
         self.tensors = frozenset([*self.feeds, *self.initializers, *(o for n in self.nodes for o in n.output if o)])
         self.producers = {name: node for node in self.nodes for name in node.output if name}
-        self._check_order()
 
     @property
     def nodes(self) -> Sequence[NodeProto]:
@@ -203,16 +202,6 @@ class Network:
         proto.CopyFrom(self.proto)
         proto.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
         return proto
-
-    def _check_order(self) -> None:
-        seen = {*self.feeds, *self.initializers, *(t.values.name for t in self.proto.graph.sparse_initializer)}
-        for node in self.nodes:
-            missing = [name for name in node.input if name and name not in seen]
-            if missing:
-                raise PerfonnxError(
-                    f"{self.name}: node {node_name(node)} reads {missing[0]!r} before it is made; sort the nodes"
-                )
-            seen.update(node.output)
 
 
 def _inlined(loaded: io.LoadedModel) -> ModelProto:

@@ -125,7 +125,7 @@ class Select(Pass):
         flag = symbolic_input_flag(workspace)
         if flag is not None and any(s.output_shape is None for s in conv_sites(workspace)):
             raise PerfonnxError(
-                f"{workspace.model.name}: height and width are symbolic, but a mask is made for one size; add {flag} "
+                f"{workspace.model.name}: height and width are not fixed, but a mask is made for one size; add {flag} "
                 "(with your size)"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -136,13 +137,20 @@ class _Feeds:
 
 
 def open_loaded(loaded: LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
-    """A session on a model in memory, whose external data stay where they are."""
+    """A session on a model in memory, whose external data stay where they are.
+
+    Data that links lead to elsewhere are read: onnxruntime follows these only with the model's own path.
+    """
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = 4
     if loaded.directory is not None and io.has_external_data(loaded):
-        folder = str(loaded.directory.resolve())
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        folder = loaded.directory.resolve()
+        if all(file.is_relative_to(folder) for file in io.data_files(loaded)):
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        else:
+            loaded = io.LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
+            io.take_in_data(loaded)
     session = runtime.session(loaded.proto, threads=threads, library=uses_library(loaded.proto), options=options)
     return OpenModel(loaded.proto, loaded.name, loaded.proto, session)
 

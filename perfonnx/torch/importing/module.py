@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 from torch import Tensor, nn
 
 from perfonnx import io
@@ -37,10 +37,9 @@ def from_onnx(
         PerfonnxError: Not a model that can be read, or an operator that has no counterpart here.
     """
     loaded = io.load(source)
+    io.take_in_data(loaded)
+    io.tidy(loaded.proto)
     check_supported(loaded.proto)
-    for tensor in loaded.proto.graph.initializer:
-        if io.is_external(tensor):
-            tensor.CopyFrom(numpy_helper.from_array(io.to_array(tensor, loaded.directory), tensor.name))
     sized = ModelProto()
     sized.CopyFrom(loaded.proto)
     view = LoadedModel(sized, None, loaded.name)
