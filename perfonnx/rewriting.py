@@ -179,6 +179,7 @@ def rewrite(
     layout: str | None = None,
     freeze_weights: bool = False,
     samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None = None,
+    corrections: Corrections | None = None,
     ridge: float = RIDGE,
     impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
     masks: Mapping[str, Mask] | None = None,
@@ -200,8 +201,9 @@ def rewrite(
             plan says, "rows" without one.
         freeze_weights: Make initializers that are also graph inputs constant.
         samples: Calibration data for layers that are to be repaired or get a gate: `perfonnx.calibration.Samples`, or
-            feeds, one per batch, that can be iterated again and again. None: the corrections saved with the plan are
-            applied.
+            feeds, one per batch, that can be iterated again and again. None: the corrections given or saved with the
+            plan are applied.
+        corrections: With a plan: what an earlier rewrite by it found, in place of what was saved with it.
         ridge: Strength of regularization in repair.
         impact_maps: What the mask `impact` is made from: maps by layer name, as `perfonnx.impact.impact_maps` gives
             them, or the path of a .npz file with them.
@@ -246,7 +248,7 @@ def rewrite(
     loaded = _load(model, plan, input_shapes, freeze_weights)
     workspace = Workspace.open(loaded)
     state = State()
-    feeds, known = _repair_sources(plan, samples)
+    feeds, known = _repair_sources(plan, samples, corrections)
     used = Plan(
         seed=plan.seed if plan else chosen.seed,
         layout=layout,
@@ -418,10 +420,14 @@ def _check_shapes(loaded: LoadedModel, plan: Plan) -> None:
 
 
 def _repair_sources(
-    plan: Plan | None, samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None
+    plan: Plan | None,
+    samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None,
+    corrections: Corrections | None,
 ) -> tuple[Iterable[Mapping[str, NDArray[Any]]] | None, Corrections]:
     """Feeds to repair with, and the corrections that a plan names, where there are no feeds or training found them."""
     feeds = samples.feeds() if isinstance(samples, Samples) else samples
+    if corrections is not None:
+        return feeds, corrections
     if plan is None or plan.corrections is None:
         return feeds, {}
     trained = any(layer.trained_gate for layer in plan.layers.values())

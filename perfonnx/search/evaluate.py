@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from perfonnx import io, runtime
 from perfonnx.check import OpenModel, classifier_outputs, uses_library
+from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, batch_size
 from perfonnx.inspection import Inspection, inspect
@@ -33,7 +35,11 @@ REPAIR_IMAGES = 200
 CHOOSING, HELD_BACK = "choosing", "held back"
 """The two parts of the data: one to choose by, one that the choice never saw."""
 
-_T = TypeVar("_T")
+KEPT = 16
+"""Plans whose corrections are kept in memory, the latest ones."""
+
+FEW, QUICK = 2, 1.0
+"""Images that a metric is found by, and that the original is timed on, for so many seconds."""
 
 
 class BatchLike(Protocol):
@@ -63,6 +69,9 @@ class SamplesLike(Protocol):
     def split(self, a: int, b: int, seed: int = 0) -> Any:
         """Two parts without a common image."""
 
+    def shuffled(self, seed: int = 0) -> Any:
+        """All images, in an order that the seed decides."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -81,6 +90,7 @@ class Subject:
     freeze_weights: bool = False
     calibration: SamplesLike | None = None
     impact_maps: ImpactMaps | None = None
+    _repaired: dict[str, Corrections] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rewrite(
         self, plan: Plan, *, layout: str | None = None, fallback: bool = False, images: int | None = None
@@ -91,13 +101,16 @@ class Subject:
             plan: What to do.
             layout: As for `perfonnx.rewrite`.
             fallback: Give operators function bodies; not needed where the model only runs here.
-            images: How many images layers are repaired by; None: `REPAIR_IMAGES`. One is enough for timing.
+            images: How many images layers are repaired by; None: `REPAIR_IMAGES`. One is enough for timing. What was
+                found is kept for a few plans: by many images it takes far longer than all else.
         """
-        feeds = None
+        feeds, corrections, key = None, None, ""
         if self.calibration is not None and any(layer.repair != NO_REPAIR for layer in plan.layers.values()):
             count = min(images or REPAIR_IMAGES, len(self.calibration))
-            feeds = _Feeds(self.calibration.take(count))
-        return rewrite(
+            key = f"{layout or plan.layout} {count} {json.dumps(plan.to_json(), sort_keys=True)}"
+            corrections = self._repaired.get(key)
+            feeds = _Feeds(self.calibration.take(count)) if corrections is None else None
+        rewritten = rewrite(
             self.source,
             plan=plan,
             input_shapes=self.input_shapes,
@@ -105,8 +118,14 @@ class Subject:
             fallback=fallback,
             freeze_weights=self.freeze_weights,
             samples=feeds,
+            corrections=corrections,
             impact_maps=self.impact_maps,
         )
+        if feeds is not None:
+            while len(self._repaired) >= KEPT:
+                self._repaired.pop(next(iter(self._repaired)), None)
+            self._repaired[key] = rewritten.corrections
+        return rewritten
 
     def inspect(self) -> Inspection:
         """The model's convolutions."""
@@ -213,11 +232,12 @@ class PlanEvaluator:
     reference: Subject | None = None
     libraries: tuple[str, ...] = field(default_factory=runtime.other_libraries)
     _reference: dict[tuple[str, int], list[dict[str, Array]] | None] = field(default_factory=dict, repr=False)
+    _taken: dict[tuple[str, int], SamplesLike] = field(default_factory=dict, repr=False)
     _original: OpenModel | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the session, which cannot be sent."""
-        return {**self.__dict__, "_original": None}
+        """Without the session, which cannot be sent, and the parts' first images."""
+        return {**self.__dict__, "_original": None, "_taken": {}}
 
     def __call__(self, task: Task) -> Outcome:
         """Measure.
@@ -240,10 +260,18 @@ class PlanEvaluator:
             raise PerfonnxError("there is no image to measure on")
         return Outcome(self.metric.quality(joined(scores)), time.perf_counter() - start)
 
+    def _first(self, part: str, images: int) -> SamplesLike:
+        """The first images of a part, in memory where they are small enough."""
+        samples = self.parts[part]
+        if images >= len(samples):
+            return samples
+        if (part, images) not in self._taken:
+            self._taken[part, images] = hold(samples.take(images))
+        return self._taken[part, images]
+
     def _references(self, part: str, images: int) -> Iterator[tuple[BatchLike, Mapping[str, Array]]]:
         """Batches with the original's outputs for them, which are kept where they are small enough."""
-        samples = self.parts[part]
-        batches = samples if images >= len(samples) else samples.take(images)
+        batches = self._first(part, images)
         kept = self._reference.get((part, images))
         if kept is not None:
             yield from zip(batches, kept, strict=True)
@@ -290,10 +318,13 @@ def find_metric(
     batch = next(iter(samples), None)
     if batch is None:
         raise PerfonnxError("there is no image to measure on")
-    feed = original.adapt(batch.feeds)
+    feed = original.adapt(first_images(loaded, batch.feeds, FEW))
     outputs = original.run(feed)
     images = count_images(feed)
-    seconds = min(_seconds(original, feed) for _ in range(3)) / images
+    times = [_seconds(original, feed)]
+    while len(times) < 3 and sum(times) < QUICK:
+        times.append(_seconds(original, feed))
+    seconds = min(times) / images
     metric = choose_metric(
         name,
         outputs,
@@ -310,6 +341,18 @@ def _seconds(model: OpenModel, feed: Feed) -> float:
     start = time.perf_counter()
     model.run(feed)
     return time.perf_counter() - start
+
+
+def first_images(loaded: LoadedModel, feed: Feed, count: int) -> Feed:
+    """The first images of a feed; as many as the model fixes, where it does."""
+    available = count_images(feed)
+    for value in loaded.proto.graph.input:
+        if value.name in feed:
+            dims = value.type.tensor_type.shape.dim
+            count = dims[0].dim_value if len(dims) and dims[0].HasField("dim_value") else count
+            break
+    batched = (name for name, array in feed.items() if array.ndim and len(array) == available)
+    return {**feed, **{name: feed[name][:count] for name in batched}}
 
 
 def count_images(feed: Feed) -> int:
@@ -347,6 +390,10 @@ class Held:
         """Two parts without a common image."""
         first, second = self.source.split(a, b, seed)
         return hold(first), hold(second)
+
+    def shuffled(self, seed: int = 0) -> SamplesLike:
+        """All images, in an order that the seed decides."""
+        return hold(self.source.shuffled(seed))
 
 
 def hold(samples: SamplesLike) -> SamplesLike:

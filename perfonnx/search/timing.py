@@ -38,6 +38,10 @@ from perfonnx.search.evaluate import Subject, open_loaded
 
 WARMUP = 3
 MIN_ROUNDS, MAX_ROUNDS = 9, 400
+SLOW, SLOW_ROUNDS = 500.0, 6
+"""A pair of runs that takes more milliseconds than this is warm after one, and timed by so few rounds where the time is
+up: fewer make no interval of 95 %."""
+
 PRECISION = 0.01
 """Rounds go on until half the confidence interval of the ratio is below this part of it."""
 
@@ -179,16 +183,18 @@ def paired(
         precision: Half the confidence interval of the ratio, relative to it, at which to stop.
         clock: Seconds from an arbitrary start.
     """
+    slow = False
     for _ in range(WARMUP):
-        original()
-        candidate()
+        slow = original() + candidate() > SLOW
+        if slow:
+            break
     ours: list[float] = []
     theirs: list[float] = []
     end = clock() + seconds
     while True:
         for one, times in ((original, ours), (candidate, theirs))[:: 1 if len(ours) % 2 else -1]:
             times.append(one())
-        if len(ours) < MIN_ROUNDS:
+        if len(ours) < (SLOW_ROUNDS if slow and clock() >= end else MIN_ROUNDS):
             continue
         ratios = [a / max(b, 1e-9) for a, b in zip(ours, theirs, strict=True)]
         ratio = statistics.median(ratios)
@@ -231,7 +237,7 @@ def profile(
         original: What its times are related to.
         feed: The input of both.
         threads: Intra-op threads.
-        seconds: How long to run both, roughly: 10 to 50 runs.
+        seconds: How long to run both, roughly: 10 to 50 runs, 2 of slow models.
 
     Returns:
         Parts by layer; `OTHER` for what belongs to none.
@@ -245,12 +251,18 @@ def profile(
             options.profile_file_prefix = str(Path(directory) / str(number))
             models.append(open_loaded(model, threads=threads, options=options))
         once = [_runner(model, feed) for model in models]
-        needed = min(sum(run() for run in once) for _ in range(WARMUP)) / 1e3
-        rounds = math.ceil(min(50, max(10, seconds / max(needed, 1e-6))) / IN_A_ROW)
-        runs = rounds * IN_A_ROW
-        for _ in range(rounds):
+        needed = math.inf
+        for _ in range(WARMUP):
+            needed = min(needed, sum(run() for run in once))
+            if needed > SLOW:
+                break
+        least = 2 if needed > SLOW else 10
+        runs = round(min(50, max(least, 1e3 * seconds / max(needed, 1e-3))))
+        in_a_row = min(IN_A_ROW, runs)
+        runs = math.ceil(runs / in_a_row) * in_a_row
+        for _ in range(runs // in_a_row):
             for run in once:
-                for _ in range(IN_A_ROW):
+                for _ in range(in_a_row):
                     run()
         events = [json.loads(Path(model.session.end_profiling()).read_bytes()) for model in models]  # type: ignore[attr-defined]
     whole, parts = (

@@ -41,6 +41,7 @@ from perfonnx.search.evaluate import (
     check_same_interface,
     count_images,
     find_metric,
+    first_images,
     hold,
 )
 from perfonnx.search.greedy import Measured, greedy
@@ -179,7 +180,7 @@ def tune(
     if IMPACT in space.masks:
         subject = _with_impacts(subject, parts[CHOOSING], found, space, records, max_time, threads, tell)
     if timer is None:
-        timer = PairedTimer(subject, _timing_feed(subject, feed), threads, cache)
+        timer = PairedTimer(subject, first_images(subject.original(), feed, 1), threads, cache)
     run = _Search(
         subject,
         parts,
@@ -249,18 +250,6 @@ def _with_impacts(
         go_on=lambda: records.clock < IMPACT_SHARE * max_time,
         progress=progress,
     )
-
-
-def _timing_feed(subject: Subject, feed: Mapping[str, Any]) -> dict[str, Any]:
-    """One image, or the batch that the model fixes."""
-    size = count_images(dict(feed))
-    for value in subject.original().proto.graph.input:
-        if value.name in feed:
-            dims = value.type.tensor_type.shape.dim
-            fixed = len(dims) > 0 and dims[0].HasField("dim_value")
-            size = dims[0].dim_value if fixed else 1
-            break
-    return {name: array[:size] if array.ndim else array for name, array in feed.items()}
 
 
 def _fingerprint(

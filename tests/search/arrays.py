@@ -41,6 +41,9 @@ class Arrays:
         order = np.random.default_rng(seed).permutation(len(self))
         return self._part(np.sort(order[:a])), self._part(np.sort(order[a : a + b]))
 
+    def shuffled(self, seed: int = 0) -> Arrays:
+        return self._part(np.random.default_rng(seed).permutation(len(self)))
+
     def _part(self, indices: np.ndarray) -> Arrays:
         labels = None if self.labels is None else self.labels[indices]
         return Arrays(self.name, self.images[indices], labels, self.batch)

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
+from perfonnx import io
+from perfonnx.check import OpenModel
+from perfonnx.feeds import Feed
 from perfonnx.plan import LayerPlan, Plan
+from perfonnx.search import timing
 from perfonnx.search.evaluate import Subject
 from perfonnx.search.timing import (
     MAX_ROUNDS,
     MIN_ROUNDS,
     OTHER,
+    SLOW_ROUNDS,
     WARMUP,
     PairedTimer,
     TimingCache,
@@ -56,6 +61,20 @@ def test_noise_is_met_with_rounds_up_to_a_limit() -> None:
     wild = paired(lambda: float(random.integers(1, 9)), lambda: 1.0, seconds=1e9, clock=_clock(1.0))
     assert wild.rounds == MAX_ROUNDS
     assert paired(lambda: float(random.integers(1, 9)), lambda: 1.0, seconds=20, clock=_clock(1.0)).rounds < 30
+
+
+def test_slow_networks_are_run_less_often() -> None:
+    runs: list[float] = []
+
+    def run() -> float:
+        runs.append(3000.0)
+        return 3000.0
+
+    speed = paired(run, _steps([2000.0, 2400.0]), seconds=2.0, clock=_clock(5.0))
+    assert speed.rounds == SLOW_ROUNDS
+    assert len(runs) == SLOW_ROUNDS + 1  # warm after one
+    assert speed.low < speed.ratio < speed.high
+    assert paired(run, _steps([2000.0]), seconds=1e9, clock=_clock(5.0)).rounds == MIN_ROUNDS
 
 
 def test_both_run_first_equally_often() -> None:
@@ -133,6 +152,30 @@ def test_a_real_network_is_profiled_and_timed(tmp_path: Path) -> None:
     two_threads = PairedTimer(Subject(_network()), feed, 2, cache)
     two_threads.speed(plan, seconds=0.01)
     assert len(list((tmp_path / "cache").iterdir())) == 4
+
+
+def test_a_slow_network_is_profiled_by_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    runner = timing._runner
+
+    def counted(model: OpenModel, feed: Feed) -> Callable[[], float]:
+        run = runner(model, feed)
+        counts.append(0)
+        mine = len(counts) - 1
+
+        def once() -> float:
+            counts[mine] += 1
+            run()
+            return 400.0
+
+        return once
+
+    monkeypatch.setattr(timing, "_runner", counted)
+    model = io.load(nets.model([nets.conv("x", "y", "w", name="c")], {"w": nets.values(4, 3, 3, 3)}))
+    feed = {"x": np.zeros((1, 3, 12, 10), np.float32)}
+    times = timing.profile(model, model, feed, threads=1)
+    assert counts == [3, 3]  # one to be warm
+    assert times["c"] > 0
 
 
 def test_a_cache_that_cannot_be_used_is_none(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Evaluating: repairs are found once, few images tell the metric, parts are decoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import perfonnx
+from perfonnx.check import OpenModel
+from perfonnx.plan import LayerPlan, Plan
+from perfonnx.search import Task
+from perfonnx.search.evaluate import CHOOSING, KEPT, PlanEvaluator, Subject, find_metric, first_images, hold
+from tests.search.arrays import Batch
+from tests.search.test_tune import network, samples
+
+REPAIRED = Plan({"conv2": LayerPlan("perforate", 0.5, "uniform", repair="predictor")})
+
+
+class Counted:
+    """Samples that count how often they are gone through."""
+
+    def __init__(self) -> None:
+        self.samples, self.passes = samples(), 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.passes += 1
+        return iter(self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, n: int) -> Counted:
+        return self
+
+
+def test_a_plan_is_repaired_once() -> None:
+    data = Counted()
+    subject = Subject(network(), calibration=data)  # type: ignore[arg-type]
+    first = subject.rewrite(REPAIRED, images=40)
+    passes = data.passes
+    again = subject.rewrite(REPAIRED, images=40, fallback=True)
+    assert data.passes == passes > 0
+    feed = {"x": samples(4).images}
+    results = [perfonnx.session(rewritten.model.proto).run(None, feed)[0] for rewritten in (first, again)]
+    np.testing.assert_array_equal(*results)
+    subject.rewrite(REPAIRED, images=8)  # by others it is another repair
+    assert data.passes > passes
+
+
+def test_few_repairs_are_kept() -> None:
+    data = Counted()
+    subject = Subject(network(), calibration=data)  # type: ignore[arg-type]
+    for images in range(1, KEPT + 3):
+        subject.rewrite(REPAIRED, images=images)
+    passes = data.passes
+    subject.rewrite(REPAIRED, images=KEPT + 2)
+    assert data.passes == passes
+    subject.rewrite(REPAIRED, images=1)
+    assert data.passes > passes
+
+
+def test_the_metric_is_found_by_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    run = OpenModel.run
+    monkeypatch.setattr(OpenModel, "run", lambda self, feed: sizes.append(len(feed["x"])) or run(self, feed))  # type: ignore[func-returns-value]
+    find_metric(None, Subject(network()), samples(24, batch=24))
+    assert set(sizes) == {2}
+    sizes.clear()
+    find_metric(None, Subject(network(batch=4)), samples(8, batch=4))
+    assert set(sizes) == {4}
+
+
+def test_first_images_leave_alone_what_is_no_image() -> None:
+    loaded = Subject(network()).original()
+    feed = {"x": np.zeros((8, 3, 16, 14), np.float32), "sizes": np.arange(2)}
+    assert {name: array.shape for name, array in first_images(loaded, feed, 3).items()} == {
+        "x": (3, 3, 16, 14),
+        "sizes": (2,),
+    }
+
+
+def test_the_first_images_of_a_part_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = hold(samples())
+    subject = Subject(network())
+    metric, _ = find_metric(None, subject, data)
+    evaluator = PlanEvaluator(subject, {CHOOSING: data}, metric)
+    before = evaluator(Task(Plan(), CHOOSING, 11))
+    monkeypatch.setattr(type(data), "take", lambda *_: pytest.fail("read again"))
+    assert evaluator(Task(Plan(), CHOOSING, 11)).quality == before.quality
