@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 DATA = Path(os.environ.get("PERFONNX_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -19,6 +20,9 @@ SHAPES: dict[str, dict[str, tuple[int | str, ...]]] = {
 PIXELS = ("style_candy", "style_mosaic", "style_la_muse", "style_candy_raw_winml")
 """Models that want pixel values, 0 to 255. On noise around zero their instance normalization divides by next to
 nothing, and onnxruntime's own optimization levels differ by more than 1e-4 there."""
+
+STYLE_SIZE = 720
+"""Height and width that the style networks were exported for; all four are one network with weights of their own."""
 
 SMALL = ("portrait_sinet_softmax",)
 """Models that want values far below 1. On larger ones its logits reach 1e9, and its softmax turns the last digit of a
@@ -44,3 +48,25 @@ def path(name: str) -> Path:
     if not file.is_file():
         pytest.skip(f"the real model {name} is not here: set PERFONNX_TEST_DATA")
     return file
+
+
+def model(name: str) -> str | onnx.ModelProto:
+    """A model at a size that is quick to run: the style networks at 80x80, the others as they are.
+
+    The test is skipped where the model is not here.
+    """
+    file = path(name)
+    return _resized(onnx.load(file), 80) if file.stem in PIXELS else str(file)
+
+
+def _resized(model: onnx.ModelProto, size: int) -> onnx.ModelProto:
+    """A style network for maps of another height and width, a multiple of 4; its function is the same."""
+    for value in (*model.graph.input, *model.graph.output):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_value == STYLE_SIZE:
+                dimension.dim_value = size
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "output_shape":  # of a transposed convolution: the map, and a row to crop on each side
+                attribute.ints[:] = [(n - 2) * size // STYLE_SIZE + 2 for n in attribute.ints]
+    return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,24 +42,28 @@ def largest_relative_error(actual: list[np.ndarray], expected: list[np.ndarray])
     return max(errors)
 
 
-def check_one(path: Path, **choices: object) -> perfonnx.Rewritten:
-    """Rewrite, check, run with the library and by function bodies; at rate 0 also against the original."""
-    shapes = real_models.SHAPES.get(path.stem)
-    result = perfonnx.rewrite(path, input_shapes=shapes, freeze_weights=True, **choices)
+def check_one(name: str, *, model: onnx.ModelProto | str | None = None, **choices: object) -> perfonnx.Rewritten:
+    """Rewrite, check, run with the library and by function bodies; at rate 0 also against the original.
+
+    The model is the one that is quick to run, unless another is given.
+    """
+    model = real_models.model(name) if model is None else model
+    stem = name.rsplit("/")[-1]
+    result = perfonnx.rewrite(model, input_shapes=real_models.SHAPES.get(stem), freeze_weights=True, **choices)
     report, proto = result.report, result.proto
     assert len(report.layers) + len(report.skips) >= 1
     assert all(skip.reason for skip in report.skips)
-    if path.stem != EXPERIMENTAL:
+    if stem != EXPERIMENTAL:
         onnx.checker.check_model(proto, full_check=True)
     session = perfonnx.session(proto)
-    feed = real_models.suited(path.stem, next(feeds.random_feeds(session, n=1)))
+    feed = real_models.suited(stem, next(feeds.random_feeds(session, n=1)))
     by_kernel = session.run(None, feed)
     if report.layers:
         assert {n.domain for n in proto.graph.node} >= {"ai.perfonnx"}
         by_function = outputs(proto, feed, library=False)
         assert largest_relative_error(by_kernel, by_function) < tolerance(proto)
     if choices.get("rate") == 0 or choices.get("method") == "radius-adaptive":
-        original = outputs(str(path), feed, library=False)
+        original = outputs(model, feed, library=False)
         assert largest_relative_error(by_kernel, original) < tolerance(proto)
     return result
 
@@ -67,7 +71,7 @@ def check_one(path: Path, **choices: object) -> perfonnx.Rewritten:
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_with_the_default_masks(name: str, rate: float) -> None:
-    check_one(real_models.path(name), rate=rate)
+    check_one(name, rate=rate)
 
 
 @pytest.mark.slow
@@ -75,9 +79,27 @@ def test_every_model_with_the_default_masks(name: str, rate: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_at_every_rate_with_every_mask(name: str, mask: str) -> None:
     for rate in RATES:
-        result = check_one(real_models.path(name), rate=rate, mask=mask)
+        result = check_one(name, rate=rate, mask=mask)
         for layer in result.report.layers:
             assert abs(layer.rate - rate) < 0.25, (layer.name, layer.rate)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *({"rate": rate} for rate in RATES),
+        {"rate": 0.5, "mask": "lattice"},
+        {"rate": 0.75, "mask": "uniform"},
+        {"rate": 0.5, "mask": "grid", "interpolation": "barycentric"},
+        {"rate": 0.5, "method": "sparse"},
+        {"method": "radius-adaptive"},
+    ],
+    ids=str,
+)
+def test_large_maps(choices: dict[str, Any]) -> None:
+    """A style network at the size it was made for."""
+    check_one("style_candy", model=str(real_models.path("style_candy")), **choices)
 
 
 @pytest.mark.slow
@@ -85,7 +107,7 @@ def test_every_model_at_every_rate_with_every_mask(name: str, mask: str) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_with_every_other_method(name: str, method: str) -> None:
     for gain in (0.0, 1.0):
-        result = check_one(real_models.path(name), method=method, center_gain=gain)
+        result = check_one(name, method=method, center_gain=gain)
         assert all(layer.plan.method == method for layer in result.report.layers)
 
 
@@ -95,7 +117,7 @@ def test_every_model_with_every_other_method(name: str, method: str) -> None:
 def test_every_model_with_every_other_interpolation(name: str, interpolation: str) -> None:
     # a triangulation of irregular sites on a large map takes seconds per layer
     mask = "uniform" if name.startswith(("cifar10", "mnist", "imagenet")) else "grid"
-    check_one(real_models.path(name), rate=0.5, mask=mask, interpolation=interpolation)
+    check_one(name, rate=0.5, mask=mask, interpolation=interpolation)
 
 
 @pytest.mark.parametrize("name", ["extra/coco_fastestdet", "extra/portrait_deeplab513"])

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests.extras import needs
+
+torch = needs("torch")
 
 import onnx  # noqa: E402
 

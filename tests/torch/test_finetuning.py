@@ -15,7 +15,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-torch = pytest.importorskip("torch")
+from tests.extras import needs
+
+torch = needs("torch")
 
 import perfonnx  # noqa: E402
 from perfonnx.alphas import alphas  # noqa: E402

@@ -17,10 +17,11 @@ import perfonnx
 from perfonnx import feeds
 from perfonnx.errors import PerfonnxError
 from tests import real_models
+from tests.extras import needs
 from tests.passes.nets import conv, model, node, run, values
 from tests.test_real_models import largest_relative_error, tolerance
 
-torch = pytest.importorskip("torch")
+torch = needs("torch")
 
 from perfonnx.torch import from_onnx  # noqa: E402
 from perfonnx.torch.modules import Conv2d  # noqa: E402

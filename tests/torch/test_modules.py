@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests.extras import needs
+
+torch = needs("torch")
 
 import numpy as np  # noqa: E402
 from torch import nn  # noqa: E402

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-torch = pytest.importorskip("torch")
-torch_pruning = pytest.importorskip("torch_pruning")
+from tests.extras import needs
+
+torch = needs("torch")
+torch_pruning = needs("torch_pruning")
 
 from torch import nn  # noqa: E402
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests.extras import needs
+
+torch = needs("torch")
 
 from torch import nn  # noqa: E402
 

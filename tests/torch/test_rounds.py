@@ -12,7 +12,9 @@ import numpy as np
 import onnx
 import pytest
 
-torch = pytest.importorskip("torch")
+from tests.extras import needs
+
+torch = needs("torch")
 
 import perfonnx  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
