@@ -13,13 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 import perfonnx
 from perfonnx import cli, runtime
 from perfonnx.errors import PerfonnxError
+from tests.extras import needs
 
 DOMAIN = "ai.onnx.contrib"
 
 
 @pytest.fixture(scope="module")
 def library() -> str:
-    extensions = pytest.importorskip("onnxruntime_extensions", reason="the second library is onnxruntime-extensions'")
+    extensions = needs("onnxruntime_extensions")
     return str(extensions.get_library_path())
 
 
