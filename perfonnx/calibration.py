@@ -110,7 +110,7 @@ class Samples:
 
         Args:
             data: A folder of images or .npy files, a .zip file of images, an .npz or .npy file (see
-                `perfonnx.feeds.load_feeds`), or an iterable of samples: arrays without a batch axis, or dictionaries of
+                `perfonnx.feeds.open_data`), or an iterable of samples: arrays without a batch axis, or dictionaries of
                 them by input name. What is no sequence is read into memory.
             inputs: The model's inputs: a session, or `model_inputs(path)`.
             image_format: How images become numbers; None: 0..1, RGB.
@@ -417,13 +417,16 @@ def _is_number(value: Any) -> bool:
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def samples_from(options: argparse.Namespace, model: io.ModelSource | Sequence[InputSpec]) -> Samples | None:
+def samples_from(
+    options: argparse.Namespace, model: io.ModelSource | Sequence[InputSpec], *, batch: int | None = None
+) -> Samples | None:
     """The samples that a command line asks for, None without `--data`.
 
     Args:
         options: Parsed flags of `perfonnx.data_flags.add_data_arguments`; `input_shape` and `seed` too, where the
             command has them.
         model: The model, or its inputs.
+        batch: As for `Samples.load`.
 
     Raises:
         PerfonnxError: A flag has no meaning, or see `Samples.load`.
@@ -437,7 +440,7 @@ def samples_from(options: argparse.Namespace, model: io.ModelSource | Sequence[I
     specs: Sequence[InputSpec] = model if is_inputs else model_inputs(model)  # type: ignore[assignment]
     shapes = parse_input_shapes(getattr(options, "input_shape", ()))
     samples = Samples.load(
-        options.data, specs, image_format=_format_from(options), labels=options.labels, shapes=shapes
+        options.data, specs, image_format=_format_from(options), labels=options.labels, shapes=shapes, batch=batch
     )
     if options.samples is None:
         return samples

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -19,10 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from perfonnx import io, runtime
+from perfonnx.calibration import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, Feeds, SessionLike, batch_size, input_specs
 from perfonnx.ops.common import DOMAIN
 from perfonnx.outputs import not_numbers, varying_outputs
+
+if TYPE_CHECKING:
+    from perfonnx.search.metrics import Metric, Quality, Scores
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the samples (or runs) done and their total, 0 where that is not known."""
@@ -247,7 +251,10 @@ class CheckReport:
         kernel_skipped: Why that was not measured, or None.
         kernel_bound: Largest relative error that `kernel` may have, unless `noise` is behind it.
         tolerance: Largest relative error that `outputs` may have, or None.
-        max_drop: Largest share of samples with another top-1 class, or None.
+        max_drop: Largest loss, in the metric's terms, or None.
+        metric: What the loss was measured by, or None.
+        quality: What was lost, as `perfonnx tune` measures it, or None.
+        not_judged: Why that was not measured although it was wanted, or None.
         skipped: Outputs that were not compared, with the reason.
         noise: Outputs whose kernels were further from their function bodies than the bound on some batches, with what
             was found on these.
@@ -263,6 +270,9 @@ class CheckReport:
     kernel_bound: float
     tolerance: float | None
     max_drop: float | None
+    metric: Metric | None = None
+    quality: Quality | None = None
+    not_judged: str | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
     noise: Mapping[str, Noise] = field(default_factory=dict)
 
@@ -278,12 +288,17 @@ class CheckReport:
                     f"output '{error.name}': relative error {error.max_rel:.3g} is above the tolerance "
                     f"{self.tolerance:.3g}"
                 )
-        for top1 in self.top1:
-            if self.max_drop is not None and top1.disagreement > self.max_drop:
-                lines.append(
+        if self.metric is not None and self.quality is not None and self.max_drop is not None:
+            if self.metric.name == "agreement":  # of all outputs, not only of the one that the metric looks at
+                lines += [
                     f"output '{top1.output}': top-1 differs on {top1.samples - top1.agree} of {top1.samples} samples "
                     f"({top1.disagreement:.2%}), above {self.max_drop:.2%}"
-                )
+                    for top1 in self.top1
+                    if top1.disagreement > self.max_drop
+                ]
+            elif self.quality.drop > self.max_drop:
+                lost = self.metric.lost(self.quality.drop)
+                lines.append(f"{lost} on {_samples(self.samples)}; wanted {self.metric.within(self.max_drop)}")
         for error in self.kernel:
             noise = self.noise.get(error.name)
             above = error.max_rel > self.kernel_bound and not (noise is not None and noise.explains)
@@ -309,6 +324,9 @@ class CheckReport:
             "failures": list(self.failures),
             "tolerance": self.tolerance,
             "max_drop": self.max_drop,
+            "metric": None if self.metric is None else self.metric.to_json(),
+            "quality": None if self.quality is None else self.quality.to_json(),
+            "not_judged": self.not_judged,
             "outputs": [_plain(vars(error)) for error in self.outputs],
             "top1": [{**_plain(vars(top1)), "disagreement": top1.disagreement} for top1 in self.top1],
             "kernel": {
@@ -331,29 +349,15 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 # --- comparing -------------------------------------------------------------------------------------------------------
 
 
-def parse_drop(text: str) -> float:
-    """Reads a share of samples: `1%` or `0.01`.
-
-    Raises:
-        PerfonnxError: It is neither, or not between 0 and 1.
-    """
-    number, percent = (text.strip()[:-1], True) if text.strip().endswith("%") else (text, False)
-    try:
-        value = float(number) / (100 if percent else 1)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise PerfonnxError(f"drop '{text}': write a share such as 1% or 0.01")
-    return value
-
-
 def compare(
     a: io.ModelSource | OpenModel,
     b: io.ModelSource | OpenModel,
-    feeds: Iterable[Feed],
+    feeds: Iterable[Feed] | Samples,
     *,
     tolerance: float | None = None,
-    max_drop: float | None = None,
+    max_drop: float | str | None = None,
+    metric: str | None = None,
+    judge: bool = False,
     fallback: bool = True,
     labels: Sequence[int] | NDArray[np.integer[Any]] | None = None,
     threads: int | None = None,
@@ -376,17 +380,20 @@ def compare(
     Args:
         a: The reference.
         b: The model to judge. Its floating-point inputs may have another precision.
-        feeds: Inputs for `a`, such as `perfonnx.feeds.load_feeds` gives.
+        feeds: Inputs for `a`: `perfonnx.calibration.Samples`, or feeds such as `perfonnx.feeds.random_feeds` gives.
         tolerance: Bound on `OutputError.max_rel`, or None for no bound.
-        max_drop: Bound on the share of samples whose top-1 class differs, in 0..1, or None for no bound.
+        max_drop: Bound on what is lost, a number or a text such as "1%", in the metric's terms; None for no bound.
+        metric: Name of what the loss is measured by (`perfonnx.search.metrics.METRICS`); None: the one that suits the
+            outputs and labels.
+        judge: Measure the loss, as `perfonnx.search.tune` does, where outputs suit; a metric or a bound says so too.
         fallback: Whether to compare kernels with function bodies.
-        labels: The class of each sample, for accuracies; one per sample or more.
+        labels: The class of each sample, for accuracies; one per sample or more. None: those of `Samples`.
         threads: Intra-op threads, None for onnxruntime's default.
         progress: Called after each batch with the samples done and their total (0 if not known).
 
     Raises:
         PerfonnxError: A model does not load or run, the models have other inputs or outputs, there is no sample, or
-            `max_drop` or `labels` are given for a model that is no classifier.
+            the metric or its bound does not suit the outputs.
     """
     first, second = (m if isinstance(m, OpenModel) else open_model(m, threads=threads) for m in (a, b))
     if first.name == second.name:
@@ -396,11 +403,16 @@ def compare(
     bodies = None
     if reason is None:
         bodies = open_model(second.source, name=f"{second.name} without the library", threads=threads, library=False)
+    if isinstance(feeds, Samples):
+        total, labels, feeds = len(feeds), feeds.labels if labels is None else labels, feeds.feeds()
+    else:
+        total = feeds.samples if isinstance(feeds, Feeds) else 0
+    asked = metric is not None or max_drop is not None
+    judged = _Judged(metric, max_drop, labels, needed=asked) if judge or asked else None
     comparison = _Comparison(first, second, bodies, labels, threads)
-    total = feeds.samples if isinstance(feeds, Feeds) else 0
     samples = 0
     for feed in feeds:
-        samples += comparison.add(feed)
+        samples += comparison.add(feed, judged)
         if progress:
             progress(samples, total)
     if not comparison.batches:
@@ -408,21 +420,20 @@ def compare(
     if not comparison.errors:
         listed = "; ".join(f"output '{name}': {why}" for name, why in comparison.skipped.items())
         raise PerfonnxError(f"{first.name} and {second.name} have no output that can be compared: {listed}")
-    classes = comparison.classes
-    if not classes and (max_drop is not None or labels is not None):
-        asked = "a largest drop of top-1" if max_drop is not None else "labels"
-        raise PerfonnxError(f"{first.name}: no output looks like a classifier's, so {asked} cannot be used")
     return CheckReport(
         a=first.name,
         b=second.name,
         samples=samples,
         outputs=tuple(error.report() for error in comparison.errors.values()),
-        top1=tuple(item.report() for item in classes.values()),
+        top1=tuple(item.report() for item in comparison.classes.values()),
         kernel=tuple(error.report() for error in comparison.kernel.values()),
         kernel_skipped=reason,
         kernel_bound=comparison.bound,
         tolerance=tolerance,
-        max_drop=max_drop,
+        max_drop=None if judged is None else judged.bound,
+        metric=None if judged is None else judged.metric,
+        quality=None if judged is None else judged.quality(),
+        not_judged=None if judged is None else judged.unsuited,
         skipped=comparison.skipped,
         noise=comparison.noise(),
     )
@@ -452,7 +463,7 @@ class _Comparison:
         self.doubts = {name: (_Accumulator(name), _Accumulator(name)) for name in names}
         self.batches = 0
 
-    def add(self, feed: Feed) -> int:
+    def add(self, feed: Feed, judged: _Judged | None) -> int:
         """Runs a batch through all models; the number of its samples."""
         given, adapted = self.first.adapt(feed), self.second.adapt(feed)
         expected, actual = self.first.run(given), self.second.run(adapted)
@@ -462,6 +473,8 @@ class _Comparison:
                 self.errors[name].add(expected[name], actual[name])
                 if name in self.classes and not self.classes[name].add(expected[name], actual[name], size):
                     del self.classes[name]
+        if judged is not None:
+            judged.add(self.first, expected, actual, size)
         if self.bodies:
             reference = self.bodies.run(adapted)
             for name in list(self.kernel):
@@ -561,6 +574,61 @@ def classifier_outputs(proto: onnx.ModelProto) -> set[str]:
         if node.op_type in _SOFTMAX | _LOGITS or node.domain == DOMAIN or biased:
             found.add(output.name)
     return found
+
+
+class _Judged:
+    """What a metric says, sample by sample."""
+
+    def __init__(
+        self,
+        name: str | None,
+        max_drop: float | str | None,
+        labels: Sequence[int] | NDArray[np.integer[Any]] | None,
+        *,
+        needed: bool,
+    ) -> None:
+        self.name, self.max_drop, self.labels, self.needed = name, max_drop, labels, needed
+        self.unsuited: str | None = None
+        self.metric: Metric | None = None
+        self.bound: float | None = None
+        self.scores: list[Scores] = []
+        self.samples = 0
+
+    def add(self, model: OpenModel, reference: dict[str, Array], actual: dict[str, Array], size: int) -> None:
+        """Compares a batch; the first one decides about the metric."""
+        if self.unsuited is None and self.metric is None:
+            try:
+                self._choose(model, reference, size)
+            except PerfonnxError as error:
+                if self.needed:
+                    raise
+                self.unsuited = str(error)
+        if self.metric is None:
+            return
+        start, self.samples = self.samples, self.samples + size
+        labels = None if self.labels is None else np.asarray(self.labels[start : self.samples])
+        self.scores.append(self.metric.scores(reference, actual, labels))
+
+    def _choose(self, model: OpenModel, outputs: dict[str, Array], size: int) -> None:
+        from perfonnx.search.metrics import choose_metric  # the search is made of what is here
+
+        self.metric = choose_metric(
+            self.name,
+            outputs,
+            images=size,
+            classifiers=classifier_outputs(model.proto),
+            labelled=self.labels is not None,
+            left_out=model.left_out,
+            varying=varying_outputs(model.proto),
+        )
+        bound = self.max_drop
+        self.bound = self.metric.parse_drop(bound) if isinstance(bound, str) else bound
+
+    def quality(self) -> Quality | None:
+        """What was lost on all samples."""
+        from perfonnx.search.metrics import joined
+
+        return None if self.metric is None else self.metric.quality(joined(self.scores))
 
 
 @dataclass
@@ -680,6 +748,12 @@ def render_check(report: CheckReport) -> RenderableType:
     parts += [Text(f"output '{name}': not compared, {why}", style="yellow") for name, why in report.skipped.items()]
     if report.top1:
         parts.append(_top1_table(report))
+    if report.metric is not None and report.quality is not None:
+        quality, metric = report.quality, report.metric
+        sure = f" +-{metric.show_error(quality.drop_error)}" if math.isfinite(quality.drop_error) else ""
+        parts.append(Text(f"{metric.lost(quality.drop)}{sure} on {_samples(quality.images)}"))
+    if report.not_judged is not None:
+        parts.append(Text(f"the loss was not measured: {report.not_judged}", style="yellow"))
     if report.kernel_skipped is None:
         parts.append(_error_table(f"kernels against function bodies (bound {report.kernel_bound:.0e})", report.kernel))
         parts += [Text(_noise_line(name, noise), style="dim") for name, noise in report.noise.items()]

@@ -20,14 +20,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from perfonnx.check import CheckReport
-    from perfonnx.feeds import Feeds
 
 OK, CHECK_FAILED, BAD_INPUT = 0, 1, 2
 
 _MAIN_EXAMPLES = """examples:
   perfonnx inspect model.onnx
   perfonnx rewrite model.onnx fast.onnx --rate 0.5
-  perfonnx check model.onnx fast.onnx --data images/ -n 100
+  perfonnx check model.onnx fast.onnx --data images/ --samples 100
   perfonnx bench model.onnx fast.onnx
   perfonnx tune model.onnx fast.onnx --data photos/ --max-drop 1%
 
@@ -53,16 +52,16 @@ _REWRITE_EXAMPLES = """examples:
 """
 
 _IMPACT_EXAMPLES = """examples:
-  perfonnx impact model.onnx maps.npz --data photos/ -n 500
+  perfonnx impact model.onnx maps.npz --data photos/ --samples 500
   perfonnx rewrite model.onnx fast.onnx --rate 0.5 --mask impact --impact-maps maps.npz
-  perfonnx impact fast.onnx more.npz --data photos/ -n 500
+  perfonnx impact fast.onnx more.npz --data photos/ --samples 500
         of the network as it is perforated, to go on from with the original model and a higher rate
 
 Labels come with the data (see check); without them the model's own choice is the label.
 """
 
 _ALPHAS_EXAMPLES = """examples:
-  perfonnx alphas fast.onnx --data photos/ -n 200
+  perfonnx alphas fast.onnx --data photos/ --samples 200
   perfonnx alphas fast.onnx --data photos/ --images alphas.png
         maps of alpha of the first photos: a line per photo, a column per layer, white where the 3x3 ring is computed
 """
@@ -70,7 +69,10 @@ _ALPHAS_EXAMPLES = """examples:
 _CHECK_EXAMPLES = """examples:
   perfonnx check model.onnx fast.onnx
         random inputs: shows that both run and how far apart they are, says nothing of accuracy
-  perfonnx check model.onnx fast.onnx --data photos/ -n 200 --max-drop 1%
+  perfonnx check model.onnx fast.onnx --data photos/ --preset imagenet --samples 200 --max-drop 1%
+        judges by the metric that suits the model, as perfonnx tune does (see its --help)
+  perfonnx check model.onnx fast.onnx --data photos/ --preset imagenet --held-back
+        what perfonnx tune found with --data photos/ --preset imagenet, on the images that it kept out of its choice
   perfonnx check model.onnx same.onnx --tolerance 1e-4
 """
 
@@ -224,14 +226,6 @@ def _add_library(parser: argparse.ArgumentParser) -> None:
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-
-
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    images = parser.add_argument_group("images (in --data)")
-    images.add_argument("--scale", type=float, help="factor for pixel values 0..255 (default 1/255)")
-    images.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
-    images.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
-    images.add_argument("--bgr", action="store_true", help="channels in the order blue, green, red")
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
@@ -402,13 +396,25 @@ def _rewrite(options: argparse.Namespace) -> int:
     report = None
     if options.check:
         target = result.to_bytes() if options.dry_run else options.output
-        report = _compare(options, options.model, target, None, options.check)
+        report = _check_random(options, target)
         data["check"] = report.to_json()
     if options.json and not options.quiet:
         _show(options, data, None)
     elif report is not None and not options.quiet:
         _show(options, None, render_check(report))
     return _status(report)
+
+
+def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
+    """The rewritten model against the model on random inputs."""
+    from perfonnx import check, feeds
+
+    first, second = (check.open_model(model) for model in (options.model, target))
+    shapes = feeds.parse_input_shapes(options.input_shape)
+    specs = feeds.merged_inputs([first.session, second.session])
+    source = feeds.random_feeds(specs, n=options.check, seed=options.seed or 0, shapes=shapes)
+    with _progress(options, "comparing") as step:
+        return check.compare(first, second, source, fallback=not options.no_fallback, progress=step)
 
 
 _CHOICES = ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
@@ -458,24 +464,7 @@ def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> N
     )
 
 
-def _add_all_data(parser: argparse.ArgumentParser) -> None:
-    """Data that a command goes through from the first sample to the last."""
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DIR|FILE",
-        help="images, in a folder or .zip file; a folder of .npy files; or one .npz or .npy file",
-    )
-    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all)")
-
-
-def _all_data(options: argparse.Namespace) -> Feeds:
-    """What `_add_all_data` asked for, as the model's inputs."""
-    from perfonnx import check, feeds
-
-    specs = feeds.input_specs(check.open_model(options.model, threads=1).session)
-    shapes = feeds.parse_input_shapes(options.input_shape)
-    return feeds.load_feeds(options.data, specs, n=options.n, image_format=_image_format(options), shapes=shapes)
+_ALL_SAMPLES = "All samples are used, in their order, unless --samples draws some."
 
 
 # --- impact ----------------------------------------------------------------------------------------------------------
@@ -487,8 +476,7 @@ def _add_impact(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="the original, or a rewritten model with its function bodies")
     parser.add_argument("output", metavar="OUT", help="where the maps go, a .npz file with one per layer")
-    _add_all_data(parser)
-    _add_images(parser)
+    add_data_arguments(parser, note=_ALL_SAMPLES)
     _add_shapes(parser)
     _add_library(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
@@ -497,25 +485,20 @@ def _add_impact(commands: Any) -> None:
 
 
 def _impact(options: argparse.Namespace) -> int:
-    from perfonnx import feeds, impact, io
+    from perfonnx import impact, io
 
     io.check_target(options.output)
     if Path(options.output).suffix != ".npz":
         raise PerfonnxError(f"{options.output}: maps of impacts are written as .npz; give a name that ends so")
-    source = _all_data(options)
-    labels = feeds.load_labels(options.data, source.samples)
+    samples = _required_samples(options, batch=1)
     with _progress(options, "measuring") as step:
         maps = impact.impact_maps(
-            options.model,
-            source,
-            labels=labels,
-            threads=options.threads,
-            progress=lambda done: step(done, source.samples),
+            options.model, samples, threads=options.threads, progress=lambda done: step(done, len(samples))
         )
     impact.save_impact_maps(options.output, maps)
     if not options.quiet:
-        judged = "given labels" if labels is not None else "the model's own choices as labels"
-        print(f"{options.output}: impacts of {len(maps)} layers, from {source.samples} samples and {judged}")
+        judged = "given labels" if samples.labels is not None else "the model's own choices as labels"
+        print(f"{options.output}: impacts of {len(maps)} layers, from {len(samples)} samples and {judged}")
     return OK
 
 
@@ -527,9 +510,8 @@ def _add_alphas(commands: Any) -> None:
         commands, "alphas", "show how much of their maps radius-adaptive layers leave closed", _ALPHAS_EXAMPLES
     )
     parser.add_argument("model", metavar="MODEL", help="a model with radius-adaptive layers")
-    _add_all_data(parser)
     parser.add_argument("--images", metavar="FILE", help="write maps of alpha of the first 4 samples, a .png file")
-    _add_images(parser)
+    add_data_arguments(parser, note=_ALL_SAMPLES)
     _add_shapes(parser)
     _add_library(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
@@ -545,14 +527,14 @@ def _alphas(options: argparse.Namespace) -> int:
         io.check_target(options.images)
         if Path(options.images).suffix != ".png":
             raise PerfonnxError(f"{options.images}: maps of alpha are written as .png; give a name that ends so")
-    source = _all_data(options)
+    samples = _required_samples(options, batch=1)
     with _progress(options, "measuring") as step:
         result = alphas(
             options.model,
-            source,
+            samples.feeds(),
             keep=4 if options.images else 0,
             threads=options.threads,
-            progress=lambda done: step(done, source.samples),
+            progress=lambda done: step(done, len(samples)),
         )
     if options.images:
         save_picture(result, options.images)
@@ -567,20 +549,21 @@ def _add_check(commands: Any) -> None:
     parser = _add(commands, "check", "run two models on the same inputs and compare their outputs", _CHECK_EXAMPLES)
     parser.add_argument("a", metavar="A", help="the reference")
     parser.add_argument("b", metavar="B", help="the model to judge")
-    parser.add_argument(
-        "--data",
-        metavar="DIR|FILE",
-        help="images, in a folder or .zip file; a folder of .npy files; or one .npz or .npy file; default: random",
-    )
-    parser.add_argument("-n", type=int, default=None, metavar="N", help="samples at most (default: all; random: 4)")
     parser.add_argument("--tolerance", type=float, metavar="T", help="exit 1 if an output's relative error is above T")
-    parser.add_argument("--max-drop", metavar="D", help="exit 1 if top-1 differs on more than this, such as 1%%")
+    parser.add_argument(
+        "--max-drop", metavar="D", help="exit 1 if more than this is lost, in the metric's terms, as in perfonnx tune"
+    )
+    _add_metric(parser)
+    parser.add_argument(
+        "--held-back",
+        action="store_true",
+        help="judge only the samples that perfonnx tune, given the same flags of data, kept out of its choice",
+    )
     parser.add_argument("--no-fallback", action="store_true", help="do not compare kernels with function bodies")
-    _add_images(parser)
+    add_data_arguments(parser, note="Without --data, inputs are random, and --samples says how many (default 4).")
     _add_shapes(parser)
     _add_library(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random inputs (default 0)")
     _add_json(parser)
     parser.set_defaults(run=_check, quiet=False)
 
@@ -588,7 +571,7 @@ def _add_check(commands: Any) -> None:
 def _check(options: argparse.Namespace) -> int:
     from perfonnx.check import render_check
 
-    report = _compare(options, options.a, options.b, options.data, options.n)
+    report = _compare(options, options.a, options.b)
     _show(options, report.to_json(), render_check(report))
     return _status(report)
 
@@ -600,48 +583,39 @@ def _status(report: CheckReport | None) -> int:
     return CHECK_FAILED if failures else OK
 
 
-def _compare(options: argparse.Namespace, a: Any, b: Any, data: str | None, n: int | None) -> CheckReport:
+def _compare(options: argparse.Namespace, a: Any, b: Any) -> CheckReport:
     from perfonnx import check, feeds
+    from perfonnx.calibration import samples_from
 
-    given = vars(options)
-    drop = given.get("max_drop")
-    shapes = feeds.parse_input_shapes(options.input_shape)
-    first, second = (check.open_model(model, threads=given.get("threads")) for model in (a, b))
+    first, second = (check.open_model(model, threads=options.threads) for model in (a, b))
     specs = feeds.merged_inputs([first.session, second.session])
-    labels = None
-    if data is None:
-        source = feeds.random_feeds(specs, n=4 if n is None else n, seed=given.get("seed") or 0, shapes=shapes)
+    source: Any
+    if options.data is None:
+        if options.held_back:
+            raise PerfonnxError("--held-back is about data; give --data")
+        count, options.samples = options.samples, None  # of random inputs
+        samples_from(options, specs)
+        shapes = feeds.parse_input_shapes(options.input_shape)
+        source = feeds.random_feeds(specs, n=4 if count is None else count, seed=options.seed, shapes=shapes)
     else:
-        source = feeds.load_feeds(data, specs, n=n, image_format=_image_format(options), shapes=shapes)
-        labels = feeds.load_labels(data, source.samples)
+        source = samples_from(options, specs, batch=1)
+        if options.held_back:
+            from perfonnx.search.tune import divided
+
+            _, source = divided(source, options.seed)
     with _progress(options, "comparing") as step:
         return check.compare(
             first,
             second,
             source,
-            tolerance=given.get("tolerance"),
-            max_drop=None if drop is None else check.parse_drop(drop),
+            tolerance=options.tolerance,
+            max_drop=options.max_drop,
+            metric=options.metric,
+            judge=options.data is not None,
             fallback=not options.no_fallback,
-            labels=labels,
-            threads=given.get("threads"),
+            threads=options.threads,
             progress=step,
         )
-
-
-def _image_format(options: argparse.Namespace) -> Any:
-    from perfonnx.feeds import ImageFormat
-
-    given: dict[str, Any] = {"bgr": options.bgr}
-    if options.scale is not None:
-        given["scale"] = options.scale
-    for name in ("mean", "std"):
-        text = getattr(options, name)
-        if text is not None:
-            try:
-                given[name] = tuple(float(part) for part in text.split(","))
-            except ValueError as error:
-                raise PerfonnxError(f"--{name} {text}: give one number, or one per channel, as 0.5,0.5,0.5") from error
-    return ImageFormat(**given)
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------
@@ -649,7 +623,7 @@ def _image_format(options: argparse.Namespace) -> Any:
 
 def _add_bench(commands: Any) -> None:
     parser = _add(commands, "bench", "time models in turn and print ratios to the first", _BENCH_EXAMPLES)
-    parser.add_argument("models", metavar="MODEL", nargs="+")
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="the first one is what the others are compared with")
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each model (default 20)")
     parser.add_argument(
@@ -657,6 +631,11 @@ def _add_bench(commands: Any) -> None:
     )
     parser.add_argument(
         "--memory", action="store_true", help="also the peak of what the activations need in memory (Linux)"
+    )
+    add_data_arguments(
+        parser,
+        note="The first batch is what models are timed on; without --data, random numbers. Radius-adaptive layers are "
+        "as fast as the data lets them be.",
     )
     _add_shapes(parser)
     _add_library(parser)
@@ -666,12 +645,17 @@ def _add_bench(commands: Any) -> None:
 
 def _bench(options: argparse.Namespace) -> int:
     from perfonnx import bench, feeds
+    from perfonnx.calibration import model_inputs, samples_from
 
+    inputs = feeds.merged_inputs([model_inputs(model) for model in options.models])
+    samples = samples_from(options, inputs, batch=1)
     with _progress(options, "timing") as step:
         report = bench.bench(
             options.models,
             threads=options.threads,
             runs=options.runs,
+            feed=None if samples is None else next(iter(samples)).feeds,
+            seed=options.seed,
             shapes=feeds.parse_input_shapes(options.input_shape),
             per_layer=options.per_layer,
             memory=options.memory,
@@ -771,10 +755,11 @@ def _space(options: argparse.Namespace) -> Any:
     return Space(**given)
 
 
-def _required_samples(options: argparse.Namespace) -> Any:
+def _required_samples(options: argparse.Namespace, *, batch: int | None = None) -> Any:
+    """What the flags of data ask for; `batch`: samples at a time where the model leaves it open."""
     from perfonnx.calibration import samples_from
 
-    samples = samples_from(options, options.model)
+    samples = samples_from(options, options.model, batch=batch)
     if samples is None:
         raise PerfonnxError(f"{options.command} measures on your data: add --data with a folder of images or a file")
     return samples

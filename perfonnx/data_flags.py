@@ -12,16 +12,18 @@ LAYOUTS = ("nchw", "nhwc")
 """Orders of an image input's dimensions."""
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
-    """The flags of data, one group for every command that needs some.
+def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True, note: str | None = None) -> None:
+    """The flags of data, one group for every command that feeds a model.
 
-    `perfonnx.calibration.samples_from` reads them.
+    `perfonnx.calibration.samples_from` reads them. Earlier spellings are still understood: `-n` for `--samples`, and
+    `--bgr` for `--channels bgr`.
 
     Args:
         parser: Where to.
         seed: Add `--seed` too; not where the command has its own, which then counts.
+        note: What else there is to say of data in this command.
     """
-    group = parser.add_argument_group("data")
+    group = parser.add_argument_group("data", note)
     group.add_argument(
         "--data",
         metavar="PATH",
@@ -44,5 +46,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) ->
     group.add_argument("--channels", choices=CHANNELS, help="order of colours, or none (default rgb)")
     group.add_argument("--image-layout", choices=LAYOUTS, help="order of dimensions (default: as the model's shape is)")
     group.add_argument("--samples", type=int, metavar="N", help="use N samples at most, drawn by the seed")
+    group.add_argument("-n", dest="samples", type=int, help=argparse.SUPPRESS)
+    group.add_argument("--bgr", dest="channels", action="store_const", const="bgr", help=argparse.SUPPRESS)
     if seed:
         group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random choices (default 0)")

@@ -1,7 +1,7 @@
 """Inputs for running a model: seeded random arrays, arrays from files, images from a directory.
 
-All sources give the same thing, a `Feeds`: an iterator over `{input name: array}` dictionaries, one per run, made one
-at a time. A *sample* is one entry along the first axis of the inputs; a run takes as many as the model's batch size.
+A *sample* is one entry along the first axis of the inputs; a run takes as many as the model's batch size.
+`perfonnx.calibration.Samples` makes batches of samples from files, with labels where there are some.
 """
 
 from __future__ import annotations
@@ -172,9 +172,9 @@ def input_specs(inputs: SessionLike | Sequence[ValueLike] | Sequence[InputSpec])
     return specs
 
 
-def merged_inputs(sessions: Sequence[SessionLike]) -> list[InputSpec]:
-    """The first session's inputs, with dimensions that it leaves open taken from the others where those fix them."""
-    first, *others = ([*input_specs(session)] for session in sessions)
+def merged_inputs(models: Sequence[SessionLike | Sequence[InputSpec]]) -> list[InputSpec]:
+    """The first model's inputs, with dimensions that it leaves open taken from the others where those fix them."""
+    first, *others = ([*input_specs(model)] for model in models)
     merged = []
     for spec in first:
         shape = spec.shape
@@ -265,59 +265,6 @@ def random_feeds(
     return Feeds(batches * size, batches, generate())
 
 
-def load_feeds(
-    path: str | Path,
-    inputs: SessionLike | Sequence[ValueLike] | Sequence[InputSpec],
-    *,
-    n: int | None = None,
-    image_format: ImageFormat | None = None,
-    shapes: Shapes | None = None,
-) -> Feeds:
-    """Inputs from files.
-
-    `path` is one of
-
-    - an .npz file: one array per input, named like it, samples along the first axis. For a model with one input the
-      array may have any name, beside an optional array of labels (see `LABEL_NAMES`);
-    - an .npy file: the samples of a model with one input;
-    - a directory, searched with its sub-directories, for a model with one input: either .npy files with one sample
-      each, or images (`IMAGE_SUFFIXES`), in the order of their paths. An image is scaled so that its short side fits,
-      cropped at the centre to the model's height and width, and turned into numbers by `image_format`;
-    - a .zip file of images, read as the directory that it was made from.
-
-    Arrays of 8-bit images, [n, H, W, C] or [n, C, H, W] and of type uint8, given to a floating-point input, are turned
-    into numbers by `image_format` too, at the size they have.
-
-    Samples are cut into batches of the model's size (1 where the model leaves it open and `shapes` does not say);
-    a last incomplete batch is left out, and `Feeds.samples` says how many were kept.
-
-    Args:
-        path: File or directory.
-        inputs: A session or its inputs.
-        n: Largest number of samples to take; None takes all.
-        image_format: Scaling of images; None means `ImageFormat()`, 0..1 and RGB.
-        shapes: Shapes of inputs by name, for dimensions the model leaves open.
-
-    Raises:
-        PerfonnxError: The data is missing, unreadable, or does not fit the model; raised while iterating where it
-            concerns a single sample.
-    """
-    if n is not None:
-        _check_count(n)
-    data = open_data(path, inputs, image_format=image_format, shapes=shapes)
-    size = data.batch or 1
-    kept = data.count if n is None else min(n, data.count)
-    batches = kept // size
-    if batches == 0:
-        raise PerfonnxError(f"data {path}: {kept} samples do not fill the model's batch of {size}")
-
-    def generate() -> Iterator[Feed]:
-        for start in range(0, batches * size, size):
-            yield data.read(start, start + size)
-
-    return Feeds(batches * size, batches, generate())
-
-
 @dataclass(frozen=True)
 class Data:
     """Samples that can be read in any order.
@@ -345,10 +292,30 @@ def open_data(
     image_format: ImageFormat | None = None,
     shapes: Shapes | None = None,
 ) -> Data:
-    """Opens what `load_feeds` describes, without reading the samples.
+    """Opens files of samples, without reading these.
+
+    `path` is one of
+
+    - an .npz file: one array per input, named like it, samples along the first axis. For a model with one input the
+      array may have any name, beside an optional array of labels (see `LABEL_NAMES`);
+    - an .npy file: the samples of a model with one input;
+    - a directory, searched with its sub-directories, for a model with one input: either .npy files with one sample
+      each, or images (`IMAGE_SUFFIXES`), in the order of their paths. An image is scaled so that its short side fits,
+      cropped at the centre to the model's height and width, and turned into numbers by `image_format`;
+    - a .zip file of images, read as the directory that it was made from.
+
+    Arrays of 8-bit images, [n, H, W, C] or [n, C, H, W] and of type uint8, given to a floating-point input, are turned
+    into numbers by `image_format` too, at the size they have.
+
+    Args:
+        path: File or directory.
+        inputs: A session or its inputs.
+        image_format: Scaling of images; None means `ImageFormat()`, 0..1 and RGB.
+        shapes: Shapes of inputs by name, for dimensions the model leaves open.
 
     Raises:
-        PerfonnxError: See `load_feeds`.
+        PerfonnxError: The data is missing, unreadable, or does not fit the model; raised while reading where it
+            concerns a single sample.
     """
     path = Path(path)
     image_format = image_format or ImageFormat()
@@ -378,7 +345,7 @@ def open_data(
 
 
 def load_labels(path: str | Path, n: int) -> NDArray[np.int64] | None:
-    """The class of each of the first `n` samples of `load_feeds`, where the data carries it.
+    """The class of each of the first `n` samples of `open_data`, where the data carries it.
 
     An .npz file carries labels as an array named `labels`, `label` or `y`; a directory as a text file `labels.txt`,
     one integer per line in the order of the sample files.

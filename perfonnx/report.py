@@ -117,7 +117,7 @@ def _headline(tuned: Tuned) -> str:
         cards.append(_card("time", times, f"{threads}, {_plural(speed.rounds, 'paired run')}"))
         quality = best.held_back or best.choosing
         where = "on images that took no part in the choice" if best.held_back else "on the images to choose by"
-        error = f"standard error {_error(tuned.metric, quality)}, {_plural(quality.images, 'image')}"
+        error = f"standard error {tuned.metric.show_error(quality.drop_error)}, {_plural(quality.images, 'image')}"
         if tuned.metric.name in ("psnr", "distance"):  # the loss is the metric itself
             cards.append(_card(tuned.metric.name, tuned.metric.show(quality.drop), f"{error}, {where}"))
         else:
@@ -455,7 +455,7 @@ def _trials(tuned: Tuned) -> str:
             _cell(f"{speed.ratio:.2f}x", "n"),
             _cell(f"{speed.low:.2f} to {speed.high:.2f}", "n"),
             _cell(str(len(trial.plan.layers)), "n"),
-            _cell(f"{tuned.metric.show(quality.drop)} ± {_error(tuned.metric, quality)}", "n"),
+            _cell(f"{tuned.metric.show(quality.drop)} ± {tuned.metric.show_error(quality.drop_error)}", "n"),
             _cell("" if trial.held_back is None else tuned.metric.show(trial.held_back.drop), "n"),
             _cell(trial.why + (" (taken)" if trial is tuned.best else ""), "name"),
         ]
@@ -488,14 +488,6 @@ def _before_after(metric: Metric, quality: Quality) -> str:
     if metric.name in ("top1", "loss"):
         return f"{_value(metric, quality.reference)} → {after}"
     return after  # the others compare with the original, whose own value says nothing
-
-
-def _error(metric: Metric, quality: Quality) -> str:
-    if metric.is_share:
-        return f"{100 * quality.drop_error:.2f} points"
-    if metric.name == "psnr":
-        return f"{quality.drop_error:.1f} dB"
-    return f"{quality.drop_error:.2%}" if metric.name == "distance" else f"{quality.drop_error:.2g}"
 
 
 def _text(text: str, kind: str = "") -> str:

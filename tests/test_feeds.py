@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from perfonnx.calibration import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import (
+    Feed,
     ImageFormat,
     InputSpec,
     input_specs,
-    load_feeds,
     load_labels,
     parse_input_shapes,
     random_feeds,
@@ -24,6 +26,11 @@ from perfonnx.feeds import (
 
 def _spec(shape: Sequence[int | str | None], dtype: type = np.float32, name: str = "x") -> InputSpec:
     return InputSpec(name, tuple(shape), np.dtype(dtype))
+
+
+def load_feeds(path: Path, specs: Sequence[InputSpec], **settings: Any) -> Iterator[Feed]:
+    """The feeds of a file's or directory's samples, one by one where the model leaves its batch open."""
+    return iter(Samples.load(path, specs, batch=1, **settings).feeds())
 
 
 class _Value:
@@ -128,11 +135,9 @@ def test_random_feeds_of_an_empty_batch() -> None:
     assert feed["x"].shape == (0, 3)
 
 
-def test_no_samples_is_refused(tmp_path: Path) -> None:
+def test_no_samples_is_refused() -> None:
     with pytest.raises(PerfonnxError, match="number of samples 0"):
         random_feeds([_spec([1])], n=0)
-    with pytest.raises(PerfonnxError, match="number of samples 0"):
-        load_feeds(tmp_path, [_spec([1])], n=0)
 
 
 # --- .npz and .npy ---------------------------------------------------------------------------------------------------
@@ -142,7 +147,6 @@ def test_npz_by_input_name_in_batches(tmp_path: Path) -> None:
     x, y = np.arange(14, dtype=np.float64).reshape(7, 2), np.arange(7, dtype=np.int32)
     np.savez(tmp_path / "d.npz", x=x, y=y, more=x)
     feeds = load_feeds(tmp_path / "d.npz", [_spec([3, 2], np.float16), _spec([3], np.int64, "y")])
-    assert (feeds.samples, feeds.batches) == (6, 2)
     first, second = feeds
     assert first["x"].dtype == np.float16
     assert first["y"].dtype == np.int64
@@ -153,7 +157,7 @@ def test_npz_by_input_name_in_batches(tmp_path: Path) -> None:
 def test_npz_with_one_array_of_any_name_beside_labels(tmp_path: Path) -> None:
     path = tmp_path / "d.npz"
     np.savez(path, images=np.ones((5, 2), np.float32), y=np.array([3, 1, 4, 1, 5], np.uint8))
-    assert load_feeds(path, [_spec(["N", 2])], n=3).samples == 3
+    assert len(list(load_feeds(path, [_spec(["N", 2])]))) == 5
     labels = load_labels(path, 3)
     assert labels is not None
     assert labels.tolist() == [3, 1, 4]
@@ -187,7 +191,7 @@ def test_arrays_of_8_bit_images_are_normalized(channels_last: bool, tmp_path: Pa
         (np.zeros((4, 3), np.float32), r"has shape \[4, 3\]: it does not fit input 'x'"),
         (np.zeros((4, 2), np.int64), "has type int64: input 'x' needs float32"),
         (np.array([["a", "b"]]), "has type <U1"),
-        (np.zeros((0, 2), np.float32), "0 samples do not fill the model's batch of 1"),
+        (np.zeros((0, 2), np.float32), "has no samples"),
         (np.float32(1), r"has shape \[\]"),
     ],
 )
@@ -261,7 +265,7 @@ def test_several_inputs_need_one_array_each(tmp_path: Path) -> None:
 def test_directory_of_arrays(tmp_path: Path) -> None:
     for index in range(3):
         np.save(tmp_path / f"{index}.npy", np.full((1, 2) if index else (2,), index, np.float64))
-    (tmp_path / "labels.txt").write_text("7\n8\n9\n")
+    (tmp_path / "labels.txt").write_text("7\n8\n9\n0\n")
     feeds = load_feeds(tmp_path, [_spec(["N", 2])])
     assert [feed["x"].tolist() for feed in feeds] == [[[0, 0]], [[1, 1]], [[2, 2]]]
     labels = load_labels(tmp_path, 3)

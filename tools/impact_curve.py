@@ -27,6 +27,8 @@ from rich.table import Table
 
 import perfonnx
 from perfonnx import cli, feeds
+from perfonnx.calibration import samples_from
+from perfonnx.data_flags import add_data_arguments
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Network, log_loss
 from perfonnx.impact import impact_maps
@@ -61,14 +63,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--layer", required=True, help="regular expression that finds one layer")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("-n", type=int, default=None, help="images at most, those for the impacts included")
     parser.add_argument("--impact-images", type=int, default=100, help="of them, how many the impacts are measured on")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.25, 0.5, 2 / 3, 0.75, 0.8])
     parser.add_argument("--masks", nargs="+", default=list(MASKS), choices=MASKS)
     parser.add_argument("--draws", type=int, default=3, help="seeds that random masks are averaged over")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    cli._add_images(parser)
+    add_data_arguments(parser, note="--samples counts those for the impacts too.")
     cli._add_shapes(parser)
     options = parser.parse_args()
     try:
@@ -118,16 +118,15 @@ def measure(options: argparse.Namespace) -> tuple[list[Point], tuple[float, floa
 
 def load(options: argparse.Namespace) -> tuple[Batches, Batches]:
     """The images for the impacts, and those to judge on."""
-    specs = feeds.input_specs(perfonnx.session(str(options.model), threads=1))
-    shapes = feeds.parse_input_shapes(options.input_shape)
-    source = feeds.load_feeds(options.data, specs, n=options.n, image_format=cli._image_format(options), shapes=shapes)
-    batches, labels = list(source), feeds.load_labels(options.data, source.samples)
-    if labels is None:
-        raise PerfonnxError(f"{options.data}: has no labels; add them as perfonnx check takes them")
-    size = source.samples // source.batches
+    samples = samples_from(options, str(options.model), batch=1)
+    if samples is None or samples.labels is None:
+        raise PerfonnxError("give labelled images with --data")
+    batches = list(samples.feeds())
+    size = len(samples) // len(batches)
     cut = max(1, options.impact_images // size)
     if cut >= len(batches):
-        raise PerfonnxError(f"{source.samples} images: not more than --impact-images {options.impact_images}")
+        raise PerfonnxError(f"{len(samples)} images: not more than --impact-images {options.impact_images}")
+    labels = samples.labels
     return Batches(batches[:cut], labels[: cut * size]), Batches(batches[cut:], labels[cut * size :])
 
 

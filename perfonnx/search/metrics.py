@@ -223,6 +223,14 @@ class Metric:
             return f"{-drop:.1f} dB"
         return f"{drop:.2%}" if self.name == "distance" else f"{drop:.4f}"
 
+    def show_error(self, error: float) -> str:
+        """A standard error of a drop as a person reads it."""
+        if self.is_share:
+            return f"{100 * error:.2f} points"
+        if self.name == "psnr":
+            return f"{error:.1f} dB"
+        return f"{error:.2%}" if self.name == "distance" else f"{error:.2g}"
+
     def within(self, bound: float) -> str:
         """A bound as part of a sentence."""
         return f"above {self.show(bound)}" if self.name == "psnr" else f"within {self.show(bound)} of loss"

@@ -159,13 +159,7 @@ def tune(
     check_same_interface(right, subject)
     if start is not None:
         _check_start(start, subject, seed)
-    if len(samples) < MIN_IMAGES:
-        raise PerfonnxError(
-            f"{len(samples)} images are too few to choose by some and verify on others; give {MIN_IMAGES} or more, "
-            "better a few hundred"
-        )
-    held = max(MIN_IMAGES // 2, round(len(samples) * HELD_BACK_SHARE))
-    first, second = samples.split(len(samples) - held, held, seed)
+    first, second = divided(samples, seed)
     parts = {CHOOSING: hold(first), HELD_BACK: hold(second)}
     subject = replace(subject, calibration=parts[CHOOSING])
     found, seconds_per_image = find_metric(metric, right, parts[CHOOSING], threads=threads)
@@ -205,6 +199,22 @@ def tune(
     if output is not None:
         tuned.result.save(output)
     return tuned
+
+
+def divided(samples: SamplesLike, seed: int) -> tuple[SamplesLike, SamplesLike]:
+    """The samples that a tuning chooses by, and those that it holds back to verify on.
+
+    Raises:
+        PerfonnxError: They are too few.
+    """
+    if len(samples) < MIN_IMAGES:
+        raise PerfonnxError(
+            f"{len(samples)} images are too few to choose by some and verify on others; give {MIN_IMAGES} or more, "
+            "better a few hundred"
+        )
+    held = max(MIN_IMAGES // 2, round(len(samples) * HELD_BACK_SHARE))
+    first, second = samples.split(len(samples) - held, held, seed)
+    return first, second
 
 
 def _check_start(start: Plan, subject: Subject, seed: int) -> None:

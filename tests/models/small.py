@@ -173,3 +173,23 @@ def odd_outputs() -> onnx.ModelProto:
         ]
     )
     return model
+
+
+def pictures_classifier() -> onnx.ModelProto:
+    """[N, 3, H, W] to scores of 5 classes; what it says depends on how pixels become numbers."""
+    random = np.random.default_rng(11)
+    weights = {
+        "w1": random.standard_normal((16, 3, 3, 3)).astype(np.float32),
+        "w2": (random.standard_normal((16, 16, 3, 3)) / 4).astype(np.float32),
+        "w3": random.standard_normal((16, 5)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"], name="conv1", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="conv2", pads=[1] * 4),
+        helper.make_node("Relu", ["c2"], ["r2"], name="relu2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["g"], name="pool"),
+        helper.make_node("Flatten", ["g"], ["f"], name="flatten"),
+        helper.make_node("MatMul", ["f", "w3"], ["y"], name="fc"),
+    ]
+    return make(nodes, weights, input_shape=["N", 3, "H", "W"], output_shape=["N", 5])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from perfonnx.cli import main
 from tests.models import small
@@ -132,3 +133,57 @@ def test_outputs_that_are_no_numbers_are_left_out_with_a_note(here: Path, capsys
     assert run("bench", "odd.onnx", "out.onnx", "--runs", "1") == 0
     assert run("rewrite", "odd.onnx", "out.onnx", "--rate", ".5", "--check", "1") == 0
     assert "output 'chances': not compared, it is a sequence" in capsys.readouterr().out
+
+
+def test_check_repeats_what_tune_judged(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On pictures that need their preset, size, crop, order of colours and labels."""
+    random = np.random.default_rng(0)
+    for number, pixels in enumerate(random.integers(0, 256, (30, 40, 30, 3), dtype=np.uint8)):
+        Image.fromarray(pixels).resize((60, 80), Image.Resampling.BICUBIC).save(here / f"{number % 5}_{number}.png")
+    flags = ("--data", ".", "--preset", "imagenet", "--size", "20", "--crop", "16x16", "--channels", "bgr")
+    flags += ("--labels", "prefix", "--samples", "26", "--seed", "3", "--input-shape", "x:N,3,16,16")
+    onnx.save(small.pictures_classifier(), "p.onnx")
+    tuning = ("--rates", ".75", "--masks", "uniform", "--repair", "none", "--threads", "1", "--no-cache")
+    tuning += ("--max-drop", "100%", "--max-time", "3", "--report-json", "report.json")
+    assert run("tune", "p.onnx", "out.onnx", *flags, *tuning, "-q") == 0
+    report = json.loads((here / "report.json").read_text())
+    assert report["metric"]["name"] == "top1"
+    assert report["best"] is not None
+    capsys.readouterr()
+    assert run("check", "p.onnx", "out.onnx", *flags, "--held-back", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metric"] == report["metric"]
+    for key, value in report["trials"][report["best"]]["held_back"].items():
+        assert found["quality"][key] == pytest.approx(value, rel=1e-4, abs=1e-7), key
+    assert run("check", "p.onnx", "out.onnx", *flags, "--json", "--metric", "distance", "--max-drop", "0") == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["quality"]["images"] == 26
+    assert "distance loses" in shown.err
+
+
+COMMANDS = ("rewrite", "impact", "alphas", "check", "bench", "tune", "finetune", "sensitivity")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_that_feeds_a_model_has_the_same_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "data: " in text
+    for flag in ("data PATH", "labels PATH|folders", "preset NAME|FILE", "size N|HxW", "crop HxW", "scale SCALE"):
+        assert f"--{flag}" in text
+    for flag in ("mean M[,M,M]", "std S[,S,S]", "channels {rgb,bgr,gray}", "image-layout", "samples N", "library FILE"):
+        assert f"--{flag}" in text
+    assert "--bgr" not in text
+
+
+def test_earlier_spellings(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(here / "a.png")
+    onnx.save(small.pictures_classifier(), "p.onnx")
+    results = []
+    how = ("--input-shape", "x:1,3,10,10", "--metric", "loss", "--json")
+    for spelling in (("-n", "1", "--bgr"), ("--samples", "1", "--channels", "bgr"), ("--samples", "1")):
+        assert run("check", "p.onnx", "p.onnx", "--data", ".", *how, *spelling) == 0
+        results.append(json.loads(capsys.readouterr().out)["quality"]["reference"])
+        assert run("check", "m.onnx", "m.onnx", *spelling[:2], "--json") == 0
+        assert json.loads(capsys.readouterr().out)["samples"] == 1
+    assert results[0] == results[1] != results[2]
