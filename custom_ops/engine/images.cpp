@@ -9,6 +9,11 @@ std::string Images::shape_text() const {
          std::to_string(width) + "]";
 }
 
+std::string Images::misfit(const char* what, const MapSize& given, const MapSize& made_for) const {
+  return "input 'X': shape " + shape_text() + " " + what + " " + given.text() + ", but the layer was made for " +
+         made_for.text() + "; rewrite the model for this size (--input-shape)";
+}
+
 void Images::check_channels(std::int64_t expected) const {
   if (channels != expected) {
     throw Error("input 'X': shape " + shape_text() + " has " + std::to_string(channels) +

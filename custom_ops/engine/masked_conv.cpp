@@ -44,6 +44,8 @@ MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolatio
       interpolation_(std::move(interpolation)),
       fill_(static_cast<std::size_t>(conv.outputs), activation_(0.0F)),
       zero_row_(static_cast<std::size_t>(weights_.input_channels()), 0.0F) {
+  check_entries("mask", mask.positions(), 1);
+  check_entries("mask", static_cast<std::int64_t>(tables_.sites().size()), geometry_.taps());
   if (fill != nullptr) std::copy_n(fill, conv.outputs, fill_.begin());
   make_bands();
 }
@@ -135,9 +137,7 @@ void MaskedConv::check(const Images& x) const {
   const std::int64_t height = geometry_.output_size(0, x.height);
   const std::int64_t width = geometry_.output_size(1, x.width);
   if (height != height_ || width != width_) {
-    throw Error("input 'X': shape " + x.shape_text() + " gives a map of " + std::to_string(height) + " x " +
-                std::to_string(width) + ", but the mask is " + std::to_string(height_) + " x " +
-                std::to_string(width_) + "; feed images of the size the model was rewritten for");
+    throw Error(x.misfit("gives a map of", {height, width}, {height_, width_}));
   }
 }
 

@@ -12,6 +12,7 @@
 #include "engine/pack.h"
 #include "engine/plan.h"
 #include "engine/radius_product.h"
+#include "engine/rows.h"
 #include "engine/sampled_product.h"
 
 namespace perfonnx {
@@ -45,6 +46,8 @@ struct Images {
   std::int64_t width = 0;
 
   std::string shape_text() const;
+  // What to say where they are, or give, a map of one size and the layer was made for another.
+  std::string misfit(const char* what, const MapSize& given, const MapSize& made_for) const;
   // Throws Error for a negative or too large dimension.
   void check_size() const;
   // The same, and where the convolution expects another number of channels.

@@ -34,6 +34,7 @@ std::vector<std::int32_t> ranks_of_mask(const bool* mask, std::int64_t positions
 template <typename Row>
 Interpolation interpolation_from(const std::int32_t* source, const float* weights, std::int64_t positions,
                                  std::int64_t per_position, const Row& row) {
+  check_entries("source", positions, per_position);
   Interpolation result;
   result.positions = positions;
   result.per_position = per_position;
@@ -85,6 +86,13 @@ const ConvGeometry& ConvGeometry::checked() const {
   check_range("dilations", dilations, 2, 1);
   if (taps() > kLargest) throw Error("attribute 'kernel_shape': the kernel has more than 2^31 - 1 taps");
   return *this;
+}
+
+void check_entries(const char* name, std::int64_t count, std::int64_t each) {
+  if (count > kMostEntries / std::max<std::int64_t>(each, 1)) {
+    throw Error("input '" + std::string(name) + "': " + std::to_string(count) + " positions with " +
+                std::to_string(each) + " entries each make a table of more than 2^28; split the map");
+  }
 }
 
 std::vector<std::int32_t> all_taps(const ConvGeometry& geometry) {

@@ -25,6 +25,11 @@ struct ConvGeometry {
   const ConvGeometry& checked() const;
 };
 
+// Most entries of a table that is made of a model's constants (1 GiB).
+inline constexpr std::int64_t kMostEntries = std::int64_t{1} << 28;
+// Throws Error, naming the input, where `count` places with `each` entries each are more than that.
+void check_entries(const char* name, std::int64_t count, std::int64_t each);
+
 // Every kernel position, flat: 0, 1, 2, ...
 std::vector<std::int32_t> all_taps(const ConvGeometry& geometry);
 

@@ -42,6 +42,7 @@ void RadiusAdaptiveConv::check(const Images& x) const {
   if (columns > 0 && height(x) > kLargest / columns) {
     throw Error("input 'X': shape " + x.shape_text() + " gives a map of more than 2^31 - 1 positions");
   }
+  check_entries("X", height(x) * columns, geometry_.taps());
 }
 
 std::shared_ptr<const RadiusAdaptiveConv::Tables> RadiusAdaptiveConv::tables(std::int64_t height,

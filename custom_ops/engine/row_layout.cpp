@@ -5,7 +5,8 @@
 
 namespace perfonnx {
 
-Compact::Compact(const std::optional<Indices>& sites, const KernelSet& kernels) : all_(!sites), kernels_(kernels) {
+Compact::Compact(const std::optional<Indices>& sites, const MapSize& size, const KernelSet& kernels)
+    : all_(!sites), size_(size), kernels_(kernels) {
   if (all_) return;
   count_ = sites->count;
   for (std::int64_t i = 0; i < count_; ++i) {
@@ -21,6 +22,10 @@ Compact::Compact(const std::optional<Indices>& sites, const KernelSet& kernels) 
 
 void Compact::check(const Images& x) const {
   x.check_size();
+  const MapSize given{x.height, x.width};
+  if ((size_.height != 0 && given.height != size_.height) || (size_.width != 0 && given.width != size_.width)) {
+    throw Error(x.misfit("is a map of", given, size_));
+  }
   if (largest_ >= x.height * x.width) {
     throw Error("input 'X': shape " + x.shape_text() + " has " + std::to_string(x.height * x.width) +
                 " positions, but sites reads position " + std::to_string(largest_));
@@ -31,6 +36,7 @@ std::int64_t Compact::sites(const Images& x) const noexcept { return all_ ? x.he
 
 void Compact::run(const Images& x, void* rows, Context& context) const {
   check(x);
+  if (x.images == 0 || x.channels == 0 || sites(x) == 0) return;
   compact(x.data, x.element, x.images, x.channels, x.height * x.width, leading_ ? nullptr : sites_.data(), sites(x),
           rows, kernels_, context);
 }
@@ -42,6 +48,7 @@ Expand::Expand(const MapSize& map, const std::int32_t* source, const float* weig
       kernels_(kernels) {}
 
 void Expand::check(const Rows& s) const {
+  s.check_size("S");
   if (largest_ >= s.rows) {
     throw Error("input 'S': shape " + s.shape_text() + " has " + std::to_string(s.rows) +
                 " rows, but source reads row " + std::to_string(largest_));
@@ -50,6 +57,7 @@ void Expand::check(const Rows& s) const {
 
 void Expand::run(const Rows& s, void* y, Context& context) const {
   check(s);
+  if (s.images == 0 || s.channels == 0 || map_.positions() == 0) return;
   ExpandArgs args{};
   args.rows = s.data;
   args.row_element = s.element;

@@ -14,8 +14,9 @@ namespace perfonnx {
 // Rows of a map at some positions.
 class Compact {
  public:
-  // sites: flat positions in the map, or all of them.
-  explicit Compact(const std::optional<Indices>& sites, const KernelSet& kernels = default_kernels());
+  // sites: flat positions in the map, or all of them. size: of the maps that they were made for; 0 for any.
+  explicit Compact(const std::optional<Indices>& sites, const MapSize& size = {},
+                   const KernelSet& kernels = default_kernels());
 
   void check(const Images& x) const;
   std::int64_t sites(const Images& x) const noexcept;
@@ -27,6 +28,7 @@ class Compact {
   bool leading_ = true;  // site i is position i
   std::int64_t count_ = 0;
   std::int64_t largest_ = -1;
+  MapSize size_;
   std::vector<std::int32_t> sites_;
   const KernelSet& kernels_;
 };

@@ -17,6 +17,14 @@ std::string Rows::shape_text() const {
   return "[" + std::to_string(images) + ", " + std::to_string(rows) + ", " + std::to_string(channels) + "]";
 }
 
+void Rows::check_size(const char* name) const {
+  for (const std::int64_t size : {images, rows, channels}) {
+    if (size < 0 || size > kLargest) {
+      throw Error("input '" + std::string(name) + "': shape " + shape_text() + " is too large: at most 2^31 - 1 each");
+    }
+  }
+}
+
 std::string MapSize::text() const { return std::to_string(height) + " x " + std::to_string(width); }
 
 const MapSize& MapSize::checked(const char* name) const {
@@ -47,6 +55,7 @@ RowIndex::RowIndex(const char* name, const std::optional<Indices>& given, std::i
 }
 
 void RowIndex::check(const char* name, const Rows& rows) const {
+  rows.check_size(name);
   if (given_ ? rows.rows > largest_ : rows.rows == count_) return;
   const std::string shape = "input '" + std::string(name) + "': shape " + rows.shape_text() + " has " +
                             std::to_string(rows.rows) + " rows, but ";
@@ -57,10 +66,7 @@ void RowIndex::check(const char* name, const Rows& rows) const {
 std::vector<std::int32_t> checked_sites(const std::optional<Indices>& given, const MapSize& map, std::int64_t taps) {
   const std::int64_t positions = map.positions();
   const std::int64_t count = given ? given->count : positions;
-  if (count > kMostEntries / taps) {
-    throw Error("input '" + std::string(given ? "sites" : "in_shape") + "': " + std::to_string(count) + " sites with " +
-                std::to_string(taps) + " taps each are more than 2^28 entries; split the map");
-  }
+  check_entries(given ? "sites" : "in_shape", count, taps);
   std::vector<std::int32_t> sites(static_cast<std::size_t>(count));
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int64_t site = given ? given->data[i] : i;

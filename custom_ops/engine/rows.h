@@ -20,6 +20,8 @@ struct Rows {
   std::int64_t channels = 0;
 
   std::string shape_text() const;
+  // Throws Error, naming the input, for a negative dimension or one so large that products would overflow.
+  void check_size(const char* name) const;
 };
 
 // A list of a model, not yet checked.
@@ -66,9 +68,6 @@ class RowIndex {
 // Flat positions in a map; without `given` all of them. Each is read through `taps` taps at most: what would need a
 // table beyond reason is refused. Throws Error naming the input 'sites'.
 std::vector<std::int32_t> checked_sites(const std::optional<Indices>& given, const MapSize& map, std::int64_t taps);
-
-// Most entries of a table that is derived from a model's constants rather than written in it (1 GiB).
-inline constexpr std::int64_t kMostEntries = std::int64_t{1} << 28;
 
 // float16 rows as floats for the time of one run; float rows as they are.
 class FloatRows {

@@ -27,6 +27,29 @@ Span span_of(const ConvGeometry& geometry, int axis, std::int64_t output, std::i
   return span;
 }
 
+// Sorts rows from -1 up. `spare` is memory of its own.
+void sort_rows(std::vector<std::int32_t>& rows, std::vector<std::int32_t>& spare) {
+  if (std::is_sorted(rows.begin(), rows.end())) return;  // nothing was interpolated here
+  constexpr std::size_t kFew = 64;
+  if (rows.size() <= kFew) {
+    std::sort(rows.begin(), rows.end());
+    return;
+  }
+  // By digits: a window may hold 2^28 rows.
+  constexpr int kBits = 11;
+  constexpr std::uint32_t kDigits = 1U << kBits;
+  const auto key = [](std::int32_t row) { return static_cast<std::uint32_t>(row) + 1; };
+  const std::uint32_t largest = key(*std::max_element(rows.begin(), rows.end()));
+  spare.resize(rows.size());
+  for (int shift = 0; shift < 32 && largest >> shift > 0; shift += kBits) {
+    std::size_t places[kDigits + 1] = {};
+    for (const std::int32_t row : rows) ++places[(key(row) >> shift) % kDigits + 1];
+    for (std::uint32_t digit = 0; digit < kDigits; ++digit) places[digit + 1] += places[digit];
+    for (const std::int32_t row : rows) spare[places[(key(row) >> shift) % kDigits]++] = row;
+    rows.swap(spare);
+  }
+}
+
 std::int64_t output_length(const PoolWindow& window, int axis, std::int64_t size) {
   const ConvGeometry& geometry = window.geometry;
   const std::int64_t before = size + geometry.pads[axis];
@@ -71,7 +94,10 @@ SampledPool::SampledPool(const PoolWindow& window, const VirtualMap& map, const 
   }
   begin_.reserve(positions.size() + 1);
   begin_.push_back(0);
+  rows_.reserve(static_cast<std::size_t>(entries));
+  bool repeated = false;
   std::vector<std::int32_t> found;
+  std::vector<std::int32_t> spare;
   for (const std::int32_t site : positions) {
     const Span down = down_from(site);
     const Span across = across_from(site);
@@ -83,13 +109,17 @@ SampledPool::SampledPool(const PoolWindow& window, const VirtualMap& map, const 
         found.push_back(in_source_[static_cast<std::int32_t>(y * map.size.width + x)]);
       }
     }
-    std::sort(found.begin(), found.end());
+    sort_rows(found, spare);
     for (std::size_t i = 0; i < found.size();) {
       std::size_t next = i + 1;
       while (next < found.size() && found[next] == found[i]) ++next;
       if (!average_ || found[i] >= 0) {  // zeros add nothing to a sum
         rows_.push_back(found[i]);
-        if (average_) repeats_.push_back(static_cast<float>(next - i));
+        if (average_ && next - i > 1 && !repeated) {  // until here each row was read once
+          repeated = true;
+          repeats_.assign(rows_.size() - 1, 1.0F);
+        }
+        if (repeated) repeats_.push_back(static_cast<float>(next - i));
       }
       i = next;
     }
@@ -101,7 +131,7 @@ SampledPool::SampledPool(const PoolWindow& window, const VirtualMap& map, const 
       divisors_.push_back(static_cast<float>(std::max<std::int64_t>(divisor, 1)));
     }
   }
-  if (std::all_of(repeats_.begin(), repeats_.end(), [](float count) { return count == 1.0F; })) repeats_.clear();
+  rows_.shrink_to_fit();
 }
 
 void SampledPool::check(const Rows& s) const { in_source_.check("S", s); }

@@ -74,7 +74,11 @@ std::string shape_text(const std::vector<std::int64_t>& dims) {
 
 std::int64_t Constant::elements() const {
   std::int64_t count = 1;
-  for (const std::int64_t dim : dims) count *= dim;
+  for (const std::int64_t dim : dims) {
+    if (dim < 0 || __builtin_mul_overflow(count, dim, &count)) {
+      throw Error("input '" + std::string(name) + "': shape " + shape_text(dims) + " is too large");
+    }
+  }
   return count;
 }
 
@@ -203,6 +207,10 @@ ConvInputs::ConvInputs(const KernelInfo& info) {
   for (const std::int64_t dim : weights.dims) {
     if (dim < 1) throw Error("input 'W': shape " + shape_text(weights.dims) + " has an empty dimension");
   }
+  if (conv.groups < 1 || conv.outputs % conv.groups != 0) {  // so inputs * groups is no more than W
+    throw Error("attribute 'group': " + std::to_string(conv.groups) + " does not divide the " +
+                std::to_string(conv.outputs) + " output channels of W");
+  }
   std::int64_t kernel_shape[2] = {geometry.kernel[0], geometry.kernel[1]};
   read_ints(info, "kernel_shape", kernel_shape, 2);
   if (kernel_shape[0] != geometry.kernel[0] || kernel_shape[1] != geometry.kernel[1]) {
@@ -258,7 +266,7 @@ Mask read_mask(const Constant& mask) {
   for (const std::int64_t dim : mask.dims) {
     if (dim < 0 || dim > kLargest) throw Error("input 'mask': shape " + shape_text(mask.dims) + " is too large");
   }
-  if (mask.elements() > kLargest) throw Error("input 'mask': shape " + shape_text(mask.dims) + " is too large");
+  check_entries("mask", mask.elements(), 1);
   return Mask{static_cast<const bool*>(mask.data), mask.dims[0], mask.dims[1]};
 }
 

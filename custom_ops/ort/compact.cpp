@@ -8,10 +8,13 @@ struct CompactOp {
   using Engine = Compact;
   static constexpr const char* kName = "Compact";
   static constexpr Input kInputs[] = {kRequiredT,         // X
-                                      kOptionalIndices};  // sites
+                                      kOptionalIndices,   // sites
+                                      kOptionalMapSize};  // shape
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    return std::make_unique<const Engine>(read_indices(info, 1, "sites"));
+    MapSize size;  // older models do not say which size they were made for
+    if (info.has_input(2)) size = read_map_size(info, 2, "shape");
+    return std::make_unique<const Engine>(read_indices(info, 1, "sites"), size);
   }
 
   static void compute(const Engine& engine, Call& call) {

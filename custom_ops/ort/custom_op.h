@@ -20,6 +20,7 @@ inline constexpr Input kRequiredT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, false
 inline constexpr Input kOptionalT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true};
 inline constexpr Input kOptionalIndices{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, true};
 inline constexpr Input kMapSize{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, false};
+inline constexpr Input kOptionalMapSize{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, true};
 
 // A kernel: what the engine built for a node, and what to say of the node in messages.
 template <typename Op>

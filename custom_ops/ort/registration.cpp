@@ -8,7 +8,7 @@
 namespace perfonnx::ort {
 namespace {
 
-// One domain serves every session: operators have no state. It goes when the library is unloaded.
+// One domain serves every session: operators have no state. It goes with the process, since the library stays loaded.
 OrtCustomOpDomain* domain(const OrtApi& api) {
   static std::mutex mutex;
   static std::unique_ptr<OrtCustomOpDomain, void(ORT_API_CALL*)(OrtCustomOpDomain*)> made(nullptr,

@@ -14,6 +14,9 @@ from onnx import AttributeProto, TypeProto
 DOMAIN = "ai.perfonnx"
 VERSION = 1
 
+MISFIT = "made_for_another_height_and_width"
+"""Name of the node of a function body that refuses a map of another size."""
+
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 _OpSchema = onnx.defs.OpSchema
@@ -341,6 +344,28 @@ class FunctionBuilder:
         """The activation given by the function's attributes."""
         leaky = self.add("PRelu", value, self.float_attribute("negative_slope", value))
         return self.clip(leaky, "clip_min", "clip_max")
+
+    def front_of(self, x: str, size: str = "") -> str:
+        """The first two sizes of a map x [N, C, H, W], int64 [2].
+
+        Where (H, W) is not `size`, int64 [2], it fails when the function runs; a `size` of 0 allows any. Standard
+        operators have no assertion: the two numbers are reshaped, which only their own count of elements allows.
+        """
+        shape = self.add("Shape", x)
+        front = self.add("Gather", shape, self.constant(np.array([0, 1], np.int64)), axis=0)
+        if not size:
+            return front
+        here = self.add("Gather", shape, self.constant(np.array([2, 3], np.int64)), axis=0)
+        apart = self.add("Abs", self.add("Mul", self.add("Sub", here, size), size))
+        checked = self.add("Reshape", front, self.add("Add", apart, self.constant(np.array([1, 2], np.int64))))
+        self.nodes[-1].name = MISFIT  # which onnxruntime names in its message
+        # a second Reshape would take the list back, but onnxruntime makes one of two, and nothing would be checked
+        return self.add("Gather", checked, self.constant(np.array(0, np.int64)), axis=0)
+
+    def with_size_of(self, value: str, conv: str, mask: str) -> str:
+        """`value`, which has the positions of `mask`, as a map like `conv`; fails where that has another size."""
+        size = self.add("Shape", mask)
+        return self.add("Reshape", value, self.add("Concat", self.front_of(conv, size), size, axis=0))
 
     def sum_last_axis(self, value: str, axis: int) -> str:
         """Sum over `axis`, which is dropped."""

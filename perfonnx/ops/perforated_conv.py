@@ -103,5 +103,5 @@ def function_body(opset: int, elem_type: int, *, weighted: bool) -> onnx.Functio
     if weighted:
         values = f.add("Mul", values, f.to_float_type("weight", "X"))
     summed = f.sum_last_axis(values, 2)
-    result = f.activate(f.add("Reshape", summed, f.add("Shape", conv)))
+    result = f.activate(f.with_size_of(summed, conv, "mask"))
     return f.build(NAME, INPUTS if weighted else INPUTS[:-1], result, ATTRIBUTES)

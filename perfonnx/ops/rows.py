@@ -44,10 +44,10 @@ def body_map(f: common.FunctionBuilder, rows: str, source: str, shape: str, weig
     return f.add("Reshape", values, f.add("Concat", front, shape, axis=0))
 
 
-def body_rows(f: common.FunctionBuilder, x: str, sites: str) -> str:
-    """Nodes that take rows [N, P, C] at flat positions from a map."""
+def body_rows(f: common.FunctionBuilder, x: str, sites: str, size: str = "") -> str:
+    """Nodes that take rows [N, P, C] at flat positions from a map, which must have the height and width `size`."""
     values = f.add("Gather", f.add("Flatten", x, axis=2), sites, axis=1)
-    front = f.add("Gather", f.add("Shape", x), f.constant(np.array([0, 1], np.int64)), axis=0)
+    front = f.front_of(x, size)
     shape = f.add("Concat", front, f.add("Shape", sites), axis=0)
     return f.add("Transpose", f.add("Reshape", values, shape), perm=[0, 2, 1])
 

@@ -75,7 +75,8 @@ Reference.__name__ = NAME  # onnx finds the operator by the class's name
 def function_body(opset: int, elem_type: int) -> onnx.FunctionProto:
     """The operator in standard operators: a full Conv, then a choice between it and `fill`."""
     f = common.FunctionBuilder(opset, elem_type)
-    dense = f.activate(f.conv("X", "W", "B"))
+    conv = f.conv("X", "W", "B")
+    dense = f.activate(f.with_size_of(conv, conv, "mask"))
     fill = f.add("Reshape", "fill", f.constant(np.array([1, -1, 1, 1], np.int64)))
     if opset >= 9:
         result = f.add("Where", "mask", dense, fill)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import FunctionProto, TensorProto, helper
 
 from perfonnx import ops
@@ -106,6 +107,8 @@ def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:
     for node in nodes:
         while node.inputs and not node.inputs[-1].name:  # how many there are says whether there are weights
             del node.inputs[-1]
+        if node.op == ops.compact.NAME and len(node.inputs) == 2:  # from a version that did not ask for the size
+            node.inputs.append(add_table(workspace, "shape", _map_size(workspace, node.inputs[0])))
         if node.op not in ops.OPERATORS:
             continue  # the lowering writes all inputs
         names = ops.OPERATORS[node.op].INPUTS
@@ -118,6 +121,13 @@ def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:
                 node.inputs[position] = default
             else:
                 node.inputs.append(default)
+
+
+def _map_size(workspace: Workspace, x: gs.Tensor) -> NDArray[np.int64]:
+    """Height and width of a map; 0 where they are not known."""
+    known = workspace.types.get(x.name)
+    sizes = (None, None) if known is None or known.shape is None else known.shape[2:]
+    return np.array([size if isinstance(size, int) else 0 for size in sizes], np.int64)
 
 
 def _default_input(workspace: Workspace, node: gs.Node, name: str) -> gs.Constant:

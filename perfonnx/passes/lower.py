@@ -125,9 +125,11 @@ class _Lowering:
         self.adding: set[str] = set()  # those that add other rows
         self.changes: list[Change] = []
         self.outputs = {o.name for o in workspace.graph.outputs}
+        self.visited = ""  # name of the node that is looked at
 
     def visit(self, node: gs.Node) -> None:
         """Emit a node: on rows where a rule applies, else as it is, with the maps that it reads."""
+        self.visited = node.name
         rule = self._rule(node)
         if rule is None or not rule(node):
             for tensor in node.inputs:
@@ -528,9 +530,8 @@ class _Lowering:
             rows = Rows(
                 gs.Variable(name), positions.size, positions, (height, width), channels, known.elem_type, known.shape[0]
             )
-            node = gs.Node(
-                ops.compact.NAME, name, {}, [tensor, self._table("sites", positions)], [rows.tensor], domain=ops.DOMAIN
-            )
+            inputs = [tensor, self._table("sites", positions), self._table("shape", np.array(rows.shape, np.int64))]
+            node = gs.Node(ops.compact.NAME, f"{self.visited}/{name}", {}, inputs, [rows.tensor], domain=ops.DOMAIN)
             self.nodes.append(node)
             self.workspace.types[name] = TensorType(known.elem_type, (known.shape[0], rows.count, channels))
             self._let_stand(rows, tensor)

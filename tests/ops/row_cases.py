@@ -74,8 +74,11 @@ def fill_in(inputs: dict[str, np.ndarray | None], op: str, attributes: dict[str,
     if "in_source" in inputs and inputs["in_source"] is None and shape is not None:
         inputs["in_source"] = np.arange(int(shape.prod()), dtype=np.int32)
     x = inputs.get("X")
-    if op == "Compact" and inputs["sites"] is None and x is not None:
-        inputs["sites"] = np.arange(x.shape[2] * x.shape[3], dtype=np.int32)
+    if op == "Compact" and x is not None:
+        if inputs["sites"] is None:
+            inputs["sites"] = np.arange(x.shape[2] * x.shape[3], dtype=np.int32)
+        if inputs["shape"] is None:
+            inputs["shape"] = np.zeros(2, np.int64)
     if op in (ops.sampled_pool.MAX, ops.sampled_pool.AVERAGE) and inputs["sites"] is None and shape is not None:
         out = ops.sampled_pool.window(attributes).output_shape((int(shape[0]), int(shape[1])))
         inputs["sites"] = np.arange(out[0] * out[1], dtype=np.int32)
@@ -115,7 +118,8 @@ def row_cases(draw: st.DrawFn, op: str) -> RowCase:
     if op == "Compact":
         x = _floats(rng, (batch, channels, height, width), dtype)
         sites = _sites(draw, rng, height * width)
-        return RowCase(op, {"X": x, "sites": sites}, {}, ops.compact.reference(x, sites))
+        inputs = {"X": x, "sites": sites, "shape": draw(st.sampled_from([shape, shape * [0, 1], None]))}
+        return RowCase(op, inputs, {}, ops.compact.reference(*inputs.values()))
     rows = draw(st.integers(1, 12)) if draw(st.booleans()) else height * width
     s = _floats(rng, (batch, rows, channels), dtype)
     if op == "Expand":

@@ -287,7 +287,7 @@ def test_moving_rows_keeps_every_bit(dtype: type[np.floating[Any]]) -> None:
     bits = np.uint16 if dtype == np.float16 else np.uint32
     x = rng.integers(0, np.iinfo(bits).max, (2, 70, 13, 17), bits, endpoint=True)
     sites = rng.permutation(13 * 17).astype(np.int32)
-    compact = RowCase("Compact", {"X": x.view(dtype), "sites": sites}, {}, x)
+    compact = RowCase("Compact", {"X": x.view(dtype), "sites": sites, "shape": None}, {}, x)
     s = perfonnx.session(compact.model(fallback=False)).run(None, compact.feed)[0]
     np.testing.assert_array_equal(s.view(bits), x.reshape(2, 70, -1)[:, :, sites].transpose(0, 2, 1))
     source = np.argsort(sites).astype(np.int32)[:, None]
@@ -299,7 +299,7 @@ def test_moving_rows_keeps_every_bit(dtype: type[np.floating[Any]]) -> None:
 
 def test_small_maps_of_many_channels() -> None:
     x = np.random.default_rng(0).standard_normal((1, 1000, 2, 3)).astype(np.float32)
-    compact = RowCase("Compact", {"X": x, "sites": None}, {}, x)
+    compact = RowCase("Compact", {"X": x, "sites": None, "shape": None}, {}, x)
     s = perfonnx.session(compact.model(fallback=False), threads=2).run(None, compact.feed)[0]
     np.testing.assert_array_equal(s, x.reshape(1, 1000, 6).transpose(0, 2, 1))
     source = np.array([5, -1, 3, 2, 1, 0], np.int32)[:, None]

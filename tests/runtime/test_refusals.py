@@ -148,7 +148,12 @@ def test_float16_images_with_float_weights_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "wanted"),
-    [((1, 3, 6, 5), "channels"), ((1, 2, 7, 5), "mask"), ((1, 2, 0, 0), "mask"), ((2, 6, 5), "shape")],
+    [
+        ((1, 3, 6, 5), "channels"),
+        ((1, 2, 7, 5), "7 x 5, but the layer was made for 6 x 5"),
+        ((1, 2, 0, 0), "0 x 0"),
+        ((2, 6, 5), "shape"),
+    ],
 )
 @pytest.mark.parametrize("op", ["PerforatedConv", "SparseConv"])
 def test_images_that_do_not_fit_are_refused_by_name(op: str, shape: tuple[int, ...], wanted: str) -> None:

@@ -128,7 +128,7 @@ WRONG: dict[str, tuple[str, Inputs, dict[str, Any], str]] = {
     "radius of too many positions": (RADIUS, _radius(), {**CONV, "pads": [2**31 - 1] * 4}, "'in_shape'"),
     "radius stride of zero": (RADIUS, _radius(), {**CONV, "strides": [0, 1]}, "'strides'"),
     "radius kernel of 1x1": (RADIUS, _radius(W=W[..., :1, :1]), {**CONV, "kernel_shape": [1, 1]}, "3 x 3"),
-    "radius group does not divide": (RADIUS, _radius(), {**CONV, "group": 3}, "'W_alpha'"),
+    "radius group does not divide": (RADIUS, _radius(), {**CONV, "group": 3}, "'group': 3"),
     "radius B too short": (RADIUS, _radius(B=np.zeros(3, np.float32)), CONV, "'B'"),
     "W_alpha too short": (RADIUS, _radius(W_alpha=np.ones((1, 1, 1, 1), np.float32)), CONV, "'W_alpha'"),
     "W_alpha of rank 1": (RADIUS, _radius(W_alpha=np.ones(2, np.float32)), CONV, "'W_alpha'"),
