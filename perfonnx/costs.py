@@ -1,8 +1,9 @@
 """What a layer costs on maps, on rows and dense: estimates by which a rewrite decides what pays.
 
-The figures were measured with one thread of an AMD EPYC (Zen 4, AVX-512) and onnxruntime 1.31 (`tools/measure_costs.py`
+The figures were measured with one thread of an AMD EPYC (Zen 4, AVX-512) and onnxruntime 1.32 (`tools/measure_costs.py`
 prints them for yours). Only their ratios matter, and those differ little between machines: a convolution is bound by
-multiplies, turning a map to rows or back by memory. `perfonnx bench` measures what came of it.
+multiplies or by the memory that it reads and writes, turning a map to rows or back by memory. `perfonnx bench` measures
+what came of it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field
 
 from perfonnx.graph import ConvSite
 
-KINDS = ("wide", "narrow", "narrow, large", "pointwise", "depthwise")
-NARROW = 16
-"""Layers that read fewer channels than this are bound by reading their taps."""
+KINDS = ("full", "pointwise", "depthwise")
+
+CACHED = 1_000_000
+"""So many values, 4 MB of them, are read and written in the caches; the rest goes to memory and back."""
 
 
 def kind_of(site: ConvSite) -> str:
@@ -23,11 +25,24 @@ def kind_of(site: ConvSite) -> str:
     assert site.attributes is not None
     if site.w_shape[1] == 1 and site.attributes.group > 1:
         return "depthwise"
-    if site.attributes.kernel_shape == (1, 1):
-        return "pointwise"
-    if site.w_shape[1] >= NARROW:
-        return "wide"
-    return "narrow" if math.prod(site.attributes.kernel_shape) <= 9 else "narrow, large"
+    return "pointwise" if site.attributes.kernel_shape == (1, 1) else "full"
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a kind of layer costs in one form.
+
+    Attributes:
+        multiply: Nanoseconds per thousand multiplies.
+        value: Nanoseconds per thousand values that are read and written in the caches.
+        tap: What finding a tap costs beside its multiplies, as if it had so many input channels more.
+        block: Output channels are computed in blocks of so many.
+    """
+
+    multiply: float
+    value: float = 0.0
+    tap: float = 0.0
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,50 +50,69 @@ class Costs:
     """Nanoseconds on one thread.
 
     Attributes:
-        dense: Per thousand multiplies of onnxruntime's Conv, by kind.
-        rows: Per thousand multiplies of a layer on rows, by kind.
-        compact: Per thousand values of a map that is turned to rows.
-        expand: Per thousand values of a map that is written from rows.
-        canonical: Per thousand values that a layer on maps reads and writes, beside its multiplies.
+        dense: onnxruntime's Conv, by kind.
+        rows: A layer on rows, by kind.
+        compact: Per thousand values of a map that is turned to rows, in the caches.
+        expand: Per thousand values of a map that is written from rows, in the caches.
+        canonical: Per thousand values that a layer on maps reads and writes, beside what it costs on rows.
+        memory: How many times as much a value costs that does not fit into the caches.
     """
 
-    dense: Mapping[str, float] = field(
+    dense: Mapping[str, Price] = field(
         default_factory=lambda: {
-            "wide": 18.7,
-            "narrow": 34.0,
-            "narrow, large": 19.7,
-            "pointwise": 20.2,
-            "depthwise": 62.0,
+            "full": Price(18.7, 20.0, 0.0, 16),
+            "pointwise": Price(18.2, 45.0, 0.0, 16),
+            "depthwise": Price(9.0, 80.0, 0.0, 16),
         }
     )
-    rows: Mapping[str, float] = field(
+    rows: Mapping[str, Price] = field(
         default_factory=lambda: {
-            "wide": 18.8,
-            "narrow": 38.0,
-            "narrow, large": 34.0,
-            "pointwise": 20.0,
-            "depthwise": 85.0,
+            "full": Price(18.2, 40.0, 3.0, 32),
+            "pointwise": Price(18.0, 70.0, 0.5, 32),
+            "depthwise": Price(62.0, 60.0, 0.0, 32),
         }
     )
-    compact: float = 240.0
-    expand: float = 300.0
+    compact: float = 330.0
+    expand: float = 370.0
     canonical: float = 400.0
+    memory: float = 3.5
 
     def of_dense(self, site: ConvSite) -> float:
         """The convolution as onnxruntime runs it."""
-        return self.dense[kind_of(site)] * (site.multiplies or 0) / 1000
+        return self._of_layer(self.dense[kind_of(site)], site, 1.0)
 
     def of_rows(self, site: ConvSite, share: float) -> float:
         """The same on rows, computed at this share of the positions."""
-        return self.rows[kind_of(site)] * (site.multiplies or 0) * share / 1000
+        return self._of_layer(self.rows[kind_of(site)], site, share)
 
     def of_canonical(self, site: ConvSite, share: float) -> float:
         """The same as one operator from map to map."""
-        assert site.input_shape is not None
+        read, written = _values(site)
+        return self.of_rows(site, share) + self.canonical * self.moved(read + written)
+
+    def moved(self, values: float) -> float:
+        """Thousands of values in the caches that take as long to read or write as so many values anywhere."""
+        inside = min(values, CACHED)
+        return (inside + self.memory * (values - inside)) / 1000
+
+    def _of_layer(self, price: Price, site: ConvSite, share: float) -> float:
+        assert site.attributes is not None
         assert site.output_shape is not None
-        read = math.prod(d for d in site.input_shape[1:] if isinstance(d, int))
-        written = site.w_shape[0] * math.prod(site.output_shape)
-        return self.of_rows(site, share) + self.canonical * (read + written) / 1000
+        outputs, channels = site.w_shape[:2]
+        groups = 1 if kind_of(site) == "depthwise" else site.attributes.group
+        blocks = groups * math.ceil(outputs / groups / price.block)
+        taps = math.prod(site.output_shape) * math.prod(site.attributes.kernel_shape) * share
+        read, written = _values(site)
+        multiplies = taps * (channels + price.tap) * blocks * price.block / 1000
+        return price.multiply * multiplies + price.value * self.moved(read + written * share)
+
+
+def _values(site: ConvSite) -> tuple[int, int]:
+    """Values of an image that a layer reads, and those that it writes."""
+    assert site.input_shape is not None
+    assert site.output_shape is not None
+    read = math.prod(d for d in site.input_shape[1:] if isinstance(d, int))
+    return read, site.w_shape[0] * math.prod(site.output_shape)
 
 
 DEFAULT_COSTS = Costs()

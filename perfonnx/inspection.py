@@ -18,9 +18,11 @@ from perfonnx.graph import (
 from perfonnx.inference import infer_types
 from perfonnx.io import ModelSource, Workspace
 from perfonnx.ops.common import conv_attributes, dense_multiplies
-from perfonnx.passes import MIN_SHARE
+from perfonnx.passes import negligible
 from perfonnx.rewriting import LITTLE_TO_GAIN, positions_computed
 from perfonnx.validity import check_input
+
+DONE = "already rewritten"
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,12 @@ def inspect(model: ModelSource, *, input_shapes: Mapping[str, Sequence[int | str
         elif id(node) in ours:
             found.append(_rewritten(workspace, node))
     total = sum(c.multiplies or 0 for c in found) + other_multiplies(workspace)
+    small = negligible([c.multiplies or 0 for c in found if c.reason in (None, DONE)], total)
     convs = []
     for conv in found:
         share = (conv.multiplies or 0) / max(total, 1)
         reason = conv.reason
-        if reason is None and share < MIN_SHARE:
+        if reason is None and (conv.multiplies or 0) <= small:
             reason = f"carries only {share:.1%} of the multiplies"
         convs.append(ConvInfo(**{**vars(conv), "share": share, "reason": reason}))
     convs += [
@@ -143,5 +146,5 @@ def _rewritten(workspace: Workspace, node: Any) -> ConvInfo:
         None if positions is None or w is None else dense_multiplies(shape, positions),
         0.0,
         False,
-        "already rewritten",
+        DONE,
     )

@@ -154,4 +154,6 @@ def left_as_they_are(number: int) -> str:
 
 def _kind(reason: str) -> str:
     """Reasons that differ in a number alone are one kind."""
-    return "carries little of the multiplies" if reason.startswith("carries only") else reason
+    if reason.startswith("carries only"):
+        return "carries little of the multiplies"
+    return reason.split(", est. ")[0]

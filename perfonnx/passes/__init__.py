@@ -9,11 +9,10 @@ from perfonnx.passes.gate import FitGates, TrainedGates
 from perfonnx.passes.lower import Lower
 from perfonnx.passes.normalize import Normalize
 from perfonnx.passes.repair import Repair
-from perfonnx.passes.select import MIN_SHARE, Options, Select
+from perfonnx.passes.select import Options, Select, negligible
 from perfonnx.passes.weigh import Weigh
 
 __all__ = [
-    "MIN_SHARE",
     "Absorb",
     "Change",
     "Decision",
@@ -35,4 +34,5 @@ __all__ = [
     "State",
     "TrainedGates",
     "Weigh",
+    "negligible",
 ]

@@ -56,31 +56,38 @@ class Affine(NamedTuple):
 class Decision:
     """A layer that is rewritten: what it is, what it becomes, and its mask (None for radius-adaptive layers).
 
-    A `joined` layer stays dense; it is computed on rows because it lies between sampled layers. A `tentative` one was
-    chosen because it may gain, and is given up where it would not; others were asked for. `folded` is what `Fold` put
-    into weight and bias.
+    A `joined` layer stays dense; it is computed on rows because it lies between sampled layers. `worth` is how many
+    times faster than the dense layer it has to be, by estimate, not to be given up; None: it was asked for by name.
+    `folded` is what `Fold` put into weight and bias.
     """
 
     site: ConvSite
     plan: LayerPlan
     mask: Mask | None
     joined: bool = False
-    tentative: bool = False
+    worth: float | None = None
     folded: Affine | None = None
+
+    @property
+    def share(self) -> float:
+        """The share of positions that are computed."""
+        return 1.0 if self.mask is None else float(self.mask.mean())
 
 
 @dataclass
 class State:
     """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes.
 
-    `on_maps` names the layers that stay canonical though they could work on rows. `corrections` are what repair found
-    or was given; `strict` says whether the model passed strict shape inference as it came.
+    `on_maps` names the layers that stay canonical though they could work on rows, `kept` holds by id the other nodes
+    that stay on maps though rows reach them. `corrections` are what repair found or was given; `strict` says whether
+    the model passed strict shape inference as it came.
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
     on_maps: set[str] = field(default_factory=set)
+    kept: dict[int, gs.Node] = field(default_factory=dict)
     corrections: Corrections = field(default_factory=dict)
     strict: bool = False
 

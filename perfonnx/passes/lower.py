@@ -34,7 +34,6 @@ from perfonnx.passes.regions import (
     is_pointwise,
     is_sampled,
     is_standard,
-    works_on_rows,
 )
 
 Table = NDArray[np.int32]
@@ -103,7 +102,7 @@ class Lower(Pass):
         sampled = {id(n) for n in nodes if id(n) not in on_maps and is_sampled(workspace, n)}
         if not sampled:
             return PassResult(modified=False)
-        regions = Regions(workspace, dict.fromkeys(sampled, 1.0), set())
+        regions = Regions(workspace, dict.fromkeys(sampled, 1.0), set(), kept=state.kept)
         lowering = _Lowering(workspace, state, regions, sampled)
         for node in nodes:
             lowering.visit(node)
@@ -151,7 +150,7 @@ class _Lowering:
             return self._radius_adaptive if node.op == ops.radius_adaptive_conv.NAME else self._sampled_conv
         if node.op in ("Flatten", "Reshape") and is_standard(node) and node.inputs[0].name in self.rows:
             return self._flatten
-        if not works_on_rows(self.workspace, node) or not any(t.name in self.rows for t in node.inputs):
+        if not self.regions.passes(node) or not any(t.name in self.rows for t in node.inputs):
             return None
         if node.op in ELEMENTWISE:
             return self._elementwise
@@ -507,9 +506,7 @@ class _Lowering:
         for consumer in tensor.outputs:
             if id(consumer) in self.sampled:
                 return True
-            if not any(consumer is n for n in self.workspace.graph.nodes) or not works_on_rows(
-                self.workspace, consumer
-            ):
+            if not any(consumer is n for n in self.workspace.graph.nodes) or not self.regions.passes(consumer):
                 continue
             if consumer.op not in JOINING or self._goes_on(consumer.outputs[0]):
                 return True

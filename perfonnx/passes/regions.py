@@ -143,6 +143,7 @@ class Regions:
         dense: ids of the Conv nodes that may join.
         folded: ids of the nodes that vanish into those convolutions.
         pointwise: ids of those convolutions that need be computed once per row.
+        kept: Nodes that stay on maps, by id.
         share: Tensors that come from a sampled layer through nodes that work on rows, and how many rows they have per
             position: an estimate where samplings meet.
         wanted: Tensors that reach a sampled layer through such nodes.
@@ -153,6 +154,7 @@ class Regions:
     dense: set[int]
     folded: set[int] = field(default_factory=set)
     pointwise: set[int] = field(default_factory=set)
+    kept: Mapping[int, gs.Node] = field(default_factory=dict)
     share: dict[str, float] = field(default_factory=dict)
     wanted: set[str] = field(default_factory=set)
 
@@ -173,6 +175,8 @@ class Regions:
 
     def passes(self, node: gs.Node) -> bool:
         """Whether a node that is not sampled can take rows and give rows."""
+        if id(node) in self.kept:
+            return False
         return id(node) in self.dense or id(node) in self.folded or works_on_rows(self.workspace, node)
 
     def maps(self, node: gs.Node) -> list[str]:

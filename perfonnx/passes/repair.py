@@ -406,7 +406,7 @@ def _join(workspace: Workspace, state: State, predictors: list[gs.Node]) -> None
     nodes = list(workspace.graph.nodes)
     on_maps = {id(state.rewritten[name]) for name in state.on_maps}
     sampled = {id(n) for n in nodes if id(n) not in on_maps and is_sampled(workspace, n)}
-    regions = Regions(workspace, dict.fromkeys(sampled, 1.0), {id(p) for p in predictors})
+    regions = Regions(workspace, dict.fromkeys(sampled, 1.0), {id(p) for p in predictors}, kept=state.kept)
     for conv in predictors:
         total = conv.outputs[0].outputs[0].outputs[0]
         mine = next(t for t in conv.outputs[0].outputs[0].inputs if t is not conv.outputs[0]).inputs[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 
@@ -38,8 +39,32 @@ from perfonnx.plan import DENSE, GIVEN, NO_REPAIR, PREDICTING, ZERO, LayerPlan, 
 CAREFUL_RATE = 0.25
 """Where nobody says a rate."""
 
+GAINING = 1.05
+"""Where nobody asked, a layer is rewritten only if that is estimated to make it so many times faster."""
+
+NOT_SLOWER = 0.97
+"""Where a rate was given, a layer is rewritten unless that is estimated to make it slower than this."""
+
 MIN_SHARE = 0.01
-"""Layers with a smaller part of the model's multiplies are left alone unless they are named."""
+"""Layers that carry, with all that are smaller, less of the model's multiplies are left alone unless they are named."""
+
+
+def negligible(layers: Iterable[int], total: int) -> int:
+    """The multiplies of the largest layer that is left alone for its smallness; -1 where none is.
+
+    Where many small layers make up a network none of them is.
+
+    Args:
+        layers: Multiplies of the layers that can be rewritten.
+        total: Multiplies of the whole model.
+    """
+    found, sum_so_far = -1, 0
+    for size, alike in sorted(Counter(layers).items()):
+        sum_so_far += size * alike
+        if sum_so_far >= MIN_SHARE * total:
+            break
+        found = size
+    return found
 
 
 @dataclass(frozen=True)
@@ -169,8 +194,10 @@ class Select(Pass):
         only, skip = _patterns("--only", options.only), _patterns("--skip", options.skip)
         done = rewritten_nodes(workspace)
         # Rewritten layers count as what they were: else layers that were too small before would pass in the next run.
-        total = sum(s.multiplies or 0 for s in sites) + sum(dense_multiplies_of(workspace, n) for n in done)
-        total += other_multiplies(workspace)
+        before = [dense_multiplies_of(workspace, n) for n in done]
+        total = sum(s.multiplies or 0 for s in sites) + sum(before) + other_multiplies(workspace)
+        can_be = [s.multiplies or 0 for s in sites if not s.obstacle and not s.reservation]
+        small = negligible([*can_be, *before], total)
         names = [*(s.name for s in sites), *(n.name for n in done)]
         if only and not any(p.search(name) for p in only for name in names):
             raise PerfonnxError(f"--only {' '.join(options.only)} matches no convolution; see perfonnx inspect")
@@ -182,10 +209,9 @@ class Select(Pass):
             elif only and not any(p.search(site.name) for p in only):
                 reason = "not selected by --only"
             elif not reason and not only:
-                share = (site.multiplies or 0) / max(total, 1)
                 reason = site.reservation
-                if not reason and share < MIN_SHARE:
-                    reason = f"carries only {share:.1%} of the multiplies"
+                if not reason and (site.multiplies or 0) <= small:
+                    reason = f"carries only {(site.multiplies or 0) / max(total, 1):.1%} of the multiplies"
             if reason:
                 state.skips.append(Skip(site.name, reason))
             else:
@@ -231,9 +257,11 @@ class Select(Pass):
             mask = None if layer.method == "radius-adaptive" else masks.make(site, layer)
             if mask is not None and is_own_mask(layer.mask):
                 layer = replace(layer, rate=float(1 - mask.mean()))
-            asked = self.plan is not None or self.options.rate is not None or bool(self.options.only)
-            tentative = not asked and mask is not None and not is_own_mask(layer.mask)
-            state.decisions[site.name] = Decision(site, layer, mask, tentative=tentative)
+            by_name = self.plan is not None or bool(self.options.only)
+            worth: float | None = GAINING if self.options.rate is None else NOT_SLOWER
+            if by_name or mask is None or is_own_mask(layer.mask):
+                worth = None
+            state.decisions[site.name] = Decision(site, layer, mask, worth=worth)
         masks.check_used()
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Weigh: which layers gain at all, which regions work on rows, and which dense layers join them.
+"""Weigh: which layers gain at all, which work on rows, and which dense layers join them there.
 
 By estimates (`perfonnx.costs`), since a rewrite must give the same model on every machine; `perfonnx bench` measures.
 """
@@ -16,16 +16,16 @@ from perfonnx.graph import ConvSite, conv_sites
 from perfonnx.io import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
-from perfonnx.passes.regions import Regions, is_map
+from perfonnx.passes.regions import JOINING, Regions, is_map
 from perfonnx.plan import ZERO, LayerPlan
 
-WORTH = 1.05
-"""Where nobody asked, a region is rewritten only if that is estimated to make it so many times faster."""
+NOTICEABLE = 50_000.0
+"""Nanoseconds: what was asked for is done where leaving layers alone would save no more than that."""
 
 
 @dataclass
 class Weigh(Pass):
-    """Gives up tentative decisions, adds decisions marked `joined`, fills `state.on_maps`.
+    """Gives up decisions that are not worth it, adds decisions marked `joined`, fills `state.on_maps` and `state.kept`.
 
     Joined layers become sampled layers with every position a site, so that folding, absorbing and lowering treat them
     like the others. Their results are those of the dense convolution.
@@ -40,33 +40,42 @@ class Weigh(Pass):
 
     def call(self, workspace: Workspace, state: State) -> PassResult:
         """Change `state`."""
-        tentative = {name: decision for name, decision in state.decisions.items() if decision.tentative}
-        for name, decision in tentative.items():  # in order: what is given up is written into the model
-            if self.costs.of_rows(decision.site, _share(decision)) >= self.costs.of_dense(decision.site):
-                _give_up(state, name)
-        for region in _Layout(workspace, state, self.costs, self.rows).regions():
-            if region.dense <= WORTH * min(region.on_rows, region.on_maps) and tentative.keys() >= set(region.sampled):
-                for name in region.sampled:
-                    _give_up(state, name)
-            elif region.on_rows <= region.on_maps:
-                for site in region.joined:
-                    assert site.output_shape is not None
-                    everywhere = np.ones(site.output_shape, bool)
-                    state.decisions[site.name] = Decision(site, LayerPlan("perforate", 0.0), everywhere, joined=True)
-            else:
-                state.on_maps.update(region.sampled)
+        layout = _Layout(workspace, state, self.costs, self.rows)
+        if any(decision.worth is not None and decision.worth < 1 for decision in state.decisions.values()):
+            asked = _Layout(workspace, state, self.costs, self.rows, may_give_up=False)
+            if asked.estimate() <= layout.estimate() + NOTICEABLE:
+                layout = asked
+        for name, decision in list(state.decisions.items()):  # in order: what is given up is written into the model
+            if layout.gives_up(decision):
+                del state.decisions[name]
+                state.skips.append(Skip(name, self._reason(decision)))
+            elif id(decision.site.node) not in layout.on_rows:
+                state.on_maps.add(name)
+        for site in layout.joining():
+            assert site.output_shape is not None
+            everywhere = np.ones(site.output_shape, bool)
+            state.decisions[site.name] = Decision(site, LayerPlan("perforate", 0.0), everywhere, joined=True)
+        state.kept = layout.kept()
         return PassResult(modified=False)
+
+    def _reason(self, decision: Decision) -> str:
+        ours, dense = self.costs.of_canonical(decision.site, decision.share), self.costs.of_dense(decision.site)
+        what = "be slower" if ours > dense else "hardly be faster"
+        return (
+            f"at rate {decision.plan.rate:g} it would {what}, est. {_milliseconds(ours)} ms against "
+            f"{_milliseconds(dense)}; --only rewrites it all the same"
+        )
+
+
+def _milliseconds(nanoseconds: float) -> str:
+    value = nanoseconds / 1e6
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _is_pointwise(site: ConvSite) -> bool:
     """Whether each output reads the input at its own position."""
     a = site.attributes
     return a is not None and a.kernel_shape == a.strides == (1, 1) and not any(a.pads)
-
-
-def _share(decision: Decision) -> float:
-    """The share of positions that are computed."""
-    return 1.0 if decision.mask is None else float(decision.mask.mean())
 
 
 def _has_rows(workspace: Workspace, decision: Decision) -> bool:
@@ -77,127 +86,213 @@ def _has_rows(workspace: Workspace, decision: Decision) -> bool:
     return decision.plan.interpolation != "barycentric"
 
 
-def _give_up(state: State, name: str) -> None:
-    rate = state.decisions.pop(name).plan.rate
-    state.skips.append(Skip(name, f"at rate {rate:g} it would hardly be faster; --rate rewrites it all the same"))
-
-
 @dataclass
-class _Region:
-    """Layers between which rows may flow, and what they cost in each form, in nanoseconds."""
+class _Tensor:
+    """A map between nodes that may work on rows, and others.
 
-    sampled: list[str] = field(default_factory=list)
-    joined: list[ConvSite] = field(default_factory=list)
-    dense: float = 0.0
-    on_maps: float = 0.0
-    on_rows: float = 0.0
+    Attributes:
+        size: Values per image.
+        producer: id of the node that may give it as rows; None: it comes as a map.
+        readers: ids of those that may read it as rows.
+        outside: Whether something else reads it.
+    """
+
+    size: int
+    producer: int | None = None
+    readers: list[int] = field(default_factory=list)
+    outside: bool = False
+
+    def turns(self, on_rows: set[int]) -> tuple[bool, bool]:
+        """Whether it is turned to rows, and whether it is written from rows."""
+        if self.producer in on_rows:
+            return False, self.outside or any(i not in on_rows for i in self.readers)
+        return any(i in on_rows for i in self.readers), False
 
 
 class _Layout:
-    """Where rows would flow, by `Regions` and the costs."""
+    """Which nodes work on rows: the choice that costs least.
 
-    def __init__(self, workspace: Workspace, state: State, costs: Costs, rows: bool) -> None:
+    A choice costs what each convolution costs in its form, and the turns of every map that lies between the two sorts.
+    That is a cut through a network of flows, with the nodes on rows on one side and those on maps on the other.
+    """
+
+    def __init__(
+        self, workspace: Workspace, state: State, costs: Costs, rows: bool, *, may_give_up: bool = True
+    ) -> None:
         self.workspace = workspace
-        self.state = state
         self.costs = costs
+        self.may_give_up = may_give_up
         self.sites = {id(site.node): site for site in conv_sites(workspace) if not site.obstacle}
-        self.chosen = {id(d.site.node): name for name, d in state.decisions.items()}
-        on_rows = {i: n for i, n in self.chosen.items() if rows and _has_rows(workspace, state.decisions[n])}
-        self.shares = {i: _share(state.decisions[name]) for i, name in on_rows.items()}
-        taken = self.chosen.keys()
-        self.joined = {i for i, s in self.sites.items() if rows and i not in taken and is_map(workspace, s.output)}
+        self.chosen = {id(d.site.node): d for d in state.decisions.values()}
         self.pointwise = {i for i, site in self.sites.items() if _is_pointwise(site)}
-        while True:
-            self.flow = Regions(workspace, self.shares, self.joined, self._folded(), self.pointwise)
-            gaining = {i for i in self.joined if self._gains(self.sites[i])}
-            if gaining == self.joined:
+        sampled = {i for i, d in self.chosen.items() if rows and _has_rows(workspace, d)}
+        dense = {i for i, s in self.sites.items() if i not in self.chosen and is_map(workspace, s.output)}
+        self._enter(sampled, dense if sampled else set())
+        self.first_members = self.members
+        while True:  # with fewer layers on rows others have more rows, so that the set only shrinks
+            self.on_rows = self._connected(self._cut())
+            if self.on_rows == self.members.keys():
                 break
-            self.joined = gaining
-        joined = {i: self._joined_share(self.sites[i]) for i in self.joined}
-        self.flow = Regions(workspace, self.shares | joined, set(), self._folded())  # now they start rows as well
+            self._enter(sampled & self.on_rows, dense & self.on_rows)
 
-    def regions(self) -> list[_Region]:
-        """The regions with their costs; a layer that has no form on rows is one by itself."""
-        members = {id(n): n for n in self.workspace.graph.nodes if self._is_member(n)}
-        producers = {t.name: i for i, node in members.items() for t in node.outputs[:1]}
-        root = {i: i for i in members}
-
-        def find(i: int) -> int:
-            while root[i] != i:
-                root[i] = i = root[root[i]]
-            return i
-
-        entering: dict[str, list[int]] = {}
-        for i, node in members.items():
-            for name in self.flow.maps(node):
-                if name in producers:
-                    root[find(i)] = find(producers[name])
-                else:
-                    entering.setdefault(name, []).append(i)
-        result: dict[int, _Region] = {}
-        for i in members:
-            region = result.setdefault(find(i), _Region())
-            if i in self.sites:
-                self._count_layer(region, i)
-        for name, readers in entering.items():
-            for reader in {find(i) for i in readers}:
-                result[reader].on_rows += self.costs.compact * self._size(name)
-        for name, i in producers.items():
-            if self._leaves(members[i].outputs[0], members):
-                result[find(i)].on_rows += self.costs.expand * self._size(name)
-        alone = [self._alone(i) for i in self.chosen if i not in members]
-        return [region for region in (*result.values(), *alone) if region.sampled]
-
-    def _count_layer(self, region: _Region, i: int) -> None:
-        site = self.sites[i]
-        dense = self.costs.of_dense(site)
-        region.dense += dense
-        if i in self.shares:
-            region.sampled.append(self.chosen[i])
-            region.on_rows += self.costs.of_rows(site, self.shares[i])
-            region.on_maps += self.costs.of_canonical(site, self.shares[i])
-        else:
-            region.joined.append(site)
-            region.on_rows += self.costs.of_rows(site, self._joined_share(site))
-            region.on_maps += dense
-
-    def _alone(self, i: int) -> _Region:
-        site, name = self.sites[i], self.chosen[i]
-        on_maps = self.costs.of_canonical(site, _share(self.state.decisions[name]))
-        return _Region([name], [], self.costs.of_dense(site), on_maps, math.inf)
-
-    def _gains(self, site: ConvSite) -> bool:
-        """Whether a dense layer is better computed on rows, by the turns it saves and those it needs."""
-        x, y = site.node.inputs[0].name, site.output.name
-        comes, goes = x in self.flow.share, y in self.flow.wanted
-        if not comes and not goes:
+    def gives_up(self, decision: Decision) -> bool:
+        """Whether a layer stays as it was."""
+        if decision.worth is None or not self.may_give_up or id(decision.site.node) in self.on_rows:
             return False
-        turn_in, turn_out = self._size(x), self._size(y)
-        dense = self.costs.of_dense(site) + self.costs.expand * turn_in * comes + self.costs.compact * turn_out * goes
-        rows = self.costs.of_rows(site, self._joined_share(site))
-        rows += self.costs.compact * turn_in * (not comes) + self.costs.expand * turn_out * (not goes)
-        return rows < dense
+        dense = self.costs.of_dense(decision.site)
+        return dense <= decision.worth * self.costs.of_canonical(decision.site, decision.share)
 
-    def _joined_share(self, site: ConvSite) -> float:
-        return self.flow.share.get(site.node.inputs[0].name, 1.0) if id(site.node) in self.pointwise else 1.0
+    def joining(self) -> list[ConvSite]:
+        """The dense layers on rows."""
+        return [site for i, site in self.sites.items() if i in self.on_rows and i not in self.chosen]
+
+    def kept(self) -> dict[int, gs.Node]:
+        """The nodes, other than convolutions, that could work on rows and do not, by id."""
+        layers = self.on_rows | self.sites.keys()
+        return {i: node for i, node in self.first_members.items() if i not in layers}
+
+    def estimate(self) -> float:
+        """Nanoseconds of all convolutions and turns."""
+        total = 0.0
+        for i, site in self.sites.items():
+            decision = self.chosen.get(i)
+            if i in self.on_rows:
+                total += self._on_rows(i)
+            elif decision is None or self.gives_up(decision):
+                total += self.costs.of_dense(site)
+            else:
+                total += self.costs.of_canonical(site, decision.share)
+        for tensor in self._tensors().values():
+            compact, expand = tensor.turns(self.on_rows)
+            total += (compact * self.costs.compact + expand * self.costs.expand) * self.costs.moved(tensor.size)
+        return total
+
+    def _enter(self, sampled: set[int], dense: set[int]) -> None:
+        """Let these layers work on rows, and what lies between them."""
+        shares = {i: self.chosen[i].share for i in sampled}
+        layers = [self.sites[i] for i in (*dense, *sampled)]
+        folded = {id(node) for site in layers for node in foldable(self.workspace, site.node, site.w_shape[0])}
+        flow = Regions(self.workspace, shares, dense, folded, self.pointwise)
+        for i in dense:
+            x = self.sites[i].node.inputs[0].name
+            shares[i] = flow.share.get(x, 1.0) if i in self.pointwise else 1.0
+        self.shares = shares
+        self.flow = Regions(self.workspace, shares, set(), folded)  # now dense layers start rows as well
+        self.members = {id(n): n for n in self.workspace.graph.nodes if self._is_member(n)}
 
     def _is_member(self, node: gs.Node) -> bool:
-        if id(node) in self.shares or id(node) in self.joined:
+        if id(node) in self.shares:
             return True
         if not node.outputs or not self.flow.passes(node):
             return False
         output = node.outputs[0].name
         return output in self.flow.share and (output in self.flow.wanted or self.flow.share[output] < 1)
 
-    def _leaves(self, tensor: gs.Tensor, members: dict[int, gs.Node]) -> bool:
-        outside = any(id(reader) not in members for reader in tensor.outputs)
-        return outside or any(o.name == tensor.name for o in self.workspace.graph.outputs)
+    def _on_rows(self, i: int) -> float:
+        return self.costs.of_rows(self.sites[i], self.shares[i])
 
-    def _folded(self) -> set[int]:
-        sites = [self.sites[i] for i in (*self.joined, *self.shares)]
-        return {id(node) for site in sites for node in foldable(self.workspace, site.node, site.w_shape[0])}
+    def _on_maps(self, i: int) -> float:
+        site, decision = self.sites[i], self.chosen.get(i)
+        dense = self.costs.of_dense(site)
+        if decision is None:
+            return dense
+        canonical = self.costs.of_canonical(site, decision.share)
+        if decision.worth is None or not self.may_give_up:
+            return canonical
+        return min(canonical, dense / decision.worth)
 
-    def _size(self, name: str) -> float:
-        """Thousands of values of a map, per image."""
+    def _tensors(self) -> dict[str, _Tensor]:
+        """The maps that members give or read, by name."""
+        found: dict[str, _Tensor] = {}
+        for i, node in self.members.items():
+            output = node.outputs[0]
+            tensor = found.setdefault(output.name, _Tensor(self._size(output.name)))
+            tensor.producer = i
+            readers = {id(reader) for reader in output.outputs}
+            is_output = any(o.name == output.name for o in self.workspace.graph.outputs)
+            tensor.outside = is_output or output.name in self.workspace.captured or not readers <= self.members.keys()
+            for name in self.flow.maps(node):
+                found.setdefault(name, _Tensor(self._size(name))).readers.append(i)
+        return found
+
+    def _cut(self) -> set[int]:
+        """The nodes on rows where everything together costs least; where it costs the same, rather on rows."""
+        network = _Network()
+        tensors = self._tensors()
+        for i, node in self.members.items():
+            if i in self.shares:
+                network.add(network.ROWS, i, self._on_maps(i))  # cut where the layer is on maps
+                network.add(i, network.MAPS, self._on_rows(i))
+            elif node.op not in JOINING:  # only what comes as rows stays rows
+                for name in self.flow.maps(node):
+                    producer = tensors[name].producer
+                    network.add(i, network.MAPS if producer is None else producer, math.inf)
+        for name, tensor in tensors.items():
+            moved = self.costs.moved(tensor.size)
+            compact, expand = self.costs.compact * moved, self.costs.expand * moved
+            turned, written = ("turned", name), ("written", name)
+            network.add(turned, network.MAPS if tensor.producer is None else tensor.producer, compact)
+            for i in tensor.readers:
+                network.add(i, turned, math.inf)
+            if tensor.producer is not None and tensor.outside:
+                network.add(tensor.producer, network.MAPS, expand)
+            elif tensor.producer is not None:
+                network.add(tensor.producer, written, expand)
+                for i in tensor.readers:
+                    network.add(written, i, math.inf)
+        return self.members.keys() & network.rows()
+
+    def _connected(self, on_rows: set[int]) -> set[int]:
+        """Without the parts that hold no sampled layer, or one layer alone."""
+        root = {i: i for i in on_rows}
+
+        def find(i: int) -> int:
+            while root[i] != i:
+                root[i] = i = root[root[i]]
+            return i
+
+        for tensor in self._tensors().values():
+            if tensor.producer in on_rows:
+                for i in tensor.readers:
+                    if i in on_rows:
+                        root[find(i)] = find(tensor.producer)
+        layers: dict[int, list[int]] = {}
+        for i in on_rows & self.shares.keys():
+            layers.setdefault(find(i), []).append(i)
+        good = {r for r, found in layers.items() if len(found) > 1 and any(i in self.chosen for i in found)}
+        return {i for i in on_rows if find(i) in good}
+
+    def _size(self, name: str) -> int:
+        """Values of a map, per image."""
         known = self.workspace.types[name].shape
-        return math.prod(d for d in (known or ())[1:] if isinstance(d, int)) / 1000
+        return math.prod(d for d in (known or ())[1:] if isinstance(d, int))
+
+
+class _Network:
+    """Nodes and the capacities between them; the least cut between ROWS and MAPS."""
+
+    ROWS, MAPS = "rows", "maps"
+
+    def __init__(self) -> None:
+        self.numbers: dict[object, int] = {self.ROWS: 0, self.MAPS: 1}
+        self.edges: list[tuple[int, int, float]] = []
+
+    def add(self, tail: object, head: object, capacity: float) -> None:
+        """What is paid where `tail` is on rows and `head` on maps."""
+        number = [self.numbers.setdefault(node, len(self.numbers)) for node in (tail, head)]
+        self.edges.append((number[0], number[1], capacity))
+
+    def rows(self) -> set[object]:
+        """All nodes that are on rows in some cut that costs least."""
+        from scipy.sparse import csgraph, csr_array  # slow to import
+
+        tails, heads, capacities = zip(*self.edges, strict=True) if self.edges else ((), (), ())
+        finite = sum(c for c in capacities if math.isfinite(c))
+        scale = (1 << 29) / max(finite, 1.0)  # whole numbers that fit into 31 bits, sums too
+        whole = [round(c * scale) if math.isfinite(c) else 1 << 30 for c in capacities]
+        size = len(self.numbers)
+        network = csr_array((np.array(whole, np.int32), (tails, heads)), shape=(size, size), dtype=np.int32)
+        residual = network - csgraph.maximum_flow(network, 0, 1).flow
+        residual.eliminate_zeros()
+        on_maps = set(csgraph.breadth_first_order(residual.T.tocsr(), 1, return_predecessors=False).tolist())
+        return {node for node, number in self.numbers.items() if number not in on_maps}

@@ -334,6 +334,15 @@ def test_layers_of_little_weight_are_left_alone_unless_named() -> None:
     assert [layer.name for layer in nets.rewrite(model, only=["small"]).report.layers] == ["small"]
 
 
+def test_many_small_layers_that_make_up_a_network_are_not_little() -> None:
+    count = 120
+    nodes = [nets.conv(f"x{i}" if i else "x", f"x{i + 1}", "w", name=f"c{i}") for i in range(count)]
+    nodes[-1].output[0] = "y"
+    model = nets.model(nodes, {"w": nets.values(32, 32, 3, 3)}, inputs={"x": (1, 32, 8, 8)})
+    assert len(perfonnx.rewrite(model, rate=0.5).report.layers) == count
+    assert all(conv.reason is None for conv in perfonnx.inspect(model).convs)
+
+
 def test_layers_of_little_weight_stay_little_when_the_others_are_rewritten() -> None:
     """What is left after a first run must not look big in the second."""
     nodes = [nets.conv("x", "a", "u", name="small"), nets.conv("a", "y", "w")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -9,12 +10,12 @@ import onnx
 import pytest
 
 import perfonnx
-from perfonnx.costs import Costs
+from perfonnx.costs import KINDS, Costs, Price
 from perfonnx.passes import weigh
 from tests.passes import nets
 from tests.passes.nets import node
 
-EVEN = {"wide": 10.0, "narrow": 10.0, "narrow, large": 10.0, "pointwise": 10.0, "depthwise": 10.0}
+EVEN = dict.fromkeys(KINDS, Price(10.0))
 FAIR = Costs(dense=EVEN, rows=EVEN, compact=700.0, expand=700.0, canonical=700.0)
 FREE_TURNS = Costs(compact=0.0, expand=0.0, canonical=1e6)
 DEAR_TURNS = Costs(compact=1e6, expand=1e6, canonical=0.0)
@@ -50,14 +51,14 @@ def test_small_layers_are_given_up_and_large_ones_are_not() -> None:
     assert small.report.layers == []
     assert small.plan.layers == {}
     assert set(operators(small.proto)) == {"Conv", "Relu"}
-    assert [s.layer for s in small.report.skips if "--rate" in s.reason] == ["c0", "c1", "c2"]
+    assert [s.layer for s in small.report.skips if "--only" in s.reason] == ["c0", "c1", "c2"]
 
 
 def test_what_is_given_up_is_listed_in_the_order_of_the_graph() -> None:
     """In each process alike: the list goes into the model's metadata."""
     kernels = (9,) * 12  # of three channels: slower on rows at this rate, whatever stands around them
     skips = perfonnx.rewrite(chain(3, kernels)).report.skips
-    assert [s.layer for s in skips if "--rate" in s.reason] == [f"c{i}" for i in range(len(kernels))]
+    assert [s.layer for s in skips if "--only" in s.reason] == [f"c{i}" for i in range(len(kernels))]
 
 
 @pytest.mark.parametrize("asked", [{"rate": 0.25}, {"only": ["c"]}])
@@ -78,7 +79,7 @@ def test_a_region_works_on_rows_where_turning_is_cheap(monkeypatch: pytest.Monke
 
 
 def test_a_dense_layer_between_joins_where_that_saves_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_rows = replace(FAIR, rows={**EVEN, "wide": 12.0})
+    slow_rows = replace(FAIR, rows={**EVEN, "full": Price(12.0)})
     joined = rewrite_by(monkeypatch, FAIR, chain(32), rate=0.5, skip="c1")
     alone = rewrite_by(monkeypatch, slow_rows, chain(128), rate=0.5, skip="c1")
     assert (joined["SampledConv"], joined["Conv"]) == (3, 0)
@@ -87,7 +88,8 @@ def test_a_dense_layer_between_joins_where_that_saves_more_than_it_costs(monkeyp
 
 def test_a_pointwise_layer_joins_for_the_positions_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind the last sampled layer: at a quarter of the positions it is cheaper on rows, at all of them it is not."""
-    few, many = (rewrite_by(monkeypatch, FAIR, chain(128, (3, 3, 1)), rate=r, skip="c2") for r in (0.75, 0.0))
+    dearer = replace(FAIR, rows={**EVEN, "pointwise": Price(11.0)})
+    few, many = (rewrite_by(monkeypatch, dearer, chain(128, (3, 3, 1)), rate=r, skip="c2") for r in (0.75, 0.0))
     assert few["Conv"] == 0
     assert many["Conv"] == 1
 
@@ -112,3 +114,106 @@ def test_layers_without_a_form_on_rows_are_weighed_alone() -> None:
     assert operators(result.proto)["PerforatedConv"] == 3
     assert perfonnx.rewrite(chain(4), interpolation="barycentric", mask="grid").report.layers == []
     assert len(perfonnx.rewrite(chain(128), layout="nchw").report.layers) == 3
+
+
+def rates_on_rows(model: onnx.ModelProto, layer: str, **options: object) -> dict[float, str]:
+    """What the layer is at three rates, by its operator."""
+    found = {}
+    for rate in (0.0, 0.5, 0.75):
+        result = perfonnx.rewrite(model, rate=rate, **options).proto  # type: ignore[arg-type]
+        found[rate] = next(n.op_type for n in result.graph.node if n.name == layer)
+    return found
+
+
+def separable(channels: int, size: int, blocks: int) -> onnx.ModelProto:
+    """A 3x3 convolution, then depthwise and 1x1 ones in turn, on large maps."""
+    nodes, x = [nets.conv("x", "a", "first", name="first"), node("Relu", ["a"], ["x0"])], "x0"
+    for i in range(blocks):
+        nodes += [
+            nets.conv(x, f"d{i}", "depthwise", name=f"depthwise{i}", group=channels),
+            node("Relu", [f"d{i}"], [f"e{i}"]),
+            nets.conv(f"e{i}", f"p{i}", "pointwise", name=f"pointwise{i}", kernel_shape=[1, 1], pads=[0] * 4),
+            node("Relu", [f"p{i}"], [f"x{i + 1}"]),
+        ]
+        x = f"x{i + 1}"
+    nodes += [nets.conv(x, "y", "last", name="last")]
+    weights = {
+        "first": nets.values(channels, 3, 3, 3),
+        "depthwise": nets.values(channels, 1, 3, 3),
+        "pointwise": nets.values(channels, channels, 1, 1),
+        "last": nets.values(channels, channels, 3, 3),
+    }
+    return nets.model(nodes, weights, inputs={"x": (1, 3, size, size)})
+
+
+@pytest.mark.parametrize(("channels", "size"), [(16, 480), (32, 240), (64, 128)])
+def test_runs_of_layers_that_rows_make_slower_stay_on_maps(channels: int, size: int) -> None:
+    """Though each of them, seen alone between others on rows, would save two turns."""
+    model = separable(channels, size, blocks=4)
+    for layer in ("depthwise1", "pointwise1", "depthwise3"):
+        assert set(rates_on_rows(model, layer).values()) == {"Conv"}
+
+
+def test_a_depthwise_layer_cuts_a_region_where_it_costs_more_than_the_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = separable(32, 16, blocks=1)
+    slow = replace(FAIR, rows={**EVEN, "depthwise": Price(15.0)})
+    assert rewrite_by(monkeypatch, slow, model, rate=0.75)["Conv"] == 0
+    slower = replace(FAIR, rows={**EVEN, "depthwise": Price(5000.0)})
+    assert rewrite_by(monkeypatch, slower, model, rate=0.75)["Conv"] == 1
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [(1, 3), (1, 5), (3, 3)])
+def test_a_first_layer_of_few_channels_is_not_made_slower(channels: int, kernel: int) -> None:
+    weights = {"w": nets.values(16, channels, kernel, kernel), "v": nets.values(16, 16, 3, 3)}
+    first = nets.conv("x", "a", "w", name="first", kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
+    nodes = [first, node("Relu", ["a"], ["r"]), nets.conv("r", "y", "v", name="second")]
+    model = nets.model(nodes, weights, inputs={"x": (1, channels, 256, 256)})
+    assert rates_on_rows(model, "first")[0.0] == "Conv"
+    reasons = {skip.layer: skip.reason for skip in perfonnx.rewrite(model, rate=0.0).report.skips}
+    assert re.search(r"at rate 0 it would be slower, est\. [\d.]+ ms against [\d.]+; --only", reasons["first"])
+    assert len(perfonnx.rewrite(model, rate=0.0, only=["."]).report.layers) == 2
+
+
+def test_what_was_asked_for_is_left_alone_only_where_that_is_noticed() -> None:
+    small, large = (chain(8, (1, 3, 3), size) for size in (8, 256))
+    assert len(perfonnx.rewrite(small, rate=0.0).report.layers) == 2
+    assert perfonnx.rewrite(large, rate=0.0).report.layers == []
+
+
+def test_layers_of_one_region_are_weighed_one_by_one() -> None:
+    """The wide ones on rows gain what the first of one channel would lose."""
+    wide = {f"w{i}": nets.values(64, 64, 3, 3, seed=i) for i in range(2)}
+    nodes = [
+        nets.conv("x", "a", "v", name="first"),
+        node("Relu", ["a"], ["r"]),
+        nets.conv("r", "b", "w0", name="second"),
+        node("Relu", ["b"], ["s"]),
+        nets.conv("s", "y", "w1", name="third"),
+    ]
+    model = nets.model(nodes, {"v": nets.values(64, 1, 3, 3), **wide}, inputs={"x": (1, 1, 128, 128)})
+    result = perfonnx.rewrite(model, rate=0.75)
+    assert {layer.name for layer in result.report.layers} >= {"second", "third"}
+    assert operators(result.proto)["SampledConv"] >= 2
+
+
+def test_pools_and_sums_stay_where_their_neighbours_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two layers that stay on maps nothing is turned to rows, though a region lies around them."""
+    x, nodes, weights = "x", [], {}
+    for i, kernel in enumerate((3, 3, 1, 1, 3, 3)):
+        pads = [kernel // 2] * 4
+        nodes += [nets.conv(x, f"a{i}", f"w{i}", name=f"c{i}", kernel_shape=[kernel] * 2, pads=pads)]
+        nodes += [node("Relu", [f"a{i}"], [f"r{i}"])]
+        weights[f"w{i}"] = nets.values(32, 32, kernel, kernel, seed=i)
+        x = f"r{i}"
+        if i == 2:
+            nodes.append(node("MaxPool", [x], ["pooled"], kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4))
+            x = "pooled"
+    model = nets.model(nodes, weights, inputs={"x": (1, 32, 16, 16)}, outputs={x: (None,) * 4})
+    prices = Costs(dense=EVEN, rows={**EVEN, "pointwise": Price(1e4)}, compact=1.0, expand=1.0, canonical=1e4)
+    monkeypatch.setattr(weigh, "DEFAULT_COSTS", prices)
+    result = perfonnx.rewrite(model, rate=0.5).proto
+    found = operators(result)
+    assert (found["SampledConv"], found["Conv"]) == (4, 2)
+    assert found["MaxPool"] == 1
+    assert (found["Compact"], found["Expand"]) == (2, 2)
+    nets.check(result)
