@@ -647,7 +647,11 @@ class Workspace:
         gone = {name for name in lost if name not in produced}
         _keep_only(target.value_info, [i for i, v in enumerate(target.value_info) if v.name not in gone])
         _keep_only(target.input, [i for i, v in enumerate(target.input) if v.name not in gone or self._is_feed(v)])
-        target.initializer.extend(t for name, t in self.added.items() if name in after)
+        # In front of the last one: some programs know that to be a model's last weight.
+        place = max(0, len(target.initializer) - 1)
+        for tensor in (t for name, t in self.added.items() if name in after):
+            target.initializer.insert(place, tensor)
+            place += 1
         tidy(self.proto)
         self._initializers = {t.name: t for t in target.initializer}
         self.added = {}

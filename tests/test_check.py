@@ -366,7 +366,7 @@ def test_a_wrong_kernel_fails_beside_rounding() -> None:
     small.need_library()
     original = _cancelling()
     rewritten = rewrite(original, rate=0.5, only=["first", "second"]).proto
-    (expand,) = (function for function in rewritten.functions if function.name == "Expand")
+    (expand,) = (function for function in rewritten.functions if function.name == "ExpandRows")
     last = expand.node.pop()
     expand.node.append(helper.make_node("Constant", [], ["by"], value_floats=[1.01]))
     expand.node.append(helper.make_node("Mul", [last.input[0], "by"], list(last.output)))

@@ -178,8 +178,7 @@ def test_what_a_plan_cannot_have_is_said() -> None:
 def test_the_plan_in_the_metadata_makes_the_model_again() -> None:
     model = nets.single()
     result = nets.rewrite(model, rate=0.3, mask="uniform", seed=9)
-    (text,) = (p.value for p in result.proto.metadata_props if p.key == "perfonnx.plan")
-    assert nets.rewrite(model, plan=Plan.from_json(json.loads(text))).to_bytes() == result.to_bytes()
+    assert nets.rewrite(model, plan=Plan.from_json(nets.plan_in(result.proto))).to_bytes() == result.to_bytes()
 
 
 def open_sizes() -> ModelProto:
@@ -195,8 +194,7 @@ def test_a_plan_keeps_the_shapes_it_was_made_for(tmp_path: Path) -> None:
     assert again.plan.input_shapes == first.plan.input_shapes
     assert "input_shapes" not in nets.rewrite(nets.single()).plan.to_json()
     twice = nets.rewrite(first.proto, only=[""])
-    (text,) = (p.value for p in twice.proto.metadata_props if p.key == "perfonnx.plan")
-    assert json.loads(text)["input_shapes"] == {"x": ["N", 3, 12, 10]}
+    assert nets.plan_in(twice.proto)["input_shapes"] == {"x": ["N", 3, 12, 10]}
 
 
 def test_another_size_than_the_plans_is_refused() -> None:

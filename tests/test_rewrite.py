@@ -193,8 +193,7 @@ def test_further_layers_of_a_rewritten_model(first: str, second: str, layout: st
     (y,), (wanted,) = nets.run(twice.proto, feeds), expected(twice.proto, feeds)
     np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     assert len({(f.domain, f.name) for f in twice.proto.functions}) == len(twice.proto.functions)
-    plan = json.loads({p.key: p.value for p in twice.proto.metadata_props}["perfonnx.plan"])
-    assert list(plan["layers"]) == ["conv1", "conv2"]
+    assert list(nets.plan_in(twice.proto)["layers"]) == ["conv1", "conv2"]
     assert twice.report.multiplies[0] < perfonnx.rewrite(model).report.multiplies[0] or "adaptive" in first
 
 
@@ -213,8 +212,28 @@ def test_a_damaged_plan_in_the_metadata_is_replaced() -> None:
         model = network()
         model.metadata_props.add(key="perfonnx.plan", value=text)
         proto = perfonnx.rewrite(model, rate=0.5).proto
-        (kept,) = (p.value for p in proto.metadata_props if p.key == "perfonnx.plan")
-        assert {"conv1", "conv2"} <= set(json.loads(kept)["layers"])
+        assert {"conv1", "conv2"} <= set(nets.plan_in(proto)["layers"])
+
+
+def test_plans_under_the_key_of_old_and_of_two_models_are_joined() -> None:
+    model = network()
+    layer = {"method": "sparse", "rate": 0.5, "mask": "grid"}
+    for key, name in (("perfonnx.plan", "a"), ("perfonnx.plan.0123456789ab", "b"), ("perfonnx.planner", "c")):
+        model.metadata_props.add(key=key, value=json.dumps({"perfonnx_plan": 1, "layers": {name: layer}}))
+    proto = perfonnx.rewrite(model, rate=0.5).proto
+    assert [p.key for p in proto.metadata_props if not p.key.startswith("perfonnx.plan.")] == ["perfonnx.planner"]
+    (text,) = (p.value for p in proto.metadata_props if p.key.startswith("perfonnx.plan."))
+    assert set(json.loads(text)["layers"]) == {"a", "b", "conv1", "conv2"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_last_initializer_stays_the_last(layout: str) -> None:
+    model = network()
+    proto = perfonnx.rewrite(model, rate=0.5, layout=layout).proto
+    names = [t.name for t in proto.graph.initializer]
+    kept = [t.name for t in model.graph.initializer if t.name in names]
+    assert len(kept) >= 2
+    assert names[-1] == kept[-1]
 
 
 # --- the report ------------------------------------------------------------------------------------------------------

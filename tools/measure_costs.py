@@ -76,14 +76,14 @@ def layer_times(
 
 
 def turn_times(channels: int, size: int, options: argparse.Namespace) -> list[float]:
-    """Milliseconds of Compact and Expand of a whole map."""
+    """Milliseconds of Compact and ExpandRows of a whole map."""
     x = np.random.default_rng(0).standard_normal((1, channels, size, size), dtype=np.float32)
     s = np.ascontiguousarray(x.reshape(1, channels, -1).transpose(0, 2, 1))
     positions = np.arange(size * size, dtype=np.int32)
     source = {"source": positions.reshape(-1, 1), "shape": np.array([size, size])}
     runners = [
         runner(_model("Compact", ops.DOMAIN, {"X": x}, {"sites": positions}, {}, 3), {"X": x}, 1, library=True),
-        runner(_model("Expand", ops.DOMAIN, {"S": s}, source, {}, 4), {"S": s}, 1, library=True),
+        runner(_model("ExpandRows", ops.DOMAIN, {"S": s}, source, {}, 4), {"S": s}, 1, library=True),
     ]
     return median_times(runners, options)
 

@@ -1,4 +1,4 @@
-// Compact and Expand: into rows and out of them.
+// Compact and ExpandRows: into rows and out of them.
 #include <algorithm>
 
 #include "engine/row_operators.h"

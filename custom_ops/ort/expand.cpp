@@ -6,7 +6,7 @@ namespace {
 
 struct ExpandOp {
   using Engine = Expand;
-  static constexpr const char* kName = "Expand";
+  static constexpr const char* kName = "ExpandRows";
   static constexpr Input kInputs[] = {kRequiredT,                                    // S
                                       {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, false},  // source
                                       kMapSize,                                      // shape

@@ -1,4 +1,7 @@
-"""Expand: the map that rows stand for, interpolated."""
+"""ExpandRows: the map that rows stand for, interpolated.
+
+It is not called Expand: simplifiers go by the names of operators alone, and take away an Expand that changes no shape.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from onnx.reference.op_run import OpRun
 
 from perfonnx.ops import common, rows
 
-NAME = "Expand"
+NAME = "ExpandRows"
 INPUTS = ("S", "source", "shape", "weight")
 ATTRIBUTES = ()
 

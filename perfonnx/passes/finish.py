@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 
@@ -24,7 +25,8 @@ FUNCTION_IR_VERSION = 8
 """The first IR version with model-local functions."""
 
 PLAN_KEY = "perfonnx.plan"
-"""Metadata key of the plan that made a model."""
+"""Start of the metadata key of the plan that made a model. A digest of the plan follows, so that models can be merged:
+onnx merges no two that differ in what one key says."""
 
 
 @dataclass
@@ -52,7 +54,8 @@ class Finish(Pass):
             _complete_attributes(workspace)
         _stamp(workspace, state)
         _set_versions(workspace)
-        kept = [f for f in proto.functions if f.domain != ops.DOMAIN]
+        known = {*ops.OPERATORS, *ops.LOWERED}
+        kept = [f for f in proto.functions if f.domain != ops.DOMAIN or f.name not in known]
         del proto.functions[:]
         proto.functions.extend([*kept, *functions])
         infer_types(workspace)
@@ -198,21 +201,21 @@ def _write_value_info(workspace: Workspace, nodes: list[gs.Node]) -> None:
 
 def _write_metadata(workspace: Workspace, plan: Plan) -> None:
     """Keep the plan in the model's metadata, joined with that of an earlier run."""
-    entries = {entry.key: entry for entry in workspace.proto.metadata_props}
+    metadata = workspace.proto.metadata_props
     merged = plan.to_json()
     merged.pop("notes", None)
     for file in ("corrections", "masks"):  # beside the plan; the model has in its constants what is in them
         merged.pop(file, None)
-    if PLAN_KEY in entries:
+    for index in reversed(range(len(metadata))):
+        if metadata[index].key != PLAN_KEY and not metadata[index].key.startswith(f"{PLAN_KEY}."):
+            continue
         try:
-            earlier = json.loads(entries[PLAN_KEY].value)
+            earlier = json.loads(metadata[index].value)
             for key in ("layers", "input_shapes"):
                 if key in earlier:
                     merged[key] = {**earlier[key], **merged.get(key, {})}
         except (ValueError, KeyError, TypeError):
             pass  # somebody else's text under our key: replaced
+        del metadata[index]
     text = json.dumps(merged, separators=(",", ":"))
-    if PLAN_KEY in entries:
-        entries[PLAN_KEY].value = text
-    else:
-        workspace.proto.metadata_props.add(key=PLAN_KEY, value=text)
+    metadata.add(key=f"{PLAN_KEY}.{hashlib.sha256(text.encode()).hexdigest()[:12]}", value=text)

@@ -50,12 +50,12 @@ class RowCase:
         elem_type = helper.np_dtype_to_tensor_dtype(value.dtype)
         if fallback:
             fill_in(inputs, self.op, self.attributes)
-            extra = {"weighted": inputs.get("weight") is not None} if self.op == "Expand" else {}
+            extra = {"weighted": inputs.get("weight") is not None} if self.op == "ExpandRows" else {}
             functions = [ops.LOWERED[self.op].function_body(self.opset, elem_type, **extra)]
         names = [name if v is not None else "" for name, v in inputs.items()]
         while not names[-1]:
             names.pop()
-        rank = 4 if self.op == "Expand" else 3
+        rank = 4 if self.op == "ExpandRows" else 3
         node = helper.make_node(self.op, names, ["R"], name="the_node", domain=ops.DOMAIN, **self.attributes)
         graph = helper.make_graph(
             [node],
@@ -122,7 +122,7 @@ def row_cases(draw: st.DrawFn, op: str) -> RowCase:
         return RowCase(op, inputs, {}, ops.compact.reference(*inputs.values()))
     rows = draw(st.integers(1, 12)) if draw(st.booleans()) else height * width
     s = _floats(rng, (batch, rows, channels), dtype)
-    if op == "Expand":
+    if op == "ExpandRows":
         source = rng.integers(-1, rows, (height * width, draw(st.integers(1, 3)))).astype(np.int32)
         weight = rng.standard_normal(source.shape).astype(np.float32) if draw(st.booleans()) else None
         inputs = {"S": s, "source": source, "shape": shape, "weight": weight}

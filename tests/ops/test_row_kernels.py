@@ -291,7 +291,7 @@ def test_moving_rows_keeps_every_bit(dtype: type[np.floating[Any]]) -> None:
     s = perfonnx.session(compact.model(fallback=False)).run(None, compact.feed)[0]
     np.testing.assert_array_equal(s.view(bits), x.reshape(2, 70, -1)[:, :, sites].transpose(0, 2, 1))
     source = np.argsort(sites).astype(np.int32)[:, None]
-    expand = RowCase("Expand", {"S": s, "source": source, "shape": np.array([13, 17])}, {}, x)
+    expand = RowCase("ExpandRows", {"S": s, "source": source, "shape": np.array([13, 17])}, {}, x)
     np.testing.assert_array_equal(
         perfonnx.session(expand.model(fallback=False)).run(None, expand.feed)[0].view(bits), x
     )
@@ -303,6 +303,6 @@ def test_small_maps_of_many_channels() -> None:
     s = perfonnx.session(compact.model(fallback=False), threads=2).run(None, compact.feed)[0]
     np.testing.assert_array_equal(s, x.reshape(1, 1000, 6).transpose(0, 2, 1))
     source = np.array([5, -1, 3, 2, 1, 0], np.int32)[:, None]
-    expand = RowCase("Expand", {"S": s, "source": source, "shape": np.array([2, 3])}, {}, x)
+    expand = RowCase("ExpandRows", {"S": s, "source": source, "shape": np.array([2, 3])}, {}, x)
     got = perfonnx.session(expand.model(fallback=False), threads=2).run(None, expand.feed)[0].reshape(1, 1000, 6)
     np.testing.assert_array_equal(got, x.reshape(1, 1000, 6)[:, :, source[:, 0]] * (source[:, 0] >= 0))

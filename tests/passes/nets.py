@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -127,6 +128,12 @@ def assert_same_results(
 def ours(source: ModelProto) -> list[NodeProto]:
     """The nodes of the operators' domain."""
     return [n for n in source.graph.node if n.domain == ops.DOMAIN]
+
+
+def plan_in(source: ModelProto) -> dict[str, Any]:
+    """The plan in a rewritten model's metadata."""
+    (text,) = (p.value for p in source.metadata_props if p.key.startswith("perfonnx.plan"))
+    return json.loads(text)
 
 
 def op_types(source: ModelProto) -> list[str]:

@@ -263,7 +263,7 @@ def test_positions_of_one_row_share_the_weights_of_a_gemm(flatten: str, gemm: st
     maps, rows = (
         perfonnx.rewrite(model, layout=layout, rate=0.75, interpolation=interpolation) for layout in LAYOUTS[::-1]
     )
-    assert operators(rows.proto)["Expand"] == 0
+    assert operators(rows.proto)["ExpandRows"] == 0
     smaller = [t for t in rows.proto.graph.initializer if t.name.endswith(".summed")]
     assert np.prod(smaller[0].dims) == 30 * 8 * 5
     for library in (False, True):
@@ -273,12 +273,12 @@ def test_positions_of_one_row_share_the_weights_of_a_gemm(flatten: str, gemm: st
 
 def test_a_chain_is_turned_to_rows_once_and_back_once() -> None:
     found = operators(perfonnx.rewrite(build("chain"), layout="rows", rate=0.5, only=[""]).proto)
-    assert found == {"Compact": 1, "SampledConv": 4, "SampledMaxPool": 1, "Expand": 1}
+    assert found == {"Compact": 1, "SampledConv": 4, "SampledMaxPool": 1, "ExpandRows": 1}
 
 
 def test_a_dense_layer_between_sampled_ones_joins() -> None:
     result = perfonnx.rewrite(build("chain"), layout="rows", rate=0.5, only=["Conv_0", "Conv_2", "Conv_6"])
-    assert operators(result.proto) == {"Compact": 1, "SampledConv": 4, "SampledMaxPool": 1, "Expand": 1}
+    assert operators(result.proto) == {"Compact": 1, "SampledConv": 4, "SampledMaxPool": 1, "ExpandRows": 1}
     assert [layer.name for layer in result.report.layers] == ["Conv_0", "Conv_2", "Conv_6"]
 
 
@@ -301,7 +301,7 @@ def test_a_pointwise_layer_is_computed_once_per_row(interpolation: str) -> None:
 def test_nodes_that_cut_no_region(name: str, gone: list[str]) -> None:
     result = operators(perfonnx.rewrite(build(name), rate=0.5).proto)
     assert not set(gone) & set(result)
-    assert result["Compact"] == result["Expand"] == 1
+    assert result["Compact"] == result["ExpandRows"] == 1
 
 
 def test_a_residual_of_other_sites_is_added_by_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,7 +333,7 @@ def test_radius_adaptive_layers_exchange_rows_with_dense_ones(monkeypatch: pytes
     monkeypatch.setattr(weigh, "DEFAULT_COSTS", dear)
     result = perfonnx.rewrite(build("chain"), layout="rows", method="radius-adaptive", only=["Conv_0", "Conv_2"])
     found = operators(result.proto)
-    assert found["Compact"] == found["Expand"] == 1
+    assert found["Compact"] == found["ExpandRows"] == 1
     assert found["SampledRadiusAdaptiveConv"] == 2
     result = perfonnx.rewrite(build("residual"), layout="rows", method="radius-adaptive", only=["Conv_0", "Conv_7"])
     found = operators(result.proto)
@@ -430,7 +430,7 @@ def test_a_sampled_layer_alone_stays_canonical() -> None:
 def test_a_map_is_written_once_for_all_that_read_it() -> None:
     result = perfonnx.rewrite(build("branches"), layout="rows", rate=0.5)
     found = operators(result.proto)
-    assert found["Expand"] == 2  # the first layer's, for Softmax and the graph output, and the last one's
+    assert found["ExpandRows"] == 2  # the first layer's, for Softmax and the graph output, and the last one's
     assert found["SampledConv"] == 2
 
 

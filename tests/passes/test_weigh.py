@@ -215,5 +215,5 @@ def test_pools_and_sums_stay_where_their_neighbours_are(monkeypatch: pytest.Monk
     found = operators(result)
     assert (found["SampledConv"], found["Conv"]) == (4, 2)
     assert found["MaxPool"] == 1
-    assert (found["Compact"], found["Expand"]) == (2, 2)
+    assert (found["Compact"], found["ExpandRows"]) == (2, 2)
     nets.check(result)

@@ -50,8 +50,8 @@ def test_nothing_times_very_much_is_nothing() -> None:
     assert _run("Compact", {"sites": None, "shape": shape}, (MANY, 0, 1000, 1000)) == (MANY, 10**6, 0)
     assert _run("Compact", {"sites": sites[:0]}, (0, MANY, 1000, 1000)) == (0, 0, MANY)
     source = np.full((10**6, 1), -1, np.int32)
-    assert _run("Expand", {"source": source, "shape": shape}, (MANY, 7, 0)) == (MANY, 0, 1000, 1000)
-    assert _run("Expand", {"source": source[:0], "shape": shape * 0}, (MANY, 0, MANY)) == (MANY, MANY, 0, 0)
+    assert _run("ExpandRows", {"source": source, "shape": shape}, (MANY, 7, 0)) == (MANY, 0, 1000, 1000)
+    assert _run("ExpandRows", {"source": source[:0], "shape": shape * 0}, (MANY, 0, MANY)) == (MANY, MANY, 0, 0)
     pool = {"kernel_shape": [3, 3], "strides": [1, 1], "pads": [0] * 4, "ceil_mode": 0}
     tables = {"in_source": np.zeros(10**6, np.int32), "in_shape": shape, "sites": None}
     assert _run("SampledMaxPool", tables, (MANY, 1, 0), dilations=[1, 1], **pool) == (MANY, 998 * 998, 0)
@@ -92,7 +92,7 @@ def test_tables_beyond_reason(op: str) -> None:
 
 def test_a_map_of_no_entries_may_not_be_endless() -> None:
     tables = {"source": np.empty((2**31 - 1, 0), np.int32), "shape": np.array([2**31 - 1, 1])}
-    assert "'source'" in _refusal(model("Expand", tables, x_shape=["a", "b", "c"]))
+    assert "'source'" in _refusal(model("ExpandRows", tables, x_shape=["a", "b", "c"]))
 
 
 def test_pads_far_wider_than_the_map() -> None:
