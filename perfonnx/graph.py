@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from perfonnx import ops
+from perfonnx.constants import why_not_constant
 from perfonnx.errors import PerfonnxError
 from perfonnx.io import Workspace, subgraphs
 from perfonnx.masks import PoolWindow
@@ -256,9 +257,7 @@ def _obstacle(
         if passed_on.name in workspace.overridable():
             return f"its {what} {passed_on.name!r} is also a graph input; --freeze-weights makes it constant"
         if workspace.constant_proto(tensor) is None:
-            producers = list(passed_on.inputs)
-            origin = f"computed by {producers[0].op}" if producers else "an input of the graph"
-            return f"its {what} is not constant ({origin})"
+            return why_not_constant(workspace, tensor, what)
     if elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
         return f"weights of type {_type_name(elem_type)}; float and float16 are rewritten"
     if not w_shape or 0 in w_shape:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from onnx import TensorProto, ValueInfoProto, helper
 
 from perfonnx import ops, runtime  # noqa: F401  (its import makes the operators known to shape inference)
+from perfonnx.constants import fold_constants
 from perfonnx.errors import PerfonnxError
 from perfonnx.graph import pool_window
 from perfonnx.io import MAX_MESSAGE, TensorType, Workspace, has_external_data, model_bytes, one_line, value_type
@@ -22,10 +23,19 @@ _LARGEST_PROBE = 1 << 26
 def infer_types(workspace: Workspace) -> None:
     """Fill `workspace.types` by onnx's shape inference; what it cannot reach is measured by running the model once.
 
+    What constants and fixed sizes decide is computed on the way, see `perfonnx.constants`.
+
     Raises:
         PerfonnxError: The model contradicts itself.
     """
-    skeleton = workspace.skeleton()
+    fold_constants(workspace)
+    _infer_types(workspace)
+    while fold_constants(workspace):
+        _infer_types(workspace)
+
+
+def _infer_types(workspace: Workspace) -> None:
+    skeleton = workspace.skeleton(folded=True)
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
     except Exception as error:  # the C++ side throws several kinds
@@ -33,7 +43,7 @@ def infer_types(workspace: Workspace) -> None:
     symbols = _symbols(workspace)
     types, earlier = workspace.types, dict(workspace.types)
     types.clear()
-    for tensor in (*workspace.proto.graph.initializer, *workspace.added.values()):
+    for tensor in workspace.held():
         types[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
     for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         known = _with_own_symbols(value_type(info), symbols)

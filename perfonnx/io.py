@@ -50,6 +50,7 @@ _IMPLIED_DOMAINS = {"com.microsoft": 1, "com.microsoft.nchwc": 1, "ai.onnx.ml": 
 
 _SMALL_TENSOR = 1024  # elements that shape inference may want to read (shapes, axes, scales)
 _STREAMED = 1 << 24  # bytes; tensors from here on are written one by one
+_LARGEST_DENSE = 1 << 27  # elements of a sparse tensor, zeros included
 _EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the message, where every reader finds them
 
 
@@ -389,6 +390,53 @@ def _check_location(tensor: TensorProto, model: LoadedModel) -> None:
         raise PerfonnxError(f"initializer {tensor.name!r}: external data may not lie outside the model's directory")
 
 
+_CONSTANT_TYPES = {
+    "value": TensorProto.UNDEFINED,  # its own
+    "sparse_value": TensorProto.UNDEFINED,
+    "value_float": TensorProto.FLOAT,
+    "value_floats": TensorProto.FLOAT,
+    "value_int": TensorProto.INT64,
+    "value_ints": TensorProto.INT64,
+    "value_string": TensorProto.STRING,
+    "value_strings": TensorProto.STRING,
+}
+
+
+def constant_value(node: NodeProto) -> TensorProto | None:
+    """What a Constant node gives, in whichever of its attributes it stands; None where that cannot be read."""
+    attribute = next((a for a in node.attribute if a.name in _CONSTANT_TYPES), None)
+    if attribute is None or attribute.ref_attr_name:
+        return None
+    if attribute.name == "value":
+        return attribute.t
+    if attribute.name == "sparse_value":
+        return dense_tensor(attribute.sparse_tensor)
+    value = helper.get_attribute_value(attribute)
+    one = attribute.name in ("value_float", "value_int", "value_string")
+    return helper.make_tensor(
+        "", _CONSTANT_TYPES[attribute.name], [] if one else [len(value)], [value] if one else value
+    )
+
+
+def dense_tensor(sparse: SparseTensorProto) -> TensorProto | None:
+    """A sparse tensor with its zeros; None where it is too large for that, or its indices are not what they must be."""
+    shape = tuple(sparse.dims)
+    size = math.prod(shape)
+    if min(shape, default=0) < 0 or size > _LARGEST_DENSE:
+        return None
+    try:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        if indices.ndim == 2:
+            indices = np.ravel_multi_index(tuple(indices.T), shape)
+        result = np.zeros(size, values.dtype)
+        if len(values) and not 0 <= indices.min() <= indices.max() < size:
+            return None
+        result[indices] = values
+    except (ValueError, TypeError, IndexError):
+        return None
+    return numpy_helper.from_array(result.reshape(shape), sparse.values.name)
+
+
 def to_array(tensor: TensorProto, directory: Path | None) -> NDArray[Any]:
     """The values of a tensor, external ones included."""
     if is_external(tensor) and directory is not None:
@@ -451,6 +499,8 @@ class Workspace:
         graph: graphsurgeon's view, on which passes work.
         types: Tensor types by name, from shape inference.
         added: New initializers by name.
+        folded: Values of tensors that the model's nodes compute from constants or fixed sizes, and of sparse
+            initializers, by name; see `perfonnx.constants`.
         captured: Names that the bodies of If, Loop and Scan mention, and so may take from the main graph.
     """
 
@@ -458,6 +508,7 @@ class Workspace:
     graph: gs.Graph
     types: dict[str, TensorType] = field(default_factory=dict)
     added: dict[str, TensorProto] = field(default_factory=dict)
+    folded: dict[str, TensorProto] = field(default_factory=dict)
     captured: frozenset[str] = frozenset()
     _reserved: frozenset[str] = frozenset()  # names that a new tensor may not have, although the graph knows none
     _origin: dict[int, NodeProto] = field(default_factory=dict)
@@ -510,10 +561,22 @@ class Workspace:
         """Initializers that a caller may replace because they are graph inputs too (from IR version 4 on)."""
         if self.proto.ir_version < 4:
             return set()
-        return {i.name for i in self.proto.graph.input} & self._initializers.keys()
+        sparse = {t.values.name for t in self.proto.graph.sparse_initializer}
+        return {i.name for i in self.proto.graph.input} & (self._initializers.keys() | sparse)
+
+    def sparse_initializers(self) -> list[SparseTensorProto]:
+        """Those that count: no run can change them, and there is no dense one of their name."""
+        taken = self.overridable() | self._initializers.keys()
+        return [t for t in self.proto.graph.sparse_initializer if t.values.name not in taken]
+
+    def held(self) -> Iterator[TensorProto]:
+        """All tensors whose values are in the model, are new, or were computed beforehand."""
+        yield from self._initializers.values()
+        yield from self.added.values()
+        yield from self.folded.values()
 
     def constant(self, tensor: gs.Tensor) -> NDArray[Any] | None:
-        """The values of a tensor that no run can change: an initializer or a Constant node's output; else None."""
+        """The values of a tensor that no run can change; None where there are none, or they are not known."""
         proto = self.constant_proto(tensor)
         return None if proto is None else to_array(proto, self.model.directory)
 
@@ -522,13 +585,13 @@ class Workspace:
         tensor = self.behind_identities(tensor)
         if tensor.name in self.added:
             return self.added[tensor.name]
+        if tensor.name in self.folded:
+            return self.folded[tensor.name]
         if tensor.name in self._initializers and isinstance(tensor, gs.Constant):
             return None if tensor.name in self.overridable() else self._initializers[tensor.name]
         producers = list(tensor.inputs)
         if len(producers) == 1 and producers[0].op == "Constant" and id(producers[0]) in self._origin:
-            for attribute in self._origin[id(producers[0])].attribute:
-                if attribute.name == "value" and not attribute.ref_attr_name:
-                    return attribute.t
+            return constant_value(self._origin[id(producers[0])])
         return None
 
     @staticmethod
@@ -601,23 +664,25 @@ class Workspace:
             self._inherited[id(new)] = self._inherited[id(old)]
         self._alive.append(new)
 
-    def skeleton(self) -> ModelProto:
+    def skeleton(self, *, folded: bool = False) -> ModelProto:
         """The model without its large weights, which become typed graph inputs: cheap to check and to infer on.
 
-        The default domain has its short name everywhere, which is all that onnx's checker knows.
+        The default domain has its short name everywhere, which is all that onnx's checker knows. With `folded`, the
+        values that are known stand in place of the nodes that compute them.
         """
         result = ModelProto()
         for name in ("ir_version", "opset_import", "functions", "domain"):
             _copy_field(self.proto, result, name)
         source, graph = self.proto.graph, result.graph
         graph.name = source.name or "graph"
-        graph.node.extend(self.node_protos())
+        hidden = self.folded if folded else {}
+        graph.node.extend(n for n in self.node_protos() if not n.output or not all(name in hidden for name in n.output))
         graph.input.extend(source.input)
         graph.output.extend(source.output)
         graph.value_info.extend(source.value_info)
-        graph.sparse_initializer.extend(source.sparse_initializer)
+        graph.sparse_initializer.extend(t for t in source.sparse_initializer if t.values.name not in hidden)
         known = {i.name for i in graph.input}
-        for tensor in (*self._initializers.values(), *self.added.values()):
+        for tensor in (*self._initializers.values(), *self.added.values(), *hidden.values()):
             if not is_external(tensor) and math.prod(tensor.dims) <= _SMALL_TENSOR:
                 graph.initializer.append(tensor)
                 if result.ir_version >= 4 or tensor.name in known:
@@ -644,6 +709,8 @@ class Workspace:
         produced = {name for node in target.node for name in node.output}
         keep = [i for i, t in enumerate(target.initializer) if t.name not in lost]
         _keep_only(target.initializer, keep)
+        sparse = target.sparse_initializer
+        _keep_only(sparse, [i for i, t in enumerate(sparse) if t.values.name not in lost])
         gone = {name for name in lost if name not in produced}
         _keep_only(target.value_info, [i for i, v in enumerate(target.value_info) if v.name not in gone])
         _keep_only(target.input, [i for i, v in enumerate(target.input) if v.name not in gone or self._is_feed(v)])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import FunctionProto, TensorProto, helper
 
 from perfonnx import ops
+from perfonnx.constants import read_directly
 from perfonnx.graph import own_nodes
 from perfonnx.inference import infer_types
 from perfonnx.io import Workspace
@@ -43,8 +44,8 @@ class Finish(Pass):
         """Write everything into the message."""
         if not state.rewritten:  # the model stays as it came, to the byte
             return PassResult(modified=False)
-        nodes = own_nodes(workspace)
-        _read_constants_directly(workspace, nodes)
+        read_directly(workspace, own_nodes(workspace))
+        nodes = own_nodes(workspace)  # without those that only sizes were taken from
         if self.fallback:
             _complete_inputs(workspace, nodes)
         proto = workspace.proto
@@ -67,24 +68,6 @@ class Finish(Pass):
         """The model passes onnx's checker, strict shape inference included, if the original did."""
         if state.rewritten:
             check_output(workspace, strict=state.strict)
-
-
-def _read_constants_directly(workspace: Workspace, nodes: list[gs.Node]) -> None:
-    """Let our nodes read initializers behind Identity nodes themselves: their kernels want initializers.
-
-    onnxruntime takes Identity nodes out, but not with its optimizations switched off.
-    """
-    read_elsewhere = {tensor.name for tensor in workspace.graph.outputs} | workspace.captured
-    for node in nodes:
-        for position, tensor in enumerate(node.inputs):
-            source = workspace.behind_identities(tensor)
-            if source is tensor or workspace.constant_proto(tensor) is None:
-                continue
-            node.inputs[position] = source
-            while tensor is not source and not tensor.outputs and tensor.name not in read_elsewhere:
-                (identity,) = tensor.inputs
-                tensor = identity.inputs[0]
-                workspace.remove(identity)
 
 
 def _complete_attributes(workspace: Workspace) -> None:
