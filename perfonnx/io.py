@@ -10,8 +10,6 @@ from __future__ import annotations
 import heapq
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -37,6 +35,9 @@ from onnx import (
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from perfonnx.errors import PerfonnxError
+from perfonnx.files import Digested, data_name, drafts, publish_model
+from perfonnx.files import check_target as check_target
+from perfonnx.files import write_atomically as write_atomically
 
 ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | gs.Graph"
 
@@ -900,44 +901,37 @@ def has_external_data(model: LoadedModel) -> bool:
     return any(is_external(t) for t in model.proto.graph.initializer)
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
-    """Raise `PerfonnxError` where a file can certainly not be written, before any work is done for it."""
-    target = Path(path)
-    try:
-        if "\0" in str(target):
-            raise PerfonnxError(f"{str(target)!r} is no file name: it has a NUL in it")
-        if target.is_dir():
-            raise PerfonnxError(f"{target} is a directory; give the name of a file")
-        if target.exists() and not target.is_file():  # replacing a device or a pipe would destroy it
-            raise PerfonnxError(f"{target} is not a regular file; give the name of a file")
-        if not target.parent.is_dir():
-            raise PerfonnxError(f"{target}: cannot be written: there is no directory {target.parent}")
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise PerfonnxError(f"{target}: cannot be written: no permission to write in {target.parent}")
-    except OSError as error:
-        raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
-
-
 def save(model: LoadedModel, path: str | os.PathLike[str]) -> None:
-    """Write a model, atomically: the output is the old file or the new one, never a part.
+    """Write a model, atomically: whatever happens, the old model is there or the new one, never a part or a mix.
 
-    A model that came with external data, or that is over 2 GB, gets one external data file, `NAME.data`, beside it.
-    The two are put in place one after the other; if the second fails, the first is undone.
+    A model that came with external data, or that is over 2 GB, gets one external data file, `NAME.DIGEST.data`, beside
+    it. That of the model which is replaced goes, unless another model beside it reads it.
 
     Raises:
-        PerfonnxError: The place cannot be written.
+        PerfonnxError: The place cannot be written, or holds the model's own weights.
     """
     target = Path(path)
     check_target(target)
+    if target.resolve() in data_files(model):
+        raise PerfonnxError(f"{target} holds the weights of {model.name}; choose another name for the output")
+    in_place = model.directory is not None and (model.directory / model.name).resolve() == target.resolve()
+    keep = set() if in_place else data_files(model)
     try:
-        with tempfile.TemporaryDirectory(prefix=".perfonnx-", dir=target.parent) as temporary:
-            draft = Path(temporary) / "model"
+        with drafts(target) as directory:
+            draft, data, name = directory / "model", directory / "data", ""
             if has_external_data(model) or model_bytes(model) > MAX_MESSAGE:
-                _save_with_data(model, target, Path(temporary))
+                check_target(target.with_name(data_name(target, "0" * 16)))
+                proto, digest = _externalized(model, data)
+                name = data_name(target, digest)
+                _point_to(proto, name)
+                draft.write_bytes(proto.SerializeToString(deterministic=True))
+                publish_model(draft, target, data, name, keep)
+                if in_place:  # the data that the message pointed to may be gone
+                    model.proto, model.directory, model.name = proto, target.parent, target.name
             else:
                 with draft.open("wb") as stream:
                     _write_message(model.proto, stream)
-                _publish(draft, target)
+                publish_model(draft, target, None, name, keep)
     except OSError as error:
         raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
 
@@ -992,30 +986,6 @@ def _field_bytes(length: int) -> int:
     return len(_field_head(1, length)) + length
 
 
-def _save_with_data(model: LoadedModel, target: Path, temporary: Path) -> None:
-    draft, data, kept = temporary / "model", temporary / "data", temporary / "kept"
-    data_target = target.with_name(f"{target.name}.data")
-    check_target(data_target)
-    overwrites = data_target.resolve() in data_files(model)
-    if overwrites and model.directory is not None and (model.directory / model.name).resolve() != target.resolve():
-        raise PerfonnxError(f"{data_target} holds the weights of {model.name}; choose another name for the output")
-    proto = _externalized(model, data, data_target.name)
-    draft.write_bytes(proto.SerializeToString(deterministic=True))
-    if data_target.exists():
-        _keep(data_target, kept)
-    try:
-        _publish(data, data_target)
-        _publish(draft, target)
-    except BaseException:
-        if kept.exists():
-            os.replace(kept, data_target)
-        else:
-            data_target.unlink(missing_ok=True)
-        raise
-    if overwrites:  # the offsets in the message were those of the file that is gone
-        model.proto, model.directory, model.name = proto, target.parent, target.name
-
-
 def data_files(model: LoadedModel) -> set[Path]:
     """The files, links followed, in which initializers lie."""
     if model.directory is None:
@@ -1024,43 +994,17 @@ def data_files(model: LoadedModel) -> set[Path]:
     return {external_location(tensor, model.directory)[0].resolve() for tensor in tensors}
 
 
-def _keep(file: Path, kept: Path) -> None:
-    """A second name for a file; a copy where the file system has no hard links."""
-    try:
-        os.link(file, kept)
-    except OSError:
-        shutil.copy2(file, kept)
+def _externalized(model: LoadedModel, data: Path) -> tuple[ModelProto, str]:
+    """A copy of the message whose larger tensors point into a data file, which is written tensor by tensor.
 
-
-def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file, text in UTF-8, so that it is the old one or the new one, never a part."""
-    target = Path(path)
-    check_target(target)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".perfonnx-", dir=target.parent) as temporary:
-            draft = Path(temporary) / "content"
-            draft.write_bytes(content.encode() if isinstance(content, str) else content)
-            _publish(draft, target)
-    except OSError as error:
-        raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
-
-
-def _publish(draft: Path, target: Path) -> None:
-    if target.exists():
-        shutil.copymode(target, draft)  # the file changes, who may read it does not
-    else:
-        mask = os.umask(0)
-        os.umask(mask)
-        draft.chmod(0o666 & ~mask)
-    os.replace(draft, target)
-
-
-def _externalized(model: LoadedModel, data: Path, location: str) -> ModelProto:
-    """A copy of the message whose larger tensors point into `data`, which is written here tensor by tensor."""
+    Returns:
+        The message, in which the file has no name yet, and the digest of the file.
+    """
     source = model.proto
     result = _without(source, "graph")
     result.graph.CopyFrom(_without(source.graph, "initializer"))
-    with data.open("wb") as stream:
+    with data.open("wb") as file:
+        stream = Digested(file)
         for tensor in source.graph.initializer:
             size = tensor_bytes(tensor)
             copied = result.graph.initializer.add()
@@ -1071,15 +1015,21 @@ def _externalized(model: LoadedModel, data: Path, location: str) -> ModelProto:
             copied.dims.extend(tensor.dims)
             copied.metadata_props.extend(tensor.metadata_props)
             stream.write(b"\0" * (-stream.tell() % 64))
-            entries = {"location": location, "offset": str(stream.tell()), "length": str(size)}
+            entries = {"offset": str(stream.tell()), "length": str(size)}
             _copy_data(tensor, model.directory, stream)
             copied.data_location = TensorProto.EXTERNAL
             for key, text in entries.items():
                 copied.external_data.add(key=key, value=text)
-    return result
+    return result, stream.digest
 
 
-def _copy_data(tensor: TensorProto, directory: Path | None, stream: IO[bytes]) -> None:
+def _point_to(proto: ModelProto, location: str) -> None:
+    """Name the file in which the external initializers lie."""
+    for tensor in filter(is_external, proto.graph.initializer):
+        tensor.external_data.add(key="location", value=location)
+
+
+def _copy_data(tensor: TensorProto, directory: Path | None, stream: Digested) -> None:
     if is_external(tensor):
         assert directory is not None
         file, offset, remaining = external_location(tensor, directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -303,6 +304,14 @@ def whole(path: Path) -> ModelProto:
     return onnx.load(path)
 
 
+def data_file(path: Path) -> Path:
+    """The one data file that was written with a model: NAME, a digest, `data`."""
+    (found,) = (
+        f for f in path.parent.iterdir() if re.fullmatch(re.escape(path.name) + r"\.[0-9a-f]{16}\.data", f.name)
+    )
+    return found
+
+
 def test_external_data_into_another_directory(tmp_path: Path) -> None:
     path, model = external(tmp_path / "in")
     before = listing(tmp_path / "in")
@@ -310,7 +319,7 @@ def test_external_data_into_another_directory(tmp_path: Path) -> None:
     out.mkdir()
     nets.rewrite(path, out / "m.onnx", rate=0.5)
     assert listing(tmp_path / "in") == before
-    assert sorted(listing(out)) == ["m.onnx", "m.onnx.data"]
+    assert sorted(listing(out)) == ["m.onnx", data_file(out / "m.onnx").name]
     shutil.rmtree(tmp_path / "in")
     proto = whole(out / "m.onnx")
     expected = nets.rewrite(model, rate=0.5).proto
@@ -336,8 +345,10 @@ def test_weights_of_the_input_are_not_overwritten(tmp_path: Path) -> None:
     path, _ = external(tmp_path, location="out.onnx.data")
     before = listing(tmp_path)
     with pytest.raises(PerfonnxError, match=r"holds the weights of m\.onnx; choose another name"):
-        nets.rewrite(path, tmp_path / "out.onnx")
+        nets.rewrite(path, tmp_path / "out.onnx.data")
     assert listing(tmp_path) == before
+    nets.rewrite(path, tmp_path / "out.onnx")
+    assert before.items() <= listing(tmp_path).items()
 
 
 def test_external_data_in_memory(tmp_path: Path) -> None:
@@ -518,7 +529,7 @@ def test_models_over_two_gigabytes(tmp_path: Path) -> None:
     result = nets.rewrite(path, tmp_path / "out/m.onnx", rate=0.5, only=["^(first|second|third)$"])
     assert len(result.report.layers) == 3
     assert (tmp_path / "out/m.onnx").stat().st_size < 2**20
-    assert (tmp_path / "out/m.onnx.data").stat().st_size > size
+    assert data_file(tmp_path / "out/m.onnx").stat().st_size > size
     onnx.checker.check_model(tmp_path / "out/m.onnx")
     assert perfonnx.inspect(tmp_path / "out/m.onnx").convs[-1].name == "unused_branch"
 
@@ -533,7 +544,7 @@ class DiskFullError(OSError):
 
 @pytest.mark.parametrize(
     ("data", "failing"),
-    [*((False, i) for i in range(2)), *((True, i) for i in range(6))],  # all that is put on disk, in turn
+    [*((False, i) for i in range(2)), *((True, i) for i in range(7))],  # all that is put on disk, in turn
 )
 def test_a_failure_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bool, failing: int
@@ -543,8 +554,9 @@ def test_a_failure_leaves_what_was_there(
         path.write_bytes(as_bytes(chain()))
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("m.onnx", "m.onnx.data"):
-        (out / name).write_bytes(b"old")
+    old = "m.onnx.0123456789abcdef.data"
+    (out / "m.onnx").write_bytes(b"old model of " + old.encode())
+    (out / old).write_bytes(b"old")
     before = listing(tmp_path)
     result = nets.rewrite(path, rate=0.5)
     calls = 0
@@ -577,8 +589,9 @@ def test_data_are_put_back_when_the_model_cannot_follow(
     out = tmp_path / "out"
     out.mkdir()
     if existed:
-        (out / "m.onnx").write_bytes(b"old model")
-        (out / "m.onnx.data").write_bytes(b"old data")
+        old = "m.onnx.0123456789abcdef.data"
+        (out / "m.onnx").write_bytes(b"old model of " + old.encode())
+        (out / old).write_bytes(b"old data")
     before = listing(out)
     result = nets.rewrite(path, rate=0.5)
     real = os.replace
