@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
-
-import onnx
 
 import models
 from perfonnx.errors import PerfonnxError
+from perfonnx.files import write_atomically
 
 EXAMPLES = """examples:
   python -m models vgg16 vgg16.onnx
@@ -80,7 +76,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         fold_bn=options.fold_bn,
         open_share=options.open_share,
     )
-    _write(model, Path(options.out))
+    write_atomically(options.out, model.SerializeToString(deterministic=True))
     return 0
 
 
@@ -89,26 +85,6 @@ def _batch(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
-
-
-def _write(model: onnx.ModelProto, path: Path) -> None:
-    """Writes next to the target and renames, so that a half-written model is never seen under the final name."""
-    if path.is_dir():
-        raise PerfonnxError(f"cannot write {path}: it is a directory, name a file")
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(model.SerializeToString(deterministic=True))
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes the file private
-        os.replace(temporary, path)
-    except OSError as error:
-        raise PerfonnxError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ What a command needs is imported when it runs: parsing the line, --help and --ve
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from perfonnx.check import CheckReport
 
-OK, CHECK_FAILED, BAD_INPUT = 0, 1, 2
+OK, CHECK_FAILED, BAD_INPUT, NO_OUTPUT = 0, 1, 2, 3
 
 _MAIN_EXAMPLES = """examples:
   perfonnx inspect model.onnx
@@ -30,7 +32,7 @@ _MAIN_EXAMPLES = """examples:
   perfonnx bench model.onnx fast.onnx
   perfonnx tune model.onnx fast.onnx --data photos/ --max-drop 1%
 
-exit status: 0 done, 1 a check failed, 2 bad usage or input
+exit status: 0 done, 1 a check failed, 2 bad usage or input, 3 the output could not be written
 """
 
 _INSPECT_EXAMPLES = """examples:
@@ -127,6 +129,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {_line(message)} (see {self.prog} --help)\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message and file is not None:  # argparse itself says nothing where it cannot write
+            file.write(message)
+
 
 class _Version(argparse.Action):
     """Prints the version of the installed package; to look it up takes longer than all the parsing."""
@@ -140,8 +146,38 @@ class _Version(argparse.Action):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()  # here, where it can still be said that it failed
+    except BrokenPipeError:  # the reader of our output has gone, as in `perfonnx inspect m.onnx | head`
+        _drop_output()
+        return OK
+    except OSError as error:
+        if error.errno not in _NO_OUTPUT:
+            raise
+        _drop_output()
+        print(f"perfonnx: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return NO_OUTPUT
+
+
+_NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _drop_output() -> None:
+    """What could not be written is not tried again when the interpreter ends."""
+    with suppress(OSError, ValueError):  # ValueError: an output that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
+        if options.command != "lib":
+            from perfonnx.named_files import check_files
+
+            check_files(options)
         with _libraries(options):
             return int(options.run(options))
     except PerfonnxError as error:
@@ -150,9 +186,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("perfonnx: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `perfonnx inspect m.onnx | head`
-        sys.stderr.close()
-        return OK
 
 
 def _libraries(options: argparse.Namespace) -> AbstractContextManager[None]:
@@ -366,8 +399,6 @@ def _rewrite(options: argparse.Namespace) -> int:
     if options.check < 0:
         raise PerfonnxError(f"--check {options.check}: give the number of inputs to compare on, 1 or more")
     chosen = _chosen(options)
-    if options.save_plan:
-        _check_plan_target(options)
     fitted = options.repair not in (None, NO_REPAIR) or options.open_share not in (None, 1)
     if options.data is not None and not options.plan and not fitted:
         raise PerfonnxError("--data is for --repair bias, predictor or full, or for --open-share; add one of them")
@@ -442,16 +473,6 @@ def _chosen(options: argparse.Namespace, *, seed: bool = True) -> Any:
     return None if options.plan else Options(only=options.only, skip=options.skip, **given)
 
 
-def _check_plan_target(options: argparse.Namespace) -> None:
-    """Before the model is written, so that either both files are there in the end or none."""
-    from perfonnx.io import check_target
-
-    check_target(options.save_plan)
-    for other in (options.model, None if options.dry_run else options.output):
-        if other is not None and Path(other).resolve() == Path(options.save_plan).resolve():
-            raise PerfonnxError(f"--save-plan {options.save_plan}: that is a model's file; give another name")
-
-
 def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> None:
     if not anything:
         print("Nothing was rewritten; the output is the model as it came.")
@@ -485,9 +506,8 @@ def _add_impact(commands: Any) -> None:
 
 
 def _impact(options: argparse.Namespace) -> int:
-    from perfonnx import impact, io
+    from perfonnx import impact
 
-    io.check_target(options.output)
     if Path(options.output).suffix != ".npz":
         raise PerfonnxError(f"{options.output}: maps of impacts are written as .npz; give a name that ends so")
     samples = _required_samples(options, batch=1)
@@ -520,13 +540,10 @@ def _add_alphas(commands: Any) -> None:
 
 
 def _alphas(options: argparse.Namespace) -> int:
-    from perfonnx import io
     from perfonnx.alphas import alphas, render_alphas, save_picture
 
-    if options.images is not None:
-        io.check_target(options.images)
-        if Path(options.images).suffix != ".png":
-            raise PerfonnxError(f"{options.images}: maps of alpha are written as .png; give a name that ends so")
+    if options.images is not None and Path(options.images).suffix != ".png":
+        raise PerfonnxError(f"{options.images}: maps of alpha are written as .png; give a name that ends so")
     samples = _required_samples(options, batch=1)
     with _progress(options, "measuring") as step:
         result = alphas(
@@ -774,7 +791,6 @@ def _tune(options: argparse.Namespace) -> int:
 
     if options.report and not options.report_json:
         options.report_json = str(Path(options.report).with_suffix(".json"))
-    _check_outputs(options, "plan_out", "report", "report_json", "state")
     if options.seed < 0:
         raise PerfonnxError(f"--seed {options.seed}: give a whole number from 0 up")
     if options.threads is not None and options.threads < 1:
@@ -810,23 +826,6 @@ def _tune(options: argparse.Namespace) -> int:
     if not options.quiet:
         _show(options, data, render_tuned(tuned))
     return OK
-
-
-def _check_outputs(options: argparse.Namespace, *flags: str) -> None:
-    """Before anything is measured: every file can be written, and no two are one."""
-    from perfonnx.io import check_target
-
-    files = {"IN": options.model, "OUT": options.output}
-    for flag in flags:
-        path = getattr(options, flag)
-        if path is None:
-            continue
-        name = f"--{flag.replace('_', '-')}"
-        check_target(path)
-        for other, known in files.items():
-            if Path(known).resolve() == Path(path).resolve():
-                raise PerfonnxError(f"{name} {path}: that is {other}; give another name")
-        files[name] = path
 
 
 # --- finetune --------------------------------------------------------------------------------------------------------
@@ -918,7 +917,6 @@ def _finetune(options: argparse.Namespace) -> int:
     from perfonnx.torch.render import render_finetuned, render_rounds
     from perfonnx.torch.rounds import rounds_to_json
 
-    _check_outputs(options, "save_plan", "report_json", "checkpoint")
     if options.resume and not options.checkpoint:
         raise PerfonnxError("--resume needs --checkpoint, the file to go on from")
     if options.threads is not None and options.threads < 1:

@@ -93,6 +93,8 @@ def load(source: ModelSource) -> LoadedModel:
     else:
         path = Path(source)
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):  # a device has no end, a pipe maybe no writer
+                raise PerfonnxError(f"{path}: is not a regular file; give the path of an ONNX file")
             data = path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = getattr(error, "strerror", None) or error
@@ -153,19 +155,9 @@ def _check_tensors(model: LoadedModel) -> None:
     """Refuse tensors whose data are not there or are of another size than their shape says."""
     for tensor in model.proto.graph.initializer:
         where = f"{model.name}: initializer {tensor.name!r}"
-        if any(d < 0 for d in tensor.dims):
-            raise PerfonnxError(f"{where} has a negative dimension")
-        try:
-            wanted = tensor_bytes(tensor)
-        except (KeyError, TypeError, ValueError) as error:
-            raise PerfonnxError(f"{where} has the unknown data type {tensor.data_type}") from error
+        wanted = _checked_bytes(tensor, where)
         if is_external(tensor):
-            if model.directory is None:
-                raise PerfonnxError(f"{where} is external data; give the model's path, or load the data first")
-            _check_location(tensor, model)
-            file, offset, length = external_location(tensor, model.directory)
-            if length != wanted or _file_size(file) < offset + length:
-                raise PerfonnxError(f"{where}: external data file {file.name} is missing, too short or of another size")
+            _check_external(tensor, model, where)
         elif tensor.HasField("raw_data"):
             if len(tensor.raw_data) != wanted:
                 raise PerfonnxError(f"{where} holds {len(tensor.raw_data)} bytes, its shape needs {wanted}")
@@ -174,6 +166,26 @@ def _check_tensors(model: LoadedModel) -> None:
                 f"{where} holds {_typed_values(tensor)} values, its shape needs {math.prod(tensor.dims)}"
             )
     _check_twins(model)
+
+
+def _checked_bytes(tensor: TensorProto, where: str) -> int:
+    """Size of a tensor, which must have a shape and a type."""
+    if any(d < 0 for d in tensor.dims):
+        raise PerfonnxError(f"{where} has a negative dimension")
+    try:
+        return tensor_bytes(tensor)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PerfonnxError(f"{where} has the unknown data type {tensor.data_type}") from error
+
+
+def _check_external(tensor: TensorProto, model: LoadedModel, where: str) -> None:
+    """Refuse external data that are not there, no regular file, or of another size than the tensor's shape says."""
+    if model.directory is None:
+        raise PerfonnxError(f"{where} is external data; give the model's path, or load the data first")
+    _check_location(tensor, model)
+    file, offset, length = external_location(tensor, model.directory)
+    if length != _checked_bytes(tensor, where) or _file_size(file) < offset + length:
+        raise PerfonnxError(f"{where}: external data file {file.name} is missing, too short or of another size")
 
 
 def _check_twins(model: LoadedModel) -> None:
@@ -217,9 +229,7 @@ def _load_inner_tensors(model: LoadedModel) -> None:
         if not is_external(tensor):
             continue
         where = f"{model.name}: tensor {tensor.name!r}"
-        if model.directory is None:
-            raise PerfonnxError(f"{where} is external data; give the model's path, or load the data first")
-        _check_location(tensor, model)
+        _check_external(tensor, model, where)
         try:
             values = to_array(tensor, model.directory)
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -233,6 +243,12 @@ def take_in_data(model: LoadedModel) -> None:
         if is_external(tensor):
             tensor.CopyFrom(numpy_helper.from_array(to_array(tensor, model.directory), tensor.name))
     model.directory = None
+
+
+def all_tensors(proto: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: initializers, those of attributes, of subgraphs and of functions."""
+    yield from proto.graph.initializer
+    yield from _inner_tensors(proto)
 
 
 def _inner_tensors(proto: ModelProto) -> Iterator[TensorProto]:

@@ -509,6 +509,50 @@ def test_data_that_links_lead_to_serve_every_command(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("location", "entries"),
+    [
+        ("w.bin", {"length": "1" + "0" * 30}),
+        ("w.bin", {"length": "9" * 5000}),
+        ("w.bin", {"length": "16", "offset": "1" + "0" * 30}),
+        ("w.bin", {"length": "12"}),
+        ("w.bin", {"length": "-1"}),
+        ("pipe", {}),
+        ("/dev/zero", {}),
+        ("zero", {}),
+        (".", {}),
+        ("missing", {}),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_external_data_of_attributes_are_checked_before_they_are_read(
+    tmp_path: Path, inside: bool, location: str, entries: dict[str, str]
+) -> None:
+    (tmp_path / "w.bin").write_bytes(b"\0" * 64)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+    held = node("Constant", [], ["t"])
+    held.attribute.add(name="value", type=AttributeProto.TENSOR).t.CopyFrom(tensor)
+    if inside:
+        held = node("If", ["c"], ["t"])
+        held.attribute.add(name="then_branch", type=AttributeProto.GRAPH).g.initializer.add().CopyFrom(tensor)
+    model = chain()
+    model.graph.node.insert(0, held)
+    (tmp_path / "m.onnx").write_bytes(as_bytes(model))
+    with pytest.raises(PerfonnxError, match=r"external data|no number|negative"):
+        io.load(tmp_path / "m.onnx")
+
+
+def test_models_are_regular_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(PerfonnxError, match="is not a regular file"):
+            io.load(path)
+
+
 @pytest.mark.slow
 def test_models_over_two_gigabytes(tmp_path: Path) -> None:
     """A sparse file of zeros is the weight of a layer that is not rewritten."""
