@@ -25,6 +25,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed
 from perfonnx.graph import own_nodes
 from perfonnx.io import Workspace
+from perfonnx.names import shortened
 from perfonnx.ops import radius_adaptive_conv, sampled_radius_adaptive_conv
 from perfonnx.ops.common import ConvAttributes, conv_attributes
 from perfonnx.ops.rows import virtual_map
@@ -191,7 +192,7 @@ def render_alphas(result: Alphas) -> RenderableType:
         table.add_column(name, justify="right")
     for layer in result.layers:
         shares = (f"{share:.1%}" for share in (layer.zero, layer.between, layer.one))
-        table.add_row(Text(layer.layer), f"{layer.output_shape[0]}x{layer.output_shape[1]}", *shares)
+        table.add_row(Text(shortened(layer.layer)), f"{layer.output_shape[0]}x{layer.output_shape[1]}", *shares)
     return table
 
 

@@ -28,6 +28,7 @@ from perfonnx.check import OpenModel, Progress, open_model, uses_library
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed, Shapes, merged_inputs, random_feeds
 from perfonnx.memory import ActivationMemory, activation_memory
+from perfonnx.names import shortened
 from perfonnx.ops.common import DOMAIN
 
 PROFILE_RUNS = 10
@@ -529,7 +530,7 @@ def _layer_table(report: BenchReport, layers: Sequence[LayerTiming]) -> Table:
         table.add_column("speed-up" if len(report.models) == 2 else f"speed-up {index + 1}", justify="right")
     for layer in layers:
         operators = list(dict.fromkeys(operator for operator in layer.operators if operator))
-        label = Text(layer.name).append(f" {', '.join(operators)}", style="dim")
+        label = Text(shortened(layer.name)).append(f" {', '.join(operators)}", style="dim")
         table.add_row(label, *_cells(layer.times))
     totals = [sum(layer.times[index] or 0.0 for layer in layers) for index in range(len(report.models))]
     table.add_section()

@@ -22,6 +22,7 @@ from perfonnx import io, runtime
 from perfonnx.calibration import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, Feeds, SessionLike, batch_size, input_specs
+from perfonnx.names import shortened
 from perfonnx.ops.common import DOMAIN
 from perfonnx.outputs import not_numbers, varying_outputs
 
@@ -785,7 +786,7 @@ def _error_table(title: str, errors: Sequence[OutputError]) -> Table:
         table.add_column("not finite", justify="right")
     for error in errors:
         row: list[RenderableType] = [
-            Text(error.name),  # as text: a name may contain rich's markup characters
+            Text(shortened(error.name)),  # as text: a name may contain rich's markup characters
             f"{error.max_abs:.3g}",
             f"{error.max_rel:.3g}",
             f"{error.mean_abs:.3g}",
@@ -810,7 +811,7 @@ def _top1_table(report: CheckReport) -> Table:
         if labelled and top1.correct_a is not None and top1.correct_b is not None:
             cells += [f"{count / max(top1.samples, 1):.1%}" for count in (top1.correct_a, top1.correct_b)]
             cells += [str(top1.only_a), str(top1.only_b)]
-        table.add_row(Text(top1.output), *cells)
+        table.add_row(Text(shortened(top1.output)), *cells)
     return table
 
 

@@ -247,6 +247,12 @@ def _add_shapes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_freeze(parser: Any) -> None:
+    parser.add_argument(
+        "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
+    )
+
+
 def _add_library(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--library",
@@ -269,6 +275,7 @@ def _add_inspect(commands: Any) -> None:
         commands, "inspect", "list a model's convolutions, their cost, and which can be rewritten", _INSPECT_EXAMPLES
     )
     parser.add_argument("model", metavar="MODEL")
+    _add_freeze(parser)
     _add_shapes(parser)
     _add_library(parser)
     _add_json(parser)
@@ -280,7 +287,11 @@ def _inspect(options: argparse.Namespace) -> int:
     from perfonnx.inspection import inspect
     from perfonnx.render import render_inspection
 
-    result = inspect(options.model, input_shapes=parse_input_shapes(options.input_shape))
+    result = inspect(
+        options.model,
+        input_shapes=parse_input_shapes(options.input_shape),
+        freeze_weights=options.freeze_weights,
+    )
     _show(options, result.to_json(), render_inspection(result))
     return OK
 
@@ -319,9 +330,7 @@ def _add_rewrite(commands: Any) -> None:
     model = parser.add_argument_group("the model")
     _add_shapes(model)  # type: ignore[arg-type]
     _add_library(model)  # type: ignore[arg-type]
-    model.add_argument(
-        "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
-    )
+    _add_freeze(model)
     model.add_argument(
         "--no-fallback",
         action="store_true",
@@ -727,9 +736,7 @@ def _add_tune(commands: Any) -> None:
     result.add_argument(
         "--no-fallback", action="store_true", help="leave out the function bodies, as in perfonnx rewrite"
     )
-    result.add_argument(
-        "--freeze-weights", action="store_true", help="make weights constant that are also listed as graph inputs"
-    )
+    _add_freeze(result)
     result.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
     _add_json(result)  # type: ignore[arg-type]
     parser.set_defaults(run=_tune)

@@ -431,28 +431,6 @@ def layer_output(workspace: Workspace, node: gs.Node) -> tuple[int, int] | None:
     return (sizes[0], sizes[1]) if len(sizes) == 2 else None
 
 
-def other_multiplies(workspace: Workspace) -> int:
-    """Multiplies per image of the layers that are not Conv: Gemm, MatMul and ConvTranspose of known shape."""
-    total = 0
-    for node in workspace.graph.nodes:
-        if node.op not in ("Gemm", "MatMul", "ConvTranspose") or len(node.inputs) < 2:
-            continue
-        a, b, y = (workspace.types.get(t.name) for t in (node.inputs[0], node.inputs[1], node.outputs[0]))
-        if not (a and b and y) or a.shape is None or b.shape is None or y.shape is None:
-            continue
-        if node.op == "ConvTranspose":
-            per_value = [d for d in b.shape[1:] if isinstance(d, int)]
-            positions = [d for d in a.shape[1:] if isinstance(d, int)]
-            if len(per_value) == 3 and len(positions) == 3:
-                total += math.prod(per_value + positions)
-            continue
-        inner = a.shape[0 if node.attrs.get("transA") else -1] if a.shape else None
-        outer = [d for d in y.shape[1:] if isinstance(d, int)]  # without the batch
-        if isinstance(inner, int) and len(outer) == len(y.shape) - 1:
-            total += math.prod([inner, *outer])
-    return total
-
-
 def activation_bytes(workspace: Workspace) -> int:
     """Bytes of all values that nodes of the main graph produce, with a symbolic batch taken as 1."""
     sizes = []

@@ -11,15 +11,15 @@ from perfonnx.graph import (
     conv_sites,
     following_pool,
     layer_output,
-    other_multiplies,
     rewritten_nodes,
     unreachable_convs,
 )
 from perfonnx.inference import infer_types
 from perfonnx.io import ModelSource, Workspace
+from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import conv_attributes, dense_multiplies
 from perfonnx.passes import negligible
-from perfonnx.rewriting import LITTLE_TO_GAIN, positions_computed
+from perfonnx.rewriting import LITTLE_TO_GAIN, missing_flags, positions_computed
 from perfonnx.validity import check_input
 
 DONE = "already rewritten"
@@ -56,12 +56,23 @@ class ConvInfo:
 
 @dataclass
 class Inspection:
-    """All convolutions of a model. `multiplies` is the whole model's, per image, where shapes are known."""
+    """All convolutions of a model.
+
+    Attributes:
+        model: Its name.
+        opset: Of the default domain.
+        convs: In graph order; those that rewriting does not go into come last.
+        multiplies: The whole model's, per image.
+        not_counted: Layers that are not in it, such as `2 LSTM of unknown shape`.
+        missing: Flags without which layers could not be looked at, each with the number of these layers.
+    """
 
     model: str
     opset: int
     convs: list[ConvInfo] = field(default_factory=list)
     multiplies: int = 0
+    not_counted: list[str] = field(default_factory=list)
+    missing: dict[str, int] = field(default_factory=dict)
 
     @property
     def eligible_share(self) -> float:
@@ -70,30 +81,39 @@ class Inspection:
 
     @property
     def little_to_gain(self) -> bool:
-        """Whether rewriting this model can hardly make it faster."""
-        return self.multiplies > 0 and self.eligible_share < LITTLE_TO_GAIN
+        """Whether rewriting this model can hardly make it faster; False where a flag is missing to tell."""
+        return self.multiplies > 0 and self.eligible_share < LITTLE_TO_GAIN and not self.missing
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {**asdict(self), "eligible_share": self.eligible_share, "little_to_gain": self.little_to_gain}
 
 
-def inspect(model: ModelSource, *, input_shapes: Mapping[str, Sequence[int | str | None]] | None = None) -> Inspection:
+def inspect(
+    model: ModelSource,
+    *,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    freeze_weights: bool = False,
+) -> Inspection:
     """List a model's convolutions.
 
     Args:
         model: As for `perfonnx.rewrite`.
         input_shapes: Sizes for symbolic dimensions, by input name.
+        freeze_weights: Look at the model with initializers constant that are also graph inputs.
 
     Raises:
         PerfonnxError: Not a model that can be read.
     """
     loaded = io.load(model)
+    if freeze_weights:
+        io.freeze_weights(loaded)
     io.fix_input_shapes(loaded, input_shapes or {})
     workspace = Workspace.open(loaded)
     check_input(workspace)
     infer_types(workspace)
     sites = {id(site.node): site for site in conv_sites(workspace)}
+    multiplies = dict(zip(sites, conv_multiplies(workspace, list(sites.values())), strict=True))
     ours = {id(node): node for node in rewritten_nodes(workspace)}
     found: list[ConvInfo] = []
     for node in workspace.graph.nodes:
@@ -108,7 +128,7 @@ def inspect(model: ModelSource, *, input_shapes: Mapping[str, Sequence[int | str
                     geometry.strides if geometry else (),
                     geometry.group if geometry else 1,
                     site.output_shape,
-                    site.multiplies,
+                    multiplies[id(node)],
                     0.0,
                     following_pool(workspace, site) is not None,
                     site.obstacle or site.reservation,
@@ -128,7 +148,14 @@ def inspect(model: ModelSource, *, input_shapes: Mapping[str, Sequence[int | str
     convs += [
         ConvInfo(u.name, "Conv", (), (), 1, None, None, 0.0, False, u.reason) for u in unreachable_convs(workspace)
     ]
-    return Inspection(loaded.name, workspace.opset, convs, total)
+    return Inspection(
+        loaded.name,
+        workspace.opset,
+        convs,
+        total,
+        not_counted(workspace),
+        missing_flags(workspace, list(sites.values())),
+    )
 
 
 def _rewritten(workspace: Workspace, node: Any) -> ConvInfo:

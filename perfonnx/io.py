@@ -1111,8 +1111,14 @@ def fix_input_shapes(model: LoadedModel, shapes: Mapping[str, Sequence[int | str
 
 
 def freeze_weights(model: LoadedModel) -> None:
-    """Make initializers that are also graph inputs constant, by taking them off the inputs (IR version 4 and later)."""
-    initializers = {t.name for t in model.proto.graph.initializer}
+    """Make initializers that are also graph inputs constant, by taking them off the inputs (IR version 4 and later).
+
+    Those that nothing reads go altogether: onnxruntime would warn of each of them whenever the model is loaded.
+    """
+    graph = model.proto.graph
+    initializers = {t.name for t in graph.initializer}
     if model.proto.ir_version >= 4:
-        inputs = model.proto.graph.input
-        _keep_only(inputs, [i for i, info in enumerate(inputs) if info.name not in initializers])
+        frozen = initializers & {info.name for info in graph.input}
+        unread = frozen - set(_names_in(graph))
+        _keep_only(graph.input, [i for i, info in enumerate(graph.input) if info.name not in frozen])
+        _keep_only(graph.initializer, [i for i, t in enumerate(graph.initializer) if t.name not in unread])

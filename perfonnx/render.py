@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from perfonnx.inspection import Inspection
+from perfonnx.names import shortened
 from perfonnx.rewriting import Report
 
 
@@ -49,7 +50,7 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     for conv in inspection.convs:
         group = f" /{conv.group}" if conv.group > 1 else ""
         table.add_row(
-            Text(conv.name),
+            Text(shortened(conv.name)),
             _size(conv.weight) + group,
             _size(conv.strides),
             _size(conv.output),
@@ -63,9 +64,10 @@ def render_inspection(inspection: Inspection) -> RenderableType:
         f"{len(inspection.convs)} convolutions, {eligible} eligible; {count(inspection.multiplies)} multiplies, "
         f"{inspection.eligible_share:.1%} of them in eligible layers"
     ]
+    lines += _not_counted(inspection.not_counted)
     if inspection.little_to_gain:
         lines.append("there is little to gain in this model")
-    return Group(table, *lines)
+    return Group(table, *lines, *_missing(inspection.missing))
 
 
 def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
@@ -74,10 +76,24 @@ def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
     if report.layers:
         parts.append(_layers(report))
     parts.append(_totals(report))
+    parts += _not_counted(report.not_counted)
     parts += _skips(report, verbose)
     if report.little_to_gain:
         parts.append(Text(report.little_to_gain, "yellow"))
+    parts += _missing(report.missing)
     return Group(*parts)
+
+
+def _not_counted(layers: Sequence[str]) -> list[str]:
+    return [f"not counted: {', '.join(layers)}"] if layers else []
+
+
+def _missing(flags: Mapping[str, int]) -> list[Text]:
+    """What would tell more."""
+    return [
+        Text(f"{left_as_they_are(number)} for want of {flag}: what can be gained in them is not known", "yellow")
+        for flag, number in flags.items()
+    ]
 
 
 def _layers(report: Report) -> Table:
@@ -102,7 +118,7 @@ def _layers(report: Report) -> Table:
         asked = gated if adaptive else f"{layer.plan.rate:.3f}"
         detail = f", {layer.plan.interpolation}" if layer.plan.method == "perforate" else ""
         table.add_row(
-            Text(layer.name),
+            Text(shortened(layer.name)),
             layer.plan.method,
             Text("" if adaptive else layer.plan.mask + detail),
             _size(layer.output_shape),
@@ -118,13 +134,16 @@ def _totals(report: Report) -> Table:
     table = Table(title="whole model, per image", title_justify="left")
     for name in ("", "before", "after", "before / after"):
         table.add_column(name, justify="left" if not name else "right")
+    counted = "multiplies, as far as counted" if report.not_counted else "multiplies"
+    most = "at most " if report.not_counted else ""  # what is not counted stays as it is
     for name, (before, after), show in (
-        ("multiplies", report.multiplies, count),
+        (counted, report.multiplies, count),
         ("multiplies in convolutions", report.conv_multiplies, count),
         ("activations' size", report.activations, byte_size),
     ):
         better = Text(show(after), "bold green" if after < before else "")
-        table.add_row(name, show(before), better, f"{before / after:.2f}x" if after else "")
+        ratio = f"{most if name == counted else ''}{before / after:.2f}x" if after else ""
+        table.add_row(name, show(before), better, ratio)
     return table
 
 
@@ -136,7 +155,7 @@ def _skips(report: Report, verbose: bool) -> list[RenderableType]:
         table.add_column("layer", overflow="fold")
         table.add_column("reason", overflow="fold")
         for skip in report.skips:
-            table.add_row(Text(skip.layer), Text(skip.reason))
+            table.add_row(Text(shortened(skip.layer)), Text(skip.reason))
         return [table]
     reasons = Counter(_kind(skip.reason) for skip in report.skips)
     table = Table(title=f"{left_as_they_are(len(report.skips))} (-v lists them)", title_justify="left")

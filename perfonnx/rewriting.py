@@ -18,9 +18,11 @@ from perfonnx.calibration import Samples
 from perfonnx.corrections import Correction, Corrections, TrainedGate
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
-from perfonnx.graph import activation_bytes, conv_sites, layer_output, other_multiplies, rewritten_nodes
+from perfonnx.graph import ConvSite, activation_bytes, conv_sites, layer_output, rewritten_nodes
+from perfonnx.inference import symbolic_input_flag
 from perfonnx.io import LoadedModel, ModelSource, Workspace
 from perfonnx.masks import ImpactMaps, Mask, as_mask, load_impact_maps, load_masks, save_arrays
+from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
     Absorb,
@@ -77,7 +79,11 @@ class LayerReport:
 
 @dataclass
 class Report:
-    """What a rewrite did. Pairs are (before, after), per image; `activations` in bytes."""
+    """What a rewrite did. Pairs are (before, after), per image; `activations` in bytes.
+
+    `not_counted` names the layers whose multiplies are in no total, such as `2 LSTM of unknown shape`; `missing` the
+    flags without which layers could not be looked at, each with the number of these layers.
+    """
 
     model: str
     layers: list[LayerReport] = field(default_factory=list)
@@ -86,16 +92,18 @@ class Report:
     conv_multiplies: tuple[int, int] = (0, 0)
     activations: tuple[int, int] = (0, 0)
     eligible_share: float = 0.0
+    not_counted: list[str] = field(default_factory=list)
+    missing: dict[str, int] = field(default_factory=dict)
 
     @property
     def reduction(self) -> float:
-        """Multiplies before over multiplies after, whole model."""
+        """Multiplies before over multiplies after, whole model; at most that, where layers are not counted."""
         return self.multiplies[0] / max(self.multiplies[1], 1)
 
     @property
     def little_to_gain(self) -> str | None:
-        """Why this model can hardly become faster this way; None where it can."""
-        if self.eligible_share >= LITTLE_TO_GAIN:
+        """Why this model can hardly become faster this way; None where it can, or where a flag is missing to tell."""
+        if self.eligible_share >= LITTLE_TO_GAIN or self.missing:
             return None
         return (
             f"there is little to gain: layers that can be rewritten with profit carry {self.eligible_share:.1%} of the "
@@ -436,7 +444,7 @@ def _repair_sources(
 
 def _before(workspace: Workspace, state: State) -> Report:
     sites = conv_sites(workspace)
-    convs = sum(s.multiplies or 0 for s in sites) + _rewritten_multiplies(workspace)
+    convs = sum(m or 0 for m in conv_multiplies(workspace, sites)) + _rewritten_multiplies(workspace)
     total = convs + other_multiplies(workspace)
     eligible = sum(s.multiplies or 0 for s in sites if not s.obstacle and not s.reservation)
     return Report(
@@ -446,7 +454,22 @@ def _before(workspace: Workspace, state: State) -> Report:
         conv_multiplies=(convs, convs),
         activations=(activation_bytes(workspace),) * 2,
         eligible_share=eligible / max(total, 1),
+        not_counted=not_counted(workspace),
+        missing=missing_flags(workspace, sites),
     )
+
+
+def missing_flags(workspace: Workspace, sites: Sequence[ConvSite]) -> dict[str, int]:
+    """The flags that would let convolutions be looked at, each with the number of these."""
+    overridable = workspace.overridable()
+    frozen = unsized = 0
+    for site in sites:
+        fed = {workspace.behind_identities(tensor).name for tensor in site.node.inputs[1:]}
+        frozen += bool(fed & overridable)
+        unsized += site.obstacle is not None and site.output_shape is None and len(site.w_shape) in (0, 4)
+    shape = symbolic_input_flag(workspace)
+    found = {"--freeze-weights": frozen, **({} if shape is None else {shape: unsized})}
+    return {flag: number for flag, number in found.items() if number}
 
 
 def _after(workspace: Workspace, state: State, changes: list[Change], report: Report) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 import perfonnx
 from perfonnx import PerfonnxError
 from perfonnx.inspection import Inspection
+from perfonnx.names import shortened
 from perfonnx.render import byte_size, count, render_inspection, render_report
 from tests.passes import nets
 from tests.passes.nets import node
@@ -113,6 +114,55 @@ def test_little_to_gain() -> None:
     result = perfonnx.inspect(model)
     assert result.little_to_gain
     assert "little to gain" in shown(render_inspection(result))
+
+
+def test_little_to_gain_is_not_said_where_a_flag_is_missing() -> None:
+    nodes = [nets.conv(), nets.conv("c", "y", "p", name="point", kernel_shape=[1, 1], pads=[0] * 4)]
+    weights = {"w": nets.values(8, 3, 3, 3), "p": nets.values(8, 8, 1, 1)}
+    model = nets.model(nodes, weights, inputs_too=["w"])
+    result = perfonnx.inspect(model)
+    assert result.missing == {"--freeze-weights": 1}
+    assert not result.little_to_gain
+    text = shown(render_inspection(result))
+    assert "little to gain" not in text
+    assert "1 convolution left as it is for want of --freeze-weights" in text
+    report = nets.rewrite(model).report
+    assert report.little_to_gain is None
+    assert "for want of --freeze-weights" in shown(render_report(report))
+    frozen = perfonnx.inspect(model, freeze_weights=True)
+    assert (frozen.missing, frozen.convs[0].reason) == ({}, None)
+
+    open_size = nets.model(nodes, weights, inputs={"x": ("N", 3, "H", "W")})
+    result = perfonnx.inspect(open_size)
+    assert result.missing == {"--input-shape x:N,3,224,224": 2}
+    assert "2 convolutions left as they are for want of --input-shape x:N,3,224,224" in shown(render_inspection(result))
+    assert perfonnx.inspect(open_size, input_shapes={"x": ("N", 3, 12, 10)}).missing == {}
+
+
+def test_frozen_weights_that_nothing_reads_go() -> None:
+    """onnxruntime warns of each of them whenever the model is loaded."""
+    model = nets.model(
+        [nets.conv(y="y")], {"w": nets.values(8, 3, 3, 3), "old": nets.values(4)}, inputs_too=["w", "old"]
+    )
+    result = nets.rewrite(model, rate=0.5, freeze_weights=True)
+    assert "old" not in {tensor.name for tensor in result.proto.graph.initializer}
+    assert [info.name for info in result.proto.graph.input] == ["x"]
+    assert "old" in {tensor.name for tensor in nets.rewrite(model, rate=0.5).proto.graph.initializer}
+
+
+def test_long_names_take_one_line_in_tables() -> None:
+    name = "/backbone" * 44 + "/Conv_last"
+    model = nets.model([nets.conv(y="y", name=name)], {"w": nets.values(8, 3, 3, 3)})
+    result = perfonnx.inspect(model)
+    lines = shown(render_inspection(result)).splitlines()
+    assert sum("backbone" in line for line in lines) == 1
+    assert any("…" in line and "/Conv_last" in line for line in lines)
+    assert result.to_json()["convs"][0]["name"] == name
+    report = nets.rewrite(model, rate=0.5).report
+    assert sum("backbone" in line for line in shown(render_report(report)).splitlines()) == 1
+    assert report.to_json()["layers"][0]["name"] == name
+    assert shortened("ab" * 30) == "ab" * 30
+    assert len(shortened("ab" * 31)) == 60
 
 
 def test_tables_show_names_as_they_are() -> None:

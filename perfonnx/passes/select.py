@@ -17,7 +17,6 @@ from perfonnx.graph import (
     conv_sites,
     dense_multiplies_of,
     following_pool,
-    other_multiplies,
     rewritten_nodes,
     unreachable_convs,
 )
@@ -33,6 +32,7 @@ from perfonnx.masks import (
     mask_from_file,
     propagated_scores,
 )
+from perfonnx.multiplies import conv_multiplies, other_multiplies
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.plan import DENSE, GIVEN, NO_REPAIR, PREDICTING, ZERO, LayerPlan, Plan, is_mask_file, is_own_mask
 
@@ -195,7 +195,7 @@ class Select(Pass):
         done = rewritten_nodes(workspace)
         # Rewritten layers count as what they were: else layers that were too small before would pass in the next run.
         before = [dense_multiplies_of(workspace, n) for n in done]
-        total = sum(s.multiplies or 0 for s in sites) + sum(before) + other_multiplies(workspace)
+        total = sum(m or 0 for m in conv_multiplies(workspace, sites)) + sum(before) + other_multiplies(workspace)
         can_be = [s.multiplies or 0 for s in sites if not s.obstacle and not s.reservation]
         small = negligible([*can_be, *before], total)
         names = [*(s.name for s in sites), *(n.name for n in done)]

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from perfonnx.names import shortened
 from perfonnx.search.metrics import Quality
 from perfonnx.search.result import Trial, Tuned
 from perfonnx.search.sensitivity import label
@@ -34,7 +35,9 @@ def _layers(tuned: Tuned) -> Table:
         table.add_column(name, justify="right")
     for layer in tuned.result.report.layers:
         before, after = layer.multiplies
-        table.add_row(Text(layer.name), label(layer.plan), f"{layer.rate:.1%}", f"{after / max(before, 1):.0%}")
+        table.add_row(
+            Text(shortened(layer.name)), label(layer.plan), f"{layer.rate:.1%}", f"{after / max(before, 1):.0%}"
+        )
     return table
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection
 from perfonnx.io import ModelSource
+from perfonnx.names import shortened
 from perfonnx.plan import NO_REPAIR, LayerPlan, Plan, is_mask_file
 from perfonnx.sampling import INTERPOLATIONS
 from perfonnx.search.evaluate import (
@@ -298,6 +299,6 @@ def render_sensitivity(result: Sensitivity) -> RenderableType:
         for choice in choices:
             quality = cells.get((layer, choice))
             texts.append("-" if quality is None else f"{quality.guide:.4f}\n{result.metric.show(quality.drop)}")
-        table.add_row(Text(layer), f"{result.shares[layer]:.1%}", *texts)
+        table.add_row(Text(shortened(layer)), f"{result.shares[layer]:.1%}", *texts)
     notes = (Text(f"note: {note}", "yellow") for note in result.metric.left_out)
     return Group(table, f"{result.images} images; standard errors are in --json", *notes)
