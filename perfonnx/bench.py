@@ -102,6 +102,8 @@ class BenchReport:
         threads: Intra-op threads asked for, None for onnxruntime's default.
         layers: Times per layer, in the order in which they run; None if not asked for.
         memory: What each model's activations need; None if not asked for.
+        frozen: Weights that the first model is timed with as constants, although they are graph inputs of it too: those
+            that another model has made constant (`rewrite --freeze-weights`), which makes onnxruntime faster by itself.
     """
 
     models: tuple[ModelTiming, ...]
@@ -109,12 +111,14 @@ class BenchReport:
     threads: int | None
     layers: tuple[LayerTiming, ...] | None
     memory: tuple[ActivationMemory, ...] | None = None
+    frozen: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; times in milliseconds."""
         return {
             "runs": self.runs,
             "threads": self.threads,
+            "frozen": list(self.frozen),
             "models": [
                 {
                     "name": model.name,
@@ -170,7 +174,8 @@ def bench(
     Sessions are told to stop spinning when their run ends, or an idle one would take the cores of the one being timed.
 
     Args:
-        models: One model or more. All must take the same inputs, up to the precision of floating-point ones.
+        models: One model or more. All must take the same inputs, up to the precision of floating-point ones. Weights
+            that the first one lists as graph inputs, and another one does not, are made constant in the first one too.
         names: Names for the report; by default the files' names, numbered where they repeat.
         threads: Intra-op threads, None for onnxruntime's default.
         runs: Timed rounds, 1 or more.
@@ -191,9 +196,14 @@ def bench(
         raise PerfonnxError(f"runs {runs}, warm-up {warmup}: there must be 1 run or more, and no negative warm-up")
     if threads is not None and threads < 1:
         raise PerfonnxError(f"threads {threads}: must be 1 or more")
-    opened = [open_model(model, threads=threads, options=session_options()) for model in models]
-    for model, name in zip(opened, _distinct(names or [model.name for model in opened]), strict=True):
-        model.name = name
+    called = list(names) if names else [io.load(model).name for model in models]
+    models, frozen = _equally_frozen(models)
+    if frozen:
+        called[0] += " (weights frozen)"
+    opened = [
+        open_model(model, name=name, threads=threads, options=session_options())
+        for model, name in zip(models, _distinct(called), strict=True)
+    ]
     if feed is None:
         inputs = merged_inputs([model.session for model in opened])
         feed = next(random_feeds(inputs, n=1, seed=seed, shapes=shapes))
@@ -229,7 +239,23 @@ def bench(
         threads=threads,
         layers=layers,
         memory=needs,
+        frozen=frozen,
     )
+
+
+def _equally_frozen(models: Sequence[io.ModelSource]) -> tuple[Sequence[io.ModelSource], tuple[str, ...]]:
+    """The models, the first one with those weights constant that are so in another one, and the names of these."""
+    first = io.load(models[0])
+    free = io.overridable(first.proto)
+    if not free:
+        return models, ()
+    frozen = sorted(free - set.intersection(*({i.name for i in io.load(m).proto.graph.input} for m in models)))
+    if not frozen:
+        return models, ()
+    io.freeze_weights(first, frozen)
+    if first.directory is not None:
+        onnx.load_external_data_for_model(first.proto, str(first.directory))
+    return [first.proto, *models[1:]], tuple(frozen)
 
 
 def session_options() -> Any:
@@ -499,6 +525,11 @@ def render_bench(report: BenchReport) -> RenderableType:
             cells += [f"{model.ratio:.2f}x", f"{model.paired_ratio:.2f}x"]
         table.add_row(Text(model.name), *cells)  # as text: a name may contain rich's markup characters
     parts: list[RenderableType] = [table]
+    if report.frozen:
+        parts.append(
+            f"The first model is timed with {len(report.frozen)} weights as constants that are graph inputs of it too: "
+            "what freezing gains by itself is not counted."
+        )
     if report.memory is not None:
         parts.append(_memory_table(report, report.memory))
     if report.layers is not None:

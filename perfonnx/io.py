@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -576,10 +576,7 @@ class Workspace:
 
     def overridable(self) -> set[str]:
         """Initializers that a caller may replace because they are graph inputs too (from IR version 4 on)."""
-        if self.proto.ir_version < 4:
-            return set()
-        sparse = {t.values.name for t in self.proto.graph.sparse_initializer}
-        return {i.name for i in self.proto.graph.input} & (self._initializers.keys() | sparse)
+        return overridable(self.proto)
 
     def sparse_initializers(self) -> list[SparseTensorProto]:
         """Those that count: no run can change them, and there is no dense one of their name."""
@@ -1110,15 +1107,28 @@ def fix_input_shapes(model: LoadedModel, shapes: Mapping[str, Sequence[int | str
             dim.dim_value = int(size)
 
 
-def freeze_weights(model: LoadedModel) -> None:
+def freeze_weights(model: LoadedModel, names: Collection[str] | None = None) -> None:
     """Make initializers that are also graph inputs constant, by taking them off the inputs (IR version 4 and later).
 
     Those that nothing reads go altogether: onnxruntime would warn of each of them whenever the model is loaded.
+
+    Args:
+        model: Is changed.
+        names: Those to make constant; None: all.
     """
     graph = model.proto.graph
-    initializers = {t.name for t in graph.initializer}
     if model.proto.ir_version >= 4:
-        frozen = initializers & {info.name for info in graph.input}
+        free = overridable(model.proto)
+        frozen = free if names is None else free.intersection(names)
         unread = frozen - set(_names_in(graph))
         _keep_only(graph.input, [i for i, info in enumerate(graph.input) if info.name not in frozen])
         _keep_only(graph.initializer, [i for i, t in enumerate(graph.initializer) if t.name not in unread])
+
+
+def overridable(proto: ModelProto) -> set[str]:
+    """Initializers that a caller may replace because they are graph inputs too (from IR version 4 on)."""
+    graph = proto.graph
+    if proto.ir_version < 4:
+        return set()
+    sparse = {t.values.name for t in graph.sparse_initializer}
+    return {i.name for i in graph.input} & ({t.name for t in graph.initializer} | sparse)

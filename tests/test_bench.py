@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ from perfonnx.bench import LAYOUT, BenchReport, ModelTiming, Names, _merged, ben
 from perfonnx.errors import PerfonnxError
 from tests import real_models
 from tests.models import small
+from tests.passes import nets
 
 IMAGE = {"x": (1, 3, 12, 10)}
 
@@ -254,3 +257,34 @@ def test_rendering_and_json() -> None:
     assert all(len(layer["times_ms"]) == 2 for layer in plain["layers"])
     alone = _shown(bench([model], threads=1, runs=1))
     assert "speed-up" not in alone
+
+
+def test_the_first_model_is_timed_with_the_weights_frozen_that_another_has_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constant weights make onnxruntime faster by themselves: that is no gain of what was rewritten."""
+    weights = {"w1": nets.values(64, 3, 3, 3), "w2": nets.values(4, 64, 3, 3), "unread": nets.values(3)}
+    nodes = [nets.conv("x", "c", "w1", name="first"), nets.conv("c", "y", "w2", name="second")]
+    original = nets.model(nodes, weights, inputs_too=["w1", "w2", "unread"])
+    path, fast = tmp_path / "m.onnx", tmp_path / "fast.onnx"
+    onnx.save_model(original, path, save_as_external_data=True, size_threshold=0)
+    nets.rewrite(path, rate=0, freeze_weights=True).save(fast)
+    timed: list[list[str]] = []
+    module = importlib.import_module("perfonnx.bench")
+    run = module._rounds
+
+    def rounds(models: Any, *rest: Any) -> Any:
+        timed.extend([info.name for info in model.proto.graph.input] for model in models)
+        return run(models, *rest)
+
+    monkeypatch.setattr(module, "_rounds", rounds)
+    report = bench([path, fast], threads=1, runs=2, per_layer=True)
+    assert timed[:2] == [["x"], ["x"]]
+    assert [model.name for model in report.models] == ["m.onnx (weights frozen)", "fast.onnx"]
+    assert report.frozen == ("unread", "w1", "w2")
+    text = _shown(report)
+    assert "The first model is timed with 3 weights as constants" in text
+    assert report.to_json()["frozen"] == ["unread", "w1", "w2"]
+    alone = bench([path, path], threads=1, runs=1)
+    assert alone.frozen == ()
+    assert alone.models[0].name == "m.onnx"
