@@ -56,7 +56,7 @@ def test_list_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["nin", "OUT", "--open-share", "0.5"], "nin has no gates to open: leave --open-share out"),
         (["nin", "OUT", "--what"], "--what"),
         (["nin", "DIR"], "is a directory"),
-        (["nin", "MISSING"], "No such file or directory"),
+        (["nin", "MISSING"], "there is no directory"),
     ],
 )
 def test_mistakes_give_one_line_and_status_2(
