@@ -7,10 +7,12 @@ A *sample* is one entry along the first axis of the inputs; a run takes as many 
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias, cast
 
@@ -24,7 +26,16 @@ Array: TypeAlias = NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 Shapes: TypeAlias = Mapping[str, Sequence[int | str | None]]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
+"""What an image may be inside. Pillow knows many more, and starts Ghostscript for one of them."""
+
+MAX_PIXELS = 1 << 26
+"""Of an image, before and after it is resized: 8192 x 8192."""
+
+_MAX_IMAGE_BYTES = 1 << 29  # of MAX_PIXELS without compression, with room to spare
+
 LABEL_NAMES = ("labels", "label", "y")
 """Names under which an .npz file may carry one integer class per sample."""
 
@@ -620,19 +631,33 @@ def _read_image(
 ) -> NDArray[np.uint8]:
     """Reads, scales and crops one image; [C, H, W] uint8, RGB or gray."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise PerfonnxError("reading images needs Pillow: pip install pillow, or give .npy or .npz data") from error
     try:
-        with open_file(file) as stream, Image.open(stream) as opened:
+        with open_file(file) as stream:
+            data = stream.read(_MAX_IMAGE_BYTES + 1)
+        if len(data) > _MAX_IMAGE_BYTES:
+            raise PerfonnxError(f"image {file}: has more than {_MAX_IMAGE_BYTES >> 20} MB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images, which have our own bound
+            opened = Image.open(BytesIO(data), formats=_IMAGE_FORMATS)
+            _check_pixels(file, opened.width, opened.height)
+            if not _is_complete(data, opened.format or ""):
+                raise PerfonnxError(f"image {file}: is cut short")
             if opened.mode.startswith(("I", "F")):
                 raise PerfonnxError(f"image {file}: has more than 8 bits per channel, convert it or give .npy data")
             image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 or image_format.gray else "RGB")
             image = image.convert("L" if channels == 1 else "RGB")
-    except (*_DAMAGED, SyntaxError, Image.DecompressionBombError) as error:
+    except PerfonnxError:
+        raise
+    except UnidentifiedImageError as error:
+        known = ", ".join(_IMAGE_FORMATS)
+        raise PerfonnxError(f"image {file}: cannot be read: it is none of {known}, whatever it is called") from error
+    except Exception as error:  # decoders raise many kinds
         raise PerfonnxError(f"image {file}: cannot be read ({_first_line(error)})") from error
     if image_format.size:
-        image = _resized(image, image_format.size)
+        image = _resized(file, image, image_format.size)
         left, top = (image.width - width) // 2, (image.height - height) // 2
         if left < 0 or top < 0:
             raise PerfonnxError(
@@ -655,7 +680,30 @@ def _read_image(
     return _pixels(image)
 
 
-def _resized(image: Any, size: tuple[int, ...]) -> Any:
+def _check_pixels(file: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise PerfonnxError(
+            f"image {file}: {height}x{width} are more than {MAX_PIXELS >> 20} megapixels; scale it down"
+        )
+
+
+def _is_complete(data: bytes, kind: str) -> bool:
+    """Whether a file has its end: Pillow is content with all lines of the image, some decoders with fewer."""
+    if kind == "PNG":
+        position = 8
+        while position + 12 <= len(data):
+            if data[position + 4 : position + 8] == b"IEND":
+                return True
+            position += 12 + int.from_bytes(data[position : position + 4], "big")
+        return False
+    if kind in ("JPEG", "MPO"):
+        return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")  # end of image behind the last start of a scan
+    if kind == "WEBP":
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return True  # BMP, PPM: lines without compression, all of which are read
+
+
+def _resized(file: Path, image: Any, size: tuple[int, ...]) -> Any:
     """To a shorter side, or to height and width."""
     from PIL import Image
 
@@ -664,6 +712,7 @@ def _resized(image: Any, size: tuple[int, ...]) -> Any:
         size = (max(size[0], round(image.height * factor)), max(size[0], round(image.width * factor)))
     if (image.height, image.width) == size:
         return image
+    _check_pixels(file, size[1], size[0])  # the long side of a narrow strip
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 

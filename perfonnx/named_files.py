@@ -21,7 +21,7 @@ _NAMES = {"output": "OUT", "model": "IN", "a": "A", "b": "B", "models": "MODEL"}
 
 _PLANS = ("save_plan", "plan_out")
 _BESIDE_A_PLAN = (".corrections.npz", ".masks.npz")
-_IN_A_FOLDER = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".npy", ".txt", ".csv", ".tsv")
+_IN_A_FOLDER = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".npy", ".txt", ".csv", ".tsv")
 """What a folder of data is read for."""
 
 

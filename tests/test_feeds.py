@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from perfonnx import feeds
 from perfonnx.calibration import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import (
@@ -377,3 +380,84 @@ def test_a_name_in_a_shape_keeps_the_dimension_open() -> None:
     with pytest.raises(PerfonnxError, match="open dimensions"):
         resolve_shapes(specs, {"x": ("N", 3, "?", 8)})
     assert resolve_shapes(specs, {"x": ("N", 3, 5, 8)}) == {"x": (1, 3, 5, 8)}
+
+
+# --- hostile images --------------------------------------------------------------------------------------------------
+
+FORMATS = {"png": {}, "jpg": {}, "bmp": {}, "ppm": {}, "pgm": {}, "webp": {"lossless": True}}
+
+
+def _first_feed(directory: Path, **options: Any) -> np.ndarray:
+    return next(load_feeds(directory, [_spec([1, 3, 4, 4])], image_format=ImageFormat(**options)))["x"]
+
+
+def _image(width: int = 16, height: int = 16) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8, endpoint=True)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_images_that_are_cut_short(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    _image().convert("L" if suffix == "pgm" else "RGB").save(path, **FORMATS[suffix])
+    whole = path.read_bytes()
+    expected = _first_feed(tmp_path)
+    step = max(1, len(whole) // 40)
+    for length in sorted({*range(0, len(whole), step), *range(len(whole) - 20, len(whole))}):
+        path.write_bytes(whole[:length])
+        with pytest.raises(PerfonnxError, match=rf"image .*a\.{suffix}: ") as caught:
+            _first_feed(tmp_path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole + b"what some cameras put behind an image")
+    np.testing.assert_array_equal(_first_feed(tmp_path), expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "EPS", "GIF", "TIFF", "ICO", "PCX", "TGA"])
+def test_images_of_formats_that_nobody_named(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EPS above all: to show it, Pillow would start Ghostscript."""
+    _image().save(tmp_path / "a.png", kind)
+    monkeypatch.setattr("subprocess.Popen", None)
+    with pytest.raises(PerfonnxError, match=r"image .*a\.png: cannot be read: it is none of PNG, JPEG, BMP, PPM, WEBP"):
+        _first_feed(tmp_path)
+
+
+def test_a_jpeg_may_be_called_png(tmp_path: Path) -> None:
+    _image().save(tmp_path / "a.png", "JPEG")
+    assert _first_feed(tmp_path).shape == (1, 3, 4, 4)
+
+
+def test_images_with_more_pixels_than_any_network_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused before they are decoded."""
+    path = tmp_path / "a.png"
+    Image.new("1", (12960, 12960)).save(path)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(PerfonnxError, match=r"a\.png: 12960x12960 are more than 64 megapixels"):
+        _first_feed(tmp_path)
+    monkeypatch.undo()
+    Image.new("1", (100000, 1)).save(path)
+    with pytest.raises(PerfonnxError, match=r"a\.png: 256x25600000 are more than 64 megapixels"):
+        _first_feed(tmp_path, size=(256,))
+
+
+def test_a_member_of_a_zip_file_that_has_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "_MAX_IMAGE_BYTES", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", b"\0" * (1 << 24))
+    with pytest.raises(PerfonnxError, match=r"a\.png: has more than 1 MB"):
+        _first_feed(tmp_path / "a.zip")
+
+
+def test_damaged_images_are_refused_or_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for suffix, options in FORMATS.items():
+        path = tmp_path / f"a.{suffix}"
+        _image().convert("L" if suffix == "pgm" else "RGB").save(path, **options)
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(60):
+            broken = whole.copy()
+            places = rng.integers(0, min(len(whole), 200), rng.integers(1, 6))
+            broken[places] = rng.integers(0, 255, len(places), endpoint=True)
+            path.write_bytes(broken.tobytes())
+            with suppress(PerfonnxError):
+                _first_feed(tmp_path)
+        path.unlink()
