@@ -205,7 +205,7 @@ def bench(
         for model, name in zip(models, _distinct(called), strict=True)
     ]
     if feed is None:
-        inputs = merged_inputs([model.session for model in opened])
+        inputs = merged_inputs([model.inputs for model in opened])
         feed = next(random_feeds(inputs, n=1, seed=seed, shapes=shapes))
     feeds = [model.adapt(feed) for model in opened]
     profiled = min(runs, PROFILE_RUNS) if per_layer else 0

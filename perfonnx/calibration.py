@@ -223,9 +223,9 @@ def model_inputs(model: io.ModelSource) -> list[InputSpec]:
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(known.elem_type)) if known is not None else None
         except KeyError:
             dtype = None
-        if known is None or dtype is None or known.shape is None or dtype.kind not in "fiub":
-            raise PerfonnxError(f"{loaded.name}: input '{info.name}' is no tensor of numbers of known rank")
-        specs.append(InputSpec(info.name, known.shape, dtype))
+        if known is None or dtype is None or dtype.kind not in "fiub":
+            raise PerfonnxError(f"{loaded.name}: input '{info.name}' is no tensor of numbers")
+        specs.append(InputSpec(info.name, known.shape or (), dtype, ranked=known.shape is not None))
     return specs
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -21,7 +21,7 @@ from rich.text import Text
 from perfonnx import io, runtime
 from perfonnx.calibration import Samples
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Array, Feed, Feeds, SessionLike, batch_size, input_specs
+from perfonnx.feeds import Array, Feed, Feeds, InputSpec, SessionLike, batch_size, input_specs
 from perfonnx.names import shortened
 from perfonnx.ops.common import DOMAIN
 from perfonnx.outputs import not_numbers, varying_outputs
@@ -64,6 +64,17 @@ class OpenModel:
     session: SessionLike
     left_out: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What it must be fed. A session says of inputs without shape that they have no dimensions.
+
+        Raises:
+            PerfonnxError: An input is no tensor of numbers or booleans.
+        """
+        known = {info.name: io.value_type(info) for info in self.proto.graph.input}
+        open_rank = {name for name, kind in known.items() if kind is not None and kind.shape is None}
+        return [replace(spec, ranked=spec.name not in open_rank) for spec in input_specs(self.session)]
+
     def run(self, feed: Feed) -> dict[str, Array]:
         """The outputs that are tensors of numbers or booleans, by name; `left_out` says what the others are.
 
@@ -90,7 +101,7 @@ class OpenModel:
         Raises:
             PerfonnxError: The model has other inputs than the feed, or they do not fit.
         """
-        specs = input_specs(self.session)
+        specs = self.inputs
         if {spec.name for spec in specs} != set(feed):
             ours, theirs = (", ".join(sorted(names)) for names in ({spec.name for spec in specs}, set(feed)))
             raise PerfonnxError(f"{self.name}: has the inputs {ours}, but is given {theirs}")
@@ -99,9 +110,7 @@ class OpenModel:
             array = feed[spec.name]
             if array.dtype != spec.dtype and not (array.dtype.kind == spec.dtype.kind == "f"):
                 raise PerfonnxError(f"{self.name}: input '{spec.name}' is {spec.dtype}, but is given {array.dtype}")
-            if len(spec.shape) != array.ndim or any(
-                isinstance(dim, int) and dim != size for dim, size in zip(spec.shape, array.shape, strict=False)
-            ):
+            if not spec.fits(array.shape):
                 raise PerfonnxError(
                     f"{self.name}: input '{spec.name}' has shape {list(spec.shape)}, but is given {list(array.shape)}"
                 )

@@ -451,7 +451,7 @@ def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
 
     first, second = (check.open_model(model) for model in (options.model, target))
     shapes = feeds.parse_input_shapes(options.input_shape)
-    specs = feeds.merged_inputs([first.session, second.session])
+    specs = feeds.merged_inputs([first.inputs, second.inputs])
     source = feeds.random_feeds(specs, n=options.check, seed=options.seed or 0, shapes=shapes)
     with _progress(options, "comparing") as step:
         return check.compare(first, second, source, fallback=not options.no_fallback, progress=step)
@@ -614,7 +614,7 @@ def _compare(options: argparse.Namespace, a: Any, b: Any) -> CheckReport:
     from perfonnx.calibration import samples_from
 
     first, second = (check.open_model(model, threads=options.threads) for model in (a, b))
-    specs = feeds.merged_inputs([first.session, second.session])
+    specs = feeds.merged_inputs([first.inputs, second.inputs])
     source: Any
     if options.data is None:
         if options.held_back:

@@ -89,11 +89,23 @@ class SessionLike(Protocol):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One model input. A dimension that is not fixed is its symbolic name, or None."""
+    """One model input.
+
+    Attributes:
+        name: Its name.
+        shape: A dimension that is not fixed is its symbolic name, or None.
+        dtype: Type of its numbers.
+        ranked: Whether the model says how many dimensions it has; `shape` is empty where it does not.
+    """
 
     name: str
     shape: tuple[int | str | None, ...]
     dtype: np.dtype[Any]
+    ranked: bool = True
+
+    def fits(self, actual: Sequence[int | str | None]) -> bool:
+        """Whether a shape agrees with this one, whose dimensions may be open."""
+        return not self.ranked or _fits(actual, self.shape)
 
 
 @dataclass(frozen=True)
@@ -188,10 +200,13 @@ def merged_inputs(models: Sequence[SessionLike | Sequence[InputSpec]]) -> list[I
     first, *others = ([*input_specs(model)] for model in models)
     merged = []
     for spec in first:
-        shape = spec.shape
-        for other in (s for specs in others for s in specs if s.name == spec.name and len(s.shape) == len(shape)):
-            shape = tuple(d if isinstance(d, int) else o for d, o in zip(shape, other.shape, strict=True))
-        merged.append(InputSpec(spec.name, shape, spec.dtype))
+        for other in (s for specs in others for s in specs if s.name == spec.name and s.ranked):
+            if not spec.ranked:
+                spec = InputSpec(spec.name, other.shape, spec.dtype)
+            elif len(other.shape) == len(spec.shape):
+                dims = zip(spec.shape, other.shape, strict=True)
+                spec = InputSpec(spec.name, tuple(d if isinstance(d, int) else o for d, o in dims), spec.dtype)
+        merged.append(spec)
     return merged
 
 
@@ -737,11 +752,15 @@ def _check_names(specs: Sequence[InputSpec], shapes: Shapes | None) -> None:
 def _narrow(spec: InputSpec, shapes: Shapes | None) -> InputSpec:
     """The input with the dimensions that `shapes` gives."""
     if not shapes or spec.name not in shapes:
+        if not spec.ranked:
+            raise PerfonnxError(
+                f"input '{spec.name}' has no shape: add --input-shape {spec.name}:1,3,224,224 with the size you use"
+            )
         return spec
     given = tuple(shapes[spec.name])
     if len(given) == len(spec.shape):  # where a name is given instead of a number, the dimension stays as it is
         given = tuple(g if isinstance(g, int) else dim for g, dim in zip(given, spec.shape, strict=True))
-    if not _fits(given, spec.shape):
+    if not spec.fits(given):
         raise PerfonnxError(
             f"input shape {spec.name}:{','.join(map(str, given))} contradicts the model's {_text(spec.shape)}"
         )

@@ -15,7 +15,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 from perfonnx import ops
 from perfonnx.constants import why_not_constant
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import Workspace, subgraphs
+from perfonnx.io import Workspace, subgraphs, value_type
 from perfonnx.masks import PoolWindow
 from perfonnx.ops.common import Activation, ConvAttributes, conv_attributes, dense_multiplies
 
@@ -264,6 +264,10 @@ def _obstacle(
         return "the weight's shape is empty"
     if output_shape is None:
         if input_shape is None:
+            known = {info.name: value_type(info) for info in workspace.proto.graph.input}
+            bare = [name for name, kind in known.items() if kind is not None and kind.shape is None]
+            if bare:
+                return f"the input {bare[0]!r} has no shape; give --input-shape"
             return "shape inference does not reach its input"
         if not all(isinstance(d, int) for d in input_shape[2:]):
             return "its height and width are symbolic; give --input-shape"

@@ -745,3 +745,28 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
     assert main(["rewrite", str(path), str(tmp_path / "o.onnx"), *flags]) == 0
     found = [n.op_type for n in onnx.load(tmp_path / "o.onnx").graph.node]
     assert ("SampledConv" in found) == (layout == "rows")
+
+
+def test_an_input_without_shape_is_given_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the flag, or by the rewritten model beside it; where neither says it, the flag is named."""
+    model = network()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    (here / "m.onnx").write_bytes(model.SerializeToString())
+    np.savez(here / "d.npz", x=nets.values(2, 3, 12, 10))
+    shape = ("--input-shape", "x:1,3,12,10")
+    assert run("rewrite", "m.onnx", "o.onnx", "--rate", 0, *shape) == 0
+    assert run("check", "m.onnx", "o.onnx", "--tolerance", 1e-4) == 0
+    assert run("check", "m.onnx", "o.onnx", "--tolerance", 1e-4, "--data", "d.npz") == 0
+    assert run("bench", "m.onnx", "o.onnx", "--runs", 1) == 0
+    assert run("bench", "m.onnx", "--runs", 1, *shape) == 0
+    capsys.readouterr()
+    for command in (
+        ("bench", "m.onnx"),
+        ("check", "m.onnx", "m.onnx"),
+        ("check", "m.onnx", "m.onnx", "--data", "d.npz"),
+    ):
+        assert run(*command) == 2
+        assert "input 'x' has no shape: add --input-shape x:1,3,224,224" in capsys.readouterr().err
+    assert run("check", "m.onnx", "o.onnx", "--input-shape", "x:1,3,14,10") == 2
+    assert run("inspect", "m.onnx") == 0
+    assert "no shape; give --input-shape" in " ".join(capsys.readouterr().out.split())
