@@ -1,4 +1,4 @@
-"""Benchmarks against stock onnxruntime: single layers and whole networks, as ratios beside what theory gives.
+"""Benchmarks against stock onnxruntime: single layers, kernels and whole networks, as ratios beside what theory gives.
 
 Both sides are timed in turn in one process, with the same threads and all of onnxruntime's optimizations, and the
 medians are divided: a ratio holds where absolute times drift. Theory is the ratio of multiplies. Memory is what the
@@ -14,6 +14,7 @@ import platform
 import re
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,6 +58,50 @@ _LAYERS_EXAMPLES = """examples:
   python tools/benchmark.py layers --networks vgg16 --only 'conv[45]_2' --rates 0.75
   python tools/benchmark.py layers --method sparse --json sparse.json
   python tools/benchmark.py layers --method radius-adaptive
+"""
+
+KERNELS = {
+    "first 1->16": (1, 16, 1, 3, 1, 256, 256),
+    "first 1->32": (1, 32, 1, 3, 1, 256, 256),
+    "first 1->64": (1, 64, 1, 3, 1, 256, 256),
+    "first 1->32, 5x5": (1, 32, 1, 5, 1, 256, 256),
+    "first 1->32, stride 2": (1, 32, 1, 3, 2, 512, 512),
+    "first 3->16, stride 2": (3, 16, 1, 3, 2, 960, 1280),
+    "first 3->16": (3, 16, 1, 3, 1, 256, 256),
+    "first 3->32, stride 2": (3, 32, 1, 3, 2, 512, 512),
+    "first 3->64": (3, 64, 1, 3, 1, 256, 256),
+    "first 3->32, 9x9": (3, 32, 1, 9, 1, 256, 256),
+    "depthwise 16": (16, 16, 16, 3, 1, 480, 640),
+    "depthwise 32, stride 2": (32, 32, 32, 3, 2, 480, 640),
+    "depthwise 32": (32, 32, 32, 3, 1, 240, 320),
+    "depthwise 64": (64, 64, 64, 3, 1, 120, 160),
+    "depthwise 128": (128, 128, 128, 3, 1, 60, 80),
+    "depthwise 256": (256, 256, 256, 3, 1, 30, 40),
+    "depthwise 24": (24, 24, 24, 3, 1, 256, 256),
+    "depthwise 96, 5x5": (96, 96, 96, 5, 1, 80, 80),
+    "depthwise 128, large": (128, 128, 128, 3, 1, 180, 180),
+    "1x1 16->32": (16, 32, 1, 1, 1, 480, 640),
+    "1x1 32->32": (32, 32, 1, 1, 1, 240, 320),
+    "1x1 32->64": (32, 64, 1, 1, 1, 120, 160),
+    "1x1 64->64": (64, 64, 1, 1, 1, 120, 160),
+    "1x1 64->12": (64, 12, 1, 1, 1, 120, 160),
+    "1x1 64->8": (64, 8, 1, 1, 1, 120, 160),
+    "1x1 128->128": (128, 128, 1, 1, 1, 60, 80),
+    "1x1 12->96": (12, 96, 1, 1, 1, 160, 160),
+    "1x1 96->24": (96, 24, 1, 1, 1, 80, 80),
+    "1x1 64->128, large": (64, 128, 1, 1, 1, 128, 128),
+    "1x1 128->128, large": (128, 128, 1, 1, 1, 128, 128),
+    "8->16": (8, 16, 1, 3, 1, 120, 160),
+    "12->16": (12, 16, 1, 3, 1, 120, 160),
+    "16->16": (16, 16, 1, 3, 1, 256, 256),
+    "64->64": (64, 64, 1, 3, 1, 112, 112),
+}
+"""What `kernels` measures: input and output channels, group, kernel, stride, height and width."""
+
+_KERNELS_EXAMPLES = """examples:
+  python tools/benchmark.py kernels
+  python tools/benchmark.py kernels --only 'depthwise|1x1' --threads 1 2
+  PERFONNX_ISA=avx2 python tools/benchmark.py kernels
 """
 
 _NETWORKS_EXAMPLES = """examples:
@@ -113,6 +158,14 @@ def _parser() -> argparse.ArgumentParser:
         "--gates", nargs="+", default=["random", "blobs"], choices=["random", "blobs"], help="where gates are open"
     )
     layers.set_defaults(run=run_layers)
+    kernels = commands.add_parser(
+        "kernels",
+        help="dense layers on rows, by onnxruntime's own profile",
+        epilog=_KERNELS_EXAMPLES,
+        formatter_class=shown,
+    )
+    kernels.add_argument("--only", default="", metavar="RE", help="layers whose name this finds")
+    kernels.set_defaults(run=run_kernels)
     networks = commands.add_parser("networks", help="whole networks", epilog=_NETWORKS_EXAMPLES, formatter_class=shown)
     networks.add_argument(
         "--models", nargs="*", default=list(models.NAMES), choices=models.NAMES, help="networks to build (default: all)"
@@ -128,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     networks.add_argument("--mask", default=None)
     networks.add_argument("--no-memory", action="store_true", help="times only")
     networks.set_defaults(run=run_networks)
-    for command in (layers, networks):
+    for command in (layers, kernels, networks):
         command.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N")
         command.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N")
         command.add_argument("--runs", type=int, default=15, metavar="N", help="timed runs of each model (default 15)")
@@ -176,11 +229,16 @@ def median_times(runners: Sequence[Runner], options: argparse.Namespace) -> list
 
 def runner(model: onnx.ModelProto | bytes | str, feed: feeds.Feed, threads: int, *, library: bool) -> Runner:
     """A session as a function without arguments."""
+    session = perfonnx.session(model, threads=threads, library=library, options=session_options())
+    return lambda: session.run(None, feed)
+
+
+def session_options() -> ort.SessionOptions:
+    """Options for sessions that are timed in turn."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = perfonnx.session(model, threads=threads, library=library, options=options)
-    return lambda: session.run(None, feed)
+    return options
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -334,6 +392,72 @@ def _model(
     )
     imports = [helper.make_opsetid("", 17), helper.make_opsetid(ops.DOMAIN, ops.VERSION)]
     return helper.make_model(graph, opset_imports=imports, ir_version=8)
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def run_kernels(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row per layer: a Conv inside onnxruntime's blocked layout, without turning to it and back, beside rows."""
+    for threads, batch, (name, shape) in itertools.product(options.threads, options.batch, KERNELS.items()):
+        if re.search(options.only, name):
+            dense, rows = kernel_times(shape, batch, threads, options)
+            yield {"threads": threads, "batch": batch, "layer": name, "onnxruntime ms": dense, "rows": dense / rows}
+
+
+def kernel_times(
+    shape: tuple[int, int, int, int, int, int, int], batch: int, threads: int, options: argparse.Namespace
+) -> list[float]:
+    """Milliseconds of the node alone, at its quickest: a Conv and a SampledConv with every position a site."""
+    channels, outputs, group, kernel, stride, height, width = shape
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, channels, height, width), dtype=np.float32)
+    w = rng.standard_normal((outputs, channels // group, kernel, kernel), dtype=np.float32)
+    constants = {"W": w, "B": rng.standard_normal(outputs, dtype=np.float32)}
+    geometry = {
+        "kernel_shape": [kernel] * 2,
+        "strides": [stride] * 2,
+        "pads": [kernel // 2] * 4,
+        "dilations": [1, 1],
+        "group": group,
+    }
+    out_height, out_width = (-(-size // stride) for size in (height, width))
+    tables = {
+        "in_source": np.arange(height * width, dtype=np.int32),
+        "in_shape": np.array([height, width], np.int64),
+        "sites": np.arange(out_height * out_width, dtype=np.int32),
+    }
+    s = np.ascontiguousarray(x.reshape(batch, channels, -1).transpose(0, 2, 1))
+    attributes = {**geometry, **Activation().attributes()}
+    networks = [
+        _model("Conv", "", {"X": x}, constants, geometry, 4),
+        _model("SampledConv", ops.DOMAIN, {"S": s}, {**constants, **tables}, attributes, 3),
+    ]
+    for network in networks:  # the layer writes memory that every run uses again, as inside a network
+        network.graph.node[0].output[0] = "inner"
+        network.graph.node.append(helper.make_node("Neg", ["inner"], ["Y"]))
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = []
+        for i, network in enumerate(networks):
+            settings = session_options()
+            settings.enable_profiling = True
+            settings.profile_file_prefix = f"{folder}/{i}"
+            sessions.append(perfonnx.session(network, threads=threads, options=settings))
+        median_times([lambda: sessions[0].run(None, {"X": x}), lambda: sessions[1].run(None, {"S": s})], options)
+        return [_profiled(Path(session.end_profiling()), "Conv") for session in sessions]
+
+
+def _profiled(path: Path, operator: str) -> float:
+    """Milliseconds of the quickest run of the operators whose name ends so, from a profile of onnxruntime."""
+    events = json.loads(path.read_text())
+    times = [
+        event["dur"] / 1e3
+        for event in events
+        if event.get("cat") == "Node"
+        and event["name"].endswith("_kernel_time")
+        and event["args"]["op_name"].endswith(operator)
+    ]
+    return min(times)
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
