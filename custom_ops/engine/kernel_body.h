@@ -9,6 +9,10 @@
 
 #include "engine/kernel_types.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>  // only what is always inlined
+#endif
+
 namespace perfonnx {
 namespace {
 
@@ -35,18 +39,52 @@ PERFONNX_INLINE void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p
 PERFONNX_INLINE void prefetch(const float* p) { __builtin_prefetch(p, 0, 2); }
 constexpr size_t kLine = 16;  // floats in a line of the cache
 
+// What `sites` sites read that come after the `sites` sites from `row` on, far enough for memory to answer in time.
+constexpr size_t kAhead = 1024;
+PERFONNX_INLINE void prefetch_ahead(const float* row, size_t sites, ptrdiff_t stride, size_t inputs) {
+  if (stride <= 0) return;
+  const auto step = static_cast<size_t>(stride);
+  row += sites * step > kAhead ? sites * step : kAhead;
+  if (step <= inputs) {  // one piece
+    row += inputs - step;
+    for (size_t i = 0; i < sites * step; i += kLine) prefetch(row + i);
+    return;
+  }
+  for (size_t p = 0; p < sites; ++p, row += step) {
+    for (size_t i = 0; i < inputs; i += kLine) prefetch(row + i);
+  }
+}
+
 // The same for `count` floats, at most a vector; the others are zero.
 PERFONNX_INLINE Vec load_some(const float* p, size_t count) {
   if (count >= kVector) return load(p);
+#if PERFONNX_VECTOR == 16
+  return reinterpret_cast<Vec>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1), p));
+#elif PERFONNX_VECTOR == 8
+  static constexpr int kMask[2 * kVector] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+  const void* mask = kMask + kVector - count;
+  return reinterpret_cast<Vec>(_mm256_maskload_ps(p, _mm256_loadu_si256(static_cast<const __m256i*>(mask))));
+#else
   float buffer[kVector];
   for (size_t i = 0; i < kVector; ++i) buffer[i] = i < count ? p[i] : 0.0F;
   return load(buffer);
+#endif
 }
 PERFONNX_INLINE void store_some(float* p, Vec v, size_t count) {
   if (count >= kVector) return store(p, v);
+#if PERFONNX_VECTOR == 16
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1U << count) - 1), reinterpret_cast<__m512>(v));
+#else  // the masked store of AVX2 takes some processors longer than a few plain ones
   float buffer[kVector];
   store(buffer, v);
-  for (size_t i = 0; i < count; ++i) p[i] = buffer[i];
+  const float* from = buffer;
+  for (size_t piece = kVector / 2; piece > 0; piece /= 2) {
+    if ((count & piece) == 0) continue;
+    __builtin_memcpy(p, from, piece * sizeof(float));
+    p += piece;
+    from += piece;
+  }
+#endif
 }
 
 struct Act {
@@ -66,87 +104,44 @@ PERFONNX_INLINE Vec apply(Vec v, const Act& act) {
   return v > high ? high : v;
 }
 
-// SITES x (VECTORS * kVector) outputs, all accumulators in registers. Per input channel: VECTORS loads of weights and,
-// per site, one broadcast of the input that feeds VECTORS multiply-adds.
-template <bool GATHERED, int SITES, int VECTORS>
-void tile(const TileArgs* args) {
-  const size_t channels = args->channels;
-  const bool whole = channels == VECTORS * kVector;
-  float edge[SITES * kPanel];  // stands in for out where the panel has fewer channels than the vectors
+// A tile: SITES x (VECTORS * kVector) outputs, all accumulators in registers. Per input channel: VECTORS loads of
+// weights and, per site, one broadcast of the input that feeds VECTORS multiply-adds.
 
-  const float* from = args->bias;
-  size_t from_stride = 0;
-  if (args->accumulate != 0) {
-    from = args->out;
-    from_stride = args->out_stride;
-    if (!whole) {
-      for (size_t p = 0; p < SITES; ++p) {
-        for (size_t i = 0; i < kPanel; ++i) edge[p * kPanel + i] = i < channels ? from[p * from_stride + i] : 0.0F;
-      }
-      from = edge;
-      from_stride = kPanel;
-    }
-  }
-  Vec sum[SITES][VECTORS];
-  PERFONNX_UNROLL
-  for (size_t p = 0; p < SITES; ++p) {
+// The sums of a tile, started.
+template <int SITES, int VECTORS>
+PERFONNX_INLINE void start(const TileArgs* args, const float* out, size_t last, Vec (&sum)[SITES][VECTORS]) {
+  if (args->accumulate == 0) {
+    Vec bias[VECTORS];
     PERFONNX_UNROLL
-    for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = load(from + p * from_stride + v * kVector);
-  }
-
-  const size_t inputs = args->inputs;
-  const float* weights = args->panel;
-  if constexpr (GATHERED) {
-    const float* x = args->gathered;
-    for (size_t k = 0; k < inputs; ++k, ++x, weights += kPanel) {
-      Vec w[VECTORS];
-      PERFONNX_UNROLL
-      for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
-      PERFONNX_UNROLL
-      for (size_t p = 0; p < SITES; ++p) {
-        PERFONNX_UNROLL
-        for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x[p * kGatherStride] * w[v];
-      }
-    }
-  } else {
-    const float* const* rows = args->rows;
-    const size_t offset = args->offset;
-    const float* const* next_rows = args->next_rows;
-    for (size_t t = 0; t < args->taps; ++t, rows += SITES) {
-      if (next_rows != nullptr) {
-        for (size_t p = 0; p < SITES; ++p) {
-          for (size_t c = 0; c < inputs; c += kLine) prefetch(next_rows[t * SITES + p] + offset + c);
-        }
-      }
-      const float* row[SITES];
-      PERFONNX_UNROLL
-      for (size_t p = 0; p < SITES; ++p) row[p] = rows[p] + offset;
-      for (size_t c = 0; c < inputs; ++c, weights += kPanel) {
-        Vec w[VECTORS];
-        PERFONNX_UNROLL
-        for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
-        PERFONNX_UNROLL
-        for (size_t p = 0; p < SITES; ++p) {
-          const float x = row[p][c];
-          PERFONNX_UNROLL
-          for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x * w[v];
-        }
-      }
-    }
-  }
-
-  if (args->added != nullptr) {
-    if (!whole) {
-      for (size_t p = 0; p < SITES; ++p) {
-        const float* added = args->added[p] + args->column;
-        for (size_t i = 0; i < kPanel; ++i) edge[p * kPanel + i] = i < channels ? added[i] : 0.0F;
-      }
-    }
+    for (size_t v = 0; v < VECTORS; ++v) bias[v] = load(args->bias + v * kVector);
     PERFONNX_UNROLL
     for (size_t p = 0; p < SITES; ++p) {
-      const float* added = whole ? args->added[p] + args->column : edge + p * kPanel;
       PERFONNX_UNROLL
-      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += load(added + v * kVector);
+      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = bias[v];
+    }
+  } else {
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) {
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) {
+        sum[p][v] = load_some(out + p * args->out_stride + v * kVector, v + 1 < VECTORS ? kVector : last);
+      }
+    }
+  }
+}
+
+// The sums of a tile, finished: what is added, the activation, and out with them.
+template <int SITES, int VECTORS>
+PERFONNX_INLINE void finish(const TileArgs* args, const float* const* added, float* out, size_t last,
+                            Vec (&sum)[SITES][VECTORS]) {
+  if (added != nullptr) {
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) {
+      const float* row = added[p] + args->column;
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) {
+        sum[p][v] += load_some(row + v * kVector, v + 1 < VECTORS ? kVector : last);
+      }
     }
   }
   if (args->activate != 0) {
@@ -157,45 +152,206 @@ void tile(const TileArgs* args) {
       for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = apply(sum[p][v], act);
     }
   }
-  float* to = whole ? args->out : edge;
-  const size_t to_stride = whole ? args->out_stride : kPanel;
+  const bool whole = last == kVector;
   PERFONNX_UNROLL
-  for (size_t p = 0; p < SITES; ++p) {
+  for (size_t p = 0; p < SITES; ++p, out += args->out_stride) {
     PERFONNX_UNROLL
-    for (size_t v = 0; v < VECTORS; ++v) store(to + p * to_stride + v * kVector, sum[p][v]);
-  }
-  if (!whole) {
-    for (size_t p = 0; p < SITES; ++p) {
-      for (size_t i = 0; i < channels; ++i) args->out[p * args->out_stride + i] = edge[p * kPanel + i];
+    for (size_t v = 0; v + 1 < VECTORS; ++v) store(out + v * kVector, sum[p][v]);
+    float* end = out + (VECTORS - 1) * kVector;
+    if (whole) {
+      store(end, sum[p][VECTORS - 1]);
+    } else {
+      store_some(end, sum[p][VECTORS - 1], last);
     }
   }
 }
 
-// Channels lie side by side in the rows and in the weights, so one vector is that many independent convolutions.
-void depthwise(const DepthwiseArgs* args) {
-  const Act act = {args->negative_slope, args->clip_min, args->clip_max};
-  const size_t whole = args->channels / kVector * kVector;
-  for (size_t p = 0; p < args->sites; ++p) {
-    float* out = args->out + p * args->out_stride;
-    for (size_t c = 0; c < whole; c += kVector) {
-      Vec sum = load(args->bias + c);
-      for (size_t t = 0; t < args->taps; ++t) {
-        sum += load(args->rows[t * args->sites + p] + c) * load(args->weights + t * args->weight_stride + c);
-      }
-      if (args->added != nullptr) sum += load(args->added[p] + c);
-      store(out + c, args->activate != 0 ? apply(sum, act) : sum);
-    }
-    if (whole < args->channels) {
-      const size_t left = args->channels - whole;
-      Vec sum = load(args->bias + whole);
-      for (size_t t = 0; t < args->taps; ++t) {
-        const float* from = args->rows[t * args->sites + p] + whole;
-        sum += load_some(from, left) * load(args->weights + t * args->weight_stride + whole);
-      }
-      if (args->added != nullptr) sum += load_some(args->added[p] + whole, left);
-      store_some(out + whole, args->activate != 0 ? apply(sum, act) : sum, left);
+// Adds the products of `count` inputs of each site, at row[p], with the weights, which move on.
+template <int SITES, int VECTORS>
+PERFONNX_INLINE void multiply(const float* const (&row)[SITES], size_t count, const float** weights,
+                              Vec (&sum)[SITES][VECTORS]) {
+  const float* from = *weights;
+  for (size_t c = 0; c < count; ++c, from += kPanel) {
+    Vec w[VECTORS];
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) w[v] = load(from + v * kVector);
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) {
+      const float x = row[p][c];
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x * w[v];
     }
   }
+  *weights = from;
+}
+
+// Channels of the last vector: it may have fewer than there is room for.
+template <int VECTORS>
+PERFONNX_INLINE size_t last_channels(const TileArgs* args) {
+  return args->channels - (VECTORS - 1) * kVector;
+}
+
+// Sites in a line: several tiles, one behind the other.
+template <int SITES, int VECTORS>
+void strided_tiles(const TileArgs* args) {
+  const size_t last = last_channels<VECTORS>(args);
+  const Segment* const end = args->segments + args->segment_count;
+  const Segment* const ahead = args->segments + args->ahead;
+  const float* const* added = args->added;
+  float* out = args->out;
+  for (size_t tile = 0; tile < args->tiles; ++tile) {
+    Vec sum[SITES][VECTORS];
+    start(args, out, last, sum);
+    const float* weights = args->panel;
+    const auto first = static_cast<ptrdiff_t>(tile * SITES);
+    if (ahead != end) {
+      prefetch_ahead(ahead->base + args->offset + first * ahead->stride, SITES, ahead->stride, ahead->inputs);
+    }
+    for (const Segment* segment = args->segments; segment != end; ++segment) {
+      const ptrdiff_t stride = segment->stride;
+      const float* base = segment->base + args->offset + first * stride;
+      const float* row[SITES];
+      PERFONNX_UNROLL
+      for (size_t p = 0; p < SITES; ++p) row[p] = base + static_cast<ptrdiff_t>(p) * stride;
+      multiply(row, segment->inputs, &weights, sum);
+    }
+    finish(args, added, out, last, sum);
+    out += SITES * args->out_stride;
+    if (added != nullptr) added += SITES;
+  }
+}
+
+// Sites anywhere.
+template <int SITES, int VECTORS>
+void direct_tile(const TileArgs* args) {
+  const size_t last = last_channels<VECTORS>(args);
+  Vec sum[SITES][VECTORS];
+  start(args, args->out, last, sum);
+  const float* weights = args->panel;
+  const float* const* rows = args->rows;
+  const float* const* next_rows = args->next_rows;
+  for (size_t t = 0; t < args->taps; ++t, rows += SITES) {
+    if (next_rows != nullptr) {
+      for (size_t p = 0; p < SITES; ++p) {
+        for (size_t c = 0; c < args->inputs; c += kLine) prefetch(next_rows[t * SITES + p] + args->offset + c);
+      }
+    }
+    const float* row[SITES];
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) row[p] = rows[p] + args->offset;
+    multiply(row, args->inputs, &weights, sum);
+  }
+  finish(args, args->added, args->out, last, sum);
+}
+
+// Inputs that were copied.
+template <int SITES, int VECTORS>
+void gathered_tile(const TileArgs* args) {
+  const size_t last = last_channels<VECTORS>(args);
+  Vec sum[SITES][VECTORS];
+  start(args, args->out, last, sum);
+  const float* weights = args->panel;
+  const float* x = args->gathered;
+  for (size_t k = 0; k < args->inputs; ++k, ++x, weights += kPanel) {
+    Vec w[VECTORS];
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) {
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x[p * kGatherStride] * w[v];
+    }
+  }
+  finish(args, args->added, args->out, last, sum);
+}
+
+// Adds TAPS taps, of which each reads what the one before reads at the next site.
+template <int TAPS, int SITES, bool WHOLE>
+PERFONNX_INLINE void depthwise_line(const float* from, ptrdiff_t stride, const float* weights, size_t weight_stride,
+                                    size_t count, Vec (&sum)[SITES]) {
+  Vec w[TAPS];
+  PERFONNX_UNROLL
+  for (size_t t = 0; t < TAPS; ++t) w[t] = load(weights + t * weight_stride);
+  PERFONNX_UNROLL
+  for (size_t i = 0; i < SITES + TAPS - 1; ++i, from += stride) {
+    const Vec x = WHOLE ? load(from) : load_some(from, count);
+    PERFONNX_UNROLL
+    for (size_t t = 0; t < TAPS; ++t) {
+      if (i >= t && i - t < SITES) sum[i - t] += x * w[t];
+    }
+  }
+}
+
+// Channels lie side by side in the rows and in the weights, so one vector is that many independent convolutions. SITES
+// of them share each load of the weights. `count` channels are there.
+template <int SITES, bool WHOLE>
+PERFONNX_INLINE void depthwise_vector(const DepthwiseArgs* args, size_t site, size_t channel, size_t count) {
+  Vec sum[SITES];
+  const Vec bias = load(args->bias + channel);
+  PERFONNX_UNROLL
+  for (size_t p = 0; p < SITES; ++p) sum[p] = bias;
+  const float* weights = args->weights + channel;
+  for (size_t t = 0; t < args->taps; ++t, weights += args->weight_stride) {
+    const ptrdiff_t stride = args->segments[t].stride;
+    const float* from = args->segments[t].base + static_cast<ptrdiff_t>(site) * stride + channel;
+    const int line = SITES > 1 ? args->segments[t].line : 0;
+    if (line != 0) {
+      if (line == 3) {
+        depthwise_line<3, SITES, WHOLE>(from, stride, weights, args->weight_stride, count, sum);
+      } else {
+        depthwise_line<5, SITES, WHOLE>(from, stride, weights, args->weight_stride, count, sum);
+      }
+      const auto more = static_cast<size_t>(line - 1);
+      t += more;
+      weights += more * args->weight_stride;
+      continue;
+    }
+    const Vec w = load(weights);
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p, from += stride) sum[p] += (WHOLE ? load(from) : load_some(from, count)) * w;
+  }
+  if (args->added != nullptr) {
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) sum[p] += load_some(args->added[site + p] + channel, count);
+  }
+  if (args->activate != 0) {
+    const Act act = {args->negative_slope, args->clip_min, args->clip_max};
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) sum[p] = apply(sum[p], act);
+  }
+  float* out = args->out + site * args->out_stride + channel;
+  PERFONNX_UNROLL
+  for (size_t p = 0; p < SITES; ++p, out += args->out_stride) {
+    if constexpr (WHOLE) {
+      store(out, sum[p]);
+    } else {
+      store_some(out, sum[p], count);
+    }
+  }
+}
+
+template <int SITES>
+PERFONNX_INLINE void depthwise_sites(const DepthwiseArgs* args, size_t site) {
+  size_t c = 0;
+  for (; c + kVector <= args->channels; c += kVector) depthwise_vector<SITES, true>(args, site, c, kVector);
+  if (c < args->channels) depthwise_vector<SITES, false>(args, site, c, args->channels - c);
+}
+
+void depthwise(const DepthwiseArgs* args) {
+  const Segment* const ahead = args->ahead < args->taps ? args->segments + args->ahead : nullptr;
+  size_t p = 0;
+  for (; p + 8 <= args->sites; p += 8) {
+    if (ahead != nullptr) {
+      const float* row = ahead->base + static_cast<ptrdiff_t>(p) * ahead->stride;
+      prefetch_ahead(row, 8, ahead->stride, args->channels);
+    }
+    depthwise_sites<8>(args, p);
+  }
+  if (p + 4 <= args->sites) {
+    depthwise_sites<4>(args, p);
+    p += 4;
+  }
+  for (; p < args->sites; ++p) depthwise_sites<1>(args, p);
 }
 
 // Pooling of VECTORS vectors of channels, of which `count` channels each are there.
@@ -382,20 +538,24 @@ void radius_sum(const RadiusSumArgs* args) {
 }
 
 // Tiles that the instruction set does not use have no function.
-template <bool GATHERED, int SITES, int VECTORS>
-constexpr TileFunction tile_or_null() {
-  if constexpr (SITES <= PERFONNX_SITE_TILE) {
-    return tile<GATHERED, SITES, VECTORS>;
-  } else {
-    return nullptr;
+#define PERFONNX_TILE_OR_NULL(kind)              \
+  template <int SITES, int VECTORS>              \
+  constexpr TileFunction kind##_or_null() {      \
+    if constexpr (SITES <= PERFONNX_SITE_TILE) { \
+      return kind<SITES, VECTORS>;               \
+    } else {                                     \
+      return nullptr;                            \
+    }                                            \
   }
-}
+PERFONNX_TILE_OR_NULL(strided_tiles)
+PERFONNX_TILE_OR_NULL(direct_tile)
+PERFONNX_TILE_OR_NULL(gathered_tile)
 
-#define PERFONNX_TILES(g, v)                                                                               \
-  {tile_or_null<g, 1, v>(),  tile_or_null<g, 2, v>(),  tile_or_null<g, 3, v>(),  tile_or_null<g, 4, v>(),  \
-   tile_or_null<g, 5, v>(),  tile_or_null<g, 6, v>(),  tile_or_null<g, 7, v>(),  tile_or_null<g, 8, v>(),  \
-   tile_or_null<g, 9, v>(),  tile_or_null<g, 10, v>(), tile_or_null<g, 11, v>(), tile_or_null<g, 12, v>(), \
-   tile_or_null<g, 13, v>(), tile_or_null<g, 14, v>(), tile_or_null<g, 15, v>(), tile_or_null<g, 16, v>()}
+#define PERFONNX_TILES(kind, v)                                                                        \
+  {kind##_or_null<1, v>(),  kind##_or_null<2, v>(),  kind##_or_null<3, v>(),  kind##_or_null<4, v>(),  \
+   kind##_or_null<5, v>(),  kind##_or_null<6, v>(),  kind##_or_null<7, v>(),  kind##_or_null<8, v>(),  \
+   kind##_or_null<9, v>(),  kind##_or_null<10, v>(), kind##_or_null<11, v>(), kind##_or_null<12, v>(), \
+   kind##_or_null<13, v>(), kind##_or_null<14, v>(), kind##_or_null<15, v>(), kind##_or_null<16, v>()}
 
 }  // namespace
 
@@ -404,8 +564,9 @@ extern constexpr KernelSet PERFONNX_KERNELS = {PERFONNX_ISA_NAME,
                                                kVector,
                                                kPanel,
                                                PERFONNX_SITE_TILE,
-                                               {PERFONNX_TILES(false, 1), PERFONNX_TILES(false, 2)},
-                                               {PERFONNX_TILES(true, 1), PERFONNX_TILES(true, 2)},
+                                               {PERFONNX_TILES(strided_tiles, 1), PERFONNX_TILES(strided_tiles, 2)},
+                                               {PERFONNX_TILES(direct_tile, 1), PERFONNX_TILES(direct_tile, 2)},
+                                               {PERFONNX_TILES(gathered_tile, 1), PERFONNX_TILES(gathered_tile, 2)},
                                                depthwise,
                                                pool<Max>,
                                                pool<Average>,

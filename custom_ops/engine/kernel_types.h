@@ -14,13 +14,26 @@ namespace perfonnx {
 // for all sites of a tile, and no multiple of 4096 bytes, so that the sites use different sets of the first cache.
 enum { kGatherDepth = 512, kGatherStride = kGatherDepth + 16 };
 
+// Inputs of sites that lie a constant distance apart: site p reads `inputs` floats from base + p * stride on.
+struct Segment {
+  const float* base;
+  ptrdiff_t stride;
+  size_t inputs;
+  int line;  // depthwise: so many segments from this one on each read what the one before reads at the next site; or 0
+};
+
 // One tile of the sampled product: `sites` rows of output times one panel of `channels` output channels, over a slice
-// of the sum over taps and input channels. The inputs are read where they are (`rows`) or were copied (`gathered`).
+// of the sum over taps and input channels. The inputs are read where they are (`segments`, or `rows` where the sites do
+// not lie in a line) or were copied (`gathered`).
 struct TileArgs {
+  const Segment* segments;  // [segment_count]: together the taps and channels of the slice, in their order
+  size_t segment_count;
+  size_t tiles;              // of segments: so many tiles, each where the last one ends
+  size_t ahead;              // number of the segment of which to bring later sites near meanwhile, or segment_count
   const float* const* rows;  // [taps][sites]: first input channel of the tap, for each tap and site
   const float* gathered;     // [sites][kGatherStride], of which `inputs` floats each are used
   size_t taps;
-  size_t offset;                  // added to every row pointer: first input channel of the group and of the block
+  size_t offset;                  // added to every row pointer and base: first input channel of the group
   size_t inputs;                  // input channels in the block
   const float* panel;             // weights [taps][inputs][panel width], at the first tap and channel of the block
   const float* bias;              // [panel width]
@@ -37,10 +50,11 @@ struct TileArgs {
   float clip_max;
 };
 
-// A depthwise tile: out[p, c] = bias[c] + sum over taps of rows[t][p][c] * weights[t][c].
+// Depthwise: out[p, c] = bias[c] + sum over taps of (base[t] + p * stride[t])[c] * weights[t][c].
 struct DepthwiseArgs {
-  const float* const* rows;  // [taps][sites]
+  const Segment* segments;  // [taps]
   size_t taps;
+  size_t ahead;  // number of the segment of which to bring later sites near meanwhile, or taps
   size_t sites;
   const float* weights;  // [taps][weight_stride], padded to a whole number of vectors
   size_t weight_stride;
@@ -122,6 +136,7 @@ struct KernelSet {
   size_t panel;      // output channels of a panel: two vectors
   size_t site_tile;  // most sites in a tile
   // [v - 1][p - 1]: p sites and v vectors of output channels
+  TileFunction strided[2][kMaxSiteTile];
   TileFunction direct[2][kMaxSiteTile];
   TileFunction gathered[2][kMaxSiteTile];
   DepthwiseFunction depthwise;

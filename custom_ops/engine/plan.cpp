@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 namespace perfonnx {
 namespace {
 
+// Runs that are shorter on average do not pay for looking them up.
+constexpr std::int64_t kShortestRun = 4;
 constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
 // A session whose images change size keeps this many tables; more would be a leak in all but name.
 constexpr std::size_t kCachedTables = 16;
@@ -136,6 +139,35 @@ RowTable make_row_table(const ConvGeometry& geometry, std::int64_t height, std::
   return table;
 }
 
+void find_runs(RowTable* table) {
+  // The step from one site to the next; nullopt where their taps disagree about it.
+  const auto step_after = [&](std::int64_t site) -> std::optional<std::int32_t> {
+    const std::int32_t* here = table->rows.data() + site * table->taps;
+    const std::int32_t* next = here + table->taps;
+    std::optional<std::int32_t> step;
+    for (std::int64_t t = 0; t < table->taps; ++t) {
+      if (here[t] < 0 && next[t] < 0) continue;
+      if (here[t] < 0 || next[t] < 0 || (step && next[t] - here[t] != *step)) return std::nullopt;
+      step = next[t] - here[t];
+    }
+    return step.value_or(0);
+  };
+  table->runs.clear();
+  for (std::int64_t site = 0; site < table->sites;) {
+    const std::int64_t begin = site++;
+    std::int32_t step = 0;
+    if (site < table->sites) {
+      if (const std::optional<std::int32_t> first = step_after(begin)) {
+        step = *first;
+        do ++site;
+        while (site < table->sites && step_after(site - 1) == step);
+      }
+    }
+    table->runs.push_back({static_cast<std::int32_t>(begin), step});
+  }
+  if (static_cast<std::int64_t>(table->runs.size()) * kShortestRun > table->sites) table->runs = {};
+}
+
 RowTableCache::RowTableCache(const ConvGeometry& geometry, std::vector<std::int32_t> sites, std::int64_t output_width,
                              std::vector<std::int32_t> taps)
     : geometry_(geometry), sites_(std::move(sites)), output_width_(output_width), taps_(std::move(taps)) {}
@@ -145,7 +177,8 @@ std::shared_ptr<const RowTable> RowTableCache::get(std::int64_t height, std::int
   for (const Entry& entry : entries_) {
     if (entry.height == height && entry.width == width) return entry.table;
   }
-  auto table = std::make_shared<const RowTable>(make_row_table(geometry_, height, width, sites_, output_width_, taps_));
+  auto table = std::make_shared<RowTable>(make_row_table(geometry_, height, width, sites_, output_width_, taps_));
+  find_runs(table.get());
   if (entries_.size() >= kCachedTables) entries_.erase(entries_.begin());
   entries_.push_back(Entry{height, width, table});
   return table;

@@ -15,6 +15,7 @@ RowTable table_of(const ConvGeometry& geometry, const MapSize& map, const std::o
   for (std::size_t i = 0; i < table.rows.size(); ++i) {
     if (table.rows[i] >= 0) table.rows[i] = in_source[table.rows[i]];
   }
+  find_runs(&table);
   return table;
 }
 

@@ -11,9 +11,8 @@ namespace {
 constexpr std::int64_t kTilesPerBlock = 16;
 constexpr std::int64_t kPointerBytes = 96 * 1024;
 // Copying the inputs of a tile pays where a panel of weights is too large for the second cache, so that the sum is cut
-// into slices, or where a tap has few channels: a loop over taps of three channels is mostly overhead.
+// into slices.
 constexpr std::int64_t kDirectDepth = 2304;
-constexpr std::int64_t kGatherInputs = 16;
 // Rows a multiple of 4096 bytes apart all lie in one set of the first cache, which then holds fewer than a tile has.
 constexpr std::int64_t kAliasedInputs = 1024;
 
@@ -66,25 +65,18 @@ class Product {
     const std::int64_t first = sites.begin(block);
     const std::int64_t count = sites.end(block) - first;
     const EvenSplit tiles{count, ceil_div(count, site_tile_)};
-    const std::int64_t taps = gathers() ? 0 : weights_.shape().taps;
-    std::vector<const float*> pointers(static_cast<std::size_t>(count * (taps + (added_ != nullptr ? 1 : 0))));
-    for (std::int64_t i = 0; taps > 0 && i < tiles.parts; ++i) {
-      fill_pointers(first + tiles.begin(i), tiles.end(i) - tiles.begin(i), pointers.data() + tiles.begin(i) * taps);
-    }
-    const float** added = nullptr;
-    if (added_ != nullptr) {
-      added = pointers.data() + count * taps;
-      for (std::int64_t p = 0; p < count; ++p) added[p] = added_row(first + p);
-    }
+    std::vector<const float*> added_rows(static_cast<std::size_t>(added_ != nullptr ? count : 0));
+    for (std::size_t p = 0; p < added_rows.size(); ++p) added_rows[p] = added_row(first + static_cast<std::int64_t>(p));
+    const float* const* added = added_ != nullptr ? added_rows.data() : nullptr;
     if (weights_.depthwise()) {
-      run_depthwise(first, tiles, pointers.data(), added);
+      run_depthwise(first, count, added);
     } else {
       const EvenSplit panels{weights_.shape().groups * weights_.panels_per_group(), panel_parts_};
       const std::int64_t part = task % panel_parts_;
       if (gathers()) {
         run_gathered(first, tiles, added, panels.begin(part), panels.end(part));
       } else {
-        run_direct(first, tiles, pointers.data(), added, panels.begin(part), panels.end(part));
+        run_direct(first, tiles, added, panels.begin(part), panels.end(part));
       }
     }
   }
@@ -92,8 +84,7 @@ class Product {
  private:
   bool gathers() const {
     const WeightShape& shape = weights_.shape();
-    return !weights_.depthwise() && (shape.taps * shape.inputs > kDirectDepth || shape.inputs < kGatherInputs ||
-                                     shape.inputs % kAliasedInputs == 0);
+    return shape.taps * shape.inputs > kDirectDepth || shape.inputs % kAliasedInputs == 0;
   }
 
   // Image and site of an output row, as image * sites + site.
@@ -140,24 +131,128 @@ class Product {
     });
   }
 
+  // Walks along the sites of a table and through its runs.
+  class Runs {
+   public:
+    Runs(const Product& product, std::int64_t row) : product_(product) {
+      const RowTableView& table = product.table_;
+      if (product.list_ != nullptr || table.runs->empty()) return;
+      site_ = table.first + row % table.sites;
+      run_ = std::upper_bound(table.runs->begin(), table.runs->end(), site_,
+                              [](std::int64_t site, const SiteRun& run) { return site < run.begin; }) -
+             1;
+    }
+    // How many of `count` rows of the output from `row` on, which do not lie in front of those asked for before, are
+    // sites of one run of one image; and the step from one to the next.
+    std::int64_t length(std::int64_t row, std::int64_t count, std::int64_t* step) {
+      *step = 0;
+      const RowTableView& table = product_.table_;
+      if (product_.list_ != nullptr || table.runs->empty()) return 1;
+      const std::int64_t in_image = row % table.sites;
+      const std::int64_t site = table.first + in_image;
+      if (site < site_) run_ = table.runs->begin();  // another image
+      site_ = site;
+      while (run_ + 1 != table.runs->end() && run_[1].begin <= site) ++run_;
+      *step = run_->step;
+      const std::int64_t end = run_ + 1 != table.runs->end() ? run_[1].begin : table.first + table.sites;
+      return std::min({count, end - site, table.sites - in_image});
+    }
+
+   private:
+    const Product& product_;
+    std::int64_t site_ = 0;
+    std::vector<SiteRun>::const_iterator run_;
+  };
+
+  // What the sites of a run from this one on read, a segment for each tap, or, where `merge`, for each number of taps
+  // that lie behind each other. Returns the number of segments.
+  std::int64_t fill_segments(std::int64_t row, std::int64_t step, bool merge, Segment* segments) const {
+    const std::int64_t channels = weights_.input_channels();
+    const auto inputs = static_cast<std::size_t>(weights_.shape().inputs);
+    std::int64_t count = 0;
+    for_each_site(row, 1, [&](std::int64_t, const float* image, const std::int32_t* rows) {
+      for (std::int64_t t = 0; t < table_.taps; ++t) {
+        if (merge && t > 0 && rows[t - 1] >= 0 && rows[t] == rows[t - 1] + 1) {
+          segments[count - 1].inputs += inputs;
+        } else if (rows[t] < 0) {
+          segments[count++] = {input_.zero_row, 0, inputs, 0};
+        } else {
+          segments[count++] = {image + (rows[t] - input_.first_row) * channels, step * channels, inputs, 0};
+        }
+      }
+    });
+    return count;
+  }
+
+  // The last segment that moves on: what it reads, the others have not read yet.
+  static std::size_t newest(const Segment* segments, std::int64_t count) {
+    for (std::int64_t i = count; i-- > 0;) {
+      if (segments[i].stride != 0) return static_cast<std::size_t>(i);
+    }
+    return static_cast<std::size_t>(count);
+  }
+
+  // Tiles of as many sites each: those of one run together, any other by itself.
+  struct Tiles {
+    std::int64_t begin;  // first site, from the block's first one on
+    std::int64_t sites;  // of each tile
+    std::int64_t tiles;
+    std::int64_t segments;  // of a run: how many
+  };
+
   // Reads the inputs where they are.
-  void run_direct(std::int64_t first, const EvenSplit& tiles, const float* const* pointers, const float* const* added,
-                  std::int64_t panel_begin, std::int64_t panel_end) const {
+  void run_direct(std::int64_t first, const EvenSplit& split, const float* const* added, std::int64_t panel_begin,
+                  std::int64_t panel_end) const {
     const WeightShape& shape = weights_.shape();
+    std::vector<Tiles> all;
+    std::vector<Segment> segments;
+    std::vector<const float*> pointers;
+    Runs runs(*this, first);
+    for (std::int64_t i = 0; i < split.parts;) {
+      Tiles here{split.begin(i), split.end(i) - split.begin(i), 1, 0};
+      std::int64_t step = 0;
+      const std::int64_t length = runs.length(first + here.begin, split.total - here.begin, &step);
+      if (length >= here.sites) {
+        const auto alike = [&](std::int64_t k) { return split.end(k) - split.begin(k) == here.sites; };
+        while ((here.tiles + 1) * here.sites <= length && alike(i + here.tiles)) ++here.tiles;
+        const std::size_t used = segments.size();
+        segments.resize(used + static_cast<std::size_t>(shape.taps));
+        here.segments = fill_segments(first + here.begin, step, shape.groups == 1, segments.data() + used);
+        segments.resize(used + static_cast<std::size_t>(here.segments));
+      } else {
+        const std::size_t used = pointers.size();
+        pointers.resize(used + static_cast<std::size_t>(here.sites * shape.taps));
+        fill_pointers(first + here.begin, here.sites, pointers.data() + used);
+      }
+      all.push_back(here);
+      i += here.tiles;
+    }
     TileArgs args = tile_args();
     args.taps = static_cast<std::size_t>(shape.taps);
     args.inputs = static_cast<std::size_t>(shape.inputs);
     args.activate = activation_ != nullptr ? 1 : 0;
+    const KernelSet& kernels = weights_.kernels();
     for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      const TileFunction* functions = enter_panel(panel, 0, &args, false);
+      const std::int64_t vectors = enter_panel(panel, 0, &args);
       const bool entered = panel == panel_begin || panel % weights_.panels_per_group() == 0;  // new inputs
       args.offset = static_cast<std::size_t>(panel / weights_.panels_per_group() * shape.inputs);
-      for (std::int64_t i = 0; i < tiles.parts; ++i) {
-        const std::int64_t begin = tiles.begin(i);
-        args.rows = pointers + begin * shape.taps;
-        const bool alike = i + 1 < tiles.parts && tiles.end(i + 1) - tiles.end(i) == tiles.end(i) - begin;
-        args.next_rows = alike && entered ? pointers + tiles.end(i) * shape.taps : nullptr;
-        run_tile(functions, first + begin, tiles.end(i) - begin, added == nullptr ? nullptr : added + begin, args);
+      args.segments = segments.data();
+      args.rows = pointers.data();
+      for (const Tiles& here : all) {
+        const float* const* added_here = added == nullptr ? nullptr : added + here.begin;
+        if (here.segments > 0) {
+          args.tiles = static_cast<std::size_t>(here.tiles);
+          args.segment_count = static_cast<std::size_t>(here.segments);
+          args.ahead = entered ? newest(args.segments, here.segments) : args.segment_count;
+          run_tile(kernels.strided[vectors - 1], first + here.begin, here.sites, added_here, args);
+          args.segments += here.segments;
+        } else {
+          const float* const* next = args.rows + here.sites * shape.taps;
+          const bool alike = &here != &all.back() && (&here)[1].sites == here.sites && (&here)[1].segments == 0;
+          args.next_rows = entered && alike ? next : nullptr;
+          run_tile(kernels.direct[vectors - 1], first + here.begin, here.sites, added_here, args);
+          args.rows = next;
+        }
       }
     }
   }
@@ -180,7 +275,7 @@ class Product {
           group = panel / weights_.panels_per_group();
           gather(first, tiles.total, group, slices.begin(slice), slices.end(slice), gathered.data());
         }
-        const TileFunction* functions = enter_panel(panel, slices.begin(slice), &args, true);
+        const TileFunction* functions = weights_.kernels().gathered[enter_panel(panel, slices.begin(slice), &args) - 1];
         for (std::int64_t i = 0; i < tiles.parts; ++i) {
           const std::int64_t begin = tiles.begin(i);
           args.gathered = gathered.data() + begin * kGatherStride;
@@ -235,9 +330,8 @@ class Product {
     return args;
   }
 
-  // Points the arguments at a panel, from the given place of the sum on, and returns its kernels by number of sites.
-  const TileFunction* enter_panel(std::int64_t panel, std::int64_t from, TileArgs* args, bool gathered) const {
-    const KernelSet& kernels = weights_.kernels();
+  // Points the arguments at a panel, from the given place of the sum on, and returns how many vectors its channels are.
+  std::int64_t enter_panel(std::int64_t panel, std::int64_t from, TileArgs* args) const {
     const std::int64_t width = weights_.panel_width();
     const std::int64_t group = panel / weights_.panels_per_group();
     const std::int64_t in_group = panel % weights_.panels_per_group();
@@ -246,8 +340,7 @@ class Product {
     args->panel = weights_.panel(group, in_group) + from * width;
     args->bias = weights_.bias(group, in_group);
     args->column = static_cast<std::size_t>(group * weights_.outputs_per_group() + in_group * width);
-    const std::int64_t vectors = ceil_div(channels, static_cast<std::int64_t>(kernels.vector));
-    return gathered ? kernels.gathered[vectors - 1] : kernels.direct[vectors - 1];
+    return ceil_div(channels, static_cast<std::int64_t>(weights_.kernels().vector));
   }
 
   void run_tile(const TileFunction* functions, std::int64_t row, std::int64_t sites, const float* const* added,
@@ -257,10 +350,25 @@ class Product {
     functions[sites - 1](&args);
   }
 
-  void run_depthwise(std::int64_t first, const EvenSplit& tiles, const float* const* pointers,
-                     const float* const* added) const {
+  // Marks the taps of a kernel's line, which read the same rows one site later.
+  void find_lines(Segment* segments) const {
+    for (std::int64_t t = 0; t < table_.taps;) {
+      const Segment& first = segments[t];
+      std::int64_t length = 1;
+      while (first.stride != 0 && length < 5 && t + length < table_.taps &&
+             segments[t + length].base == first.base + length * first.stride) {
+        ++length;
+      }
+      segments[t].line = length >= 5 ? 5 : length >= 3 ? 3 : 0;
+      t += std::max(segments[t].line, 1);
+    }
+  }
+
+  void run_depthwise(std::int64_t first, std::int64_t count, const float* const* added) const {
     const WeightShape& shape = weights_.shape();
+    std::vector<Segment> segments(static_cast<std::size_t>(shape.taps));
     DepthwiseArgs args{};
+    args.segments = segments.data();
     args.taps = static_cast<std::size_t>(shape.taps);
     args.weights = weights_.panel(0, 0);
     args.weight_stride = static_cast<std::size_t>(weights_.stride());
@@ -273,13 +381,18 @@ class Product {
       args.clip_min = activation_->clip_min;
       args.clip_max = activation_->clip_max;
     }
-    for (std::int64_t i = 0; i < tiles.parts; ++i) {
-      const std::int64_t begin = tiles.begin(i);
-      args.sites = static_cast<std::size_t>(tiles.end(i) - begin);
-      args.rows = pointers + begin * shape.taps;
+    Runs runs(*this, first);
+    for (std::int64_t begin = 0; begin < count;) {
+      std::int64_t step = 0;
+      const std::int64_t sites = runs.length(first + begin, count - begin, &step);
+      fill_segments(first + begin, step, false, segments.data());
+      find_lines(segments.data());
+      args.ahead = newest(segments.data(), shape.taps);
+      args.sites = static_cast<std::size_t>(sites);
       args.out = out_ + (first + begin) * out_stride_;
       args.added = added != nullptr ? added + begin : nullptr;
       weights_.kernels().depthwise(&args);
+      begin += sites;
     }
   }
 

@@ -204,6 +204,7 @@ class Product {
       if (row < -1 || row >= rows.shape(1)) throw Error("input 'table': a row is out of range");
       plan.rows[static_cast<std::size_t>(i)] = row;
     }
+    find_runs(&plan);
     const std::int64_t outputs = weights_.shape().outputs;
     Floats result = out ? *out : Floats({rows.shape(0), table.shape(0), static_cast<py::ssize_t>(outputs)});
     expect_size(result, rows.shape(0) * table.shape(0) * outputs, "out");

@@ -68,6 +68,89 @@ def test_product_equals_numpy(
     _check(isa, seed, images, sites, channels * group, outputs * group, taps, group)
 
 
+def _lines(
+    seed: int, channels: int, outputs: int, kernel: int, stride: int, dilation: int, width: int, group: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, table, weights and bias of a convolution of two images, of which most sites lie in lines."""
+    rng = np.random.default_rng(seed)
+    size = (4, width)
+    reach = dilation * (kernel - 1) + 1
+    pad = kernel // 2
+    height_out, width_out = ((length + 2 * pad - reach) // stride + 1 for length in size)
+    sites = np.arange(max(height_out, 0) * max(width_out, 0), dtype=np.int32)
+    table = _engine.row_table(
+        (kernel, kernel), (stride, stride), (pad,) * 4, (dilation, dilation), size, max(width_out, 1), sites
+    )
+    rows = rng.standard_normal((2, 4 * width, channels)).astype(np.float32)
+    w = rng.standard_normal((outputs, channels // group, kernel**2)).astype(np.float32)
+    return rows, table, w, rng.standard_normal(outputs).astype(np.float32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    channels=st.integers(1, 20),
+    outputs=st.integers(1, 70),
+    kernel=st.sampled_from([1, 2, 3, 5, 7]),
+    stride=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    width=st.integers(1, 60),
+    group=st.sampled_from([1, 2, "depthwise"]),
+)
+def test_sites_in_a_line_give_what_sites_anywhere_give(
+    isa: str,
+    seed: int,
+    channels: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    width: int,
+    group: int | str,
+) -> None:
+    if group == "depthwise":
+        channels = outputs = groups = channels + 1
+    else:
+        assert isinstance(group, int)
+        groups = group
+        channels, outputs = channels * groups, outputs * groups
+    rows, table, w, b = _lines(seed, channels, outputs, kernel, stride, dilation, width, groups)
+    product = _engine.SampledProduct(w, b, group=groups, isa=isa)
+    act = (0.1, -1.5, 2.0)
+    got = product(rows, table, activation=act)
+    expected = activate(_expected(rows, table, w, b, groups), act)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-6 * w[0].size)
+    np.testing.assert_array_equal(product(rows, table, activation=act, threads=3), got)
+    order = np.random.default_rng(seed).permutation(len(table))
+    np.testing.assert_array_equal(product(rows, table[order], activation=act), got[:, order])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("step", [-2, -1, 0, 1, 3])
+def test_rows_at_any_distance(isa: str, step: int) -> None:
+    rng = np.random.default_rng(0)
+    first = 120 if step < 0 else 0
+    table = (first + step * np.arange(40)[:, None] + np.arange(3)).astype(np.int32)
+    table[:, 1] = -1
+    rows = rng.standard_normal((2, 130, 6)).astype(np.float32)
+    for outputs, group in ((20, 1), (6, 6)):
+        w = rng.standard_normal((outputs, 6 // group, 3)).astype(np.float32)
+        b = rng.standard_normal(outputs).astype(np.float32)
+        got = _engine.SampledProduct(w, b, group=group, isa=isa)(rows, table)
+        np.testing.assert_allclose(got, _expected(rows, table, w, b, group), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [1, 3, 24])
+def test_no_site_writes_beside_its_row(isa: str, channels: int) -> None:
+    rows, table, w, b = _lines(0, channels, 5, 3, 1, 1, 50, 1)
+    many = np.full((rows.shape[0] + 1, len(table), 5), 7, np.float32)
+    _engine.SampledProduct(w, b, isa=isa)(rows, table, out=many[:-1])
+    assert (many[-1] == 7).all()
+    np.testing.assert_allclose(many[:-1], _expected(rows, table, w, b, 1), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("sites", range(1, 32))
 def test_every_edge_tile(isa: str, sites: int) -> None:
