@@ -1078,15 +1078,18 @@ class _progress:  # noqa: N801
 
 
 class _search_progress:  # noqa: N801
-    """Context: a callback that shows where a search is on a terminal, and does nothing elsewhere."""
+    """Context: a callback that shows where a search is on a terminal, and does nothing elsewhere.
+
+    What was found out stays there, a line for each step; what is being done is shown below.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # layers' names are foreign text
             BarColumn(),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[left]}", markup=False),
             console=_stderr(options),
             transient=True,
         )
@@ -1099,6 +1102,8 @@ class _search_progress:  # noqa: N801
     def _step(self, progress: Any) -> None:
         left = f"{progress.seconds_left:.0f} s left at most" + (f", best {progress.best}" if progress.best else "")
         total = progress.total or None
+        if progress.news:
+            self.bar.console.print(f"{progress.seconds_left:5.0f} s left: {progress.news}", markup=False)
         self.bar.update(self.task, description=progress.phase, completed=progress.done, total=total, left=left)
 
     def __exit__(self, *error: Any) -> None:

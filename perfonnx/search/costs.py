@@ -91,6 +91,7 @@ def layer_costs(
     layout: str,
     seed: int,
     records: Records,
+    borders: bool = True,
     go_on: Callable[[], bool] = lambda: True,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> LayerCosts:
@@ -104,10 +105,11 @@ def layer_costs(
         layout: One of `perfonnx.plan.LAYOUTS`.
         seed: Seed of the masks.
         records: What is known already.
-        go_on: Asked before each profile but the original's; what is not profiled has no choices.
+        borders: Profile too what rows cost at their borders.
+        go_on: Asked before each profile but the original's and those made before; what is not profiled has no choices.
         progress: Called with what is profiled, and the profiles done and their total.
     """
-    rows = layout == LAYOUTS[0]
+    rows = borders and layout == LAYOUTS[0]
     layers = list(units)
     owners: dict[str, str] = {}
     total, done = len(choices) + 1 + (2 + len(layers) if rows else 0), 0
@@ -127,9 +129,9 @@ def layer_costs(
     costs.rest = sum(original.values()) - sum(costs.dense.values())
     too_slow: dict[LayerPlan, float] = {}  # a kind of choice, and a rate at which it is slower than nothing
     for choice in sorted(choices, key=lambda choice: -choice.rate):
-        if not go_on():
-            break
-        able = _able(subject, units, choice, seed)
+        if not records.was_asked(_able_key(units, choice, seed)) and not go_on():
+            continue
+        able = _able(subject, units, choice, seed, records)
         kind = replace(choice, rate=0.0)
         if not able or choice.rate < too_slow.get(kind, 0.0):
             progress(label(choice), done, total)
@@ -177,11 +179,16 @@ def layer_times(original: Mapping[str, float], rewritten: Mapping[str, float]) -
     return {name: (time, after.get(name, 0.0)) for name, time in original.items()}
 
 
-def _able(subject: Subject, units: Units, choice: LayerPlan, seed: int) -> list[str]:
+def _able(subject: Subject, units: Units, choice: LayerPlan, seed: int, records: Records) -> list[str]:
     """The units all of whose layers can have a choice."""
     layers = [layer for unit in units.values() for layer in unit]
-    able = set(applicable(subject, layers, choice, seed))
+    able = set(records.ask(_able_key(units, choice, seed), lambda: applicable(subject, layers, choice, seed)))
     return [name for name, unit in units.items() if able >= set(unit)]
+
+
+def _able_key(units: Units, choice: LayerPlan, seed: int) -> str:
+    """Under which it is kept where a choice applies; asked for before each profile of it."""
+    return f"applicable {plan_key(Plan(by_layer(units, dict.fromkeys(units, choice)), seed))}"
 
 
 def _owners(original: Mapping[str, float], units: Units) -> dict[str, str]:

@@ -343,14 +343,18 @@ def _seconds(model: OpenModel, feed: Feed) -> float:
     return time.perf_counter() - start
 
 
-def first_images(loaded: LoadedModel, feed: Feed, count: int) -> Feed:
-    """The first images of a feed; as many as the model fixes, where it does."""
-    available = count_images(feed)
+def fixed_batch(loaded: LoadedModel, feed: Feed) -> int | None:
+    """How many images a model takes at once; None where it leaves that open."""
     for value in loaded.proto.graph.input:
         if value.name in feed:
             dims = value.type.tensor_type.shape.dim
-            count = dims[0].dim_value if len(dims) and dims[0].HasField("dim_value") else count
-            break
+            return int(dims[0].dim_value) if len(dims) and dims[0].HasField("dim_value") else None
+    return None
+
+
+def first_images(loaded: LoadedModel, feed: Feed, count: int) -> Feed:
+    """The first images of a feed; as many as the model fixes, where it does."""
+    available, count = count_images(feed), fixed_batch(loaded, feed) or count
     batched = (name for name, array in feed.items() if array.ndim and len(array) == available)
     return {**feed, **{name: feed[name][:count] for name in batched}}
 

@@ -173,6 +173,12 @@ class Metric:
             float(scores.guide.mean()),
         )
 
+    def size(self, drop: float) -> float:
+        """A drop on a scale on which it grows as the guide does, roughly; 0 at least."""
+        if self.name == "psnr":
+            return float(10 ** (drop / 10))
+        return drop**2 if self.name == "distance" else max(drop, 0.0)
+
     @property
     def is_share(self) -> bool:
         """Whether it is a share of images."""

@@ -95,6 +95,7 @@ class Progress:
         total: All its steps, 0 where that is not known.
         seconds_left: Until the time given is used up; searches end earlier where nothing is left to try.
         best: The best that was found, in words.
+        news: What was found out since the step before, in words; mostly nothing.
     """
 
     phase: str
@@ -102,6 +103,7 @@ class Progress:
     total: int
     seconds_left: float
     best: str
+    news: str = ""
 
 
 @dataclass

@@ -97,6 +97,10 @@ class Records:
         self.put(key, value, time.perf_counter() - start)
         return self.read(key)
 
+    def was_asked(self, key: str) -> bool:
+        """Whether this run asked for a number before; a file may know more."""
+        return key in self._asked
+
     def read(self, key: str) -> Any:
         """A known number."""
         value, seconds = self.known[key]

@@ -188,3 +188,11 @@ def test_losses_are_told_in_the_metrics_terms() -> None:
     top1, psnr = Metric("top1", ("y",)), Metric("psnr", ("y",))
     assert (top1.within(0.01), top1.lost(0.005)) == ("within 1.00 points of loss", "top1 loses 0.50 points")
     assert (psnr.within(-35), psnr.lost(-36.04)) == ("above 35.0 dB", "psnr is 36.0 dB")
+
+
+@pytest.mark.parametrize(
+    ("name", "drop", "size"),
+    [("top1", 0.03, 0.03), ("top1", -0.02, 0.0), ("psnr", -30.0, 1e-3), ("distance", 0.1, 0.01), ("ssim", 0.2, 0.2)],
+)
+def test_sizes_of_losses_grow_as_the_guide(name: str, drop: float, size: float) -> None:
+    assert Metric(name, ("y",)).size(drop) == pytest.approx(size)

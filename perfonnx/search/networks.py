@@ -1,0 +1,209 @@
+"""Whole networks that a search really rewrites, runs and times, and what they tell about each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from perfonnx.plan import LAYOUTS, Plan
+from perfonnx.search.credible import credible_drop
+from perfonnx.search.evaluate import CHOOSING, HELD_BACK, Evaluator, Outcome, SamplesLike, Task
+from perfonnx.search.metrics import Metric, Quality
+from perfonnx.search.pace import FINAL_SECONDS, TIMED_SECONDS, TRIAL, VERIFICATION, Pace, Sizes
+from perfonnx.search.result import MIN_SPEEDUP, Progress, Target, Trial
+from perfonnx.search.sensitivity import plan_key
+from perfonnx.search.state import Records
+from perfonnx.search.timing import Speed, Timer
+
+OVERTIME = 2
+"""Networks that are tried, and verified, after the time is up where nothing was found: the mildest ones."""
+
+LUCKY = 4.0
+"""A network that failed on the images held back is taken to have lost no less than this part of the bound on others."""
+
+MILDER = 0.9
+"""What the next one may lose, against one that failed."""
+
+
+@dataclass
+class Tools:
+    """What a search measures with.
+
+    Attributes:
+        parts: The images, by part.
+        metric: What is measured of them.
+        evaluator: Measures losses.
+        timer: Measures times.
+        executor: Does the evaluator's work.
+        records: What is known already.
+        progress: Called with each step.
+    """
+
+    parts: Mapping[str, SamplesLike]
+    metric: Metric
+    evaluator: Evaluator
+    timer: Timer
+    executor: Executor
+    records: Records
+    progress: Callable[[Progress], None]
+
+
+@dataclass
+class Networks:
+    """The networks that were measured.
+
+    Attributes:
+        tools: What is measured with.
+        target: What is wanted.
+        pace: Time.
+        sizes: Images.
+        trials: All networks, in order, by `plan_key`.
+        cut_short: Whether there was more to try than time.
+        overtime: Networks that were tried beyond it.
+    """
+
+    tools: Tools
+    target: Target
+    pace: Pace
+    sizes: Sizes
+    trials: dict[str, Trial] = field(default_factory=dict)
+    cut_short: bool = False
+    overtime: int = 0
+
+    def attempt(self, plan: Plan, why: str) -> Trial:
+        """Rewrites, runs and times a plan, unless that was done before."""
+        key = plan_key(plan)
+        if key not in self.trials:
+            layers = len(plan.layers)
+            self.tell(f"searching {why}: {layers} layer{'s' if layers != 1 else ''}", len(self.trials))
+            with self.pace.measuring(TRIAL):
+                quality = self.evaluate(plan, CHOOSING, self.sizes.choosing)
+                speed = self.tools.records.ask(f"time {key}", lambda: self.tools.timer.speed(plan).to_json())
+            self.pace.foresee(VERIFICATION, self.pace.expected[TRIAL] + FINAL_SECONDS - TIMED_SECONDS)
+            trial = self.trials[key] = Trial(plan, why, quality, Speed(**speed))
+            self.tell("searching", len(self.trials), news=f"{self.describe(trial)} ({why})")
+        return self.trials[key]
+
+    def verify(self, trial: Trial) -> bool:
+        """Runs a network on images held back, and times it once more where it stays within the bound.
+
+        Returns:
+            Whether it does.
+        """
+        self.tell(f"verifying {self.describe(trial)}", sum(t.held_back is not None for t in self.trials.values()))
+        with self.pace.measuring(VERIFICATION):
+            trial.held_back = self.evaluate(trial.plan, HELD_BACK, self.sizes.held_back)
+            if self.target.allows(trial.held_back):
+                speed = self.tools.records.ask(
+                    f"final time {plan_key(trial.plan)}",
+                    lambda: self.tools.timer.speed(trial.plan, seconds=FINAL_SECONDS).to_json(),
+                )
+                trial.speed = Speed(**speed)
+        allowed = self.target.allows(trial.held_back)
+        verdict = "" if allowed or self.target.max_drop is None else ", which is too much"
+        self.tell(
+            "verifying",
+            0,
+            news=f"{trial.speed.ratio:.2f}x, {self.tools.metric.lost(trial.held_back.drop)} on "
+            f"{trial.held_back.images} images held back{verdict}",
+        )
+        return allowed
+
+    def evaluate(self, plan: Plan, part: str, images: int) -> Quality:
+        """What a plan loses on the first images of a part."""
+        repaired_by = self.sizes.repairing or 1
+
+        def measure() -> dict[str, Any]:
+            task = Task(plan, part, images, repaired_by=repaired_by)
+            outcome: Outcome = self.tools.executor.submit(self.tools.evaluator, task).result()
+            return outcome.quality.to_json()
+
+        same = plan_key(replace(plan, layout=LAYOUTS[0]))  # what is lost does not depend on the layout
+        return Quality.from_json(self.tools.records.ask(f"{part} {same} {images} {repaired_by}", measure))
+
+    def affords(self, *kinds: str) -> bool:
+        """Whether there is time for that; asked where there is more to try."""
+        affords = self.pace.affords(*kinds)
+        self.cut_short |= not affords
+        return affords
+
+    def goes_on(self) -> bool:
+        """Whether there is time for one network more, and to verify one after it.
+
+        For the first one always, and for a few more where nothing was found: a search shall not end in between.
+        """
+        if not self.trials or self.affords(TRIAL, VERIFICATION):
+            return True
+        if self.overtime == OVERTIME or self.best() is not None:
+            return False
+        self.overtime += 1
+        return True
+
+    def is_last(self) -> bool:
+        """Whether there is no time for two of them."""
+        return not self.pace.affords(TRIAL, TRIAL, VERIFICATION)
+
+    # --- what is known -----------------------------------------------------------------------------------------------
+
+    def loss(self, trial: Trial) -> float:
+        """The loss to expect of a network, in the metric's terms."""
+        if trial.held_back is not None and not self.target.allows(trial.held_back):
+            return trial.held_back.drop
+        return credible_drop(trial.choosing, self._known())
+
+    def _known(self) -> list[Quality]:
+        return [trial.choosing for trial in self.trials.values()]
+
+    def limit(self) -> float:
+        """The largest loss to look for, as `Metric.size` has it: less than the bound once networks within it were not.
+
+        What a network lost on the images held back, more than on the others, its neighbours will lose in proportion.
+        """
+        size, bound = self.tools.metric.size, self.target.max_drop
+        if bound is None:
+            return math.inf
+        allowed = limit = size(bound)
+        for trial in self.trials.values():
+            if trial.held_back is not None and not self.target.allows(trial.held_back):
+                expected = max(size(credible_drop(trial.choosing, self._known())), allowed / LUCKY)
+                limit = min(limit, expected * min(allowed / size(trial.held_back.drop), MILDER))
+        return limit
+
+    def within(self, trial: Trial) -> bool:
+        """Whether the loss to expect of a network is within the bound, and within what is left of it."""
+        if self.target.max_drop is None or trial.held_back is not None:
+            return self.target.allows(trial.held_back)
+        loss = self.loss(trial)
+        return loss <= self.target.max_drop and self.tools.metric.size(loss) <= self.limit()
+
+    def candidates(self) -> list[Trial]:
+        """Networks that are faster than the original and within the bound, as far as is known, the best one first."""
+        found = [t for t in self.trials.values() if t.speed.ratio >= MIN_SPEEDUP and self.within(t)]
+        return sorted(found, key=self.merit)
+
+    def merit(self, trial: Trial) -> tuple[float, ...]:
+        """The order of networks: the fastest first; or the least lossy of those that have the speed that is wanted."""
+        if self.target.speedup is not None and self.target.reached(trial.speed):
+            return (0.0, trial.choosing.guide)
+        return (1.0, -trial.speed.ratio)
+
+    def best(self) -> Trial | None:
+        """The best candidate."""
+        return next(iter(self.candidates()), None)
+
+    def describe(self, trial: Trial) -> str:
+        """A network in a few words."""
+        layers = len(trial.plan.layers)
+        return (
+            f"{layers} layer{'s' if layers != 1 else ''}, {trial.speed.ratio:.2f}x, "
+            f"{self.tools.metric.lost(trial.choosing.drop)}"
+        )
+
+    def tell(self, phase: str, done: int, total: int = 0, news: str = "") -> None:
+        """Says where the search is."""
+        best = self.best()
+        words = "" if best is None else f"{best.speed.ratio:.2f}x, {self.tools.metric.show(best.choosing.drop)}"
+        self.tools.progress(Progress(phase, done, total, self.pace.left, words, news))
