@@ -17,6 +17,9 @@ STEP = (2.0, 16.0)
 INNER = (0.15, 0.85)
 """Between a network on each side the next one lies in this part of the way, on a logarithmic scale."""
 
+CAUTION = 4.0
+"""Factor in what is predicted by which a last attempt keeps away from where the bound is expected."""
+
 _TINY = 1e-6  # of the largest prediction; what costs nothing is predicted to cost this
 
 
@@ -56,8 +59,8 @@ def walk(
         predicted: What is predicted of each network, growing.
         attempt: Measures the network at a place.
         start: The prediction to start from; None: the middle, on a logarithmic scale.
-        safe: The place that is the likeliest to be of use, the first or the last one: taken where there is time for one
-            more and nothing of use was found.
+        safe: The place that is the likeliest to be of use, the first or the last one. Where there is time for one more
+            and nothing of use was found, the walk turns towards it, and where that was not enough, goes there.
         known: Networks that were measured before; nothing outside the two of them about the bound is tried.
         go_on: Asked before each attempt.
         last: Asked before each attempt: whether there is no time for another one after it.
@@ -71,6 +74,7 @@ def walk(
     low = max((place for place, seen in known.items() if place < high), default=-1)
     sizes = {place: seen.size for place, seen in known.items()}
     moves: list[bool] = []  # whether each attempt was beyond
+    cautious = False
     if high - low <= 1:
         return low, high
     if low >= 0 or high < len(predicted):
@@ -81,8 +85,10 @@ def walk(
         place = nearest(predicted, middle if start is None else start)
     while high - low > 1 and go_on():
         found = low >= 0 if safe == 0 else high < len(predicted)
-        if last() and not found and low < safe < high:
-            place = safe
+        if last() and not found:
+            wanted = predicted[place] * (1 / CAUTION if safe == 0 else CAUTION)
+            place = safe if cautious and low < safe < high else nearest(predicted, wanted, low, high)
+            cautious = True
         seen = attempt(place)
         sizes[place] = seen.size
         moves.append(seen.beyond)
@@ -97,15 +103,19 @@ def _next(
 ) -> int:
     floor = max(predicted) * _TINY or _TINY
     if low < 0:
-        size = sizes[high] or STEP[0]
+        size = _or(sizes[high], STEP[0])
         return nearest(predicted, predicted[high] / min(max(size, STEP[0]), STEP[1]), low, high)
     if high == len(predicted):
-        size = 1 / max(sizes[low] or 1 / STEP[0], 1 / STEP[1])
+        size = 1 / max(_or(sizes[low], 1 / STEP[0]), 1 / STEP[1])
         return nearest(predicted, max(predicted[low], floor) * max(size, STEP[0]), low, high)
     a, b = (max(predicted[place], floor) for place in (low, high))
-    below, above = sizes[low], sizes[high]
+    below, above = _or(sizes[low], 0.0), _or(sizes[high], 0.0)
     part = 0.5
     stuck = len(moves) > 1 and moves[-1] == moves[-2]
-    if below and above and not stuck and above > max(below, 1.0):
+    if not stuck and 0 < below < above and above > 1:
         part = min(max(math.log(1 / below) / math.log(above / below), INNER[0]), INNER[1])
     return nearest(predicted, a * (b / a) ** part, low, high)
+
+
+def _or(size: float | None, otherwise: float) -> float:
+    return otherwise if size is None else size

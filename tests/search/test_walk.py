@@ -85,12 +85,16 @@ def test_where_everything_misses_the_mildest_was_tried() -> None:
     assert tried[-1] == 0
 
 
-def test_the_last_attempt_is_the_safe_one() -> None:
-    for safe, bound, expected in ((0, 0.001, 0), (len(LINE) - 1, 100.0, len(LINE) - 1)):
-        tried: list[int] = []
-        left = iter([False, False, True])
-        walk(LINE, _measure(bound, lambda x: x, tried), start=0.5, safe=safe, last=lambda left=left: next(left))  # type: ignore[misc]
-        assert tried[2] == expected
+@pytest.mark.parametrize(("safe", "start", "bound"), [(0, LINE[-1], 0.001), (len(LINE) - 1, LINE[0], 1e4)])
+def test_the_last_attempts_are_cautious(safe: int, start: float, bound: float) -> None:
+    free: list[int] = []
+    walk(LINE, _measure(bound, lambda x: x, free), start=start, safe=safe)
+    tried: list[int] = []
+    left = iter([False, True, True])
+    walk(LINE, _measure(bound, lambda x: x, tried), start=start, safe=safe, last=lambda: next(left))
+    assert tried[0] == free[0]
+    assert abs(tried[1] - safe) < abs(free[1] - safe)
+    assert tried[2] == safe
 
 
 def test_nothing_is_tried_without_time() -> None:
