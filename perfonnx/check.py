@@ -313,9 +313,10 @@ class CheckReport:
             noise = self.noise.get(error.name)
             above = error.max_rel > self.kernel_bound and not (noise is not None and noise.explains)
             if error.not_finite or above:
+                infinite = "; they need agree for finite values only" if error.not_finite else ""
                 lines.append(
                     f"output '{error.name}': kernel and function body differ by {error.max_rel:.3g} relative"
-                    f" ({error.not_finite} values not finite), above {self.kernel_bound:.3g}"
+                    f" ({error.not_finite} values not finite), above {self.kernel_bound:.3g}{infinite}"
                 )
         return tuple(lines)
 
