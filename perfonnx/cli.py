@@ -993,6 +993,7 @@ def _add_sensitivity(commands: Any) -> None:
     _add_metric(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     add_data_arguments(parser)
+    _add_freeze(parser)
     _add_shapes(parser)
     _add_library(parser)
     _add_json(parser)
@@ -1014,6 +1015,7 @@ def _sensitivity(options: argparse.Namespace) -> int:
             space=_space(options),
             metric=options.metric,
             input_shapes=parse_input_shapes(options.input_shape),
+            freeze_weights=options.freeze_weights,
             threads=options.threads,
             seed=options.seed,
             progress=step,

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array
@@ -72,7 +73,7 @@ class LogLoss(Loss):
         names = network.output_names
         if self.output is not None and self.output not in names:
             raise PerfonnxError(f"{network.name}: has no output {self.output!r}; its outputs are {', '.join(names)}")
-        candidates = [self.output] if self.output is not None else names
+        candidates = [self.output] if self.output is not None else _outputs_of_numbers(network)
         softmaxes = {name: found for name in candidates if (found := _classifier(network, name)) is not None}
         if len(candidates) > 1:
             candidates = list(softmaxes)
@@ -82,6 +83,16 @@ class LogLoss(Loss):
                 "take the distance of outputs"
             )
         return softmaxes.get(candidates[0]) or _BoundLogLoss(network.name, candidates[0], 1, True, False)
+
+
+def _outputs_of_numbers(network: Network) -> list[str]:
+    """The outputs that may hold class scores: not those declared as strings, integers, maps or sequences."""
+    floats = (TensorProto.UNDEFINED, TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+    return [
+        output.name
+        for output in network.proto.graph.output
+        if output.type.WhichOneof("value") in (None, "tensor_type") and output.type.tensor_type.elem_type in floats
+    ]
 
 
 @dataclass

@@ -129,8 +129,7 @@ class Subject:
 
     def inspect(self) -> Inspection:
         """The model's convolutions."""
-        source = self.original().proto if self.freeze_weights else self.source
-        return inspect(source, input_shapes=self.input_shapes)
+        return inspect(self.source, input_shapes=self.input_shapes, freeze_weights=self.freeze_weights)
 
     def original(self) -> LoadedModel:
         """The model as it came, with the sizes that were given."""

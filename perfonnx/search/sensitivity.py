@@ -232,6 +232,7 @@ def sensitivity(
     space: Space | None = None,
     metric: str | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    freeze_weights: bool = False,
     threads: int | None = None,
     seed: int = 0,
     executor: Executor | None = None,
@@ -245,6 +246,7 @@ def sensitivity(
         space: The choices; default: three masks at three rates.
         metric: Name in `METRICS`; None: by the model's outputs.
         input_shapes: Sizes for symbolic dimensions.
+        freeze_weights: As for `perfonnx.rewrite`.
         threads: Intra-op threads, None for all cores.
         seed: Seed of the masks.
         executor: Does the measuring; None: this thread.
@@ -254,11 +256,12 @@ def sensitivity(
         PerfonnxError: The model or the data cannot be used, or no layer can be rewritten.
     """
     space = space or Space()
-    subject = Subject(model, dict(input_shapes or {}))
+    subject = Subject(model, dict(input_shapes or {}), freeze_weights)
     inspection = subject.inspect()
     shares = eligible(inspection)
     if not shares:
-        raise PerfonnxError(f"{inspection.model}: no layer can be rewritten with profit; see perfonnx inspect")
+        wanted = "".join(f"; {number} want {flag}" for flag, number in inspection.missing.items())
+        raise PerfonnxError(f"{inspection.model}: no layer can be rewritten with profit{wanted}; see perfonnx inspect")
     held = hold(samples)
     subject = replace(subject, calibration=held)
     found, _ = find_metric(metric, subject, held, threads=threads)

@@ -187,3 +187,22 @@ def test_earlier_spellings(here: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert run("check", "m.onnx", "m.onnx", *spelling[:2], "--json") == 0
         assert json.loads(capsys.readouterr().out)["samples"] == 1
     assert results[0] == results[1] != results[2]
+
+
+def test_sensitivity_of_weights_that_are_inputs_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = network()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save_model(model, here / "open.onnx", save_as_external_data=True, size_threshold=0)
+    few = ("--data", "data.npz", "--masks", "lattice", "--rates", ".5", "--repair", "none")
+    assert run("sensitivity", "open.onnx", *few) == 2
+    assert "want --freeze-weights" in capsys.readouterr().err
+    assert run("sensitivity", "open.onnx", *few, "--freeze-weights") == 0
+
+
+def test_impact_takes_the_output_of_class_scores(here: Path) -> None:
+    onnx.save(small.odd_outputs(), here / "odd.onnx")
+    np.save(here / "x.npy", np.random.default_rng(0).standard_normal((8, 3, 12, 10)).astype(np.float32))
+    assert run("impact", "odd.onnx", "maps.npz", "--data", "x.npy") == 0
+    with np.load(here / "maps.npz") as maps:
+        assert set(maps) == {"conv1", "conv2"}
