@@ -732,3 +732,26 @@ def test_models_exported_for_training_are_refused() -> None:
     masked = [node("Dropout", ["x"], ["d", "mask"]), node("Not", ["mask"], ["y"])]
     with pytest.raises(PerfonnxError, match="reads 'mask', which nothing before it gives"):
         from_onnx(model(masked, {}))
+
+
+@pytest.mark.parametrize("form", ["Cast", "value_floats", "sparse_value"])
+def test_weights_in_other_forms_are_trained_and_saved(form: str) -> None:
+    w = values(8, 3, 3, 3)
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.ones(1, np.float32), "s"), numpy_helper.from_array(np.array([5])), w.shape
+    )
+    nodes = {
+        "Cast": [node("Cast", ["v"], ["w"], to=TensorProto.FLOAT)],
+        "value_floats": [node("Constant", [], ["v"], value_floats=w.ravel()), node("Reshape", ["v", "shape"], ["w"])],
+        "sparse_value": [node("Constant", [], ["w"], sparse_value=sparse)],
+    }
+    constants = {"Cast": {"v": w.astype(np.float16)}, "value_floats": {"shape": np.array(w.shape)}, "sparse_value": {}}
+    bias = node("Constant", [], ["b"], value_floats=[0.5] * 8)
+    network = imported(model([bias, *nodes[form], conv(y="y", b="b")], constants[form]))
+    assert list(network.layers) == ["conv"]
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 1
+    feed = {"x": values(1, 3, 12, 10)}
+    (expected,) = results(network, feed)
+    np.testing.assert_allclose(run(network.to_onnx(), feed)[0], expected, rtol=0, atol=1e-5)

@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
 from perfonnx import io
+from perfonnx.constants import fold_constants, read_directly
 from perfonnx.errors import PerfonnxError
 from perfonnx.graph import conv_sites
 from perfonnx.inference import infer_types
@@ -21,6 +22,8 @@ from perfonnx.torch.importing.steps import Step, check_supported, fixed_batch, p
 from perfonnx.torch.importing.tensors import FLOATS, HALF, constants_of, to_torch, write
 from perfonnx.torch.importing.weights import trainable
 from perfonnx.validity import check_input
+
+_LAYERS = ("Conv", "BatchNormalization")
 
 
 def from_onnx(
@@ -39,6 +42,7 @@ def from_onnx(
     loaded = io.load(source)
     io.take_in_data(loaded)
     io.tidy(loaded.proto)
+    _compute_weights(loaded)
     check_supported(loaded.proto)
     sized = ModelProto()
     sized.CopyFrom(loaded.proto)
@@ -48,6 +52,19 @@ def from_onnx(
     check_input(workspace)
     infer_types(workspace)
     return OnnxModule(loaded.proto, workspace)
+
+
+def _compute_weights(loaded: LoadedModel) -> None:
+    """Give weights that are written in another form, or computed from constants, the form in which they are saved."""
+    for node in loaded.proto.graph.node:
+        if node.op_type == "Constant" and (value := io.constant_value(node)) is not None:
+            node.attribute[0].CopyFrom(helper.make_attribute("value", value))
+    workspace = Workspace.open(loaded)
+    if fold_constants(workspace):
+        layers = [node for node in workspace.graph.nodes if node.op in _LAYERS]
+        if any(workspace.behind_identities(t).name in workspace.folded for node in layers for t in node.inputs[1:]):
+            read_directly(workspace, layers)
+            workspace.commit()
 
 
 class OnnxModule(nn.Module):

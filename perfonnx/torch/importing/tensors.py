@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from perfonnx import io
@@ -41,10 +41,8 @@ def torch_type(node: Node, elem_type: int) -> torch.dtype:
 def constants_of(proto: ModelProto) -> dict[str, TensorProto]:
     """The constants of a graph by name: initializers and values of Constant nodes, where they lie in the message.
 
-    Numbers that a Constant node has outside a tensor come as tensors of their own.
-
     Raises:
-        PerfonnxError: A Constant node's value is text or sparse.
+        PerfonnxError: A Constant node's value is text, or cannot be read.
     """
     found = {tensor.name: tensor for tensor in proto.graph.initializer}
     found |= {node.output[0]: _value(node) for node in proto.graph.node if node.op_type == "Constant"}
@@ -52,13 +50,10 @@ def constants_of(proto: ModelProto) -> dict[str, TensorProto]:
 
 
 def _value(node: NodeProto) -> TensorProto:
-    attribute = node.attribute[0]
-    if attribute.name == "value":
-        return attribute.t
-    types = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    if attribute.name not in types:
-        raise PerfonnxError(f"node {node.name or node.output[0]!r} (Constant): {attribute.name} is not supported")
-    return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), types[attribute.name]))
+    value = io.constant_value(node)
+    if value is None or value.data_type == TensorProto.STRING:
+        raise PerfonnxError(f"node {node.name or node.output[0]!r} (Constant): its value is not supported")
+    return value
 
 
 def to_torch(tensor: TensorProto) -> Tensor:
