@@ -55,6 +55,8 @@ class Costs:
         compact: Per thousand values of a map that is turned to rows, in the caches.
         expand: Per thousand values of a map that is written from rows, in the caches.
         canonical: Per thousand values that a layer on maps reads and writes, beside what it costs on rows.
+        normalize_maps: Per thousand values that onnxruntime's InstanceNormalization normalizes.
+        normalize_rows: The same on rows, by several operators.
         memory: How many times as much a value costs that does not fit into the caches.
     """
 
@@ -75,6 +77,8 @@ class Costs:
     compact: float = 330.0
     expand: float = 370.0
     canonical: float = 400.0
+    normalize_maps: float = 330.0
+    normalize_rows: float = 1900.0
     memory: float = 3.5
 
     def of_dense(self, site: ConvSite) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from perfonnx import ops
 from perfonnx.graph import activation_of, numpy_type, only_consumer, pool_window
@@ -294,27 +295,34 @@ class _Lowering:
         before = (size - 1) // 2
         window = {"kernel_shape": [size], "pads": [before, size - 1 - before], "count_include_pad": 1}
         emit = _Formula(self, node, rows)
-        mean = emit("AveragePool", emit("Mul", rows.tensor, rows.tensor), **window)
+        x = emit.widened(rows.tensor)
+        mean = emit("AveragePool", emit("Mul", x, x), **window)
         base = emit("Add", emit("Mul", mean, emit.number(alpha)), emit.number(bias))
         if beta == 0.75:  # onnxruntime's Pow takes several times as long as three square roots
             root = emit("Sqrt", base)
             power = emit("Mul", root, emit("Sqrt", root))
         else:
             power = emit("Pow", base, emit.number(beta))
-        emit.finish("Div", rows.tensor, power)
+        emit.finish("Div", x, power)
         return True
 
     def _instance_normalization(self, node: gs.Node) -> bool:
-        """Mean and variance over the map that the rows stand for."""
+        """Mean and variance over the map that the rows stand for.
+
+        A long sum in float32 rounds the mean. What is left of it is found where it is small, in the centred values: far
+        from zero and close to each other, values would else be shifted by more than their own rounding.
+        """
         rows = self.rows[node.inputs[0].name]
         if rows.has_fill or not self._is_worth_it(node):
             return False
         emit = _Formula(self, node, rows)
-        centred = emit("Sub", rows.tensor, emit.mean(rows.tensor))
-        variance = emit.mean(emit("Mul", centred, centred))
+        x, scale, bias = (emit.widened(t) for t in (rows.tensor, node.inputs[1], node.inputs[2]))
+        centred = emit("Sub", x, emit.mean(x))
+        rest = emit.mean(centred)
+        variance = emit("Sub", emit.mean(emit("Mul", centred, centred)), emit("Mul", rest, rest))
         deviation = emit("Sqrt", emit("Add", variance, emit.number(float(node.attrs.get("epsilon", 1e-5)))))
-        scaled = emit("Mul", centred, emit("Div", node.inputs[1], deviation))
-        emit.finish("Add", scaled, node.inputs[2])
+        factor = emit("Div", scale, deviation)
+        emit.finish("Add", emit("Mul", centred, factor), emit("Sub", bias, emit("Mul", rest, factor)))
         return True
 
     def _is_worth_it(self, node: gs.Node) -> bool:
@@ -594,7 +602,10 @@ class _Lowering:
 
 
 class _Formula:
-    """Emits the standard operators that take the place of one node of a map; they keep its rows' sampling."""
+    """Emits the standard operators that take the place of one node of a map; they keep its rows' sampling.
+
+    They compute in float32: squares of float16 are infinite from 256 on, and a mean rounded to it shifts what is left.
+    """
 
     def __init__(self, lowering: _Lowering, node: gs.Node, rows: Rows) -> None:
         self.lowering = lowering
@@ -611,9 +622,17 @@ class _Formula:
         self.lowering.nodes.append(gs.Node(op, name, attributes, list(inputs), [result], domain=domain))
         return result
 
+    @property
+    def _is_wide(self) -> bool:
+        return self.rows.elem_type == TensorProto.FLOAT
+
+    def widened(self, tensor: gs.Tensor) -> gs.Tensor:
+        """A tensor of the rows' type as float32."""
+        return tensor if self._is_wide else self("Cast", tensor, to=TensorProto.FLOAT)
+
     def number(self, value: float) -> gs.Constant:
-        """A constant of the rows' type."""
-        return self.lowering._table("number", np.array(value, numpy_type(self.rows.elem_type)))
+        """A constant."""
+        return self.lowering._table("number", np.array(value, np.float32))
 
     def mean(self, x: gs.Tensor) -> gs.Tensor:
         """The mean [N, 1, C] over all positions; first along the map's lines, so that long sums stay exact."""
@@ -640,4 +659,7 @@ class _Formula:
 
     def finish(self, op: str, *inputs: gs.Tensor) -> None:
         """The last step, which carries the node's name."""
-        self.lowering._emit_standard(self.node, list(inputs), {}, self.node.outputs[0], self.rows, op)
+        attributes: dict[str, Any] = {}
+        if not self._is_wide:
+            inputs, op, attributes = (self(op, *inputs),), "Cast", {"to": self.rows.elem_type}
+        self.lowering._emit_standard(self.node, list(inputs), attributes, self.node.outputs[0], self.rows, op)

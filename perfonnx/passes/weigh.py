@@ -16,7 +16,7 @@ from perfonnx.graph import ConvSite, conv_sites
 from perfonnx.io import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
-from perfonnx.passes.regions import JOINING, Regions, is_map
+from perfonnx.passes.regions import INSTANCE_NORMALIZATION, JOINING, Regions, is_map
 from perfonnx.plan import ZERO, LayerPlan
 
 NOTICEABLE = 50_000.0
@@ -162,6 +162,9 @@ class _Layout:
                 total += self.costs.of_dense(site)
             else:
                 total += self.costs.of_canonical(site, decision.share)
+        for i, node in self.first_members.items():
+            if node.op == INSTANCE_NORMALIZATION:
+                total += self._normalization(node)[i in self.on_rows]
         for tensor in self._tensors().values():
             compact, expand = tensor.turns(self.on_rows)
             total += (compact * self.costs.compact + expand * self.costs.expand) * self.costs.moved(tensor.size)
@@ -201,6 +204,13 @@ class _Layout:
             return canonical
         return min(canonical, dense / decision.worth)
 
+    def _normalization(self, node: gs.Node) -> tuple[float, float]:
+        """What it costs on maps and on rows."""
+        name = node.outputs[0].name
+        size = self._size(name)
+        on_rows = self.costs.normalize_rows * self.costs.moved(size * self.flow.share.get(name, 1.0))
+        return self.costs.normalize_maps * self.costs.moved(size), on_rows
+
     def _tensors(self) -> dict[str, _Tensor]:
         """The maps that members give or read, by name."""
         found: dict[str, _Tensor] = {}
@@ -224,6 +234,10 @@ class _Layout:
                 network.add(network.ROWS, i, self._on_maps(i))  # cut where the layer is on maps
                 network.add(i, network.MAPS, self._on_rows(i))
             elif node.op not in JOINING:  # only what comes as rows stays rows
+                if node.op == INSTANCE_NORMALIZATION:
+                    on_maps, on_rows = self._normalization(node)
+                    network.add(network.ROWS, i, on_maps)
+                    network.add(i, network.MAPS, on_rows)
                 for name in self.flow.maps(node):
                     producer = tensors[name].producer
                     network.add(i, network.MAPS if producer is None else producer, math.inf)

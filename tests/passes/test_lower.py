@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 import perfonnx
 from perfonnx.costs import KINDS, Costs, Price
 from perfonnx.passes import weigh
 from perfonnx.rewriting import LAYOUTS
+from tests.passes import nets
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}]>\ng (float[N,4,12,10] x) => ({outputs})\n'
 
@@ -491,6 +492,40 @@ def test_normalizations_at_every_opset(opset: int, batch: str) -> None:
     assert operators(rows.proto)["InstanceNormalization"] == 0
     for a, e in zip(outputs_of(rows.proto, library=False), outputs_of(maps.proto, library=False), strict=True):
         np.testing.assert_allclose(a, e, rtol=0, atol=2e-5)
+
+
+def normalizing(size: int, dtype: type[np.floating]) -> onnx.ModelProto:
+    """InstanceNormalization of the input, between two 1x1 convolutions that change nothing."""
+    one = np.eye(4, dtype=dtype).reshape(4, 4, 1, 1)
+    same = {"kernel_shape": [1, 1], "pads": [0] * 4}
+    nodes = [
+        nets.conv("x", "a", "w", name="before", **same),
+        nets.node("InstanceNormalization", ["a", "scale", "bias"], ["n"], epsilon=1e-5),
+        nets.conv("n", "y", "w", name="behind", **same),
+    ]
+    constants = {"w": one, "scale": np.full(4, 0.5, dtype), "bias": np.full(4, 2, dtype)}
+    elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return nets.model(nodes, constants, inputs={"x": (1, 4, size, size)}, dtype=elem_type)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "spread", "tolerance"), [(np.float32, 256, 0.05, 3e-6), (np.float16, 32, 500, 2e-3)]
+)
+def test_normalizations_on_rows_are_exact(
+    monkeypatch: pytest.MonkeyPatch, dtype: type[np.floating], size: int, spread: float, tolerance: float
+) -> None:
+    """For values far from zero and close to each other; in float16 squares would be infinite."""
+    slow = dict.fromkeys(KINDS, Price(1e4))  # layers this small would be left on maps
+    monkeypatch.setattr(weigh, "DEFAULT_COSTS", Costs(slow, compact=1e5, expand=1e5, canonical=1e6))
+    result = perfonnx.rewrite(normalizing(size, dtype), rate=0.0, only=[""]).proto
+    assert operators(result)["InstanceNormalization"] == 0
+    x = (127 + spread * np.random.default_rng(0).standard_normal((1, 4, size, size))).astype(dtype)
+    exact = x.astype(np.float64)
+    deviation = np.sqrt(exact.var(axis=(2, 3), keepdims=True) + 1e-5)
+    expected = 0.5 * (exact - exact.mean(axis=(2, 3), keepdims=True)) / deviation + 2
+    for library in (False, True):
+        actual = perfonnx.session(result, library=library).run(None, {"x": x})[0]
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
 def test_inspect_knows_rows() -> None:

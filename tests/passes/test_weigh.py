@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import onnx
 import pytest
 
@@ -217,3 +218,19 @@ def test_pools_and_sums_stay_where_their_neighbours_are(monkeypatch: pytest.Monk
     assert found["MaxPool"] == 1
     assert (found["Compact"], found["ExpandRows"]) == (2, 2)
     nets.check(result)
+
+
+def test_a_normalization_cuts_a_region_where_all_its_positions_have_rows() -> None:
+    """It takes several operators there."""
+    x, nodes, weights = "x", [], {"one": np.ones(64, np.float32)}
+    for i in range(4):
+        nodes += [
+            nets.conv(x, f"a{i}", f"w{i}", name=f"c{i}"),
+            node("InstanceNormalization", [f"a{i}", "one", "one"], [f"n{i}"]),
+        ]
+        weights[f"w{i}"] = nets.values(64, 64, 3, 3, seed=i)
+        x = f"n{i}"
+    model = nets.model(nodes, weights, inputs={"x": (1, 64, 64, 64)}, outputs={x: (None,) * 4})
+    many, few = (operators(perfonnx.rewrite(model, rate=r, only=["."]).proto) for r in (0.0, 0.75))
+    assert many["InstanceNormalization"] == 4
+    assert few["InstanceNormalization"] < 4
