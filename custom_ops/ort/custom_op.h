@@ -11,13 +11,16 @@ namespace perfonnx::ort {
 
 inline constexpr const char* kDomain = "ai.perfonnx";
 
-// An input: of the operator's type T, or of a fixed type.
+// An input: of the operator's type T, of a fixed type, or of any type, which the kernel then checks.
 struct Input {
-  ONNXTensorElementDataType type;  // undefined: T
+  ONNXTensorElementDataType type;  // undefined: T, or any
   bool optional;
+  bool any = false;
 };
 inline constexpr Input kRequiredT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, false};
 inline constexpr Input kOptionalT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true};
+// float, or float16 where a converter made it that.
+inline constexpr Input kOptionalFactors{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true, true};
 inline constexpr Input kOptionalIndices{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, true};
 inline constexpr Input kMapSize{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, false};
 inline constexpr Input kOptionalMapSize{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, true};
@@ -67,8 +70,9 @@ class CustomOp final : public OrtCustomOp {
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
     GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Op::kInputs); };
     GetInputType = [](const OrtCustomOp* op, std::size_t i) {
-      const ONNXTensorElementDataType type = Op::kInputs[i].type;
-      return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED ? static_cast<const CustomOp*>(op)->type_ : type;
+      const Input& input = Op::kInputs[i];
+      const bool is_t = input.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED && !input.any;
+      return is_t ? static_cast<const CustomOp*>(op)->type_ : input.type;
     };
     GetInputCharacteristic = [](const OrtCustomOp*, std::size_t i) {
       return Op::kInputs[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;

@@ -10,7 +10,7 @@ struct ExpandOp {
   static constexpr Input kInputs[] = {kRequiredT,                                    // S
                                       {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, false},  // source
                                       kMapSize,                                      // shape
-                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, true}};  // weight
+                                      kOptionalFactors};                             // weight
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     const MapSize map = read_map_size(info, 2, "shape");
@@ -21,13 +21,13 @@ struct ExpandOp {
                   std::to_string(map.positions()) + ", K], one row per position of the map of " + map.text());
     }
     const std::optional<Constant> weight = info.constant(3, "weight");
-    const float* weights = nullptr;
+    std::vector<float> weights;
     if (weight) {
-      if (weight->type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw Error("input 'weight': it must be float");
       weight->expect_shape(source.dims, "that of source");
-      weights = static_cast<const float*>(weight->data);
+      weights = weight->floats();
     }
-    return std::make_unique<const Engine>(map, static_cast<const std::int32_t*>(source.data), weights, source.dims[1]);
+    return std::make_unique<const Engine>(map, static_cast<const std::int32_t*>(source.data),
+                                          weight ? weights.data() : nullptr, source.dims[1]);
   }
 
   static void compute(const Engine& engine, Call& call) {

@@ -10,7 +10,7 @@ struct PerforatedConvOp : MaskedConvOp {
                                       kOptionalT,                                    // B
                                       {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, false},   // mask
                                       {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, false},  // source
-                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, true}};  // weight
+                                      kOptionalFactors};                             // weight
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     const ConvInputs inputs(info);
@@ -22,14 +22,14 @@ struct PerforatedConvOp : MaskedConvOp {
                   std::to_string(mask.positions()) + ", K], one row per position of the mask");
     }
     const std::optional<Constant> weight = info.constant(5, "weight");
-    const float* weights = nullptr;
+    std::vector<float> weights;
     if (weight) {
-      if (weight->type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw Error("input 'weight': it must be float");
       weight->expect_shape(source.dims, "that of source");
-      weights = static_cast<const float*>(weight->data);
+      weights = weight->floats();
     }
-    return std::unique_ptr<const Engine>(new Engine(make_perforated_conv(
-        inputs.conv, mask, static_cast<const std::int32_t*>(source.data), weights, source.dims[1], default_kernels())));
+    return std::unique_ptr<const Engine>(
+        new Engine(make_perforated_conv(inputs.conv, mask, static_cast<const std::int32_t*>(source.data),
+                                        weight ? weights.data() : nullptr, source.dims[1], default_kernels())));
   }
 };
 

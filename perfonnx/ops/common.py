@@ -21,6 +21,7 @@ FLOAT_MAX = float(np.finfo(np.float32).max)
 
 _OpSchema = onnx.defs.OpSchema
 FLOAT_CONSTRAINT = ("T", ["tensor(float)", "tensor(float16)"], "float32 or float16")
+FACTORS_CONSTRAINT = ("F", ["tensor(float)", "tensor(float16)"], "float32, or float16 where a converter made it that")
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ def conv_schema(
     doc: str,
     inputs: Sequence[onnx.defs.OpSchema.FormalParameter],
     attributes: Sequence[onnx.defs.OpSchema.Attribute] = (),
+    constraints: Sequence[tuple[str, Sequence[str], str]] = (),
     *,
     mask_input: int | None,
 ) -> onnx.defs.OpSchema:
@@ -188,7 +190,7 @@ def conv_schema(
             *inputs,
         ],
         outputs=[formal("Y", "T", "Output [N, M, OH, OW].")],
-        type_constraints=[FLOAT_CONSTRAINT],
+        type_constraints=[FLOAT_CONSTRAINT, *constraints],
         attributes=[*schema_attributes(), *attributes],
     )
     result.set_type_and_shape_inference_function(lambda context: infer_conv_output(context, mask_input=mask_input))
@@ -274,13 +276,16 @@ _ATTRIBUTE_TYPES = {
 }
 
 
+_FIRST = np.zeros((1, 1), np.int64)
+
+
 class FunctionBuilder:
     """Collects the nodes of a model-local function, valid for one version of the standard operators.
 
     Args:
         opset: Version of the default domain that the model imports (7 or later).
-        elem_type: Float type of the operator's X. Below version 15 (no CastLike) a body serves one type only; from
-            15 on it serves all.
+        elem_type: Float type of the operator's X. Below version 9 a body serves this type only. From 9 on it serves
+            all: a converter may change the types of a model around it.
     """
 
     def __init__(self, opset: int, elem_type: int) -> None:
@@ -304,20 +309,30 @@ class FunctionBuilder:
         as_float = self.constant(value.astype(np.float32))  # Constant was for floats only
         return self.add("Cast", as_float, to=onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
 
-    def to_float_type(self, value: str, like: str) -> str:
-        """Cast to the float type of the tensor `like`."""
+    def factors(self, value: str, like: str) -> str:
+        """Cast float factors to the type of the tensor `like`."""
         if self.opset >= 15:
             return self.add("CastLike", value, like)
+        if self.elem_type == onnx.TensorProto.FLOAT:  # a converter that changes `like` changes them too
+            return value
         return self.add("Cast", value, to=self.elem_type)
+
+    def number(self, value: float, like: str) -> str:
+        """A scalar of the type of the tensor `like`, which has an entry at least."""
+        if self.opset >= 15:
+            return self.add("CastLike", self.constant(np.array(value, np.float32)), like)
+        if self.opset < 9:
+            return self.add("Cast", self.constant(np.array(value, np.float32)), to=self.elem_type)
+        # No CastLike yet; EyeLike makes a 1 of another tensor's type, and LeakyRelu(-1) is -alpha.
+        entry = self.add("Gather", self.add("Reshape", like, self.constant(np.array([-1]))), self.constant(_FIRST))
+        one = self.add("Reshape", self.add("EyeLike", entry), self.constant(np.array([], np.int64)))
+        return one if value == 1 else self.add("LeakyRelu", self.add("Neg", one), alpha=float(-value))
 
     def float_attribute(self, name: str, like: str) -> str:
         """A float attribute of the function as a scalar of the type of `like`."""
-        if self.opset >= 12:
-            scalar = self.add("Constant", refs={"value_float": name})
-        else:  # LeakyRelu(-1) = -alpha turns an attribute into a tensor where Constant cannot
-            minus = self.add("LeakyRelu", self.constant(np.array(-1, np.float32)), refs={"alpha": name})
-            scalar = self.add("Neg", minus)
-        return self.to_float_type(scalar, like)
+        if self.opset >= 15:
+            return self.add("CastLike", self.add("Constant", refs={"value_float": name}), like)
+        return self.add("Neg", self.add("LeakyRelu", self.number(-1, like), refs={"alpha": name}))
 
     def conv(self, x: str, w: str, b: str = "", *, one_group: bool = False) -> str:
         """A Conv with the function's own geometry."""
@@ -328,21 +343,20 @@ class FunctionBuilder:
         return self.add("Conv", *inputs, refs={**refs, "group": "group"})
 
     def clip(self, value: str, low: str, high: str) -> str:
-        """Clip between two float attributes of the function."""
+        """Clip between two float attributes of the function, which has weights W."""
         if self.opset < 11:
             return self.add("Clip", value, refs={"min": low, "max": high})
-        return self.add("Clip", value, self.float_attribute(low, value), self.float_attribute(high, value))
+        return self.add("Clip", value, self.float_attribute(low, "W"), self.float_attribute(high, "W"))
 
     def clip_unit(self, value: str) -> str:
-        """Clip to [0, 1]."""
+        """Clip to [0, 1], in a function that has weights W."""
         if self.opset < 11:
             return self.add("Clip", value, min=0.0, max=1.0)
-        bounds = [self.to_float_type(self.constant(np.array(v, np.float32)), value) for v in (0, 1)]
-        return self.add("Clip", value, *bounds)
+        return self.add("Clip", value, self.number(0, "W"), self.number(1, "W"))
 
     def activate(self, value: str) -> str:
-        """The activation given by the function's attributes."""
-        leaky = self.add("PRelu", value, self.float_attribute("negative_slope", value))
+        """The activation given by the attributes of a function that has weights W."""
+        leaky = self.add("PRelu", value, self.float_attribute("negative_slope", "W"))
         return self.clip(leaky, "clip_min", "clip_max")
 
     def front_of(self, x: str, size: str = "") -> str:

@@ -33,10 +33,10 @@ def schema() -> onnx.defs.OpSchema:
             common.formal("S", "T", "Rows [N, P, C]."),
             common.formal("source", "tensor(int32)", "[OH*OW, K], row numbers; -1 adds zero."),
             common.formal("shape", "tensor(int64)", "[2]: OH, OW."),
-            common.formal("weight", "tensor(float)", "[OH*OW, K] factors; absent: all 1.", optional=True),
+            common.formal("weight", "F", "[OH*OW, K] factors; absent: all 1.", optional=True),
         ],
         outputs=[common.formal("Y", "T", "Map [N, C, OH, OW].")],
-        type_constraints=[common.FLOAT_CONSTRAINT],
+        type_constraints=[common.FLOAT_CONSTRAINT, common.FACTORS_CONSTRAINT],
     )
     result.set_type_and_shape_inference_function(_infer)
     return result

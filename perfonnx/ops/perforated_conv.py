@@ -32,7 +32,7 @@ def schema() -> onnx.defs.OpSchema:
                 "tensor(int32)",
                 "[OH*OW, K]: for each position, the flat positions y*OW+x of the sites it is made from; -1 adds zero.",
             ),
-            common.formal("weight", "tensor(float)", "[OH*OW, K] factors; absent: all 1.", optional=True),
+            common.formal("weight", "F", "[OH*OW, K] factors; absent: all 1.", optional=True),
         ],
         [
             onnx.defs.OpSchema.Attribute(
@@ -41,6 +41,7 @@ def schema() -> onnx.defs.OpSchema:
                 "How `source` and `weight` were made; for the reader, the tables decide.",
             ),
         ],
+        [common.FACTORS_CONSTRAINT],
         mask_input=MASK_INPUT,
     )
 
@@ -101,7 +102,7 @@ def function_body(opset: int, elem_type: int, *, weighted: bool) -> onnx.Functio
     index = f.add("Add", "source", f.constant(np.array(1, np.int32)))
     values = f.add("Gather", columns, index, axis=1)
     if weighted:
-        values = f.add("Mul", values, f.to_float_type("weight", "X"))
+        values = f.add("Mul", values, f.factors("weight", "X"))
     summed = f.sum_last_axis(values, 2)
     result = f.activate(f.with_size_of(summed, conv, "mask"))
     return f.build(NAME, INPUTS if weighted else INPUTS[:-1], result, ATTRIBUTES)

@@ -133,7 +133,8 @@ def function_body(opset: int, elem_type: int) -> onnx.FunctionProto:
 
 def body_sum(f: common.FunctionBuilder, x: str) -> str:
     """Nodes that compute the sum of the map `x`, before the activation."""
-    centre_tap = f.to_float_type(f.constant(CENTRE), "W")
+    one = f.add("Reshape", f.number(1, "W"), f.constant(np.array([1, 1, 1, 1], np.int64)))
+    centre_tap = f.pad(one, [0, 0, 1, 1, 0, 0, 1, 1])
     w_centre = f.add("Mul", "W", centre_tap)
     centre = f.conv(x, w_centre)
     ring = f.conv(x, f.add("Sub", "W", w_centre), "B_ring")

@@ -37,7 +37,7 @@ def body_map(f: common.FunctionBuilder, rows: str, source: str, shape: str, weig
     index = f.add("Add", source, f.constant(np.array(1, np.int32)))
     values = f.add("Gather", f.pad(columns, [0, 1, 0, 0]), index, axis=1)
     if weight:
-        values = f.add("Mul", values, f.to_float_type(weight, rows))
+        values = f.add("Mul", values, f.factors(weight, rows))
     if weight or source == "source":
         values = f.sum_last_axis(values, 2)
     front = f.add("Gather", f.add("Shape", rows), f.constant(np.array([0, 2], np.int64)), axis=0)

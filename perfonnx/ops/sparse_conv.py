@@ -81,7 +81,7 @@ def function_body(opset: int, elem_type: int) -> onnx.FunctionProto:
     if opset >= 9:
         result = f.add("Where", "mask", dense, fill)
     else:  # no Where yet: blend with a mask of zeros and ones
-        kept = f.to_float_type("mask", "X")
-        skipped = f.add("Sub", f.to_float_type(f.constant(np.array(1, np.float32)), "X"), kept)
+        kept = f.add("Cast", "mask", to=elem_type)
+        skipped = f.add("Sub", f.number(1, "W"), kept)
         result = f.add("Add", f.add("Mul", dense, kept), f.add("Mul", fill, skipped))
     return f.build(NAME, INPUTS, result, ATTRIBUTES)

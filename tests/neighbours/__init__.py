@@ -1,0 +1,1 @@
+"""Tools that people use beside perfonnx, before a rewrite and after it."""
