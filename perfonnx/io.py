@@ -541,7 +541,7 @@ class Workspace:
         """Build the graph over a loaded model.
 
         Raises:
-            PerfonnxError: graphsurgeon cannot import it.
+            PerfonnxError: graphsurgeon cannot import it, or a node of our own domain is not as its operator wants it.
         """
         try:
             with _quiet_graphsurgeon():
@@ -560,7 +560,29 @@ class Workspace:
         workspace._reserved = workspace.captured.union(
             (v.name for v in model.proto.graph.value_info), *(_names_made_in(graph) for graph in bodies)
         )
+        workspace._check_own_nodes()
         return workspace
+
+    def _check_own_nodes(self) -> None:
+        """Refuse nodes of our domain that no kernel takes: everything that follows relies on what they say."""
+        from perfonnx import ops
+        from perfonnx.ops import foreign
+
+        for node in self.graph.nodes:
+            if node.domain != ops.DOMAIN or not (node.op in ops.OPERATORS or node.op in ops.LOWERED):
+                continue
+
+            names = (ops.OPERATORS.get(node.op) or ops.LOWERED[node.op]).INPUTS
+
+            def constant(position: int, node: gs.Node = node, names: Sequence[str] = names) -> NDArray[Any] | None:
+                proto = self.constant_proto(node.inputs[position])
+                if proto is None or names[position] in foreign.TABLES:
+                    return None if proto is None else to_array(proto, self.model.directory)
+                return np.broadcast_to(np.float32(0), tuple(proto.dims))
+
+            problem = foreign.misfit(node.op, node.attrs, [tensor.name for tensor in node.inputs], constant)
+            if problem is not None:
+                raise PerfonnxError(f"{self.model.name}: {node.op} node {node.name!r}: {problem}")
 
     @property
     def proto(self) -> ModelProto:

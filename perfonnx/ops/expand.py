@@ -49,6 +49,8 @@ def _infer(context: Any) -> None:
     result = TypeProto()
     result.tensor_type.elem_type = s.tensor_type.elem_type
     if s.tensor_type.HasField("shape"):
+        if len(s.tensor_type.shape.dim) != 3:
+            raise onnx.shape_inference.InferenceError(f"S must have rank 3, not {len(s.tensor_type.shape.dim)}")
         dims = result.tensor_type.shape.dim
         dims.add().CopyFrom(s.tensor_type.shape.dim[0])
         dims.add().CopyFrom(s.tensor_type.shape.dim[2])

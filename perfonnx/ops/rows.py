@@ -60,11 +60,13 @@ def infer_rows(context: Any, *, sites_input: int, channels: Any, positions: int 
     result = TypeProto()
     result.tensor_type.elem_type = s.tensor_type.elem_type
     if s.tensor_type.HasField("shape"):
+        if len(s.tensor_type.shape.dim) not in (3, 4):  # 4: the map of Compact
+            raise onnx.shape_inference.InferenceError(f"rows must have rank 3, not {len(s.tensor_type.shape.dim)}")
         dims = result.tensor_type.shape.dim
         dims.add().CopyFrom(s.tensor_type.shape.dim[0])
         count = dims.add()
         sites = context.get_input_type(sites_input) if context.get_num_inputs() > sites_input else None
-        if sites is not None and sites.tensor_type.HasField("shape"):
+        if sites is not None and len(sites.tensor_type.shape.dim) == 1:
             count.CopyFrom(sites.tensor_type.shape.dim[0])
         elif sites is None and positions is not None:
             count.dim_value = positions
