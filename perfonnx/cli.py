@@ -712,7 +712,11 @@ def _add_tune(commands: Any) -> None:
     how = parser.add_argument_group("how it is searched")
     how.add_argument("--search", default="budget", metavar="NAME", help="budget (default) or greedy")
     how.add_argument(
-        "--max-time", type=float, default=900.0, metavar="SECONDS", help="time to measure, roughly (default 900)"
+        "--max-time",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="time to measure, roughly (default 900); the less it is, the fewer choices and images are looked at",
     )
     how.add_argument("--threads", type=int, metavar="N", help="intra-op threads (default: all cores)")
     how.add_argument("--state", metavar="FILE", help="keep measurements here; an interrupted search then goes on")
@@ -1105,7 +1109,9 @@ class _search_progress:  # noqa: N801
         left = f"{progress.seconds_left:.0f} s left at most" + (f", best {progress.best}" if progress.best else "")
         total = progress.total or None
         if progress.news:
-            self.bar.console.print(f"{progress.seconds_left:5.0f} s left: {progress.news}", markup=False)
+            self.bar.console.print(
+                f"{progress.seconds_left:5.0f} s left: {progress.news}", markup=False, highlight=False
+            )
         self.bar.update(self.task, description=progress.phase, completed=progress.done, total=total, left=left)
 
     def __exit__(self, *error: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from perfonnx import cli
 from perfonnx.cli import main
 from tests.models import small
 from tests.search.test_tune import network, samples
@@ -51,6 +54,17 @@ def test_tune_writes_a_model_a_plan_and_a_report(here: Path, capsys: pytest.Capt
     assert len((here / "state").read_text().splitlines()) == before  # nothing was measured again
     assert onnx.load("out2.onnx") == onnx.load("out.onnx")
     assert capsys.readouterr().out == ""
+
+
+def test_each_network_is_a_line_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = StringIO()
+    monkeypatch.setattr(cli, "_stderr", lambda _: Console(file=shown, force_terminal=True, width=200))
+    arguments = ("--data", "data.npz", "--max-drop", "50%", "--report-json", "report.json", *FAST, "--no-cache")
+    assert run("tune", "m.onnx", "out.onnx", *arguments) == 0
+    report = json.loads((here / "report.json").read_text())
+    lines = [line for line in shown.getvalue().splitlines() if " s left: " in line]
+    assert len(lines) >= len(report["trials"]) >= 1
+    assert f"x, top1 loses {100 * report['trials'][0]['choosing']['drop']:.2f} points" in lines[0]
 
 
 def test_tune_without_gain_leaves_the_model_alone_and_succeeds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
