@@ -23,8 +23,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx import io, runtime
-from perfonnx.check import OpenModel, Progress, open_model, uses_library
+from perfonnx import io
+from perfonnx.check import OpenModel, Progress, open_loaded, open_model
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed, Shapes, merged_inputs, random_feeds
 from perfonnx.memory import ActivationMemory, activation_memory
@@ -253,8 +253,7 @@ def _equally_frozen(models: Sequence[io.ModelSource]) -> tuple[Sequence[io.Model
     if not frozen:
         return models, ()
     io.freeze_weights(first, frozen)
-    if first.directory is not None:
-        onnx.load_external_data_for_model(first.proto, str(first.directory))
+    io.take_in_data(first)
     return [first.proto, *models[1:]], tuple(frozen)
 
 
@@ -356,14 +355,9 @@ def _open_profiled(source: io.ModelSource, model: OpenModel, threads: int | None
     # The profile knows nodes by name only.
     for node in unnamed:
         node.name = _name(node)
-    if loaded.directory is not None:
-        # The graph is handed over in memory: its external data has to be looked for where the file was.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(loaded.directory.resolve())
-        )
-    library = uses_library(loaded.proto)
-    session = runtime.session(loaded.proto, threads=threads, library=library, options=options)
-    return OpenModel(source, model.name, loaded.proto, session)
+    opened = open_loaded(loaded, threads=threads, options=options)
+    opened.name = model.name
+    return opened
 
 
 def layer_times(events: Sequence[Mapping[str, Any]], names: Names, runs: int) -> dict[str, tuple[str, float]]:

@@ -5,6 +5,7 @@ Everything is accumulated batch by batch, so the number of samples does not matt
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -146,6 +147,25 @@ def open_model(
     model = source if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__") else loaded.proto
     session = runtime.session(model, threads=threads, library=library, options=options)
     return OpenModel(source, name, loaded.proto, session)
+
+
+def open_loaded(loaded: io.LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
+    """A session on a model in memory, whose external data stay where they are.
+
+    Data that links lead to elsewhere are read: onnxruntime follows these only with the model's own path.
+    """
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+    if loaded.directory is not None and io.has_external_data(loaded):
+        folder = loaded.directory.resolve()
+        if all(file.is_relative_to(folder) for file in io.data_files(loaded)):
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        else:
+            loaded = io.LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
+            io.take_in_data(loaded)
+    session = runtime.session(loaded.proto, threads=threads, library=uses_library(loaded.proto), options=options)
+    return OpenModel(loaded.proto, loaded.name, loaded.proto, session)
 
 
 def uses_library(proto: onnx.ModelProto) -> bool:

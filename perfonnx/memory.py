@@ -103,7 +103,7 @@ def measured_peak(
     with tempfile.TemporaryDirectory(prefix="perfonnx-memory-") as directory:
         path = Path(directory) / "model.onnx"
         if isinstance(model, (str, os.PathLike)):
-            path = Path(model).resolve()
+            path = Path(model).absolute()  # links stay: data are looked for beside them
         else:
             io.save(io.load(model), path)
         arrays = Path(directory) / "feed.npz"

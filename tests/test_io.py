@@ -18,8 +18,9 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 import perfonnx
 from perfonnx import PerfonnxError, io
+from perfonnx.bench import bench
+from perfonnx.check import open_loaded
 from perfonnx.gradients.network import Network
-from perfonnx.search.evaluate import open_loaded
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -496,13 +497,19 @@ def test_links_are_followed_where_onnxruntime_follows_them(
 
 def test_data_that_links_lead_to_serve_every_command(tmp_path: Path) -> None:
     """onnx's own loader reads no link, onnxruntime none for a model in memory."""
-    _, whole_model = external(tmp_path, location="d.bin")
+    source, whole_model = external(tmp_path, location="d.bin")
+    proto = onnx.load(source, load_external_data=False)
+    for layer in proto.graph.node:  # the profile needs names, and so a model in memory
+        layer.name = ""
+    source.write_bytes(proto.SerializeToString())
     for name in ("m.onnx", "d.bin"):
         place(tmp_path / "cache" / name, f"../{name}")
     path = tmp_path / "cache/m.onnx"
     expected = nets.run(whole_model, nets.feed())[0]
     opened = open_loaded(io.load(path))
     np.testing.assert_allclose(opened.run(nets.feed())["y"], expected, rtol=0, atol=1e-6)
+    report = bench([path], feed=nets.feed(), runs=1, warmup=0, per_layer=True, memory=True)
+    assert len(report.models) == len(report.memory) == 1
     network = Network(path)
     np.testing.assert_array_equal(
         numpy_helper.to_array(network.initializers["w0"]), numpy_helper.to_array(whole_model.graph.initializer[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +9,10 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from perfonnx import io, runtime
-from perfonnx.check import OpenModel, classifier_outputs, uses_library
+from perfonnx.check import OpenModel, classifier_outputs, open_loaded
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, batch_size
@@ -152,25 +150,6 @@ class _Feeds:
 
     def __iter__(self) -> Iterator[Feed]:
         return (batch.feeds for batch in self.samples)
-
-
-def open_loaded(loaded: LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
-    """A session on a model in memory, whose external data stay where they are.
-
-    Data that links lead to elsewhere are read: onnxruntime follows these only with the model's own path.
-    """
-    if options is None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-    if loaded.directory is not None and io.has_external_data(loaded):
-        folder = loaded.directory.resolve()
-        if all(file.is_relative_to(folder) for file in io.data_files(loaded)):
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        else:
-            loaded = io.LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
-            io.take_in_data(loaded)
-    session = runtime.session(loaded.proto, threads=threads, library=uses_library(loaded.proto), options=options)
-    return OpenModel(loaded.proto, loaded.name, loaded.proto, session)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfonnx.check import open_loaded
 from perfonnx.rewriting import Rewritten
-from perfonnx.search.evaluate import SamplesLike, Subject, open_loaded
+from perfonnx.search.evaluate import SamplesLike, Subject
 from perfonnx.search.metrics import Metric
 
 PICTURES = 3

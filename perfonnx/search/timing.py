@@ -28,13 +28,13 @@ import onnxruntime as ort
 
 from perfonnx import io, ops
 from perfonnx.bench import LAYOUT, Names, layer_runs, session_options
-from perfonnx.check import OpenModel
+from perfonnx.check import OpenModel, open_loaded
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed
 from perfonnx.io import LoadedModel
 from perfonnx.plan import Plan
 from perfonnx.runtime import get_library_path
-from perfonnx.search.evaluate import Subject, open_loaded
+from perfonnx.search.evaluate import Subject
 
 WARMUP = 3
 MIN_ROUNDS, MAX_ROUNDS = 9, 400

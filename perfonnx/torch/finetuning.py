@@ -16,6 +16,7 @@ from torch import nn
 
 from perfonnx import io
 from perfonnx.calibration import Samples
+from perfonnx.check import open_loaded
 from perfonnx.errors import PerfonnxError
 from perfonnx.io import LoadedModel, ModelSource
 from perfonnx.masks import MASKS, ImpactMaps, load_impact_maps
@@ -23,7 +24,7 @@ from perfonnx.passes import Options, Skip
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.search import Metric, Progress, Quality
-from perfonnx.search.evaluate import Subject, check_same_interface, find_metric, open_loaded
+from perfonnx.search.evaluate import Subject, check_same_interface, find_metric
 from perfonnx.search.metrics import joined
 from perfonnx.search.state import digest
 from perfonnx.torch.applying import apply, export
