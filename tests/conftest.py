@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is a process for each processor; PyTorch reads this when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("shared", deadline=None)  # processors are shared with other tests
+settings.load_profile("shared")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
