@@ -10,13 +10,14 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from perfonnx.data_flags import add_data_arguments
-from perfonnx.errors import PerfonnxError
+from perfonnx.errors import PerfonnxError, PerfonnxWarning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,7 +179,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             from perfonnx.named_files import check_files
 
             check_files(options)
-        with _libraries(options):
+        with _libraries(options), _notes():
             return int(options.run(options))
     except PerfonnxError as error:
         print(f"perfonnx: {_line(str(error))}", file=sys.stderr)
@@ -186,6 +187,23 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("perfonnx: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Context in which our own warnings are a line of stderr."""
+    with warnings.catch_warnings():
+        other = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, PerfonnxWarning):
+                print(f"perfonnx: {_line(str(message))}", file=sys.stderr)
+            else:
+                other(message, category, *where)
+
+        warnings.simplefilter("always", PerfonnxWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _libraries(options: argparse.Namespace) -> AbstractContextManager[None]:

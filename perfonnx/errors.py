@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and the one warning."""
 
 
 class PerfonnxError(Exception):
@@ -7,3 +7,7 @@ class PerfonnxError(Exception):
     The message is one line that names the thing at fault and says what to do about it. The command line prints it
     and exits with status 2; nothing has been written by then.
     """
+
+
+class PerfonnxWarning(UserWarning):
+    """Something was not as it should be, and it was dealt with: one line that says what and how."""

@@ -28,6 +28,11 @@ _LOCK, _DOUBTFUL = "lock", "doubtful"
 _ABANDONED = 3600  # seconds after which a directory without a lock belongs to nobody
 
 
+def digest(content: bytes | str) -> str:
+    """What tells a file of ours that has been damaged: 16 hexadecimal digits."""
+    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=8).hexdigest()
+
+
 def check_target(path: str | os.PathLike[str]) -> None:
     """Raise `PerfonnxError` where a file can certainly not be written, before any work is done for it."""
     target = Path(path)

@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perfonnx import io
-from perfonnx.errors import PerfonnxError
+from perfonnx import files, io
+from perfonnx.errors import PerfonnxError, PerfonnxWarning
 
 FORMAT = 1
 
@@ -47,13 +48,14 @@ class Records:
             search: What the numbers are about: model, data, settings. Another search's file is refused.
 
         Raises:
-            PerfonnxError: The file is no such file, belongs to another search, or cannot be written.
+            PerfonnxError: The file is no such file, belongs to another search, or cannot be written. One that was
+                damaged is not believed, from its head on or line by line; what is missing is measured again.
         """
         if path is None:
             return cls()
         target = Path(path)
         io.check_target(target)
-        header = json.dumps({"perfonnx_search": FORMAT, **search}, sort_keys=True)
+        header = _checked({"perfonnx_search": FORMAT, **search})
         records = cls(target)
         if target.exists():
             records._read(header)
@@ -64,29 +66,37 @@ class Records:
     def _read(self, header: str) -> None:
         assert self.path is not None
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            first = json.loads(lines[0]) if lines else None
-        except (OSError, ValueError) as error:
-            raise PerfonnxError(f"{self.path}: cannot be read as the state of a search ({error})") from error
-        if not isinstance(first, dict) or first.get("perfonnx_search") != FORMAT:
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise PerfonnxError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        lines = content.decode(errors="replace").splitlines()
+        if not lines or _MARK not in lines[0]:
             raise PerfonnxError(f"{self.path}: not the state of a search; give another file")
-        if lines[0] != header:
-            wanted = json.loads(header)
+        first = _read_checked(lines[0])
+        if first is None:
+            self._say("is damaged; the search starts anew")
+            self._write([header])
+            return
+        wanted = _read_checked(header)
+        assert wanted is not None
+        if first != wanted:
             other = next((key for key in wanted if wanted[key] != first.get(key)), "what it is about")
             raise PerfonnxError(
                 f"{self.path}: the state of another search ({other} differs); delete it or give another file"
             )
         kept = [header]
         for line in lines[1:]:
-            try:
-                record = json.loads(line)
-                key, value, seconds = record["key"], record["value"], float(record["seconds"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a line that was cut short: that number is measured again
+            record = _read_checked(line)
+            if record is None or not record.keys() >= {"key", "value", "seconds"}:
+                continue  # cut short, or damaged: that number is measured again
             kept.append(line)
-            self.known[key] = value, seconds
+            self.known[record["key"]] = record["value"], float(record["seconds"])
         if len(kept) != len(lines):
+            self._say(f"has {len(lines) - len(kept)} damaged lines; what they held is measured again")
             self._write(kept)
+
+    def _say(self, what: str) -> None:
+        warnings.warn(f"{self.path}: {what}", PerfonnxWarning, stacklevel=4)
 
     def ask(self, key: str, measure: Callable[[], Any]) -> Any:
         """The number under a key, as JSON holds it; measured, and written down, if it is not known."""
@@ -115,7 +125,7 @@ class Records:
         self.known[key] = value, seconds
         if self.path is None:
             return
-        line = json.dumps({"key": key, "value": value, "seconds": seconds})
+        line = _checked({"key": key, "value": value, "seconds": seconds})
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -127,6 +137,24 @@ class Records:
     def _write(self, lines: list[str]) -> None:
         assert self.path is not None
         io.write_atomically(self.path, "\n".join(lines) + "\n")
+
+
+_MARK = "perfonnx_search"  # in the first line of every such file
+
+
+def _checked(record: Mapping[str, Any]) -> str:
+    """A line with a digest of itself."""
+    return json.dumps({**record, "check": files.digest(json.dumps(record, sort_keys=True))}, sort_keys=True)
+
+
+def _read_checked(line: str) -> dict[str, Any] | None:
+    """What a line says; None where it does not say it any more."""
+    try:
+        record = json.loads(line)
+        check = record.pop("check")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if check == files.digest(json.dumps(record, sort_keys=True)) else None
 
 
 def digest(*parts: bytes | str) -> str:

@@ -17,6 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -29,8 +30,9 @@ import onnxruntime as ort
 from perfonnx import io, ops
 from perfonnx.bench import LAYOUT, Names, layer_runs, session_options
 from perfonnx.check import OpenModel, open_loaded
-from perfonnx.errors import PerfonnxError
+from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.feeds import Feed
+from perfonnx.files import digest
 from perfonnx.io import LoadedModel
 from perfonnx.plan import Plan
 from perfonnx.runtime import get_library_path
@@ -344,17 +346,26 @@ class TimingCache:
         return cls(Path(home) / "perfonnx" / "timing")
 
     def get(self, key: str) -> Any:
-        """What was put under a key; None where there is nothing."""
+        """What was put under a key; None where there is nothing, or what is there is damaged, which is said."""
+        file = self.directory / f"{key}.json"
         try:
-            return json.loads((self.directory / f"{key}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            entry = json.loads(file.read_bytes())
+            value = entry["value"]
+            sound = entry["digest"] == digest(json.dumps(value)) and all(0 <= v < math.inf for v in value.values())
+        except OSError:
             return None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            sound = False
+        if not sound:
+            warnings.warn(f"{file}: is damaged; it is timed anew", PerfonnxWarning, stacklevel=2)
+        return value if sound else None
 
     def put(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep a result."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            io.write_atomically(self.directory / f"{key}.json", json.dumps(value))
+            entry = {"digest": digest(json.dumps(value)), "value": value}
+            io.write_atomically(self.directory / f"{key}.json", json.dumps(entry))
         except (OSError, PerfonnxError):
             pass
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Mapping
@@ -16,9 +15,11 @@ from typing import Any
 import torch
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import check_target, one_line, write_atomically
+from perfonnx.files import check_target, digest, write_atomically
+from perfonnx.io import one_line
 
 FORMAT = 1
+_MAGIC = b"perfonnx checkpoint "  # followed by the digest of what comes behind the line
 
 
 @dataclass
@@ -57,7 +58,8 @@ class Checkpoint:
             return
         content = io.BytesIO()
         torch.save({"perfonnx_checkpoint": FORMAT, "about": self.about, **state}, content)
-        write_atomically(self.path, content.getvalue())
+        data = content.getvalue()
+        write_atomically(self.path, _MAGIC + digest(data).encode() + b"\n" + data)
 
     def load(self) -> dict[str, Any] | None:
         """The state to go on from, its tensors on the CPU; None where there is none.
@@ -68,11 +70,17 @@ class Checkpoint:
         if self.path is None or not self.resume or not Path(self.path).exists():
             return None
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            head, _, data = Path(self.path).read_bytes().partition(b"\n")
+        except OSError as error:
+            raise PerfonnxError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        if not head.startswith(_MAGIC):
+            raise PerfonnxError(f"{self.path}: not a checkpoint of this version of perfonnx; give another file")
+        if head[len(_MAGIC) :] != digest(data).encode():
+            raise PerfonnxError(f"{self.path}: is damaged; delete it to start anew")
+        try:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # written by another version of PyTorch, perhaps; it raises many kinds
             raise PerfonnxError(f"{self.path}: cannot be read as a checkpoint ({one_line(error)})") from error
-        if not isinstance(state, dict) or state.get("perfonnx_checkpoint") != FORMAT:
-            raise PerfonnxError(f"{self.path}: not a checkpoint of perfonnx; give another file")
         for key, wanted in self.about.items():
             if state["about"].get(key) != wanted:
                 raise PerfonnxError(

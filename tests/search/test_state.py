@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from perfonnx.errors import PerfonnxError
+from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.search.state import Records, digest
 
 SEARCH = {"model": "m", "seed": 0}
@@ -49,7 +48,8 @@ def test_a_line_that_was_cut_short_is_measured_again(tmp_path: Path) -> None:
     records.put("a", 1, 1.0)
     records.put("b", 2, 1.0)
     path.write_text(path.read_text()[:-9])
-    again = Records.open(path, SEARCH)
+    with pytest.warns(PerfonnxWarning, match="has 1 damaged lines"):
+        again = Records.open(path, SEARCH)
     assert list(again.known) == ["a"]
     again.put("b", 3, 1.0)
     assert Records.open(path, SEARCH).read("b") == 3
@@ -58,18 +58,45 @@ def test_a_line_that_was_cut_short_is_measured_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps({"perfonnx_search": 1, "model": "other", "seed": 0}) + "\n", "state of another search .model"),
         ("{}\n", "not the state of a search"),
-        ("hello", "cannot be read as the state of a search"),
+        ("hello", "not the state of a search"),
+        ("\udcff\udcfe", "not the state of a search"),
         ("", "not the state of a search"),
     ],
 )
 def test_other_files_are_refused_and_kept(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "state"
-    path.write_text(content)
+    path.write_text(content, errors="surrogateescape")
     with pytest.raises(PerfonnxError, match=message):
         Records.open(path, SEARCH)
-    assert path.read_text() == content
+    assert path.read_text(errors="surrogateescape") == content
+
+
+def test_the_state_of_another_search_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    Records.open(path, {**SEARCH, "model": "other"}).put("a", 1, 1.0)
+    before = path.read_bytes()
+    with pytest.raises(PerfonnxError, match=r"state of another search \(model"):
+        Records.open(path, SEARCH)
+    assert path.read_bytes() == before
+
+
+def test_nothing_damaged_is_believed(tmp_path: Path) -> None:
+    """Whatever bit is turned or byte is missing: each number is the one that was written, or is measured again."""
+    path = tmp_path / "state"
+    records = Records.open(path, SEARCH)
+    for key, value in {"a": 1.25, "b": {"drop": -0.5}, "c": [1, 2, 3]}.items():
+        records.put(key, value, 2.0)
+    whole, known = path.read_bytes(), dict(records.known)
+    for place in range(0, len(whole), 3):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.warns(PerfonnxWarning) if b"perfonnx_search" in flipped else pytest.raises(PerfonnxError):
+            found = Records.open(path, SEARCH)
+            assert found.known.items() <= known.items()
+            found.put("d", 4, 1.0)
+            assert Records.open(path, SEARCH).read("d") == 4
 
 
 def test_a_file_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from onnx import ModelProto, helper
 
 from perfonnx import io
 from perfonnx.check import OpenModel
+from perfonnx.errors import PerfonnxWarning
 from perfonnx.feeds import Feed
 from perfonnx.plan import LayerPlan, Plan
 from perfonnx.search import timing
@@ -184,5 +185,17 @@ def test_a_cache_that_cannot_be_used_is_none(tmp_path: Path) -> None:
     cache.put("key", {"a": 1})
     assert cache.get("key") is None
     damaged = TimingCache(tmp_path)
-    (tmp_path / "key.json").write_text("{")
-    assert damaged.get("key") is None
+    for value in ({"a": -1.0}, {"a": float("nan")}, {"a": "1"}, [1.0], None):
+        damaged.put("key", value)  # type: ignore[arg-type]
+        with pytest.warns(PerfonnxWarning, match="is damaged; it is timed anew"):
+            assert damaged.get("key") is None
+    damaged.put("key", {"a": 0.5, "b": 1})
+    content = (tmp_path / "key.json").read_bytes()
+    assert damaged.get("key") == {"a": 0.5, "b": 1}
+    for cut in range(len(content)):
+        flipped = bytearray(content)
+        flipped[cut] ^= 1
+        for broken in (content[:cut], bytes(flipped)):
+            (tmp_path / "key.json").write_bytes(broken)
+            with pytest.warns(PerfonnxWarning, match="is damaged"):
+                assert damaged.get("key") is None

@@ -375,12 +375,19 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(PerfonnxError, match=r"another training \(network differs\)"):
         finetune(halved(dense(normalized=True)), images(), resume=True, **recipe)
     content = file.read_bytes()
-    for damaged in (content[: len(content) // 2], b"", b"no checkpoint"):
+    flipped = [bytearray(content) for _ in range(20)]
+    for damaged, place in zip(flipped, np.linspace(30, len(content) - 1, 20).astype(int), strict=True):
+        damaged[place] ^= 4
+    for damaged in (content[: len(content) // 2], content + b"x", *map(bytes, flipped)):
         file.write_bytes(damaged)
-        with pytest.raises(PerfonnxError, match="cannot be read as a checkpoint"):
+        with pytest.raises(PerfonnxError, match="is damaged; delete it"):
+            finetune(halved(teacher), images(), resume=True, **recipe)
+    for other in (b"", b"no checkpoint"):
+        file.write_bytes(other)
+        with pytest.raises(PerfonnxError, match="not a checkpoint of this version of perfonnx"):
             finetune(halved(teacher), images(), resume=True, **recipe)
     torch.save({"weights": torch.zeros(1)}, file)
-    with pytest.raises(PerfonnxError, match="not a checkpoint of perfonnx"):
+    with pytest.raises(PerfonnxError, match="not a checkpoint of this version of perfonnx"):
         finetune(halved(teacher), images(), resume=True, **recipe)
 
 
