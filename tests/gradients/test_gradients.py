@@ -312,19 +312,19 @@ def test_a_model_without_function_bodies_is_refused() -> None:
 
 
 def real(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
-    path = real_models.path(name)
-    session = perfonnx.session(str(path))
+    model, stem = real_models.model(name), name.rsplit("/")[-1]
+    session = perfonnx.session(model)
     shapes = {
         key: tuple(2 if size == "N" else size for size in shape)
-        for key, shape in real_models.SHAPES.get(name.rsplit("/")[-1], {}).items()
+        for key, shape in real_models.SHAPES.get(stem, {}).items()
     }
-    return path, session, real_models.suited(path.stem, next(sources.random_feeds(session, n=1, shapes=shapes)))
+    return model, session, real_models.suited(stem, next(sources.random_feeds(session, n=1, shapes=shapes)))
 
 
-def loss_for(path: Any, session: Any, feed: dict[str, np.ndarray]) -> tuple[Loss, Any]:
+def loss_for(model: Any, session: Any, feed: dict[str, np.ndarray]) -> tuple[Loss, Any]:
     """The log-loss for a classifier; else the distance to outputs that are smaller by a tenth."""
     try:
-        Gradients(path, list(feed), log_loss).run(feed)
+        Gradients(model, list(feed), log_loss).run(feed)
     except PerfonnxError:
         outputs = zip(session.get_outputs(), session.run(None, feed), strict=True)
         return output_distance, {o.name: np.float32(0.9) * y for o, y in outputs}
@@ -332,10 +332,10 @@ def loss_for(path: Any, session: Any, feed: dict[str, np.ndarray]) -> tuple[Loss
 
 
 def check_all_convolutions(name: str) -> None:
-    path, session, feed = real(name)
-    network = Network(path)
+    model, session, feed = real(name)
+    network = Network(model)
     wanted = [n.output[0] for n in network.nodes if n.op_type == "Conv"]
-    loss, labels = loss_for(path, session, feed)
+    loss, labels = loss_for(model, session, feed)
     losses, tensors = Gradients(network, wanted, loss).run(feed, labels)
     assert np.isfinite(losses).all()
     assert all(np.isfinite(gradient).all() for _, gradient in tensors.values())

@@ -70,26 +70,26 @@ def one(op: str, constants: Mapping[str, Any] | None = None, **options: Any) -> 
 
 @pytest.mark.parametrize("name", real(real_models.names()))
 def test_real_models_give_what_onnxruntime_gives(name: str) -> None:
-    path = real_models.path(name)
-    network = from_onnx(path)
-    session = perfonnx.session(str(path), library=False)
-    feed = next(feeds.random_feeds(session, n=1, shapes=real_models.SHAPES.get(path.stem)))
-    feed = real_models.suited(path.stem, feed)
-    source = onnx.load(path)
+    model, stem = real_models.model(name), Path(name).name
+    network = from_onnx(model)
+    session = perfonnx.session(model, library=False)
+    feed = next(feeds.random_feeds(session, n=1, shapes=real_models.SHAPES.get(stem)))
+    feed = real_models.suited(stem, feed)
+    source = onnx.load(model) if isinstance(model, str) else model
     assert largest_relative_error(results(network, feed), session.run(None, feed)) < tolerance(source)
     assert network.to_onnx() == source
-    assert list(network.layers) == [conv.name for conv in perfonnx.inspect(path).convs]
+    assert list(network.layers) == [conv.name for conv in perfonnx.inspect(model).convs]
     assert all(isinstance(network.get_submodule(path), Conv2d) for path in network.layers.values())
 
 
 @pytest.mark.parametrize("name", real(real_models.names()))
 def test_real_models_train(name: str) -> None:
     """At a batch of 2, whatever the model's is: each image's result is its own, and every weight has a gradient."""
-    path = real_models.path(name)
-    network = from_onnx(path).eval()
-    session = perfonnx.session(str(path), library=False)
-    shapes = real_models.SHAPES.get(path.stem)
-    single = [real_models.suited(path.stem, f) for f in feeds.random_feeds(session, n=2, shapes=shapes)]
+    model, stem = real_models.model(name), Path(name).name
+    network = from_onnx(model).eval()
+    session = perfonnx.session(model, library=False)
+    shapes = real_models.SHAPES.get(stem)
+    single = [real_models.suited(stem, f) for f in feeds.random_feeds(session, n=2, shapes=shapes)]
     (input_name,) = network.input_names
     x = [torch.from_numpy(f[input_name]) for f in single]
     both = network(torch.cat(x))
@@ -108,10 +108,10 @@ def test_real_models_train(name: str) -> None:
 @pytest.mark.parametrize("name", real(real_models.names()))
 def test_real_models_move_to_another_device(name: str) -> None:
     """Nothing that is computed with stays behind: torch would refuse to mix devices."""
-    path = real_models.path(name)
-    network = from_onnx(path).to("meta")
-    session = perfonnx.session(str(path), library=False)
-    feed = next(feeds.random_feeds(session, n=1, shapes=real_models.SHAPES.get(path.stem)))
+    model = real_models.model(name)
+    network = from_onnx(model).to("meta")
+    session = perfonnx.session(model, library=False)
+    feed = next(feeds.random_feeds(session, n=1, shapes=real_models.SHAPES.get(Path(name).name)))
     outputs = network(**{key: torch.from_numpy(value).to("meta") for key, value in feed.items()})
     expected = session.run(None, feed)
     for y, known in zip(outputs if isinstance(outputs, tuple) else (outputs,), expected, strict=True):
