@@ -19,8 +19,10 @@ _MODELS = ("model", "a", "b", "models")
 _READ = (*_MODELS, "plan", "mask", "masks", "impact_maps", "data", "labels", "preset", "library")
 _NAMES = {"output": "OUT", "model": "IN", "a": "A", "b": "B", "models": "MODEL"}
 
-_PLANS = ("save_plan", "plan_out")
-_BESIDE_A_PLAN = (".corrections.npz", ".masks.npz")
+_BESIDE_A_PLAN = {
+    "save_plan": (".corrections.npz", ".masks.npz"),
+    "plan_out": (".corrections.npz", ".masks.npz", ".impact.npz"),
+}
 _IN_A_FOLDER = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".npy", ".txt", ".csv", ".tsv")
 """What a folder of data is read for."""
 
@@ -66,9 +68,8 @@ def _written(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
         if value is None or (flag == "output" and getattr(options, "dry_run", False)):
             continue
         yield _name(flag), Path(value)
-        if flag in _PLANS:
-            for suffix in _BESIDE_A_PLAN:
-                yield f"what goes with {_name(flag)},", Path(value).with_suffix(suffix)
+        for suffix in _BESIDE_A_PLAN.get(flag, ()):
+            yield f"what goes with {_name(flag)},", Path(value).with_suffix(suffix)
         if flag == "report" and not options.report_json:
             yield "--report-json", Path(value).with_suffix(".json")
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import write_atomically
+from perfonnx.files import digest, write_atomically
 from perfonnx.masks import MASKS
 from perfonnx.sampling import INTERPOLATIONS
 
 FORMAT = 1
 METHODS = ("perforate", "sparse", "radius-adaptive")
 DENSE = "dense"
-_FIELDS = ("perfonnx_plan", "seed", "layout", "layers", "notes", "input_shapes", "corrections", "masks")
+_FIELDS = ("perfonnx_plan", "seed", "layout", "layers", "notes", "input_shapes", "corrections", "masks", "digests")
 LAYOUTS = ("rows", "nchw")
 """How rewritten layers hand on their results."""
 GIVEN = "given"
@@ -129,7 +129,8 @@ class Plan:
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
     `input_shapes` are the shapes that the plan was made for, where the model left them open.
     `corrections` is the file of what repair or training found, see `perfonnx.corrections`, and `masks` the .npz file of
-    the masks that were given; in a saved plan both are relative to it.
+    the masks that were given; in a saved plan both are relative to it. `digests` has those of the two files, by which a
+    plan knows its own; without them any is taken.
     """
 
     layers: dict[str, LayerPlan] = field(default_factory=dict)
@@ -139,6 +140,24 @@ class Plan:
     layout: str = LAYOUTS[0]
     corrections: str | None = None
     masks: str | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def file(self, kind: str) -> str:
+        """The file of its `corrections` or `masks`, which must be there.
+
+        Raises:
+            PerfonnxError: It cannot be read, or is not the one that was written with this plan.
+        """
+        file = str(getattr(self, kind))
+        try:
+            if self.digests.get(kind) not in (None, digest(Path(file).read_bytes())):
+                raise PerfonnxError(
+                    f"{file}: is damaged, or was not written with this plan; to use it all the same, take its digest "
+                    "out of the plan"
+                )
+        except (OSError, ValueError) as error:
+            raise PerfonnxError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        return file
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -186,6 +205,9 @@ class Plan:
         for kind, file in files.items():
             if file is not None and not isinstance(file, str):
                 raise PerfonnxError(f"{where}: {kind} is {file!r}; give the name of a file")
+        digests = data.get("digests", {})
+        if not isinstance(digests, Mapping) or not all(isinstance(value, str) for value in digests.values()):
+            raise PerfonnxError(f"{where}: digests is {digests!r}; give an object, or leave it out")
         known = set(LayerPlan.__dataclass_fields__)
         layers = {}
         for name, fields in data["layers"].items():
@@ -200,7 +222,7 @@ class Plan:
             layers[name] = LayerPlan(**fields)
             layers[name].check(layer)
         shapes = _input_shapes(data.get("input_shapes", {}), where)
-        return cls(layers, seed, layout=layout, input_shapes=shapes, **files)
+        return cls(layers, seed, layout=layout, input_shapes=shapes, digests=dict(digests), **files)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, with only the fields that a layer's method reads."""
@@ -231,6 +253,8 @@ class Plan:
             result["corrections"] = self.corrections
         if self.masks is not None:
             result["masks"] = self.masks
+        if self.digests:
+            result["digests"] = self.digests
         if self.notes:
             result["notes"] = self.notes
         return result

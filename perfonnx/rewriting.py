@@ -17,6 +17,7 @@ from perfonnx import io, ops
 from perfonnx.calibration import Samples
 from perfonnx.corrections import Correction, Corrections, TrainedGate
 from perfonnx.errors import PerfonnxError
+from perfonnx.files import digest
 from perfonnx.fitting import RIDGE
 from perfonnx.graph import ConvSite, activation_bytes, conv_sites, layer_output, rewritten_nodes
 from perfonnx.inference import symbolic_input_flag
@@ -163,16 +164,16 @@ class Rewritten:
 
         The corrections of `plan.json` go into `plan.corrections.npz`, the masks into `plan.masks.npz`.
         """
-        saved = replace(self.plan, corrections=None, masks=None)
+        saved = replace(self.plan, corrections=None, masks=None, digests={})
         if self.corrections:
             file = Path(path).with_suffix(".corrections.npz")
             correction_files.save(self.corrections, file)
-            saved.corrections = file.name
+            saved.corrections, saved.digests["corrections"] = file.name, digest(file.read_bytes())
         given = {name: mask for name, mask in self.masks.items() if self.plan.layers[name].mask == GIVEN}
         if given:
             file = Path(path).with_suffix(".masks.npz")
             save_arrays(file, given)
-            saved.masks = file.name
+            saved.masks, saved.digests["masks"] = file.name, digest(file.read_bytes())
         saved.save(path)
 
 
@@ -375,7 +376,7 @@ def _all_masks(plan: Plan | None, masks: Mapping[str, Mask]) -> dict[str, Mask]:
     if plan is None or plan.masks is None:
         return checked
     needed = any(layer.mask == GIVEN and name not in masks for name, layer in plan.layers.items())
-    return {**load_masks(plan.masks), **checked} if needed else checked
+    return {**load_masks(plan.file("masks")), **checked} if needed else checked
 
 
 def _load(
@@ -439,7 +440,7 @@ def _repair_sources(
     if plan is None or plan.corrections is None:
         return feeds, {}
     trained = any(layer.trained_gate for layer in plan.layers.values())
-    return feeds, correction_files.load(plan.corrections) if feeds is None or trained else {}
+    return feeds, correction_files.load(plan.file("corrections")) if feeds is None or trained else {}
 
 
 def _before(workspace: Workspace, state: State) -> Report:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from perfonnx import LayerPlan, PerfonnxError, Plan
+from perfonnx.files import digest
 from perfonnx.plan import METHODS
 from perfonnx.sampling import INTERPOLATIONS
 from tests.passes import nets
@@ -209,3 +210,25 @@ def test_another_size_than_the_plans_is_refused() -> None:
     renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "other"
     with pytest.raises(PerfonnxError, match="made for an input 'x', which net does not have"):
         nets.rewrite(renamed, plan=plan)
+
+
+@pytest.mark.parametrize("kind", ["corrections", "masks"])
+def test_a_plan_knows_the_files_that_were_written_with_it(kind: str, tmp_path: Path) -> None:
+    """Whatever bit is turned in them; and when a program was stopped between the two."""
+    plan, file = Plan(), tmp_path / f"plan.{kind}.npz"
+    file.write_bytes(b"what was found")
+    setattr(plan, kind, file.name)
+    plan.digests[kind] = digest(file.read_bytes())
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded.file(kind) == str(file)
+    for content in (b"what was fount", b"", b"what was found "):
+        file.write_bytes(content)
+        with pytest.raises(PerfonnxError, match="is damaged, or was not written with this plan"):
+            loaded.file(kind)
+    file.unlink()
+    with pytest.raises(PerfonnxError, match="cannot be read"):
+        loaded.file(kind)
+    file.write_bytes(b"another")
+    loaded.digests.clear()  # as in a plan that somebody wrote by hand
+    assert loaded.file(kind) == str(file)

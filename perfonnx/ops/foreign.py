@@ -91,8 +91,6 @@ def _misfit_of_two(found: Mapping[str, NDArray[Any] | None], attributes: Mapping
     if mask is not None and source is not None:
         if len(source) != mask.size:
             return f"input source has {len(source)} rows for the {mask.size} positions of the mask"
-        if source.size and int(source.max()) >= mask.size:
-            return f"input source holds {int(source.max())}, which is no position of the mask"
     if source is not None and weight is not None and source.shape != weight.shape:
         return f"input weight is {list(weight.shape)}, but source is {list(source.shape)}"
     shape, in_source = found.get("in_shape"), found.get("in_source")

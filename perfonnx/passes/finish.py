@@ -187,7 +187,7 @@ def _write_metadata(workspace: Workspace, plan: Plan) -> None:
     metadata = workspace.proto.metadata_props
     merged = plan.to_json()
     merged.pop("notes", None)
-    for file in ("corrections", "masks"):  # beside the plan; the model has in its constants what is in them
+    for file in ("corrections", "masks", "digests"):  # beside the plan; the model has in its constants what is in them
         merged.pop(file, None)
     for index in reversed(range(len(metadata))):
         if metadata[index].key != PLAN_KEY and not metadata[index].key.startswith(f"{PLAN_KEY}."):

@@ -268,7 +268,7 @@ def test_corrections_for_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PerfonnxError, match=r"layer 'conv2': .*other weights; repair again"):
         perfonnx.rewrite(retrained, plan=path)
     (tmp_path / "plan.corrections.npz").write_bytes(b"PK\x03\x04 no more")
-    with pytest.raises(PerfonnxError, match=r"not a file of corrections, or damaged"):
+    with pytest.raises(PerfonnxError, match=r"corrections.npz: is damaged, or was not written with this plan"):
         perfonnx.rewrite(model, plan=path)
     (tmp_path / "plan.corrections.npz").unlink()
     with pytest.raises(PerfonnxError, match=r"plan.corrections.npz: cannot be read"):
