@@ -88,9 +88,8 @@ def _misfit_of_two(found: Mapping[str, NDArray[Any] | None], attributes: Mapping
     kernel = attributes.get("kernel_shape")
     if w is not None and kernel is not None and tuple(kernel) != w.shape[2:]:
         return f"attribute kernel_shape is {list(kernel)}, but W is {list(w.shape)}"
-    if mask is not None and source is not None:
-        if len(source) != mask.size:
-            return f"input source has {len(source)} rows for the {mask.size} positions of the mask"
+    if mask is not None and source is not None and len(source) != mask.size:
+        return f"input source has {len(source)} rows for the {mask.size} positions of the mask"
     if source is not None and weight is not None and source.shape != weight.shape:
         return f"input weight is {list(weight.shape)}, but source is {list(source.shape)}"
     shape, in_source = found.get("in_shape"), found.get("in_source")
