@@ -8,6 +8,6 @@ import pytest
 
 
 def needs(name: str) -> Any:
-    """A package, for a whole file of tests; `.ci/run` finds these files by the name of this function."""
+    """A package, for a test or a whole file of tests; `.ci/run` finds these files by this function's name."""
     reason = f"{name} is not installed: pip install -e '.[test-all]' brings it"
     return pytest.importorskip(name, reason=reason)

@@ -13,10 +13,14 @@ from onnxruntime.transformers import float16
 from tests.extras import needs
 from tests.neighbours import nets
 
-onnxconverter_common = needs("onnxconverter_common")
+
+def common(source: onnx.ModelProto, **options: bool) -> onnx.ModelProto:
+    tool = needs("onnxconverter_common")
+    return tool.float16.convert_float_to_float16(source, **options)
+
 
 CONVERTERS: dict[str, Callable[..., onnx.ModelProto]] = {
-    "onnxconverter-common": onnxconverter_common.float16.convert_float_to_float16,
+    "onnxconverter-common": common,
     "onnxruntime": float16.convert_float_to_float16,
 }
 

@@ -10,16 +10,15 @@ import pytest
 from tests.extras import needs
 from tests.neighbours import nets
 
-onnxslim = needs("onnxslim")
-onnxsim = needs("onnxsim")
-
 
 def slim(source: onnx.ModelProto) -> onnx.ModelProto:
-    return onnxslim.slim(copy.deepcopy(source))
+    tool = needs("onnxslim")
+    return tool.slim(copy.deepcopy(source))
 
 
 def sim(source: onnx.ModelProto) -> onnx.ModelProto:
-    simplified, same = onnxsim.simplify(source)
+    tool = needs("onnxsim")
+    simplified, same = tool.simplify(source)
     assert same
     return simplified
 
