@@ -263,6 +263,8 @@ def _obstacle(
     if not w_shape or 0 in w_shape:
         return "the weight's shape is empty"
     if output_shape is None:
+        if node.inputs[0].name in workspace.doubts:
+            return workspace.doubts[node.inputs[0].name]
         if input_shape is None:
             known = {info.name: value_type(info) for info in workspace.proto.graph.input}
             bare = [name for name, kind in known.items() if kind is not None and kind.shape is None]

@@ -14,7 +14,7 @@ from perfonnx.graph import (
     rewritten_nodes,
     unreachable_convs,
 )
-from perfonnx.inference import infer_types
+from perfonnx.inference import contradiction_note, infer_types
 from perfonnx.io import ModelSource, Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import conv_attributes, dense_multiplies
@@ -65,6 +65,7 @@ class Inspection:
         multiplies: The whole model's, per image.
         not_counted: Layers that are not in it, such as `2 LSTM of unknown shape`.
         missing: Flags without which layers could not be looked at, each with the number of these layers.
+        notes: What else there is to say of the model as a whole.
     """
 
     model: str
@@ -73,6 +74,7 @@ class Inspection:
     multiplies: int = 0
     not_counted: list[str] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def eligible_share(self) -> float:
@@ -148,6 +150,7 @@ def inspect(
     convs += [
         ConvInfo(u.name, "Conv", (), (), 1, None, None, 0.0, False, u.reason) for u in unreachable_convs(workspace)
     ]
+    note = contradiction_note(workspace)
     return Inspection(
         loaded.name,
         workspace.opset,
@@ -155,6 +158,7 @@ def inspect(
         total,
         not_counted(workspace),
         missing_flags(workspace, list(sites.values())),
+        [note] if note else [],
     )
 
 

@@ -28,6 +28,7 @@ from onnx import (
     NodeProto,
     SparseTensorProto,
     TensorProto,
+    TensorShapeProto,
     ValueInfoProto,
     helper,
     numpy_helper,
@@ -495,16 +496,23 @@ class TensorType:
 
 
 def value_type(info: ValueInfoProto) -> TensorType | None:
-    """Type of a graph input, output or value_info; None where it is no tensor."""
+    """Type of a graph input, output or value_info; None where it is no tensor.
+
+    Sizes below 1, which exporters write where they know none (Paddle -1, MXNet 0), are unknown.
+    """
     if not info.type.HasField("tensor_type"):
         return None
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         return TensorType(tensor.elem_type, None)
-    dims: list[int | str | None] = [
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
-    ]
-    return TensorType(tensor.elem_type, tuple(dims))
+    return TensorType(
+        tensor.elem_type, tuple(d.dim_value if is_fixed(d) else d.dim_param or None for d in tensor.shape.dim)
+    )
+
+
+def is_fixed(dimension: TensorShapeProto.Dimension) -> bool:
+    """Whether a declared dimension says a size."""
+    return bool(dimension.HasField("dim_value") and dimension.dim_value > 0)
 
 
 @dataclass
@@ -515,6 +523,9 @@ class Workspace:
         model: The loaded message. Its graph's nodes and initializers are edited only by `commit`.
         graph: graphsurgeon's view, on which passes work.
         types: Tensor types by name, from shape inference.
+        symbols: Names of the inputs' open sizes in them.
+        doubts: Tensors whose size is not known because it is not the same for all inputs, or not told the same by all
+            tools, and why.
         added: New initializers by name.
         folded: Values of tensors that the model's nodes compute from constants or fixed sizes, and of sparse
             initializers, by name; see `perfonnx.constants`.
@@ -524,6 +535,8 @@ class Workspace:
     model: LoadedModel
     graph: gs.Graph
     types: dict[str, TensorType] = field(default_factory=dict)
+    symbols: frozenset[str] = frozenset()
+    doubts: dict[str, str] = field(default_factory=dict)
     added: dict[str, TensorProto] = field(default_factory=dict)
     folded: dict[str, TensorProto] = field(default_factory=dict)
     captured: frozenset[str] = frozenset()
@@ -718,7 +731,10 @@ class Workspace:
         graph.value_info.extend(source.value_info)
         graph.sparse_initializer.extend(t for t in source.sparse_initializer if t.values.name not in hidden)
         known = {i.name for i in graph.input}
+        replaceable = self.overridable()  # whose values nothing may be inferred from
         for tensor in (*self._initializers.values(), *self.added.values(), *hidden.values()):
+            if tensor.name in replaceable:
+                continue
             if not is_external(tensor) and math.prod(tensor.dims) <= _SMALL_TENSOR:
                 graph.initializer.append(tensor)
                 if result.ir_version >= 4 or tensor.name in known:
@@ -1119,10 +1135,12 @@ def fix_input_shapes(model: LoadedModel, shapes: Mapping[str, Sequence[int | str
             raise PerfonnxError(f"--input-shape {name}: has {len(sizes)} dimensions, the model's input has {len(dims)}")
         for dim, size in zip(dims, sizes, strict=True):
             if not isinstance(size, Integral):
+                if size and not is_fixed(dim) and dim.HasField("dim_value"):
+                    dim.dim_param = size  # onnxruntime takes a declared size of 0 at its word
                 continue
             if not 0 <= size < 2**63:
                 raise PerfonnxError(f"--input-shape {name}: {size} is no size; give whole numbers of 0 or more")
-            if dim.HasField("dim_value") and dim.dim_value != size:
+            if is_fixed(dim) and dim.dim_value != size:
                 raise PerfonnxError(
                     f"--input-shape {name}: the model fixes this dimension at {dim.dim_value}, not {size}"
                 )

@@ -67,7 +67,7 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     lines += _not_counted(inspection.not_counted)
     if inspection.little_to_gain:
         lines.append("there is little to gain in this model")
-    return Group(table, *lines, *_missing(inspection.missing))
+    return Group(table, *lines, *_missing(inspection.missing), *_notes(inspection.notes))
 
 
 def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
@@ -77,7 +77,7 @@ def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
         parts.append(_layers(report))
     parts.append(_totals(report))
     parts += _not_counted(report.not_counted)
-    parts += _skips(report, verbose)
+    parts += [*_skips(report, verbose), *_notes(report.notes)]
     if report.little_to_gain:
         parts.append(Text(report.little_to_gain, "yellow"))
     parts += _missing(report.missing)
@@ -94,6 +94,10 @@ def _missing(flags: Mapping[str, int]) -> list[Text]:
         Text(f"{left_as_they_are(number)} for want of {flag}: what can be gained in them is not known", "yellow")
         for flag, number in flags.items()
     ]
+
+
+def _notes(notes: Sequence[str]) -> list[Text]:
+    return [Text(note, "yellow") for note in notes]
 
 
 def _layers(report: Report) -> Table:

@@ -83,7 +83,8 @@ class Report:
     """What a rewrite did. Pairs are (before, after), per image; `activations` in bytes.
 
     `not_counted` names the layers whose multiplies are in no total, such as `2 LSTM of unknown shape`; `missing` the
-    flags without which layers could not be looked at, each with the number of these layers.
+    flags without which layers could not be looked at, each with the number of these layers; `notes` say what else there
+    is to say of the model as a whole.
     """
 
     model: str
@@ -95,6 +96,7 @@ class Report:
     eligible_share: float = 0.0
     not_counted: list[str] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def reduction(self) -> float:
@@ -457,6 +459,7 @@ def _before(workspace: Workspace, state: State) -> Report:
         eligible_share=eligible / max(total, 1),
         not_counted=not_counted(workspace),
         missing=missing_flags(workspace, sites),
+        notes=list(state.notes),
     )
 
 

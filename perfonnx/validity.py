@@ -6,6 +6,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from perfonnx.errors import PerfonnxError
+from perfonnx.inference import typed_skeleton
 from perfonnx.io import Workspace, one_line, subgraphs
 
 EXPERIMENTAL = frozenset(
@@ -28,25 +29,31 @@ EXPERIMENTAL = frozenset(
 _ELSEWHERE = "perfonnx.unchecked"
 
 
-def check_input(workspace: Workspace) -> bool:
+def check_input(workspace: Workspace) -> None:
     """Refuse a model that is no valid ONNX.
-
-    Returns:
-        Whether it also passes strict shape inference; many models in use do not, and run all the same.
 
     Raises:
         PerfonnxError: onnx's checker refuses it.
     """
-    model = _checkable(workspace)
-    found = _complaint(model, full=False)
+    found = _complaint(_checkable(workspace, workspace.skeleton()), full=False)
     if found is not None:
         raise PerfonnxError(f"{workspace.model.name}: not a valid ONNX model: {found}")
-    return _complaint(model, full=True) is None
+
+
+def passes_strictly(workspace: Workspace) -> bool:
+    """Whether a model passes strict shape inference with what `infer_types` found; many that run do not.
+
+    What the file declares does not count: it may be wrong, and onnx may see that only after rewriting, where its
+    inference reaches further.
+    """
+    return _complaint(_checkable(workspace, typed_skeleton(workspace)), full=True) is None
 
 
 def check_output(workspace: Workspace, *, strict: bool) -> None:
-    """Raise `PerfonnxError` where onnx refuses the rewritten model; `strict` is what `check_input` returned."""
-    found = _complaint(_checkable(workspace), full=strict)
+    """Raise `PerfonnxError` where onnx refuses the rewritten model; `strict` is what `passes_strictly` said before."""
+    found = _complaint(_checkable(workspace, workspace.skeleton()), full=False)
+    if found is None and strict:
+        found = _complaint(_checkable(workspace, typed_skeleton(workspace)), full=True)
     if found is not None:
         raise PerfonnxError(f"{workspace.model.name}: onnx refuses the rewritten model: {found}")
 
@@ -59,13 +66,12 @@ def _complaint(model: ModelProto, *, full: bool) -> str | None:
     return None
 
 
-def _checkable(workspace: Workspace) -> ModelProto:
-    """The skeleton, without what the checker minds and runtimes do not.
+def _checkable(workspace: Workspace, model: ModelProto) -> ModelProto:
+    """A skeleton, without what the checker minds and runtimes do not.
 
     Those are experimental operators (about which it also prints a line to stdout), deprecated ones, and graph inputs
     and outputs that say nothing of their shape, outputs that say nothing at all.
     """
-    model = workspace.skeleton()
     graph = model.graph
     moved = _move_unchecked(graph, workspace.opset)
     for output in [o for o in graph.output if not o.HasField("type") or _lacks_shape(o)]:

@@ -80,7 +80,7 @@ class State:
 
     `on_maps` names the layers that stay canonical though they could work on rows, `kept` holds by id the other nodes
     that stay on maps though rows reach them. `corrections` are what repair found or was given; `strict` says whether
-    the model passed strict shape inference as it came.
+    the model passed strict shape inference before; `notes` are about the model as a whole.
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
@@ -90,6 +90,7 @@ class State:
     kept: dict[int, gs.Node] = field(default_factory=dict)
     corrections: Corrections = field(default_factory=dict)
     strict: bool = False
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

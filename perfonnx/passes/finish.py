@@ -15,7 +15,7 @@ from onnx import FunctionProto, TensorProto, helper
 from perfonnx import ops
 from perfonnx.constants import read_directly
 from perfonnx.graph import own_nodes
-from perfonnx.inference import infer_types
+from perfonnx.inference import contradictions, infer_types, known_infos
 from perfonnx.io import Workspace
 from perfonnx.passes.base import Pass, PassResult, State
 from perfonnx.passes.convert import add_table
@@ -170,16 +170,23 @@ def _set_versions(workspace: Workspace) -> None:
 
 
 def _write_value_info(workspace: Workspace, nodes: list[gs.Node]) -> None:
-    """Declare the outputs of our nodes: onnxruntime has no other way to know the shapes of custom operators."""
+    """Declare the outputs of our nodes: onnxruntime has no other way to know the shapes of custom operators.
+
+    For the same reason it would believe what the file says wrongly of those and of others, so that is mended.
+    """
     graph = workspace.proto.graph
-    declared = {o.name for o in graph.output}
-    ours = {n.outputs[0].name: workspace.types.get(n.outputs[0].name) for n in nodes}
-    stale = [i for i, v in enumerate(graph.value_info) if v.name in ours]
+    wrong = {found.name: found.certain for found in contradictions(workspace)}
+    declared = {o.name: o for o in graph.output}
+    ours = [n.outputs[0].name for n in nodes]
+    stale = [i for i, v in enumerate(graph.value_info) if v.name in wrong or v.name in set(ours)]
     for i in reversed(stale):
         del graph.value_info[i]
-    for name, known in ours.items():
-        if name not in declared and known is not None:
-            graph.value_info.append(helper.make_tensor_value_info(name, known.elem_type, known.shape))
+    for info in known_infos(workspace, dict.fromkeys([*ours, *(name for name in wrong if name in declared)])):
+        name = info.name
+        if name not in declared:
+            graph.value_info.append(info)
+        elif wrong.get(name, False):
+            declared[name].type.CopyFrom(info.type)
 
 
 def _write_metadata(workspace: Workspace, plan: Plan) -> None:

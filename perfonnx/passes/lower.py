@@ -429,11 +429,10 @@ class _Lowering:
             return True
         return False
 
-    def _one_batch(self, a: Rows, b: Rows) -> bool:
+    @staticmethod
+    def _one_batch(a: Rows, b: Rows) -> bool:
         """Whether neither of two batches can be 1 where the other is more."""
-        if a.batch is not None or b.batch is not None:
-            return a.batch == b.batch
-        return len(self.workspace.graph.inputs) == 1
+        return a.batch is not None and a.batch == b.batch
 
     def _open_conv(self, tensor: gs.Tensor, reader: gs.Node) -> gs.Node | None:
         """The SampledConv behind a tensor if nobody but `reader` reads its result and its activation is still free."""
