@@ -136,9 +136,9 @@ def _per_channel(values: NDArray[Any] | None, channels: int) -> NDArray[np.float
 
 def _batch_normalization(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int) -> Affine | None:
     attributes = node.attrs
-    outputs = {o.name for o in workspace.graph.outputs} | workspace.captured
-    unused = all(not list(o.outputs) and o.name not in outputs for o in node.outputs[1:])
-    if attributes.get("training_mode", 0) or attributes.get("spatial", 1) != 1 or not unused or node.inputs[0] is not x:
+    # Below opset 14 there is no attribute for it: more outputs, read or not, mean statistics of the batch at hand.
+    training = attributes.get("training_mode", 0) or any(output.name for output in node.outputs[1:])
+    if training or attributes.get("spatial", 1) != 1 or node.inputs[0] is not x:
         return None
     values = [workspace.constant(t) for t in node.inputs[1:5]]
     if len(values) != 4 or any(v is None or v.shape != (channels,) for v in values):

@@ -63,15 +63,16 @@ def moved_positions(workspace: Workspace, node: gs.Node) -> NDArray[np.int32] | 
                 numbers[0].reshape(-1, 1, 1, 1),
                 numbers[1].reshape(1, -1, 1, 1),
                 numbers[2].reshape(1, 1, height, width),
+                -numbers[2].reshape(1, 1, height, width),
             )
         ]
     except Exception:  # it was an attempt; the node then stays as it is
         return None
-    of_image, of_channel, of_position = results
+    of_image, of_channel, of_position, negated = results
     if of_position.ndim != 4 or of_position.shape[:2] != shape[:2]:
         return None
     filled = of_position[0, 0] == 0
-    same = (of_position == of_position[:1, :1]).all()
+    same = (of_position == of_position[:1, :1]).all() and (negated == -of_position).all()  # a fill has one sign
     in_place = (of_image == np.where(filled, 0, numbers[0].reshape(-1, 1, 1, 1))).all()
     in_channel = (of_channel == np.where(filled, 0, numbers[1].reshape(1, -1, 1, 1))).all()
     positions = of_position[0, 0].reshape(-1)

@@ -350,6 +350,16 @@ def test_batch_normalization(opset: int) -> None:
     check("BatchNormalization", [(2, 3)], constants, opset=opset)
 
 
+@pytest.mark.parametrize(("opset", "attributes"), [(7, {}), (13, {}), (14, {"training_mode": 1})])
+def test_batch_normalization_in_training_is_refused(opset: int, attributes: dict[str, int]) -> None:
+    """Below opset 14 the outputs for statistics say so, whether anything reads them or not."""
+    outputs = ["y", *("m1 v1 m2 v2" if opset < 14 else "m1 v1").split()]
+    nodes = [helper.make_node("BatchNormalization", ["x", *"sbmv"], outputs, name="bn", **attributes)]
+    model = net(nodes, {"x": (4, 3)}, {name: np.ones(3, np.float32) for name in "sbmv"}, opset=opset)
+    with pytest.raises(PerfonnxError, match=r"node 'bn' \(BatchNormalization\): .*as in training"):
+        Gradients(model, ["x"], output_distance).run({"x": apart(4, 3)}, np.zeros((4, 3)))
+
+
 def test_instance_and_layer_normalization() -> None:
     check("InstanceNormalization", [(2, 3, 3, 4)], [weight(3), weight(3) + 1], epsilon=0.01, tolerance=5e-3)
     check("LayerNormalization", [(2, 3, 4)], [weight(4), weight(4) + 1], tolerance=5e-3)

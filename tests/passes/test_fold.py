@@ -69,6 +69,21 @@ def test_training_mode_is_not_folded() -> None:
     nets.check(proto)
 
 
+@pytest.mark.parametrize("opset", [7, 8, 9, 13])
+def test_outputs_of_statistics_are_training_mode_read_or_not(opset: int) -> None:
+    made = node("BatchNormalization", ["c", *BN_NAMES], ["y", "m", "v", "sm", "sv"])
+    model = nets.followed_by([made], bn_constants(), opset=opset)
+    proto = nets.rewrite(model, rate=0.0, only=["conv"]).proto
+    assert nets.op_types(proto) == ["PerforatedConv", "BatchNormalization"]
+    nets.assert_same_results(model, proto)
+
+
+@pytest.mark.parametrize("opset", [7, 13])
+def test_outputs_that_are_left_out_are_none(opset: int) -> None:
+    made = node("BatchNormalization", ["c", *BN_NAMES], ["y", "", "", "", ""])
+    assert nets.op_types(rewritten(nets.followed_by([made], bn_constants(), opset=opset))) == ["PerforatedConv"]
+
+
 def test_statistics_that_are_graph_outputs_keep_the_node() -> None:
     made = node("BatchNormalization", ["c", *BN_NAMES], ["y", "m", "v", "sm", "sv"])
     model = nets.followed_by([made], bn_constants(), opset=9, outputs={"y": (None,) * 4, "m": (8,)})

@@ -75,10 +75,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], int]] = {
 }
 
 
-def workspace_of(case: tuple[str, dict[str, Any], dict[str, np.ndarray], int]) -> Workspace:
+def workspace_of(
+    case: tuple[str, dict[str, Any], dict[str, np.ndarray], int], shape: tuple[int, ...] = (2, 3, 6, 9)
+) -> Workspace:
     op, attributes, constants, opset = case
     node = helper.make_node(op, ["x", *constants], ["y"], **attributes)
-    model = nets.model([node], constants, inputs={"x": (2, 3, 6, 9)}, opset=opset)
+    model = nets.model([node], constants, inputs={"x": shape}, opset=opset)
     workspace = Workspace.open(io.load(model))
     infer_types(workspace)
     return workspace
@@ -107,4 +109,25 @@ def test_what_does_more_than_moving_is_not_taken_for_it(
 def test_a_node_that_does_not_run_is_left() -> None:
     workspace = workspace_of(MOVES["crop"])
     workspace.graph.nodes[0].op = "NoSuchOperator"
+    assert moved_positions(workspace, workspace.graph.nodes[0]) is None
+
+
+@pytest.mark.parametrize("fill", [1.0, 2.0, 54.0, -1.0, np.nan])
+@pytest.mark.parametrize("op", ["Pad", "Resize"])
+def test_a_fill_is_not_taken_for_a_position(op: str, fill: float) -> None:
+    """Not for that of number `fill` either, where one image of one channel has nothing else to tell them apart."""
+    around: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], int]] = {
+        "Pad": ("Pad", {}, {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1], LONG), "v": np.array(fill, np.float32)}, 13),
+        "Resize": (
+            "Resize",
+            {"mode": "nearest", "coordinate_transformation_mode": "tf_crop_and_resize", "extrapolation_value": fill},
+            {
+                "r": np.array([0, 0, -0.5, -0.5, 1, 1, 1.5, 1.5], np.float32),
+                "f": np.array([], np.float32),
+                "s": np.array([1, 1, 12, 18], LONG),
+            },
+            13,
+        ),
+    }
+    workspace = workspace_of(around[op], (1, 1, 6, 9))
     assert moved_positions(workspace, workspace.graph.nodes[0]) is None

@@ -18,7 +18,7 @@ def _channels(node: Node, value: Value) -> Value:
 
 @gradient("BatchNormalization")
 def _batch_normalization(g: Builder, node: Node, dy: Value) -> Sequence[Value | None]:
-    if node.attribute("training_mode", 0) or not node.attribute("spatial", 1):
+    if node.attribute("training_mode", 0) or any(node.outputs[1:]) or not node.attribute("spatial", 1):
         raise node.refuse("normalizes as in training; export the model for inference")
     scale, variance = g.value(node, 1), g.value(node, 4)
     factor = scale / (variance + node.attribute("epsilon", 1e-5)).map("Sqrt")
