@@ -108,12 +108,16 @@ def read_directly(workspace: Workspace, nodes: Sequence[gs.Node]) -> None:
 
 
 def _drop_unread(workspace: Workspace) -> None:
-    """Take out the nodes whose results nothing reads, though something did in the model as it came."""
-    read = {tensor.name for tensor in workspace.graph.outputs} | workspace.captured
-    lost = set(used_names(workspace.proto.graph.node)) - read
+    """Take out the nodes whose results nothing reads, though something did in the model as it came.
+
+    Convolutions stay, in whatever form: they are layers, which plans and reports know.
+    """
+    kept = {tensor.name for tensor in workspace.graph.outputs} | workspace.captured
+    lost = set(used_names(workspace.proto.graph.node)) - kept
     for node in reversed(list(workspace.graph.nodes)):
         names = [tensor.name for tensor in node.outputs if tensor.name]
-        if names and lost.issuperset(names) and not any(tensor.outputs for tensor in node.outputs):
+        read = any(tensor.outputs for tensor in node.outputs)
+        if names and lost.issuperset(names) and not read and "Conv" not in node.op:
             workspace.remove(node)
 
 

@@ -425,6 +425,26 @@ def test_sizes_behind_sizes() -> None:
     nets.assert_same_results(model, result.proto, nets.feed(1, 3, 16, 6))
 
 
+@pytest.mark.parametrize("layout", ["nchw", "rows"])
+def test_a_layer_of_which_only_the_size_is_read_is_still_a_layer(layout: str) -> None:
+    """A plan may name it, and the report has it."""
+    nodes = [
+        nets.conv("x", "c", "w", name="a", strides=[2, 2]),
+        node("Relu", ["c"], ["r"]),
+        node("Shape", ["r"], ["s"]),
+        node("Slice", ["s", "two", "four"], ["hw"]),
+        node("Concat", ["nc", "hw"], ["sizes"], axis=0),
+        node("Resize", ["x", "", "", "sizes"], ["u"]),
+        nets.conv("u", "y", "v", name="b"),
+    ]
+    numbers = {name: np.array(v, np.int64) for name, v in (("two", [2]), ("four", [4]), ("nc", [1, 3]))}
+    model = nets.model(nodes, {"w": W, "v": nets.values(8, 3, 3, 3, seed=1), **numbers})
+    plan = perfonnx.rewrite(model, rate=0.0, only=[""], layout=layout).plan
+    result = perfonnx.rewrite(model, plan=plan)
+    assert [layer.name for layer in result.report.layers] == ["a", "b"]
+    nets.assert_same_results(model, result.proto)
+
+
 def test_what_is_open_stays_open() -> None:
     nodes = [
         node("Shape", ["x"], ["s"]),
