@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfonnx import io, ops
+from perfonnx.constants import fold_constants
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
@@ -115,6 +116,7 @@ def _impact(layer: str, value: Array, gradient: NDArray[np.float32]) -> NDArray[
 def layer_tensors(model: io.ModelSource, network: Network) -> dict[str, str]:
     """The tensor of `network` that holds V of each 2-D convolution of a model, by layer name."""
     workspace = io.Workspace.open(io.load(model))
+    fold_constants(workspace)
     tensors = {}
     for site in conv_sites(workspace):
         if len(site.w_shape) == 4:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import perfonnx
 from perfonnx.cli import main
@@ -51,6 +51,29 @@ LABELS = np.array([0, 1, 2, 3, 0, 1])
 class Batch:
     feeds: dict[str, np.ndarray]
     labels: np.ndarray | None
+
+
+@pytest.mark.parametrize("form", ["Transpose", "value_floats", "sparse"])
+def test_weights_in_other_forms_make_no_difference(form: str) -> None:
+    model, w = network(), values(4, 3, 3, 3) / 3
+    kept = [t for t in model.graph.initializer if t.name != "w1"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    if form == "sparse":
+        entries = numpy_helper.from_array(w.ravel(), "w1")
+        places = numpy_helper.from_array(np.arange(w.size))
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(entries, places, w.shape))
+    elif form == "Transpose":
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(w.T), "w"))
+        model.graph.node.insert(0, helper.make_node("Transpose", ["w"], ["w1"]))
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.array(w.shape), "shape"))
+        model.graph.node.insert(0, helper.make_node("Reshape", ["w", "shape"], ["w1"]))
+        model.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value_floats=w.ravel()))
+    expected = impact_maps(network(), [{"x": X}], labels=LABELS)
+    for name, impact in impact_maps(model, [{"x": X}], labels=LABELS).items():
+        np.testing.assert_allclose(impact, expected.pop(name), rtol=1e-4)
+    assert not expected
 
 
 def test_impact_is_the_product_of_value_and_gradient() -> None:
