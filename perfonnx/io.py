@@ -611,7 +611,10 @@ class Workspace:
 
     def overridable(self) -> set[str]:
         """Initializers that a caller may replace because they are graph inputs too (from IR version 4 on)."""
-        return overridable(self.proto)
+        if self.proto.ir_version < 4:  # asked of every constant: without a walk over the initializers
+            return set()
+        sparse = {t.values.name for t in self.proto.graph.sparse_initializer}
+        return {i.name for i in self.proto.graph.input} & (self._initializers.keys() | sparse)
 
     def sparse_initializers(self) -> list[SparseTensorProto]:
         """Those that count: no run can change them, and there is no dense one of their name."""

@@ -220,3 +220,15 @@ def test_impact_takes_the_output_of_class_scores(here: Path) -> None:
     assert run("impact", "odd.onnx", "maps.npz", "--data", "x.npy") == 0
     with np.load(here / "maps.npz") as maps:
         assert set(maps) == {"conv1", "conv2"}
+
+
+def test_bench_runs_on_the_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [onnx.helper.make_node("Gather", ["table", "x"], ["y"])]
+    model = small.make(nodes, {"table": np.zeros(9, np.float32)}, input_shape=["N"], output_shape=["N"])
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(model, here / "g.onnx")
+    np.save(here / "inside.npy", np.array([8, 3]))
+    np.save(here / "outside.npy", np.array([9, 3]))
+    assert run("bench", "g.onnx", "--runs", "1", "--data", "inside.npy") == 0
+    assert run("bench", "g.onnx", "--runs", "1", "--data", "outside.npy") == 2
+    assert "onnxruntime cannot run it" in capsys.readouterr().err
