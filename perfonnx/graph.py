@@ -325,7 +325,7 @@ def activation_of(workspace: Workspace, node: gs.Node) -> Activation | None:
     if node.domain not in (None, "", "ai.onnx"):
         return None
     if node.op == "Relu":
-        return Activation(negative_slope=0.0)
+        return Activation(clip_min=0.0)  # not a slope of 0, which makes NaN of minus infinity in a function body
     if node.op == "LeakyRelu":
         return Activation(negative_slope=float(node.attrs.get("alpha", 0.01)))
     if node.op == "PRelu":
@@ -341,10 +341,8 @@ def activation_of(workspace: Workspace, node: gs.Node) -> Activation | None:
                     return None
         identity = Activation()
         low, high = (identity.clip_min if bounds[0] is None else bounds[0]), bounds[1]
-        # infinities are spelt as the largest float, as in the operators' defaults
-        low = max(low, identity.clip_min)
-        high = identity.clip_max if high is None else min(high, identity.clip_max)
-        return Activation(1.0, low, high) if np.isfinite([low, high]).all() and low <= high else None
+        high = identity.clip_max if high is None else high
+        return Activation(1.0, low, high) if low <= high and low < np.inf and high > -np.inf else None
     return None
 
 

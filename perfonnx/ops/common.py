@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,22 +30,26 @@ class Activation:
     """A piecewise linear activation, `min(max(v < 0 ? negative_slope * v : v, clip_min), clip_max)`.
 
     Three numbers instead of a name: they express identity, Relu, LeakyRelu and Clip, and an ONNX function body can
-    refer to them as attributes, so one body per operator serves every activation.
+    refer to them as attributes, so one body per operator serves every activation. Infinite bounds are none, and so are
+    those of the largest float, which models of earlier versions have: an infinity passes.
     """
 
     negative_slope: float = 1.0
-    clip_min: float = -FLOAT_MAX
-    clip_max: float = FLOAT_MAX
+    clip_min: float = -math.inf
+    clip_max: float = math.inf
 
     def __call__(self, value: NDArray[Any]) -> NDArray[Any]:
         """Apply to an array of any shape."""
-        leaky = np.where(value < 0, value * self.negative_slope, value)
-        return np.minimum(np.maximum(leaky, self.clip_min), self.clip_max)
+        low = -math.inf if self.clip_min <= -FLOAT_MAX else self.clip_min
+        high = math.inf if self.clip_max >= FLOAT_MAX else self.clip_max
+        with np.errstate(invalid="ignore"):  # zero times minus infinity, which is not taken
+            scaled = value * self.negative_slope if self.negative_slope else np.zeros_like(value)
+        return np.minimum(np.maximum(np.where(value < 0, scaled, value), low), high)
 
     @property
     def is_identity(self) -> bool:
         """True when every finite float32 is left as it is."""
-        return self == Activation()
+        return self.negative_slope == 1 and self.clip_min <= -FLOAT_MAX and self.clip_max >= FLOAT_MAX
 
     def attributes(self) -> dict[str, float]:
         """As node attributes."""
@@ -163,8 +168,8 @@ def schema_attributes() -> list[onnx.defs.OpSchema.Attribute]:
         _OpSchema.Attribute("dilations", make("dilations", [1, 1]), "Dilation along height and width."),
         _OpSchema.Attribute("group", make("group", 1), "Number of groups, as in Conv."),
         _OpSchema.Attribute("negative_slope", make("negative_slope", 1.0), "Factor for negative values; 0 is Relu."),
-        _OpSchema.Attribute("clip_min", make("clip_min", -FLOAT_MAX), "Lower bound of the output."),
-        _OpSchema.Attribute("clip_max", make("clip_max", FLOAT_MAX), "Upper bound of the output."),
+        _OpSchema.Attribute("clip_min", make("clip_min", -math.inf), "Lower bound of the output."),
+        _OpSchema.Attribute("clip_max", make("clip_max", math.inf), "Upper bound of the output."),
     ]
 
 

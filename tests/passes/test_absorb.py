@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
-from perfonnx.ops.common import FLOAT_MAX
+import perfonnx
+from perfonnx import ops
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -27,20 +31,20 @@ def clip(*bounds: str, **attributes: float) -> NodeProto:
 @pytest.mark.parametrize(
     ("tail", "constants", "opset", "expected"),
     [
-        (node("Relu", ["c"], ["y"]), {}, 17, (0, -FLOAT_MAX, FLOAT_MAX)),
-        (node("LeakyRelu", ["c"], ["y"]), {}, 17, (0.01, -FLOAT_MAX, FLOAT_MAX)),
-        (node("LeakyRelu", ["c"], ["y"], alpha=-0.5), {}, 17, (-0.5, -FLOAT_MAX, FLOAT_MAX)),
-        (node("LeakyRelu", ["c"], ["y"], alpha=3.0), {}, 7, (3, -FLOAT_MAX, FLOAT_MAX)),
+        (node("Relu", ["c"], ["y"]), {}, 17, (1, 0, math.inf)),
+        (node("LeakyRelu", ["c"], ["y"]), {}, 17, (0.01, -math.inf, math.inf)),
+        (node("LeakyRelu", ["c"], ["y"], alpha=-0.5), {}, 17, (-0.5, -math.inf, math.inf)),
+        (node("LeakyRelu", ["c"], ["y"], alpha=3.0), {}, 7, (3, -math.inf, math.inf)),
         (clip(min=0.0, max=6.0), {}, 7, (1, 0, 6)),
-        (clip(max=2.5), {}, 10, (1, -FLOAT_MAX, 2.5)),
-        (clip(), {}, 10, (1, -FLOAT_MAX, FLOAT_MAX)),
+        (clip(max=2.5), {}, 10, (1, -math.inf, 2.5)),
+        (clip(), {}, 10, (1, -math.inf, math.inf)),
         (clip("low", "high"), SIX, 11, (1, 0, 6)),
-        (clip("", "high"), SIX, 13, (1, -FLOAT_MAX, 6)),
-        (clip("low"), SIX, 17, (1, 0, FLOAT_MAX)),
+        (clip("", "high"), SIX, 13, (1, -math.inf, 6)),
+        (clip("low"), SIX, 17, (1, 0, math.inf)),
         (clip("low", "high"), {"low": np.array([-1], np.float32), "high": np.array([1], np.float32)}, 11, None),
-        (clip("low", "high"), {**SIX, "high": np.array(np.inf, np.float32)}, 17, (1, 0, FLOAT_MAX)),
-        (node("PRelu", ["c", "s"], ["y"]), {"s": np.array([0.3], np.float32)}, 17, (0.3, -FLOAT_MAX, FLOAT_MAX)),
-        (node("PRelu", ["c", "s"], ["y"]), {"s": np.full((1, 1, 1), -2, np.float32)}, 7, (-2, -FLOAT_MAX, FLOAT_MAX)),
+        (clip("low", "high"), {**SIX, "high": np.array(np.inf, np.float32)}, 17, (1, 0, math.inf)),
+        (node("PRelu", ["c", "s"], ["y"]), {"s": np.array([0.3], np.float32)}, 17, (0.3, -math.inf, math.inf)),
+        (node("PRelu", ["c", "s"], ["y"]), {"s": np.full((1, 1, 1), -2, np.float32)}, 7, (-2, -math.inf, math.inf)),
     ],
     ids=lambda value: value.op_type if isinstance(value, NodeProto) else None,
 )
@@ -182,3 +186,30 @@ def test_stamps() -> None:
     (layer,) = nets.rewrite(model, rate=0.5).proto.graph.node
     assert layer.doc_string == "first layer"
     assert [(p.key, p.value) for p in layer.metadata_props] == [("scope", "features.0")]
+
+
+@pytest.mark.parametrize("opset", [7, 10, 11, 13, 17])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        node("Relu", ["c"], ["y"]),
+        node("LeakyRelu", ["c"], ["y"], alpha=0.25),
+        node("Identity", ["c"], ["y"]),
+    ],
+    ids=lambda value: value.op_type,
+)
+@pytest.mark.parametrize("method", ["perforate", "sparse"])
+def test_infinities_pass_an_activation(tail: NodeProto, opset: int, method: str) -> None:
+    """As they would without us: in the original, the kernel, the function body and the reference."""
+    layer = nets.conv(kernel_shape=[1, 1], pads=[0] * 4)
+    shapes = {"inputs": {"x": (1, 1, 4, 4)}, "outputs": {"y": (1, 1, 4, 4)}}
+    model = nets.model([layer, tail], {"w": np.ones((1, 1, 1, 1), np.float32)}, opset=opset, **shapes)
+    proto = nets.rewrite(model, rate=0.0, method=method, mask="grid", only=["conv"]).proto
+    x = np.linspace(-2, 2, 16, dtype=np.float32).reshape(1, 1, 4, 4)
+    x[0, 0, 0, 0], x[0, 0, 3, 3] = -np.inf, np.inf
+    (expected,) = nets.run(model, {"x": x})
+    assert expected[0, 0, 3, 3] == np.inf
+    np.testing.assert_array_equal(nets.run(proto, {"x": x})[0], expected)
+    np.testing.assert_array_equal(perfonnx.session(proto).run(None, {"x": x})[0], expected)
+    evaluator = ReferenceEvaluator(proto, new_ops=ops.REFERENCE_OPS)
+    np.testing.assert_array_equal(evaluator.run(None, {"x": x})[0], expected)

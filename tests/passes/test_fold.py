@@ -199,7 +199,7 @@ def test_a_chain_is_folded_as_one() -> None:
     constants = {"s": np.linspace(0.5, 2, 8, dtype=np.float32)[:, None, None], "t": nets.values(8, 1, 1)}
     proto = rewritten(nets.followed_by(tail, {**constants, **bn_constants()}))
     assert nets.op_types(proto) == ["PerforatedConv"]
-    assert nets.attribute(proto.graph.node[0], "negative_slope") == 0
+    assert nets.attribute(proto.graph.node[0], "clip_min") == 0
 
 
 def test_constants_from_constant_nodes_and_typed_fields() -> None:
