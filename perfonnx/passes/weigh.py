@@ -131,9 +131,10 @@ class _Layout:
         self.first_members = self.members
         while True:  # with fewer layers on rows others have more rows, so that the set only shrinks
             self.on_rows = self._connected(self._cut())
-            if self.on_rows == self.members.keys():
+            if sampled | dense <= self.on_rows:  # what else stays on maps leaves all layers their rows
                 break
-            self._enter(sampled & self.on_rows, dense & self.on_rows)
+            sampled, dense = sampled & self.on_rows, dense & self.on_rows
+            self._enter(sampled, dense)
 
     def gives_up(self, decision: Decision) -> bool:
         """Whether a layer stays as it was."""

@@ -79,6 +79,23 @@ def test_a_region_works_on_rows_where_turning_is_cheap(monkeypatch: pytest.Monke
     assert (dear["SampledConv"], dear["PerforatedConv"]) == (0, 3)
 
 
+def test_a_node_alone_stays_on_maps_where_its_inputs_are_needed_as_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Concat of outputs: on rows, its own map would be one more to write; all layers keep their rows."""
+    nodes = [
+        nets.conv("x", "c0", "w0", name="c0"),
+        nets.conv("c0", "a", "w1", name="c1"),
+        nets.conv("c0", "b", "w2", name="c2"),
+        node("Concat", ["a", "b"], ["y"], axis=1),
+    ]
+    weights = {"w0": nets.values(32, 3, 3, 3), "w1": nets.values(32, 32, 3, 3), "w2": nets.values(32, 32, 3, 3)}
+    outputs = {"y": (1, 64, 24, 24), "a": (1, 32, 24, 24), "b": (1, 32, 24, 24)}
+    model = nets.model(nodes, weights, inputs={"x": (1, 3, 24, 24)}, outputs=outputs)
+    prices = Costs(compact=10.0, expand=10.0, canonical=1e6)
+    found = rewrite_by(monkeypatch, prices, model, rate=0.75, only=["c"])
+    assert found["SampledConv"] == 3
+    assert found["ExpandRows"] == 2
+
+
 def test_a_dense_layer_between_joins_where_that_saves_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     slow_rows = replace(FAIR, rows={**EVEN, "full": Price(12.0)})
     joined = rewrite_by(monkeypatch, FAIR, chain(32), rate=0.5, skip="c1")
