@@ -183,6 +183,10 @@ def _geometry(
     elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         same = same_pads(auto_pad, sizes, kernel, strides, dilations)
         if same is None:
+            if all(isinstance(size, int) for size in sizes):
+                raise ValueError(
+                    f"{auto_pad} with a stride longer than its kernel: onnxruntime's versions differ there"
+                )
             return None, None
         pads = same
     elif auto_pad != "NOTSET":
@@ -223,12 +227,18 @@ def _ints(node: gs.Node, name: str, default: tuple[int, ...], length: int) -> li
 def same_pads(
     auto_pad: str, sizes: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int] | None:
-    """The pads, first those before the map, that SAME_UPPER or SAME_LOWER stands for; None where sizes decide."""
+    """The pads, first those before the map, that SAME_UPPER or SAME_LOWER stands for.
+
+    None where sizes that are not known decide, and where a stride that is longer than the kernel makes them negative:
+    versions of onnxruntime differ there.
+    """
     before, after = [], []
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         extent = dilation * (k - 1) + 1
         if isinstance(size, int):
-            total = max(0, (-(-size // stride) - 1) * stride + extent - size)
+            total = (-(-size // stride) - 1) * stride + extent - size
+            if total < 0:
+                return None
         elif stride == 1:
             total = extent - 1
         else:
@@ -381,7 +391,10 @@ def _keeps_positions(workspace: Workspace, node: gs.Node, tensor: gs.Tensor) -> 
 
 
 def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
-    """The window of a 2-D pooling node, `auto_pad` resolved; None where it cannot be read or does not fit its map."""
+    """The window of a 2-D pooling node, `auto_pad` resolved.
+
+    None where it cannot be read, does not fit its map, or is not the same in onnx and in all versions of onnxruntime.
+    """
     kernel = [int(v) for v in node.attrs.get("kernel_shape", [])]
     if len(kernel) != 2:
         return None
@@ -390,11 +403,13 @@ def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
     strides = [int(v) for v in node.attrs.get("strides", [1, 1])]
     dilations = [int(v) for v in node.attrs.get("dilations", [1, 1])]
     pads: list[int] | None = [int(v) for v in node.attrs.get("pads", [0, 0, 0, 0])]
-    auto_pad = node.attrs.get("auto_pad", "NOTSET")
+    auto_pad, ceil_mode = node.attrs.get("auto_pad", "NOTSET"), bool(node.attrs.get("ceil_mode", 0))
     if auto_pad == "VALID":
         pads = [0, 0, 0, 0]
     elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        pads = same_pads(auto_pad, sizes, kernel, strides, dilations)
+        if set(dilations) != {1}:  # onnxruntime leaves them out where it counts
+            return None
+        pads, ceil_mode = same_pads(auto_pad, sizes, kernel, strides, dilations), False
     if pads is None or len(pads) != 4 or len(strides) != 2 or len(dilations) != 2:
         return None
     try:
@@ -403,7 +418,7 @@ def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
             (strides[0], strides[1]),
             (pads[0], pads[1], pads[2], pads[3]),
             (dilations[0], dilations[1]),
-            bool(node.attrs.get("ceil_mode", 0)),
+            ceil_mode,
         )
         height, width = sizes
         if isinstance(height, int) and isinstance(width, int):

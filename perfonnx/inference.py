@@ -469,10 +469,12 @@ def _probe(dtype: Any, shape: Sequence[int], run: int) -> NDArray[Any]:
 
 
 def _forget_misjudged(workspace: Workspace) -> dict[str, str]:
-    """Drop the shapes behind pools whose size onnx and onnxruntime tell differently.
+    """Drop the shapes behind pools whose size onnx and onnxruntime, or versions of it, tell differently.
 
     With ceil_mode, below opset 22, onnx's inference counts a window that starts in the padding behind the map;
-    onnxruntime leaves it out. A mask made for onnx's size would not run, and one of the true size not pass the checker.
+    onnxruntime leaves it out, from 1.20 on. With auto_pad SAME it does not look at dilations; and a stride longer than
+    the kernel makes pads negative, which some versions refuse. A mask made for onnx's size would not run, and one of
+    the true size not pass the checker.
 
     Returns:
         The tensors, and why.
@@ -482,7 +484,7 @@ def _forget_misjudged(workspace: Workspace) -> dict[str, str]:
         doubt = next((doubts[t.name] for t in node.inputs if t.name in doubts), None)
         if doubt is None and _is_misjudged(workspace, node):
             name = node.name or node.outputs[0].name
-            doubt = f"onnx and onnxruntime disagree about the size that {node.op} {name!r} gives"
+            doubt = f"onnx and versions of onnxruntime disagree about the size that {node.op} {name!r} gives"
         if doubt is not None:
             doubts |= {t.name: doubt for t in node.outputs if t.name}
     for name in doubts.keys() & workspace.types.keys():
@@ -491,16 +493,18 @@ def _forget_misjudged(workspace: Workspace) -> dict[str, str]:
 
 
 def _is_misjudged(workspace: Workspace, node: gs.Node) -> bool:
-    if node.op not in ("MaxPool", "AveragePool") or not node.attrs.get("ceil_mode", 0):
-        return False
-    if node.attrs.get("auto_pad", "NOTSET") != "NOTSET" or not node.inputs or not node.outputs:
+    if node.op not in ("MaxPool", "AveragePool") or not node.inputs or not node.outputs:
         return False
     before, after = (workspace.types.get(t.name) for t in (node.inputs[0], node.outputs[0]))
-    window = pool_window(workspace, node)
-    if window is None or before is None or after is None or not before.shape or not after.shape:
+    if before is None or after is None or not before.shape or not after.shape or len(before.shape) != 4:
         return False
-    sizes = [d for d in before.shape[2:] if isinstance(d, int)]
-    return len(sizes) == 2 and window.output_shape((sizes[0], sizes[1])) != after.shape[2:]
+    height, width = before.shape[2:]
+    if not isinstance(height, int) or not isinstance(width, int):
+        return False
+    window = pool_window(workspace, node)
+    if window is None:
+        return node.attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER")
+    return window.output_shape((height, width)) != after.shape[2:]
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------

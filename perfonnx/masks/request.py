@@ -1,5 +1,7 @@
 """What a mask function is asked, and the counting that all masks share."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,6 +61,23 @@ class PoolWindow:
             PerfonnxError: the window is larger than the padded map.
         """
         return self._output_length(shape, 0), self._output_length(shape, 1)
+
+    def rounded_down(self, shape: Shape) -> PoolWindow:
+        """The same windows of a map of this size without `ceil_mode`: what reaches behind the map is padding.
+
+        Runtimes differ in what `ceil_mode` makes of a window that starts behind the map; nothing is left to them.
+
+        Raises:
+            PerfonnxError: the window is larger than the padded map.
+        """
+        if not self.ceil_mode:
+            return self
+        pads = list(self.pads)
+        for axis, length in enumerate(self.output_shape(shape)):
+            extent = (self.kernel[axis] - 1) * self.dilations[axis] + 1
+            reached = (length - 1) * self.strides[axis] + extent - pads[axis] - shape[axis]
+            pads[axis + 2] = min(max(pads[axis + 2], reached), reached + self.strides[axis] - 1)
+        return PoolWindow(self.kernel, self.strides, (pads[0], pads[1], pads[2], pads[3]), self.dilations)
 
     def _output_length(self, shape: Shape, axis: int) -> int:
         before, after = self.pads[axis], self.pads[axis + 2]

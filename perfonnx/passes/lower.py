@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.graph import activation_of, numpy_type, only_consumer, pool_window
+from perfonnx.graph import activation_of, numpy_type, only_consumer
 from perfonnx.io import TensorType, Workspace
 from perfonnx.ops.common import activation_from
 from perfonnx.passes.base import Change, Pass, PassResult, State
@@ -35,6 +35,7 @@ from perfonnx.passes.regions import (
     is_pointwise,
     is_sampled,
     is_standard,
+    window_on_rows,
 )
 
 Table = NDArray[np.int32]
@@ -479,9 +480,9 @@ class _Lowering:
                 GLOBAL_POOLS[node.op],
                 {"kernel_shape": list(rows.shape), "strides": [1, 1], "pads": [0] * 4},
             )
-            ceil_mode, dilations = 0, [1, 1]
+            dilations = [1, 1]
         else:
-            window = pool_window(self.workspace, node)
+            window = window_on_rows(self.workspace, node)
             assert window is not None
             op = POOLS[node.op]
             attributes = {
@@ -489,8 +490,8 @@ class _Lowering:
                 "strides": list(window.strides),
                 "pads": list(window.pads),
             }
-            ceil_mode, dilations = int(window.ceil_mode), list(window.dilations)
-        attributes["ceil_mode"] = ceil_mode  # type: ignore[assignment]
+            dilations = list(window.dilations)
+        attributes["ceil_mode"] = 0  # type: ignore[assignment]
         if op == ops.sampled_pool.AVERAGE:
             attributes["count_include_pad"] = int(node.attrs.get("count_include_pad", 0))  # type: ignore[assignment]
         else:

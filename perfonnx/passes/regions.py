@@ -12,6 +12,7 @@ from onnx import TensorProto
 from perfonnx import ops
 from perfonnx.graph import pool_window
 from perfonnx.io import Workspace
+from perfonnx.masks import PoolWindow
 from perfonnx.ops.common import activation_from
 from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions
 
@@ -120,18 +121,34 @@ def _joins(workspace: Workspace, tensor: gs.Tensor, node: gs.Node) -> bool:
 
 
 def _pools(workspace: Workspace, node: gs.Node) -> bool:
-    window = pool_window(workspace, node)
+    window = window_on_rows(workspace, node)
     if window is None or int(node.attrs.get("storage_order", 0)):
         return False
-    if node.op == "AveragePool" and window.dilations != (1, 1):
-        return False
-    if workspace.opset < 10 and (window.ceil_mode or window.dilations != (1, 1)):
+    if window.dilations != (1, 1) and (node.op == "AveragePool" or workspace.opset < 10):
         return False
     before, after = workspace.types[node.inputs[0].name].shape, workspace.types[node.outputs[0].name].shape
     assert before is not None
     assert after is not None
     height, width = (d for d in before[2:] if isinstance(d, int))
     return window.output_shape((height, width)) == after[2:]
+
+
+def window_on_rows(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
+    """The window of a pooling node whose map has a known size, without `ceil_mode`; None where it is not certain.
+
+    With `count_include_pad`, versions of onnxruntime differ in whether they count what `ceil_mode` reaches behind the
+    padding, and from opset 19 on in how they count pads of two sizes. None of them takes pads as large as the kernel.
+    """
+    window, known = pool_window(workspace, node), workspace.types[node.inputs[0].name].shape
+    if window is None or known is None:
+        return None
+    height, width = (d for d in known[2:] if isinstance(d, int))
+    rounded = window.rounded_down((height, width))
+    if node.op == "AveragePool" and node.attrs.get("count_include_pad", 0):
+        unequal = window.pads[:2] != window.pads[2:]
+        if node.attrs.get("ceil_mode", 0) or (unequal and workspace.opset >= 19):
+            return None
+    return rounded if all(pad < k for pad, k in zip(rounded.pads, rounded.kernel * 2, strict=True)) else None
 
 
 @dataclass

@@ -709,6 +709,7 @@ def test_operators_that_are_not_supported_are_named() -> None:
         (one("Pad", {"pads": [0, 0, 1, 1, 0, 0, 0, 0]}, mode="wrap", opset=19), "mode 'wrap'"),
         (one("LRN", size=4), "even size"),
         (one("AveragePool", kernel_shape=[2, 2], dilations=[2, 2], opset=19), "dilations"),
+        (one("MaxPool", kernel_shape=[1, 1], strides=[5, 5], auto_pad="SAME_UPPER"), "longer than its kernel"),
         (one("Cast", to=TensorProto.UINT32), "uint32"),
     ],
 )

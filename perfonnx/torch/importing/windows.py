@@ -53,7 +53,10 @@ class Window:
         pads = list(node.attribute("pads", [0] * 2 * rank))
         auto_pad = node.attribute("auto_pad", "NOTSET")
         if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            pads = same_pads(auto_pad, sizes, kernel, strides, dilations) or pads
+            same = same_pads(auto_pad, sizes, kernel, strides, dilations)
+            if same is None:
+                raise node.refuse(f"{auto_pad} with a stride longer than its kernel is not supported")
+            pads = same
         elif auto_pad == "VALID":
             pads = [0] * 2 * rank
         before, after, overhang = pads[:rank], pads[rank:], [0] * rank
