@@ -114,12 +114,14 @@ def layer_costs(
     owners: dict[str, str] = {}
     total, done = len(choices) + 1 + (2 + len(layers) if rows else 0), 0
 
+    def planned(chosen: Mapping[str, LayerPlan]) -> Plan:
+        return Plan(by_layer(units, chosen), seed, layout=layout if chosen else LAYOUTS[0])
+
     def profiled(chosen: Mapping[str, LayerPlan], what: str) -> dict[str, float]:
         nonlocal done
         progress(what, done, total)
         done += 1
-        plan = Plan(by_layer(units, chosen), seed, layout=layout if chosen else LAYOUTS[0])
-        found = profile(records, timer, plan)
+        found = profile(records, timer, planned(chosen))
         return _folded(found, owners) if owners else found
 
     original = profiled({}, "the original")
@@ -129,7 +131,8 @@ def layer_costs(
     costs.rest = sum(original.values()) - sum(costs.dense.values())
     too_slow: dict[LayerPlan, float] = {}  # a kind of choice, and a rate at which it is slower than nothing
     for choice in sorted(choices, key=lambda choice: -choice.rate):
-        if not records.was_asked(_able_key(units, choice, seed)) and not go_on():
+        new = not records.was_asked(_able_key(units, choice, seed))
+        if new and not go_on():
             continue
         able = _able(subject, units, choice, seed, records)
         kind = replace(choice, rate=0.0)
@@ -139,7 +142,10 @@ def layer_costs(
             continue
         # a bias takes no time: the layer is profiled as if it had none
         plain = replace(choice, repair=NO_REPAIR) if choice.repair == BIAS else choice
-        times = profiled(dict.fromkeys(able, plain), label(plain))
+        everywhere = dict.fromkeys(able, plain)
+        if not new and not records.was_asked(_profile_key(planned(everywhere))) and not go_on():
+            continue
+        times = profiled(everywhere, label(plain))
         costs.sampled[choice] = {name: times.get(name, 0.0) for name in able}
         if sum(costs.sampled[choice].values()) > HOPELESS * sum(costs.dense[name] for name in able):
             too_slow[kind] = choice.rate
@@ -168,8 +174,12 @@ def layer_costs(
 
 def profile(records: Records, timer: Timer, plan: Plan) -> dict[str, float]:
     """What `Timer.layers` gives, measured once."""
-    times = records.ask(f"profile {plan_key(plan)}", lambda: timer.layers(plan))
+    times = records.ask(_profile_key(plan), lambda: timer.layers(plan))
     return {name: float(value) for name, value in times.items()}
+
+
+def _profile_key(plan: Plan) -> str:
+    return f"profile {plan_key(plan)}"
 
 
 def layer_times(original: Mapping[str, float], rewritten: Mapping[str, float]) -> dict[str, tuple[float, float]]:

@@ -175,6 +175,14 @@ def test_what_matters_most_is_measured_first(paced: Any) -> None:
     assert masks == sorted(masks)
 
 
+def test_no_more_is_profiled_than_there_is_time_for(paced: Any) -> None:
+    for max_time, least, most in ((1.0, 3, 3), (24.0, 4, 7)):
+        tool = Paced()
+        paced(tool, max_drop=0.03, max_time=max_time)
+        before = tool.calls[: next(i for i, call in enumerate(tool.calls) if call.startswith(CHOOSING))]
+        assert least <= before.count("layers") <= most
+
+
 def test_each_network_is_told_with_its_numbers(paced: Any) -> None:
     steps: list[Progress] = []
     tuned = paced(Paced(), max_drop=0.03, max_time=60.0, progress=steps.append)
