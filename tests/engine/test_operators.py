@@ -349,7 +349,8 @@ def test_map_that_lies_in_the_padding_is_the_bias() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [((1, 4, 7, 6), "channels"), ((1, 3, 8, 6), "mask"), ((1, 3, 7, 99), "mask")]
+    ("shape", "message"),
+    [((1, 4, 7, 6), "channels"), ((1, 3, 8, 6), "made for 7 x 6"), ((1, 3, 7, 99), "made for 7 x 6")],
 )
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, int, int, int], message: str) -> None:
     case = Case(Geometry(), 0)
