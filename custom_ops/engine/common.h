@@ -12,6 +12,10 @@
 #include <string>
 #include <thread>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 namespace perfonnx {
 
 // What is wrong with a model's constants or with a tensor at run time, in one line. The glue adds the node's name.
@@ -84,9 +88,16 @@ class SerialFor final : public ParallelFor {
   }
 };
 
-// So many tasks at least keep a pool of threads busy to the end.
+// So many equal tasks keep a pool of threads busy to the end. An operator is not told how many threads onnxruntime has;
+// they are as many as the processors that the process may use, unless somebody asked for fewer.
 inline std::int64_t wanted_tasks() {
-  static const std::int64_t tasks = std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);
+  static const std::int64_t tasks = [] {
+#if defined(__linux__)
+    cpu_set_t usable;
+    if (sched_getaffinity(0, sizeof(usable), &usable) == 0) return std::max<std::int64_t>(CPU_COUNT(&usable), 1);
+#endif
+    return std::max<std::int64_t>(std::thread::hardware_concurrency(), 1);
+  }();
   return tasks;
 }
 

@@ -66,8 +66,10 @@ void MaskedConv::make_bands() {
   std::int64_t steps = 1;
   while (steps < most && step_bytes(ceil_div(height_, steps)) > static_cast<double>(kStepBytes)) ++steps;
   const std::int64_t sums = count * outputs() * kFloat;
-  const std::int64_t bands =
-      std::min(most, std::max(ceil_div(sums, kBandBytes), steps > 1 ? kBandsPerThread * wanted_tasks() : 1));
+  const std::int64_t threads = wanted_tasks();
+  std::int64_t bands = std::max(ceil_div(sums, kBandBytes), steps > 1 ? kBandsPerThread * threads : 1);
+  if (bands > 1) bands = ceil_div(bands, threads) * threads;  // as many for each thread
+  if (bands > most) bands = most >= threads ? most / threads * threads : most;
   if (bands == 1 && steps == 1 && count > 0) {
     const double bytes = step_bytes(height_) + static_cast<double>(sums);
     const auto fit = static_cast<std::int64_t>(static_cast<double>(kStackBytes) / bytes);

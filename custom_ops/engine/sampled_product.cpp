@@ -1,6 +1,8 @@
 #include "engine/sampled_product.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 #include <vector>
 
 namespace perfonnx {
@@ -8,7 +10,10 @@ namespace {
 
 // Sizes of the blocks; all of them only move work around, none changes a result except by the order of additions.
 // A block of sites keeps its gathered inputs (kTilesPerBlock tiles of kGatherDepth floats a site) in the second cache.
+// Where they are read in place and are few, a block may have more tiles.
 constexpr std::int64_t kTilesPerBlock = 16;
+constexpr std::int64_t kMostTilesPerBlock = 64;
+constexpr std::int64_t kBlockBytes = 256 * 1024;
 constexpr std::int64_t kPointerBytes = 96 * 1024;
 // Copying the inputs of a tile pays where a panel of weights is too large for the second cache, so that the sum is cut
 // into slices.
@@ -47,23 +52,21 @@ class Product {
         site_tile_(static_cast<std::int64_t>(weights.kernels().site_tile)) {
     const WeightShape& shape = weights.shape();
     const std::int64_t pointers = shape.taps * site_tile_ * static_cast<std::int64_t>(sizeof(float*));
-    const std::int64_t tiles = std::clamp(kPointerBytes / pointers, std::int64_t{1}, kTilesPerBlock);
-    const std::int64_t all_panels = shape.groups * weights.panels_per_group();
-    const std::int64_t tasks = wanted_tasks();  // with fewer blocks the panels are split too
-    blocks_ = ceil_div(total_, tiles * site_tile_);
-    if (blocks_ < tasks && (weights.depthwise() || all_panels < tasks)) {  // few panels to share: smaller blocks
-      blocks_ = std::min(tasks, ceil_div(total_, site_tile_));
-    }
-    panel_parts_ = weights.depthwise() ? 1 : std::min(all_panels, blocks_ < tasks ? ceil_div(tasks, blocks_) : 1);
+    const std::int64_t tile = site_tile_ * weights.input_channels() * static_cast<std::int64_t>(sizeof(float));
+    const std::int64_t most =
+        gathers() ? kTilesPerBlock : std::clamp(kBlockBytes / tile, kTilesPerBlock, kMostTilesPerBlock);
+    const std::int64_t in_block = std::clamp(kPointerBytes / pointers, std::int64_t{1}, most);
+    tiles_ = ceil_div(total_, site_tile_);
+    share_out(ceil_div(tiles_, in_block), weights.depthwise() ? 1 : shape.groups * weights.panels_per_group());
   }
 
   std::int64_t tasks() const noexcept { return blocks_ * panel_parts_; }
 
   void run(std::int64_t task) const {
-    const EvenSplit sites{total_, blocks_};
+    const EvenSplit whole{tiles_, blocks_};
     const std::int64_t block = task / panel_parts_;
-    const std::int64_t first = sites.begin(block);
-    const std::int64_t count = sites.end(block) - first;
+    const std::int64_t first = whole.begin(block) * site_tile_;
+    const std::int64_t count = std::min(whole.end(block) * site_tile_, total_) - first;
     const EvenSplit tiles{count, ceil_div(count, site_tile_)};
     std::vector<const float*> added_rows(static_cast<std::size_t>(added_ != nullptr ? count : 0));
     for (std::size_t p = 0; p < added_rows.size(); ++p) added_rows[p] = added_row(first + static_cast<std::int64_t>(p));
@@ -82,6 +85,29 @@ class Product {
   }
 
  private:
+  // Chooses the number of blocks, at least `fewest`, and of parts of the panels, by what the threads need when they
+  // take one task after the other. A task costs its tiles times its panels, beside that reading the weights of each
+  // panel and finding the inputs of each tile.
+  void share_out(std::int64_t fewest, std::int64_t panels) {
+    constexpr double kWeights = 0.3;  // of a panel, in tiles times panels
+    constexpr double kInputs = 0.1;   // of a tile
+    const std::int64_t threads = wanted_tasks();
+    double least = std::numeric_limits<double>::infinity();
+    for (std::int64_t parts = 1; parts <= std::min(panels, threads); ++parts) {
+      const std::int64_t evenly = threads / std::gcd(parts, threads);
+      for (const std::int64_t blocks : {fewest, std::min(ceil_div(fewest, evenly) * evenly, tiles_)}) {
+        const auto in_task = static_cast<double>(ceil_div(tiles_, blocks));
+        const double task = static_cast<double>(ceil_div(panels, parts)) * (in_task + kWeights) + in_task * kInputs;
+        const double all = task * static_cast<double>(ceil_div(blocks * parts, threads));
+        if (all < least) {
+          least = all;
+          blocks_ = blocks;
+          panel_parts_ = parts;
+        }
+      }
+    }
+  }
+
   bool gathers() const {
     const WeightShape& shape = weights_.shape();
     return shape.taps * shape.inputs > kDirectDepth || shape.inputs % kAliasedInputs == 0;
@@ -407,6 +433,7 @@ class Product {
   const AddedRows* added_;
   std::int64_t total_;
   std::int64_t site_tile_;
+  std::int64_t tiles_ = 0;
   std::int64_t blocks_ = 0;
   std::int64_t panel_parts_ = 1;
 };

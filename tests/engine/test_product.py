@@ -218,6 +218,28 @@ def test_empty_weights_are_refused(shape: tuple[int, int, int]) -> None:
         _engine.SampledProduct(np.ones(shape, np.float32))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("channels", "outputs", "taps", "group"), [(24, 70, 9, 1), (3, 16, 9, 1), (32, 32, 9, 32)])
+def test_results_do_not_depend_on_the_number_of_processors(
+    isa: str, channels: int, outputs: int, taps: int, group: int
+) -> None:
+    code = f"""
+import hashlib, os, sys
+import numpy as np
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+from perfonnx import _engine
+rng = np.random.default_rng(0)
+rows = rng.standard_normal((1, 300, {channels})).astype(np.float32)
+table = (np.arange(196)[:, None] + np.arange({taps})).astype(np.int32)
+w = rng.standard_normal(({outputs}, {channels} // {group}, {taps})).astype(np.float32)
+print(hashlib.sha256(_engine.SampledProduct(w, group={group}, isa={isa!r})(rows, table, threads=2)).hexdigest())
+"""
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor, or no way to ask for one")
+    one, two = (subprocess.check_output([sys.executable, "-c", code, count]) for count in "12")
+    assert one == two
+
+
 def _isa_with(value: str) -> subprocess.CompletedProcess[str]:
     code = "from perfonnx import _engine; print(_engine.default_isa())"
     environment = {**os.environ, "PERFONNX_ISA": value}
