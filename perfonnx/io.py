@@ -293,7 +293,7 @@ def tidy(proto: ModelProto) -> None:
 
     The nodes of the main graph come in topological order. Every domain is imported once, with the version that
     onnxruntime reads it in: the last of several imports, and for its own domains without an import the newest. Of
-    several equal initializers of one name there is one, of those without a name none.
+    several equal initializers of one name there is one, the dense one if one is sparse; of those without a name none.
     """
     graph = proto.graph
     order = topological_order(graph.node)
@@ -308,6 +308,8 @@ def tidy(proto: ModelProto) -> None:
         first.setdefault(tensor.name, i)
     first.pop("", None)
     _keep_only(graph.initializer, list(first.values()))
+    sparse = graph.sparse_initializer
+    _keep_only(sparse, [i for i, tensor in enumerate(sparse) if tensor.values.name not in first])
 
 
 def _tidy_imports(proto: ModelProto) -> None:
@@ -732,7 +734,8 @@ class Workspace:
         graph.input.extend(source.input)
         graph.output.extend(source.output)
         graph.value_info.extend(source.value_info)
-        graph.sparse_initializer.extend(t for t in source.sparse_initializer if t.values.name not in hidden)
+        covered = hidden.keys() | self._initializers.keys()
+        graph.sparse_initializer.extend(t for t in source.sparse_initializer if t.values.name not in covered)
         known = {i.name for i in graph.input}
         replaceable = self.overridable()  # whose values nothing may be inferred from
         for tensor in (*self._initializers.values(), *self.added.values(), *hidden.values()):
