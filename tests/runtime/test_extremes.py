@@ -82,7 +82,7 @@ def test_groups_that_overflow(op: str, tables: dict[str, Any], group: int) -> No
     assert f"'group': {group} does not divide" in _refusal(model(op, tables, **{**BORDER, "group": group}))
 
 
-@pytest.mark.parametrize("op", ["PerforatedConv", "SparseConv"])
+@pytest.mark.parametrize("op", [pytest.param("PerforatedConv", marks=pytest.mark.slow), "SparseConv"])
 def test_tables_beyond_reason(op: str) -> None:
     """Sixteen million sites are a small file; with a kernel of 5 x 5 their table would take 1.6 GB."""
     mask = np.ones((4096, 4096), bool)
