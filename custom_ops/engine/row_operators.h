@@ -58,7 +58,7 @@ struct VirtualMap {
   std::optional<Indices> source;
 };
 
-// Rows Z to add. `source` (z_source) has one entry per site.
+// Rows Z to add. `source` (z_source) has one entry per site, or one for all of them.
 struct AddedConstants {
   std::optional<Indices> source;
   std::optional<Rows> zeros;  // the shape of a constant Z that is all zeros, and so need not be read

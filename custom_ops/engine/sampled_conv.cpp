@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <vector>
 
 #include "engine/row_operators.h"
 
@@ -30,7 +31,13 @@ SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const
       table_(table_of(conv.geometry, map.size, sites, in_source_)),
       zero_row_(static_cast<std::size_t>(weights_.input_channels()), 0.0F) {
   if (!added) return;
-  z_source_.emplace("z_source", added->source, table_.sites);
+  std::vector<std::int32_t> repeated;
+  std::optional<Indices> z_source = added->source;
+  if (z_source && z_source->count == 1 && table_.sites != 1) {
+    repeated.assign(static_cast<std::size_t>(table_.sites), z_source->data[0]);
+    z_source = Indices{repeated.data(), table_.sites};
+  }
+  z_source_.emplace("z_source", z_source, table_.sites);
   if (added->zeros) {
     check_added(*added->zeros);
     zero_images_ = added->zeros->images;

@@ -37,7 +37,9 @@ def schema() -> onnx.defs.OpSchema:
             common.formal("in_shape", "tensor(int64)", "[2]: H, W of the map that S stands for."),
             common.formal("sites", "tensor(int32)", "[P], flat output positions; absent: all.", optional=True),
             common.formal("Z", "T", "Rows [N or 1, Pz, M] to add.", optional=True),
-            common.formal("z_source", "tensor(int32)", "[P], row numbers of Z; absent: 0, 1, 2, ...", optional=True),
+            common.formal(
+                "z_source", "tensor(int32)", "[P] or [1], row numbers of Z; absent: 0, 1, 2, ...", optional=True
+            ),
         ],
         outputs=[common.formal("R", "T", "Rows [N, P, M].")],
         type_constraints=[common.FLOAT_CONSTRAINT],

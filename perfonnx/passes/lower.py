@@ -35,6 +35,7 @@ from perfonnx.passes.regions import (
     is_pointwise,
     is_sampled,
     is_standard,
+    slope_of,
     window_on_rows,
 )
 
@@ -193,11 +194,11 @@ class _Lowering:
                 rows_in.tensor,
                 node.inputs[1],
                 node.inputs[2],
-                self._table("rows", rows_in.source),
+                self._table("index", rows_in.source),
                 self._table("shape", np.array(rows_in.shape, np.int64)),
-                self._table("sites", sites),
+                self._table("index", sites),
                 self._table("zeros", np.zeros((1, 1, channels), dtype)),
-                self._table("zero_index", np.zeros(sites.size, np.int32)),
+                self._table("index", np.zeros(1, np.int32)),
             ],
             attributes,
             y,
@@ -224,9 +225,9 @@ class _Lowering:
             node.inputs[3],
             self._or_zeros(node, 4, 1, rows_in.elem_type),
             self._or_zeros(node, 5, channels, rows_in.elem_type),
-            self._table("rows", rows_in.source),
+            self._table("index", rows_in.source),
             self._table("shape", np.array(rows_in.shape, np.int64)),
-            self._table("sites", positions),
+            self._table("index", positions),
         ]
         result = Rows(y, positions.size, positions, (height, width), channels, rows_in.elem_type, rows_in.batch)
         op = ops.sampled_radius_adaptive_conv.NAME
@@ -259,6 +260,10 @@ class _Lowering:
         if not self._is_worth_it(node):
             return False
         inputs = [rows.tensor, *node.inputs[1:]]
+        if node.op == "PRelu":
+            slope = slope_of(self.workspace, node)
+            assert slope is not None
+            inputs[1] = self._table("slope", slope)
         self._emit_standard(node, inputs, dict(node.attrs), output, rows)
         return True
 
@@ -423,7 +428,7 @@ class _Lowering:
                 continue
             self.adding.add(conv.name)
             conv.inputs[6] = parts[other].tensor
-            conv.inputs[7] = self._table("z_source", z_source)
+            conv.inputs[7] = self._table("index", z_source)
             position = next(i for i, emitted in enumerate(self.nodes) if emitted is conv)
             self.nodes.append(self.nodes.pop(position))  # behind the other operand
             self._let_stand(parts[own], node.outputs[0])
@@ -460,7 +465,7 @@ class _Lowering:
         """Rows picked by number, repeated where a number is."""
         if rows.count == numbers.size and np.array_equal(numbers, np.arange(numbers.size)):
             return rows.tensor
-        index = self._table("pick", numbers.astype(np.int32))
+        index = self._table("index", numbers.astype(np.int32))
         name = self._unique(f"{rows.tensor.name}.picked")
         picked = gs.Variable(name)
         node = gs.Node("Gather", name, {"axis": 1}, [rows.tensor, index], [picked])
@@ -499,9 +504,9 @@ class _Lowering:
         positions = np.arange(shape[0] * shape[1], dtype=np.int32)
         inputs = [
             rows.tensor,
-            self._table("rows", rows.source),
+            self._table("index", rows.source),
             self._table("shape", np.array(rows.shape, np.int64)),
-            self._table("sites", positions),
+            self._table("index", positions),
         ]
         result = Rows(output, positions.size, positions, shape, rows.channels, rows.elem_type, rows.batch)
         self._emit(op, node.name, inputs, attributes, output, result)
@@ -535,7 +540,7 @@ class _Lowering:
             rows = Rows(
                 gs.Variable(name), positions.size, positions, (height, width), channels, known.elem_type, known.shape[0]
             )
-            inputs = [tensor, self._table("sites", positions), self._table("shape", np.array(rows.shape, np.int64))]
+            inputs = [tensor, self._table("index", positions), self._table("shape", np.array(rows.shape, np.int64))]
             node = gs.Node(ops.compact.NAME, f"{self.visited}/{name}", {}, inputs, [rows.tensor], domain=ops.DOMAIN)
             self.nodes.append(node)
             self.workspace.types[name] = TensorType(known.elem_type, (known.shape[0], rows.count, channels))
@@ -647,9 +652,9 @@ class _Formula:
         return self(
             ops.sampled_pool.AVERAGE,
             x,
-            table("rows", source),
+            table("index", source),
             table("shape", np.array(shape, np.int64)),
-            table("sites", sites),
+            table("index", sites),
             kernel_shape=list(kernel),
             strides=list(kernel),
             pads=[0] * 4,

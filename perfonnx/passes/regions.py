@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from perfonnx import ops
@@ -18,7 +20,7 @@ from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions
 
 ZERO_TO_ZERO = frozenset(
     "Relu LeakyRelu Tanh Abs Neg Elu Selu Celu Softsign Erf HardSwish Gelu Mish "  # noqa: SIM905
-    "ThresholdedRelu Identity Dropout".split()
+    "ThresholdedRelu Identity Dropout PRelu".split()
 )
 """Elementwise operators that keep zero: a fill value of zero passes through them."""
 
@@ -97,6 +99,8 @@ def works_on_rows(workspace: Workspace, node: gs.Node) -> bool:
         return False
     if node.op == "Clip":
         return all(workspace.constant_proto(t) is not None for t in node.inputs[1:] if t.name)
+    if node.op == "PRelu":
+        return slope_of(workspace, node) is not None
     if node.op in ELEMENTWISE:
         return node.op != "Dropout" or len([i for i in node.inputs if i.name]) == 1
     if node.op in GLOBAL_POOLS or node.op in NORMALIZATIONS:
@@ -104,6 +108,18 @@ def works_on_rows(workspace: Workspace, node: gs.Node) -> bool:
     if node.op in MOVES_POSITIONS:
         return may_move_positions(workspace, node)
     return node.op in POOLS and _pools(workspace, node)
+
+
+def slope_of(workspace: Workspace, node: gs.Node) -> NDArray[Any] | None:
+    """The constant slopes [M] or [1] of a PRelu of maps [N, M, H, W]; None where they differ within a channel.
+
+    They broadcast to the map from the right, so that M of them in one dimension would be one for each column.
+    """
+    slope, known = workspace.constant(node.inputs[1]), workspace.types[node.inputs[0].name].shape
+    assert known is not None
+    if slope is None or (slope.size > 1 and slope.shape not in ((known[1], 1, 1), (1, known[1], 1, 1))):
+        return None
+    return slope.reshape(-1)
 
 
 def _is_read(workspace: Workspace, tensor: gs.Tensor) -> bool:

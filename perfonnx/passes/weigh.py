@@ -127,9 +127,10 @@ class _Layout:
         self.pointwise = {i for i, site in self.sites.items() if _is_pointwise(site)}
         sampled = {i for i, d in self.chosen.items() if rows and _has_rows(workspace, d)}
         dense = {i for i, s in self.sites.items() if i not in self.chosen and is_map(workspace, s.output)}
+        self.on_rows: set[int] = set()
+        self.seen: dict[int, gs.Node] = {}
         self._enter(sampled, dense if sampled else set())
-        self.first_members = self.members
-        while True:  # with fewer layers on rows others have more rows, so that the set only shrinks
+        while True:  # with fewer nodes on rows others have more rows, so that the set only shrinks
             self.on_rows = self._connected(self._cut())
             if sampled | dense <= self.on_rows:  # what else stays on maps leaves all layers their rows
                 break
@@ -150,7 +151,7 @@ class _Layout:
     def kept(self) -> dict[int, gs.Node]:
         """The nodes, other than convolutions, that could work on rows and do not, by id."""
         layers = self.on_rows | self.sites.keys()
-        return {i: node for i, node in self.first_members.items() if i not in layers}
+        return {i: node for i, node in self.seen.items() if i not in layers}
 
     def estimate(self) -> float:
         """Nanoseconds of all convolutions and turns."""
@@ -163,7 +164,7 @@ class _Layout:
                 total += self.costs.of_dense(site)
             else:
                 total += self.costs.of_canonical(site, decision.share)
-        for i, node in self.first_members.items():
+        for i, node in self.seen.items():
             if node.op == INSTANCE_NORMALIZATION:
                 total += self._normalization(node)[i in self.on_rows]
         for tensor in self._tensors().values():
@@ -176,13 +177,15 @@ class _Layout:
         shares = {i: self.chosen[i].share for i in sampled}
         layers = [self.sites[i] for i in (*dense, *sampled)]
         folded = {id(node) for site in layers for node in foldable(self.workspace, site.node, site.w_shape[0])}
-        flow = Regions(self.workspace, shares, dense, folded, self.pointwise)
+        kept = self.kept()
+        flow = Regions(self.workspace, shares, dense, folded, self.pointwise, kept)
         for i in dense:
             x = self.sites[i].node.inputs[0].name
             shares[i] = flow.share.get(x, 1.0) if i in self.pointwise else 1.0
         self.shares = shares
-        self.flow = Regions(self.workspace, shares, set(), folded)  # now dense layers start rows as well
+        self.flow = Regions(self.workspace, shares, set(), folded, kept=kept)  # now dense layers start rows as well
         self.members = {id(n): n for n in self.workspace.graph.nodes if self._is_member(n)}
+        self.seen |= self.members
 
     def _is_member(self, node: gs.Node) -> bool:
         if id(node) in self.shares:

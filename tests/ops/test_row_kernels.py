@@ -118,6 +118,19 @@ def test_z_may_come_from_the_graph(images: int, dtype: type[np.floating[Any]]) -
     assert_close(got, expected)
 
 
+def test_one_row_of_z_for_all_sites() -> None:
+    case = _conv_case(channels=(8, 40))
+    for one in (3, -1):
+        full, single = case.inputs | {"z_source": np.full(case.inputs["sites"].size, one, np.int32)}, dict(case.inputs)
+        single["z_source"] = np.array([one], np.int32)
+        geometry = ops.common.conv_attributes(np.empty((1, 1, 3, 3)), case.attributes)
+        activation = ops.common.activation_from(case.attributes)
+        expected = ops.sampled_conv.reference(*full.values(), attributes=geometry, activation=activation)  # type: ignore[arg-type]
+        got = RowCase("SampledConv", single, case.attributes, expected)
+        assert_close(perfonnx.session(got.model(fallback=False)).run(None, got.feed)[0], expected)
+        assert_close(perfonnx.session(got.model(fallback=True), library=False).run(None, got.feed)[0], expected)
+
+
 def test_a_z_of_zeros_changes_no_bit() -> None:
     case = _conv_case(channels=(8, 40))
     case.inputs["Z"] = np.zeros((1, 9, 40), np.float32)

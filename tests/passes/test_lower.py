@@ -528,6 +528,51 @@ def test_normalizations_on_rows_are_exact(
         np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("opset", [7, 17])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("shape", "on_rows"),
+    [((6, 1, 1), True), ((1, 6, 1, 1), True), ((1, 1, 1), True), ((6,), False), ((1, 6), False), ((6, 6, 1), False)],
+)
+def test_slopes_per_channel_cut_no_region(
+    shape: tuple[int, ...], on_rows: bool, dtype: type[np.floating], opset: int
+) -> None:
+    """On a map as wide as it has channels, where six slopes in one dimension are one for each column."""
+    nodes = [
+        nets.conv("x", "a", "w", name="first"),
+        nets.node("Abs", ["a"], ["b"]),
+        nets.node("PRelu", ["b", "s"], ["c"]),
+        nets.node("Neg", ["c"], ["d"]),
+        nets.node("PRelu", ["d", "s"], ["e"]),
+        nets.conv("e", "y", "w", name="second"),
+    ]
+    constants = {"w": nets.values(6, 6, 3, 3, dtype=dtype), "s": nets.values(*shape, dtype=dtype)}
+    elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    size = (1, 6, 6, 6)
+    model = nets.model(nodes, constants, inputs={"x": size}, outputs={"y": size}, opset=opset, dtype=elem_type)
+    maps, rows = (perfonnx.rewrite(model, layout=layout, rate=0.5, only=[""]) for layout in LAYOUTS[::-1])
+    assert (operators(rows.proto)["Compact"] == 1) == on_rows
+    feeds = nets.feed(*size, dtype=dtype)
+    expected = perfonnx.session(maps.proto, library=False).run(None, feeds)[0].astype(np.float64)
+    for library in (False, True):
+        actual = perfonnx.session(rows.proto, library=library).run(None, feeds)[0]
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 if dtype is np.float32 else 6e-3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.75])
+def test_tables_are_stored_once_and_say_nothing_twice(rate: float) -> None:
+    """A chain over one large map: its positions in order, the sites, their rows, and the map at the end."""
+    chain = [nets.conv(f"x{i}" if i else "x", f"x{i + 1}", "w", name=f"c{i}") for i in range(4)]
+    chain[-1].output[0] = "y"
+    model = nets.model(chain, {"w": nets.values(16, 16, 3, 3)}, inputs={"x": (1, 16, 64, 64)})
+    result = perfonnx.rewrite(model, rate=rate, only=[""]).proto
+    assert operators(result)["SampledConv"] == 4
+    tables = [numpy_helper.to_array(t) for t in result.graph.initializer if t.name.startswith("perfonnx.")]
+    contents = {(t.shape, t.dtype.str, t.tobytes()) for t in tables}
+    assert len(contents) == len(tables)
+    assert sum(t.nbytes for t in tables) < 3.5 * 4 * 64 * 64
+
+
 def test_inspect_knows_rows() -> None:
     result = perfonnx.rewrite(build("chain"), layout="rows", rate=0.5, only=[""])
     found = {conv.name: conv for conv in perfonnx.inspect(result.proto).convs}
