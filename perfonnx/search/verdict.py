@@ -77,11 +77,15 @@ def _message(search: Search, result: Rewritten, best: Trial | None, reached: boo
 
 
 def _nearest(search: Search) -> str | None:
-    """What the network does that came nearest; None where none is faster than the original."""
+    """What the network does that came nearest; None where none was tried."""
     networks = search.networks
-    faster = [trial for trial in networks.trials.values() if trial.speed.ratio >= MIN_SPEEDUP]
-    if not faster:
+    tried = list(networks.trials.values())
+    faster = [trial for trial in tried if trial.speed.ratio >= MIN_SPEEDUP]
+    if not tried:
         return None
+    if not faster:
+        number = "network" if len(tried) == 1 else f"fastest of {len(tried)} networks"
+        return f"the {number} that was tried is {max(trial.speed.ratio for trial in tried):.2f}x"
     mildest = min(faster, key=lambda trial: trial.choosing.guide)
     layers = list(mildest.plan.layers)
     named = " and ".join(layers) if len(layers) <= NAMED else f"{len(layers)} layers"
