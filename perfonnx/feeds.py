@@ -7,6 +7,7 @@ A *sample* is one entry along the first axis of the inputs; a run takes as many 
 from __future__ import annotations
 
 import math
+import shlex
 import warnings
 import zipfile
 import zlib
@@ -801,9 +802,9 @@ def _draw(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[A
 
 
 def _example(spec: InputSpec) -> str:
-    """A value for `--input-shape` that fits the input."""
+    """A value for `--input-shape` that fits the input, as a shell takes it."""
     sizes = [dim if isinstance(dim, int) else 1 if axis == 0 else 224 for axis, dim in enumerate(spec.shape)]
-    return f"{spec.name}:{','.join(map(str, sizes))}"
+    return shlex.quote(f"{spec.name}:{','.join(map(str, sizes))}")
 
 
 def _text(shape: Sequence[int | str | None]) -> str:

@@ -229,16 +229,17 @@ def same_pads(
 ) -> list[int] | None:
     """The pads, first those before the map, that SAME_UPPER or SAME_LOWER stands for.
 
-    None where sizes that are not known decide, and where a stride that is longer than the kernel makes them negative:
-    versions of onnxruntime differ there.
+    None where sizes that are not known decide, and where a stride that is longer than the kernel makes them less than
+    -1 (which is none): versions of onnxruntime differ there.
     """
     before, after = [], []
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         extent = dilation * (k - 1) + 1
         if isinstance(size, int):
             total = (-(-size // stride) - 1) * stride + extent - size
-            if total < 0:
+            if total < -1:
                 return None
+            total = max(0, total)
         elif stride == 1:
             total = extent - 1
         else:
@@ -281,7 +282,7 @@ def _obstacle(
             if bare:
                 return f"the input {bare[0]!r} has no shape; give --input-shape"
             return "shape inference does not reach its input"
-        if not all(isinstance(d, int) for d in input_shape[2:]):
+        if not all(isinstance(d, int) for d in input_shape[2:]) and _has_open_sizes(workspace):
             return "its height and width are symbolic; give --input-shape"
         return "its output size is unknown"
     if output_shape == (1, 1):
@@ -290,6 +291,12 @@ def _obstacle(
     if max(math.prod(output_shape), height * width) > MAX_POSITIONS:
         return f"its map of {height}x{width} is too large for tables of positions"
     return None
+
+
+def _has_open_sizes(workspace: Workspace) -> bool:
+    """Whether an input has open sizes beside its batch."""
+    known = (workspace.types.get(tensor.name) for tensor in workspace.graph.inputs)
+    return any(size in workspace.symbols for k in known if k is not None and k.shape for size in k.shape[1:])
 
 
 def _type_name(elem_type: int) -> str:

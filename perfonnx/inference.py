@@ -405,9 +405,7 @@ def _agreed(symbols: Sequence[str], runs: Sequence[_Types], batches: tuple[int, 
     first, second = runs
     agreed, differing = {}, {}
     for name in (name for name in first if name in second):
-        a, b = first[name].shape, second[name].shape
-        assert a is not None
-        assert b is not None
+        a, b = (tuple(d for d in run[name].shape or () if isinstance(d, int)) for run in runs)
         sizes: list[int | str | None] = []
         for axis, pair in enumerate(zip(a, b, strict=False)):
             if symbols and pair == batches and (axis == 0 or pair[0] != pair[1]):
@@ -416,7 +414,8 @@ def _agreed(symbols: Sequence[str], runs: Sequence[_Types], batches: tuple[int, 
                 sizes.append(pair[0] if pair[0] == pair[1] else None)
         if len(a) == len(b):
             agreed[name] = TensorType(first[name].elem_type, tuple(sizes))
-        if len(a) != len(b) or a[1:] != b[1:]:
+        with_batch = bool(symbols and a and b) and a[0] * batches[1] == b[0] * batches[0]
+        if len(a) != len(b) or a[with_batch:] != b[with_batch:]:
             differing[name] = "its size differs from input to input"
     return agreed, differing
 
@@ -451,7 +450,8 @@ def _probe_feeds(workspace: Workspace, names: Sequence[str], batch: int, run: in
 def _probe(dtype: Any, shape: Sequence[int], run: int) -> NDArray[Any]:
     """Random values of the first (0) or second (1) run, far enough apart to take the two ways at a condition.
 
-    Integers are small: they are valid as indices and sizes in most models.
+    Those of the second are often equal, and sometimes zero. Integers are small: they are valid as indices and sizes in
+    most models.
     """
     random, dtype, count = np.random.default_rng(run), np.dtype(dtype), math.prod(shape)
     block = min(count, _PROBE_BLOCK)
@@ -461,7 +461,7 @@ def _probe(dtype: Any, shape: Sequence[int], run: int) -> NDArray[Any]:
         low, different = (128 * run, 128) if dtype == np.uint8 else (run, 2)
         values = random.integers(low, low + different, block)
     else:
-        values = random.standard_normal(block) + (-1, 2)[run]
+        values = random.standard_normal(block) - 1 if run == 0 else np.round(random.standard_normal(block)) + 2
     return np.resize(values.astype(dtype), shape)
 
 

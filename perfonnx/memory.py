@@ -190,7 +190,6 @@ def live_bytes(model: ModelSource, shapes: Mapping[str, tuple[int, ...]] | None 
     loaded = io.load(model)
     inputs = {info.name for info in loaded.proto.graph.input}
     io.fix_input_shapes(loaded, {name: shape for name, shape in (shapes or {}).items() if name in inputs})
-    del loaded.proto.graph.value_info[:]  # made for another batch size, perhaps
     workspace = Workspace.open(loaded)
     infer_types(workspace)
 

@@ -382,6 +382,12 @@ def test_a_name_in_a_shape_keeps_the_dimension_open() -> None:
     assert resolve_shapes(specs, {"x": ("N", 3, 5, 8)}) == {"x": (1, 3, 5, 8)}
 
 
+def test_the_flag_that_is_asked_for_is_one_word_of_a_shell() -> None:
+    specs = [feeds.InputSpec("an image", ("N", 3, "H", "W"), np.dtype(np.float32))]
+    with pytest.raises(PerfonnxError, match="add --input-shape 'an image:1,3,224,224'"):
+        resolve_shapes(specs, None)
+
+
 # --- hostile images --------------------------------------------------------------------------------------------------
 
 FORMATS = {"png": {}, "jpg": {}, "bmp": {}, "ppm": {}, "pgm": {}, "webp": {"lossless": True}}

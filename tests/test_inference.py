@@ -316,6 +316,26 @@ def test_a_size_that_depends_on_values_is_no_size(between: object) -> None:
         assert "depends on the values" in reason
 
 
+def test_two_runs_tell_a_size_that_depends_on_values() -> None:
+    """An operator of which nothing is known but that: how many different numbers x has."""
+    between = [
+        node("Reshape", ["x", "flat"], ["numbers"]),
+        node("Unique", ["numbers"], ["unique", "where", "counts"], domain=OTHER),
+        node("Shape", ["unique"], ["count"]),
+        node("Div", ["count", "thirty"], ["wide"]),
+        node("Concat", ["front", "wide"], ["size"], axis=0),
+        node("Resize", ["r", "none", "none", "size"], ["s"], mode="nearest"),
+    ]
+    nodes = [nets.conv(), node("Relu", ["c"], ["r"]), *between, nets.conv("s", "d", "v", name="second")]
+    numbers = {"flat": np.array([-1], np.int64), "thirty": np.array([30], np.int64)}
+    constants = {**TWO, **numbers, "none": NUMBERS["none"], "front": COUNTS["front"]}
+    model = nets.model([*nodes, node("Relu", ["d"], ["y"])], constants, domains=[OTHER])
+    feeds = [nets.feed(), {"x": np.round(nets.feed()["x"], 1)}]
+    assert len({y.shape for feed in feeds for y in nets.run(model, feed)}) == 2, "the test would show nothing"
+    report = check(model, *feeds, layers=1)
+    assert "depends on the values" in report.skips[0].reason
+
+
 def test_a_size_that_follows_from_a_fixed_input_is_known() -> None:
     """Arithmetic that onnx does not do."""
     between = [

@@ -106,3 +106,16 @@ def test_a_convolution_with_negative_pads_is_left_alone(auto_pad: str) -> None:
         ("conv", f"{auto_pad} with a stride longer than its kernel")
     ]
     nets.assert_same_results(model, result.proto, nets.feed(1, 3, 13, 15))
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("size", [(12, 10), (11, 9), (12, 9)])
+def test_every_second_position_of_a_map_of_even_size(auto_pad: str, size: tuple[int, int]) -> None:
+    """As in the shortcuts of residual networks: one pad too few is none."""
+    first = nets.conv(w="k", kernel_shape=[1, 1], strides=[2, 2], auto_pad=auto_pad)
+    nodes = [first, nets.conv("c", "y", "v", name="second")]
+    weights = {"k": nets.values(4, 3, 1, 1), "v": nets.values(4, 4, 3, 3)}
+    model = nets.model(nodes, weights, inputs={"x": (1, 3, *size)})
+    result = perfonnx.rewrite(model, rate=0.0, only=["."])
+    assert len(result.report.layers) == 2
+    nets.assert_same_results(model, result.proto, nets.feed(1, 3, *size))
