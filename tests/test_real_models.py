@@ -143,3 +143,15 @@ def test_a_folded_and_an_unfolded_network_come_to_the_same() -> None:
     feed = next(feeds.random_feeds(perfonnx.session(results[0]), n=4, shapes={"input": (4, 3, 32, 32)}))
     folded, unfolded = (outputs(proto, feed, library=True) for proto in results)
     assert largest_relative_error(unfolded, folded) < 1e-4
+
+
+def test_tables_keep_a_small_network_on_large_maps_small() -> None:
+    model = onnx.load(real_models.path("face_rfb320_nopost"))
+    for axis, size in ((2, 960), (3, 1280)):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    result = perfonnx.rewrite(model, rate=0.75, freeze_weights=True)
+    assert result.report.layers
+    assert result.proto.ByteSize() < 2 * model.ByteSize()
