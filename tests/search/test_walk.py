@@ -24,7 +24,11 @@ def _measure(bound: float, loss: Callable[[float], float], tried: list[int]) -> 
 
 
 @pytest.mark.parametrize("bound", [0.012, 0.05, 1.0, 9.0])
-@pytest.mark.parametrize("loss", [lambda x: x, lambda x: x**2, lambda x: 20 * x, lambda x: x**0.5 / 10], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [lambda x: x, lambda x: x**2, lambda x: 20 * x, lambda x: x**0.5 / 10],
+    ids=["linear", "square", "steep", "root"],
+)
 @pytest.mark.parametrize("start", [None, 0.05])
 def test_the_bound_is_found_in_few_steps(bound: float, loss: Callable[[float], float], start: float | None) -> None:
     tried: list[int] = []
