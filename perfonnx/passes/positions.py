@@ -20,6 +20,9 @@ MOVES_POSITIONS = frozenset(["Slice", "Pad", "Resize", "Upsample"])
 _LARGEST_MAP = 1 << 24
 """Positions are counted in float32."""
 
+_TO_THE_END = 2**31 - 1
+"""What exporters write for the end of a slice that has none."""
+
 _LARGEST_PROBE = 1 << 26
 """Elements of a tensor on which an operator is tried."""
 
@@ -32,7 +35,22 @@ def may_move_positions(workspace: Workspace, node: gs.Node) -> bool:
     assert before is not None
     assert after is not None
     constant = all(workspace.constant_proto(t) is not None for t in node.inputs[1:] if t.name)
-    return constant and before[1] == after[1]
+    return constant and before[1] == after[1] and (isinstance(before[0], int) or _keeps_any_batch(workspace, node))
+
+
+def _keeps_any_batch(workspace: Workspace, node: gs.Node) -> bool:
+    """Whether an operator that keeps the two images of a trial keeps any number of them."""
+    if node.op in ("Resize", "Upsample"):  # to a number of images that is written in its sizes
+        return not isinstance(workspace.types[node.outputs[0].name].shape[0], int)  # type: ignore[index]
+    if node.op != "Slice":
+        return True
+    names = ("starts", "ends", "axes", "steps")
+    given = [node.attrs.get(name) for name in names]
+    for i, tensor in enumerate(node.inputs[1:]):
+        given[i] = workspace.constant(tensor) if tensor.name else None
+    starts, ends = ([int(v) for v in values] for values in given[:2])  # type: ignore[union-attr]
+    axes = range(len(starts)) if given[2] is None else [int(v) for v in given[2]]
+    return all(starts[i] == 0 and ends[i] >= _TO_THE_END for i, axis in enumerate(axes) if axis in (0, -4))
 
 
 def moved_positions(workspace: Workspace, node: gs.Node) -> NDArray[np.int32] | None:

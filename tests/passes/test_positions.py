@@ -12,7 +12,7 @@ from onnx import helper
 from perfonnx import io
 from perfonnx.inference import infer_types
 from perfonnx.io import Workspace
-from perfonnx.passes.positions import moved_positions
+from perfonnx.passes.positions import may_move_positions, moved_positions
 from tests.passes import nets
 
 LONG = np.int64
@@ -131,3 +131,30 @@ def test_a_fill_is_not_taken_for_a_position(op: str, fill: float) -> None:
     }
     workspace = workspace_of(around[op], (1, 1, 6, 9))
     assert moved_positions(workspace, workspace.graph.nodes[0]) is None
+
+
+@pytest.mark.parametrize("batch", [2, "N"])
+@pytest.mark.parametrize(
+    ("op", "attributes", "constants", "opset"),
+    [
+        ("Resize", NEAREST, {"r": np.array([], np.float32), "s": np.array([2, 3, 12, 9], LONG)}, 12),
+        ("Slice", {}, {"s": np.zeros(4, LONG), "e": np.array([2, 3, 5, 5], LONG)}, 12),
+        ("Slice", {"starts": [0, 1], "ends": [2, 5], "axes": [0, 2]}, {}, 9),
+    ],
+)
+def test_a_number_of_images_that_is_written_down_is_not_any(
+    op: str, attributes: dict[str, Any], constants: dict[str, np.ndarray], opset: int, batch: int | str
+) -> None:
+    names = list(constants)
+    if op == "Resize":
+        names = ["r", "r", "s"]
+    model = nets.model(
+        [helper.make_node(op, ["x", *names], ["y"], **attributes)],
+        constants,
+        inputs={"x": (batch, 3, 6, 9)},
+        opset=opset,
+    )
+    workspace = Workspace.open(io.load(model))
+    infer_types(workspace)
+    (node,) = workspace.graph.nodes
+    assert (may_move_positions(workspace, node) and moved_positions(workspace, node) is not None) == (batch == 2)
