@@ -48,7 +48,7 @@ def _keeps_any_batch(workspace: Workspace, node: gs.Node) -> bool:
     given = [node.attrs.get(name) for name in names]
     for i, tensor in enumerate(node.inputs[1:]):
         given[i] = workspace.constant(tensor) if tensor.name else None
-    starts, ends = ([int(v) for v in values] for values in given[:2])  # type: ignore[union-attr]
+    starts, ends = ([int(v) for v in values] for values in given[:2])
     axes = range(len(starts)) if given[2] is None else [int(v) for v in given[2]]
     return all(starts[i] == 0 and ends[i] >= _TO_THE_END for i, axis in enumerate(axes) if axis in (0, -4))
 
