@@ -24,6 +24,9 @@ CONV = "Conv"
 MAX_POSITIONS = 1 << 25
 """Positions of a map, at most: one of 7680 x 4320 fits. A layer's tables grow with it, to hundreds of megabytes."""
 
+MAX_ENTRIES = 1 << 28
+"""Entries of a table, at most: the engine (`kMostEntries` in plan.h) refuses layers and pools with larger ones."""
+
 _ACTIVATIONS = frozenset(
     "Relu LeakyRelu PRelu Clip Sigmoid Tanh Elu Selu HardSigmoid HardSwish Softplus Softsign ThresholdedRelu Celu "  # noqa: SIM905
     "Mish Gelu Erf Abs Neg Sqrt Exp Log Dropout Identity Cast".split()
@@ -96,6 +99,13 @@ def conv_sites(workspace: Workspace) -> list[ConvSite]:
             taken.add(name)
         result.append(_conv_site(workspace, node, name))
     return result
+
+
+def table_obstacle(positions: int, kernel: Sequence[int]) -> str | None:
+    """Why a window's table, with an entry for each tap at each of the positions, cannot be made; None where it can."""
+    if positions * math.prod(kernel) <= MAX_ENTRIES:
+        return None
+    return f"its {'x'.join(map(str, kernel))} kernel at {positions} positions needs a table too large for the engine"
 
 
 def own_nodes(workspace: Workspace) -> list[gs.Node]:

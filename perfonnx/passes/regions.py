@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.graph import pool_window
+from perfonnx.graph import pool_window, table_obstacle
 from perfonnx.io import Workspace
 from perfonnx.masks import PoolWindow
 from perfonnx.ops.common import activation_from
@@ -146,7 +147,8 @@ def _pools(workspace: Workspace, node: gs.Node) -> bool:
     assert before is not None
     assert after is not None
     height, width = (d for d in before[2:] if isinstance(d, int))
-    return window.output_shape((height, width)) == after[2:]
+    output = window.output_shape((height, width))
+    return output == after[2:] and table_obstacle(math.prod(output), window.kernel) is None
 
 
 def window_on_rows(workspace: Workspace, node: gs.Node) -> PoolWindow | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections import Counter
@@ -18,6 +19,7 @@ from perfonnx.graph import (
     dense_multiplies_of,
     following_pool,
     rewritten_nodes,
+    table_obstacle,
     unreachable_convs,
 )
 from perfonnx.inference import symbolic_input_flag
@@ -250,11 +252,15 @@ class Select(Pass):
                 reason = "its weight or bias has values that are not finite"
             elif layer.method != "radius-adaptive":
                 reason = masks.reason_against(site, layer)
+            mask = masks.make(site, layer) if reason is None and layer.method != "radius-adaptive" else None
+            if reason is None:
+                assert site.output_shape is not None
+                computed = math.prod(site.output_shape) if mask is None else int(mask.sum())
+                reason = table_obstacle(computed, site.w_shape[2:])
             if reason:
                 state.skips.append(Skip(site.name, reason))
                 continue
             first_type = site.elem_type
-            mask = None if layer.method == "radius-adaptive" else masks.make(site, layer)
             if mask is not None and is_own_mask(layer.mask):
                 layer = replace(layer, rate=float(1 - mask.mean()))
             by_name = self.plan is not None or bool(self.options.only)

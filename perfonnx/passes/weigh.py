@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx.costs import DEFAULT_COSTS, Costs
-from perfonnx.graph import ConvSite, conv_sites
+from perfonnx.graph import ConvSite, conv_sites, table_obstacle
 from perfonnx.io import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
@@ -78,6 +78,13 @@ def _is_pointwise(site: ConvSite) -> bool:
     return a is not None and a.kernel_shape == a.strides == (1, 1) and not any(a.pads)
 
 
+def _may_join(workspace: Workspace, site: ConvSite) -> bool:
+    """Whether a dense layer can be computed on rows."""
+    assert site.output_shape is not None
+    fits = table_obstacle(math.prod(site.output_shape), site.w_shape[2:]) is None
+    return fits and is_map(workspace, site.output)
+
+
 def _has_rows(workspace: Workspace, decision: Decision) -> bool:
     """Whether the layer has a form on rows, as far as that is known before anything is folded."""
     if decision.plan.method == "sparse":
@@ -126,7 +133,7 @@ class _Layout:
         self.chosen = {id(d.site.node): d for d in state.decisions.values()}
         self.pointwise = {i for i, site in self.sites.items() if _is_pointwise(site)}
         sampled = {i for i, d in self.chosen.items() if rows and _has_rows(workspace, d)}
-        dense = {i for i, s in self.sites.items() if i not in self.chosen and is_map(workspace, s.output)}
+        dense = {i for i, s in self.sites.items() if i not in self.chosen and _may_join(workspace, s)}
         self.on_rows: set[int] = set()
         self.seen: dict[int, gs.Node] = {}
         self._enter(sampled, dense if sampled else set())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import perfonnx
-from perfonnx import PerfonnxError
+from perfonnx import PerfonnxError, graph
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -108,6 +108,21 @@ def test_single_position_is_left_alone() -> None:
     assert skips(conv_only(nets.values(8, 3, 3, 3), x=(1, 3, 3, 3), pads=[0] * 4), only=["."]) == {
         "conv": "a single output position: nothing to skip"
     }
+
+
+def test_layers_whose_tables_the_engine_refuses_are_left_alone() -> None:
+    """What counts is the taps at the positions that are computed: at a higher rate the same layer is taken."""
+    model = conv_only(nets.values(1, 1, 127, 127), x=(1, 1, 140, 140), pads=[63] * 4)
+    assert skips(model, rate=0.0, only=["."]) == {
+        "conv": "its 127x127 kernel at 19600 positions needs a table too large for the engine"
+    }
+    assert len(nets.rewrite(model, rate=0.25, only=["."], fallback=False).report.layers) == 1
+
+
+def test_radius_adaptive_layers_compute_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MAX_ENTRIES", 12 * 10 * 9 - 1)
+    reasons = skips(nets.single(), method="radius-adaptive", only=["."])
+    assert reasons == {"conv": "its 3x3 kernel at 120 positions needs a table too large for the engine"}
 
 
 def test_narrow_maps() -> None:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import perfonnx
+from perfonnx import graph
 from perfonnx.costs import KINDS, Costs, Price
 from perfonnx.passes import weigh
 from tests.passes import nets
@@ -102,6 +103,19 @@ def test_a_dense_layer_between_joins_where_that_saves_more_than_it_costs(monkeyp
     alone = rewrite_by(monkeypatch, slow_rows, chain(128), rate=0.5, skip="c1")
     assert (joined["SampledConv"], joined["Conv"]) == (3, 0)
     assert alone["Conv"] == 1
+
+
+def test_what_needs_too_large_tables_on_rows_stays_on_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dense layer and a pool between sampled layers read their taps at every position."""
+    model = chain(32, (3, 5, 3))
+    pool = node("MaxPool", ["r0"], ["p"], kernel_shape=[5, 5], strides=[1, 1], pads=[2] * 4)
+    model.graph.node.insert(2, pool)
+    model.graph.node[3].input[0] = "p"
+    fits = rewrite_by(monkeypatch, FAIR, model, rate=0.5, skip="c1")
+    monkeypatch.setattr(graph, "MAX_ENTRIES", 16 * 16 * 25 - 1)
+    too_large = rewrite_by(monkeypatch, FAIR, model, rate=0.5, skip="c1")
+    assert (fits["Conv"], fits["MaxPool"]) == (0, 0)
+    assert (too_large["Conv"], too_large["MaxPool"]) == (1, 1)
 
 
 def test_a_pointwise_layer_joins_for_the_positions_it_saves(monkeypatch: pytest.MonkeyPatch) -> None:
