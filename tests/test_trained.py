@@ -266,10 +266,17 @@ def test_the_fill_is_what_the_activation_makes_of_the_shift() -> None:
 
 
 def test_without_a_normalization_the_fill_is_zero_and_works_on_rows() -> None:
-    plan = Plan({n: LayerPlan("sparse", 0.5, fill=BEFORE_NORMALIZATION) for n in ("conv2", "conv3")})
-    proto = perfonnx.rewrite(network(), plan=plan).proto
-    assert nets.op_types(proto).count("SampledConv") == 2
-    zero = perfonnx.rewrite(network(), plan=Plan({n: replace(p, fill="zero") for n, p in plan.layers.items()})).proto
+    weights = {"w1": nets.values(8, 3, 3, 3), "w2": nets.values(6, 8, 3, 3)}
+    nodes = [
+        nets.conv("x", "c1", "w1", name="conv1"),
+        node("Relu", ["c1"], ["r1"]),
+        nets.conv("r1", "y", "w2", name="conv2"),
+    ]
+    model = nets.model(nodes, weights, inputs={"x": ("N", 3, 12, 10)})
+    plan = Plan({n: LayerPlan("sparse", 0.5, fill=BEFORE_NORMALIZATION) for n in ("conv1", "conv2")})
+    proto = perfonnx.rewrite(model, plan=plan).proto
+    assert [layer.name for layer in nets.ours(proto) if layer.op_type == "SampledConv"] == ["conv1", "conv2"]
+    zero = perfonnx.rewrite(model, plan=Plan({n: replace(p, fill="zero") for n, p in plan.layers.items()})).proto
     nets.assert_same_results(zero, proto, tolerance=0)
 
 
