@@ -46,10 +46,14 @@ class SampledProduct:
         table: npt.NDArray[np.int32],
         *,
         activation: _Triple | None = None,
+        slope: _Floats | None = None,
         out: _Floats | None = None,
         threads: int = 1,
     ) -> _Floats:
-        """Rows [N, R, C] through the table [P, taps] to [N, P, M]; activation is (negative_slope, min, max)."""
+        """Rows [N, R, C] through the table [P, taps] to [N, P, M].
+
+        activation is (negative_slope, min, max); slope [M] is read where there is one.
+        """
 
 class MaskedConv:
     """PerforatedConv or SparseConv."""
@@ -67,6 +71,7 @@ class MaskedConv:
         dilations: _Pair = (1, 1),
         group: int = 1,
         activation: _Triple = ...,
+        slope: _Floats | None = None,
         isa: str | None = None,
     ) -> MaskedConv: ...
     @staticmethod
@@ -81,6 +86,7 @@ class MaskedConv:
         dilations: _Pair = (1, 1),
         group: int = 1,
         activation: _Triple = ...,
+        slope: _Floats | None = None,
         isa: str | None = None,
     ) -> MaskedConv: ...
     def __call__(self, x: _Array, *, threads: int = 1) -> _Array:
@@ -103,6 +109,7 @@ class RadiusAdaptiveConv:
         dilations: _Pair = (1, 1),
         group: int = 1,
         activation: _Triple = ...,
+        slope: _Floats | None = None,
         isa: str | None = None,
     ) -> None: ...
     def __call__(self, x: _Array, *, threads: int = 1) -> _Array:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from perfonnx import ops
@@ -347,8 +348,24 @@ def scalar(workspace: Workspace, tensor: gs.Tensor) -> float | None:
     return float(values.reshape(())) if values is not None and values.size == 1 else None
 
 
+def slope_of(workspace: Workspace, node: gs.Node) -> NDArray[Any] | None:
+    """The constant slopes [M] or [1] of a PRelu of maps [N, M, H, W]; None where they differ within a channel.
+
+    They broadcast to the map from the right, so that M of them in one dimension would be one for each column.
+    """
+    slope, known = workspace.constant(node.inputs[1]), workspace.types.get(node.inputs[0].name)
+    if slope is None or slope.size == 0 or slope.ndim > 4:
+        return None
+    if slope.size > 1:
+        if known is None or known.shape is None or len(known.shape) != 4:
+            return None
+        if slope.shape not in ((known.shape[1], 1, 1), (1, known.shape[1], 1, 1)):
+            return None
+    return slope.reshape(-1)
+
+
 def activation_of(workspace: Workspace, node: gs.Node) -> Activation | None:
-    """The node as an `Activation`; None where it is another function or its bounds are not constant."""
+    """The node as an `Activation`; None where it is another function or its numbers are not constant."""
     if node.domain not in (None, "", "ai.onnx"):
         return None
     if node.op == "Relu":
@@ -356,8 +373,10 @@ def activation_of(workspace: Workspace, node: gs.Node) -> Activation | None:
     if node.op == "LeakyRelu":
         return Activation(negative_slope=float(node.attrs.get("alpha", 0.01)))
     if node.op == "PRelu":
-        slope = scalar(workspace, node.inputs[1])
-        return None if slope is None else Activation(negative_slope=slope)
+        slope = slope_of(workspace, node)
+        if slope is None or not np.isfinite(slope).all():
+            return None
+        return Activation(slopes=tuple(slope.tolist())) if slope.size > 1 else Activation(float(slope[0]))
     if node.op == "Clip":
         bounds = [float(node.attrs["min"]) if "min" in node.attrs else None]
         bounds.append(float(node.attrs["max"]) if "max" in node.attrs else None)

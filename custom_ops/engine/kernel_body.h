@@ -93,15 +93,25 @@ struct Act {
   float clip_max;
 };
 
-// Comparisons with NaN are false, so NaN passes. A slope of zero gives zero also for minus infinity.
-PERFONNX_INLINE Vec apply(Vec v, const Act& act) {
+// Comparisons with NaN are false, so NaN passes.
+PERFONNX_INLINE Vec clip(Vec v, const Act& act) {
   const Vec zero = {};
   const Vec low = zero + act.clip_min;
   const Vec high = zero + act.clip_max;
-  const Vec scaled = act.negative_slope == 0.0F ? zero : v * act.negative_slope;
-  v = v < zero ? scaled : v;
   v = v < low ? low : v;
   return v > high ? high : v;
+}
+// A slope of zero gives zero also for minus infinity.
+PERFONNX_INLINE Vec apply(Vec v, const Act& act) {
+  const Vec zero = {};
+  const Vec scaled = act.negative_slope == 0.0F ? zero : v * act.negative_slope;
+  return clip(v < zero ? scaled : v, act);
+}
+// With a slope for each channel.
+PERFONNX_INLINE Vec apply(Vec v, Vec slope, const Act& act) {
+  const Vec zero = {};
+  const Vec scaled = slope == zero ? zero : v * slope;
+  return clip(v < zero ? scaled : v, act);
 }
 
 // A tile: SITES x (VECTORS * kVector) outputs, all accumulators in registers. Per input channel: VECTORS loads of
@@ -146,10 +156,19 @@ PERFONNX_INLINE void finish(const TileArgs* args, const float* const* added, flo
   }
   if (args->activate != 0) {
     const Act act = {args->negative_slope, args->clip_min, args->clip_max};
-    PERFONNX_UNROLL
-    for (size_t p = 0; p < SITES; ++p) {
+    if (args->slopes == nullptr) {
       PERFONNX_UNROLL
-      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = apply(sum[p][v], act);
+      for (size_t p = 0; p < SITES; ++p) {
+        PERFONNX_UNROLL
+        for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = apply(sum[p][v], act);
+      }
+    } else {
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) {
+        const Vec slope = load_some(args->slopes + args->column + v * kVector, v + 1 < VECTORS ? kVector : last);
+        PERFONNX_UNROLL
+        for (size_t p = 0; p < SITES; ++p) sum[p][v] = apply(sum[p][v], slope, act);
+      }
     }
   }
   const bool whole = last == kVector;
@@ -316,8 +335,14 @@ PERFONNX_INLINE void depthwise_vector(const DepthwiseArgs* args, size_t site, si
   }
   if (args->activate != 0) {
     const Act act = {args->negative_slope, args->clip_min, args->clip_max};
-    PERFONNX_UNROLL
-    for (size_t p = 0; p < SITES; ++p) sum[p] = apply(sum[p], act);
+    if (args->slopes == nullptr) {
+      PERFONNX_UNROLL
+      for (size_t p = 0; p < SITES; ++p) sum[p] = apply(sum[p], act);
+    } else {
+      const Vec slope = load_some(args->slopes + channel, count);
+      PERFONNX_UNROLL
+      for (size_t p = 0; p < SITES; ++p) sum[p] = apply(sum[p], slope, act);
+    }
   }
   float* out = args->out + site * args->out_stride + channel;
   PERFONNX_UNROLL
@@ -524,7 +549,8 @@ PERFONNX_INLINE Vec radius_sum_vector(const RadiusSumArgs* args, size_t site, si
     sum += (zero + alpha) * load_some(args->ring + static_cast<size_t>(row) * args->channels + channel, count);
   }
   if (args->activate == 0) return sum;
-  return apply(sum, Act{args->negative_slope, args->clip_min, args->clip_max});
+  const Act act = {args->negative_slope, args->clip_min, args->clip_max};
+  return args->slopes == nullptr ? apply(sum, act) : apply(sum, load_some(args->slopes + channel, count), act);
 }
 
 void radius_sum(const RadiusSumArgs* args) {

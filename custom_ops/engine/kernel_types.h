@@ -41,11 +41,12 @@ struct TileArgs {
   size_t out_stride;              // floats
   size_t channels;                // output channels to store, at most the panel width
   const float* const* added;      // [sites] rows to add to the finished sums, before the activation; null: none
-  size_t column;                  // first output channel of the panel, added to every such pointer
+  size_t column;                  // first output channel of the panel, added to every such pointer and slopes
   const float* const* next_rows;  // like rows, of a tile to bring near meanwhile; null: none
   int accumulate;                 // start from out instead of bias
   int activate;                   // apply the activation below
   float negative_slope;
+  const float* slopes;  // of all output channels, instead of negative_slope; null: none
   float clip_min;
   float clip_max;
 };
@@ -65,6 +66,7 @@ struct DepthwiseArgs {
   const float* const* added;  // [sites] rows to add before the activation; null: none
   int activate;
   float negative_slope;
+  const float* slopes;  // [channels] instead of negative_slope; null: none
   float clip_min;
   float clip_max;
 };
@@ -116,6 +118,7 @@ struct RadiusSumArgs {
   float* out;  // [sites][channels]
   int activate;
   float negative_slope;
+  const float* slopes;  // [channels] instead of negative_slope; null: none
   float clip_min;
   float clip_max;
 };

@@ -237,8 +237,8 @@ void expand_typed(const ExpandArgs& args, const From* rows, T* y, const KernelSe
                           for (std::int64_t j = 0; j < count; ++j) out[j] += weight * to_float(from[j]);
                         }
                         if (args.activation != nullptr) {
-                          const Activation act = *args.activation;
-                          for (std::int64_t j = 0; j < count; ++j) out[j] = act(out[j]);
+                          const Activation& act = *args.activation;
+                          for (std::int64_t j = 0; j < count; ++j) out[j] = act(out[j], c + j);
                         }
                       });
 }

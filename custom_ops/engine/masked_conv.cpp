@@ -42,7 +42,7 @@ MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolatio
       weights_(conv.weights, conv.bias, WeightShape{conv.outputs, conv.inputs, geometry_.taps(), conv.groups}, kernels),
       tables_(geometry_, sites_of_mask(mask.data, mask.height, mask.width), mask.width, all_taps(geometry_)),
       interpolation_(std::move(interpolation)),
-      fill_(static_cast<std::size_t>(conv.outputs), activation_(0.0F)),
+      fill_(static_cast<std::size_t>(conv.outputs), activation_(0.0F, 0)),
       zero_row_(static_cast<std::size_t>(weights_.input_channels()), 0.0F) {
   check_entries("mask", mask.positions(), 1);
   check_entries("mask", static_cast<std::int64_t>(tables_.sites().size()), geometry_.taps());

@@ -155,6 +155,7 @@ void RadiusProduct::run(const InputRows& input, const RadiusTables& tables, std:
     if (activation != nullptr) {
       args.activate = 1;
       args.negative_slope = activation->negative_slope;
+      args.slopes = activation->slopes_or_null();
       args.clip_min = activation->clip_min;
       args.clip_max = activation->clip_max;
     }

@@ -350,6 +350,7 @@ class Product {
     args.out_stride = static_cast<std::size_t>(out_stride_);
     if (activation_ != nullptr) {
       args.negative_slope = activation_->negative_slope;
+      args.slopes = activation_->slopes_or_null();
       args.clip_min = activation_->clip_min;
       args.clip_max = activation_->clip_max;
     }
@@ -404,6 +405,7 @@ class Product {
     args.activate = activation_ != nullptr ? 1 : 0;
     if (activation_ != nullptr) {
       args.negative_slope = activation_->negative_slope;
+      args.slopes = activation_->slopes_or_null();
       args.clip_min = activation_->clip_min;
       args.clip_max = activation_->clip_max;
     }

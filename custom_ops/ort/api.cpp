@@ -32,7 +32,7 @@ bool succeeds(const OrtApi& api, OrtStatus* status) {
   return false;
 }
 
-Activation read_activation(const KernelInfo& info) {
+Activation read_activation(const KernelInfo& info, std::size_t slope, std::int64_t outputs) {
   Activation activation;
   activation.negative_slope = info.number("negative_slope").value_or(activation.negative_slope);
   activation.clip_min = info.number("clip_min").value_or(activation.clip_min);
@@ -40,6 +40,13 @@ Activation read_activation(const KernelInfo& info) {
   if (!std::isfinite(activation.negative_slope)) throw Error("attribute 'negative_slope': it is not finite");
   if (std::isnan(activation.clip_min) || std::isnan(activation.clip_max)) {
     throw Error("attributes 'clip_min' and 'clip_max': NaN is no bound");
+  }
+  if (const std::optional<Constant> given = info.constant(slope, "slope")) {
+    given->expect_shape({outputs}, "one number per output channel of W");
+    activation.slopes = given->floats();
+    for (const float value : activation.slopes) {
+      if (!std::isfinite(value)) throw Error("input 'slope': a number is not finite");
+    }
   }
   return activation;
 }
@@ -190,7 +197,7 @@ Constant KernelInfo::required(std::size_t index, const char* name) const {
   return *found;
 }
 
-ConvInputs::ConvInputs(const KernelInfo& info) {
+ConvInputs::ConvInputs(const KernelInfo& info, std::size_t slope) {
   const Constant weights = info.required(1, "W");
   if (weights.dims.size() != 4) {
     throw Error("input 'W': shape " + shape_text(weights.dims) +
@@ -220,7 +227,7 @@ ConvInputs::ConvInputs(const KernelInfo& info) {
   read_ints(info, "strides", geometry.strides, 2);
   read_ints(info, "pads", geometry.pads, 4);
   read_ints(info, "dilations", geometry.dilations, 2);
-  conv.activation = read_activation(info);
+  conv.activation = read_activation(info, slope, conv.outputs);
   if (const std::optional<Constant> bias = info.constant(2, "B")) {
     bias->expect_shape({conv.outputs}, "one number per output channel of W");
     bias_ = bias->floats();

@@ -75,9 +75,10 @@ class KernelInfo {
   const OrtKernelInfo* info_;
 };
 
-// The attributes and weights of a Conv, inputs 1 (W) and 2 (B); owns the floats that `conv` points to.
+// The attributes and weights of a Conv, inputs 1 (W) and 2 (B), and the slopes of its activation, input `slope`; owns
+// the floats that `conv` points to.
 struct ConvInputs {
-  explicit ConvInputs(const KernelInfo& info);
+  ConvInputs(const KernelInfo& info, std::size_t slope);
   ConvConstants conv;
 
  private:

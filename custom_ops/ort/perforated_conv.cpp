@@ -10,10 +10,11 @@ struct PerforatedConvOp : MaskedConvOp {
                                       kOptionalT,                                    // B
                                       {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, false},   // mask
                                       {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, false},  // source
-                                      kOptionalFactors};                             // weight
+                                      kOptionalFactors,                              // weight
+                                      kOptionalT};                                   // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info);
+    const ConvInputs inputs(info, 6);
     const Mask mask = read_mask(info.required(3, "mask"));
     const Constant source = info.required(4, "source");
     if (source.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 || source.dims.size() != 2 ||

@@ -34,10 +34,11 @@ struct RadiusAdaptiveConvOp {
                                       kOptionalT,   // B
                                       kRequiredT,   // W_alpha
                                       kOptionalT,   // B_alpha
-                                      kOptionalT};  // B_ring
+                                      kOptionalT,   // B_ring
+                                      kOptionalT};  // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info);
+    const ConvInputs inputs(info, 6);
     const RadiusInputs radius(info, inputs.conv);
     return std::make_unique<const Engine>(inputs.conv, radius.radius, default_kernels());
   }

@@ -32,17 +32,18 @@ std::optional<AddedConstants> read_added(const KernelInfo& info) {
 struct SampledConvOp {
   using Engine = SampledConv;
   static constexpr const char* kName = "SampledConv";
-  static constexpr Input kInputs[] = {kRequiredT,         // S
-                                      kRequiredT,         // W
-                                      kOptionalT,         // B
-                                      kOptionalIndices,   // in_source
-                                      kMapSize,           // in_shape
-                                      kOptionalIndices,   // sites
-                                      kOptionalT,         // Z
-                                      kOptionalIndices};  // z_source
+  static constexpr Input kInputs[] = {kRequiredT,        // S
+                                      kRequiredT,        // W
+                                      kOptionalT,        // B
+                                      kOptionalIndices,  // in_source
+                                      kMapSize,          // in_shape
+                                      kOptionalIndices,  // sites
+                                      kOptionalT,        // Z
+                                      kOptionalIndices,  // z_source
+                                      kOptionalT};       // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info);
+    const ConvInputs inputs(info, 8);
     const VirtualMap map{read_map_size(info, 4, "in_shape"), read_indices(info, 3, "in_source")};
     return std::make_unique<const Engine>(inputs.conv, map, read_indices(info, 5, "sites"), read_added(info),
                                           default_kernels());

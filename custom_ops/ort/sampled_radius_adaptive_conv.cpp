@@ -9,18 +9,19 @@ namespace {
 struct SampledRadiusAdaptiveConvOp {
   using Engine = SampledRadiusAdaptiveConv;
   static constexpr const char* kName = "SampledRadiusAdaptiveConv";
-  static constexpr Input kInputs[] = {kRequiredT,         // S
-                                      kRequiredT,         // W
-                                      kOptionalT,         // B
-                                      kRequiredT,         // W_alpha
-                                      kOptionalT,         // B_alpha
-                                      kOptionalT,         // B_ring
-                                      kOptionalIndices,   // in_source
-                                      kMapSize,           // in_shape
-                                      kOptionalIndices};  // sites
+  static constexpr Input kInputs[] = {kRequiredT,        // S
+                                      kRequiredT,        // W
+                                      kOptionalT,        // B
+                                      kRequiredT,        // W_alpha
+                                      kOptionalT,        // B_alpha
+                                      kOptionalT,        // B_ring
+                                      kOptionalIndices,  // in_source
+                                      kMapSize,          // in_shape
+                                      kOptionalIndices,  // sites
+                                      kOptionalT};       // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info);
+    const ConvInputs inputs(info, 9);
     const RadiusInputs radius(info, inputs.conv);
     const VirtualMap map{read_map_size(info, 7, "in_shape"), read_indices(info, 6, "in_source")};
     return std::make_unique<const Engine>(inputs.conv, radius.radius, map, read_indices(info, 8, "sites"),

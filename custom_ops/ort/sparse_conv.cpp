@@ -9,10 +9,11 @@ struct SparseConvOp : MaskedConvOp {
                                       kRequiredT,                                   // W
                                       kOptionalT,                                   // B
                                       {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, false},  // mask
-                                      kOptionalT};                                  // fill
+                                      kOptionalT,                                   // fill
+                                      kOptionalT};                                  // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info);
+    const ConvInputs inputs(info, 5);
     const Mask mask = read_mask(info.required(3, "mask"));
     std::vector<float> fill;
     if (const std::optional<Constant> given = info.constant(4, "fill")) {

@@ -92,8 +92,18 @@ ConvGeometry geometry_of(const Pair& kernel, const Pair& strides, const Quad& pa
   return geometry;
 }
 
+Activation activation_of(const Triple& numbers, const std::optional<Floats>& slope, std::int64_t outputs) {
+  Activation activation{numbers[0], numbers[1], numbers[2], {}};
+  if (slope) {
+    expect_size(*slope, outputs, "slope");
+    activation.slopes.assign(slope->data(), slope->data() + outputs);
+  }
+  return activation;
+}
+
 ConvConstants conv_of(const Floats& w, const std::optional<Floats>& b, const Pair& strides, const Quad& pads,
-                      const Pair& dilations, std::int64_t group, const Triple& activation) {
+                      const Pair& dilations, std::int64_t group, const Triple& activation,
+                      const std::optional<Floats>& slope) {
   expect_rank(w, 4, "W");
   ConvConstants conv;
   conv.weights = w.data();
@@ -101,7 +111,7 @@ ConvConstants conv_of(const Floats& w, const std::optional<Floats>& b, const Pai
   conv.inputs = w.shape(1);
   conv.groups = group;
   conv.geometry = geometry_of({w.shape(2), w.shape(3)}, strides, pads, dilations);
-  conv.activation = Activation{activation[0], activation[1], activation[2]};
+  conv.activation = activation_of(activation, slope, conv.outputs);
   if (b) {
     expect_size(*b, conv.outputs, "B");
     conv.bias = b->data();
@@ -189,8 +199,8 @@ class Product {
     return result;
   }
 
-  Floats run(const Floats& rows, const Ints& table, const std::optional<Triple>& activation, std::optional<Floats> out,
-             int threads) const {
+  Floats run(const Floats& rows, const Ints& table, const std::optional<Triple>& activation,
+             const std::optional<Floats>& slope, std::optional<Floats> out, int threads) const {
     expect_rank(rows, 3, "rows");
     expect_rank(table, 2, "table");
     if (rows.shape(2) != weights_.input_channels()) throw Error("input 'rows': wrong number of channels");
@@ -211,7 +221,7 @@ class Product {
     float* to = result.mutable_data();
     const InputRows input{rows.data(), rows.shape(0), rows.shape(1), zero_row_.data()};
     Activation act;
-    if (activation) act = Activation{(*activation)[0], (*activation)[1], (*activation)[2]}.opened();
+    if (activation) act = activation_of(*activation, slope, outputs).opened();
     with_context(threads, [&](Context& context) {
       sampled_product(input, plan, weights_, activation ? &act : nullptr, to, outputs, context);
     });
@@ -236,21 +246,22 @@ constexpr Triple kNoActivation{1.0F, -std::numeric_limits<float>::max(), std::nu
 std::unique_ptr<MaskedConv> new_perforated(const Floats& w, const std::optional<Floats>& b, const Bools& mask,
                                            const Ints& source, const std::optional<Floats>& weight, const Pair& strides,
                                            const Quad& pads, const Pair& dilations, std::int64_t group,
-                                           const Triple& activation, const std::optional<std::string>& isa) {
+                                           const Triple& activation, const std::optional<Floats>& slope,
+                                           const std::optional<std::string>& isa) {
   const Mask positions = mask_of(mask);
   expect_rank(source, 2, "source");
   expect_size(source, positions.positions() * source.shape(1), "source");
   if (weight) expect_size(*weight, source.size(), "weight");
   return std::unique_ptr<MaskedConv>(new MaskedConv(
-      make_perforated_conv(conv_of(w, b, strides, pads, dilations, group, activation), positions, source.data(),
+      make_perforated_conv(conv_of(w, b, strides, pads, dilations, group, activation, slope), positions, source.data(),
                            weight ? weight->data() : nullptr, source.shape(1), kernels(isa))));
 }
 
 std::unique_ptr<MaskedConv> new_sparse(const Floats& w, const std::optional<Floats>& b, const Bools& mask,
                                        const std::optional<Floats>& fill, const Pair& strides, const Quad& pads,
                                        const Pair& dilations, std::int64_t group, const Triple& activation,
-                                       const std::optional<std::string>& isa) {
-  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation);
+                                       const std::optional<Floats>& slope, const std::optional<std::string>& isa) {
+  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation, slope);
   if (fill) expect_size(*fill, conv.outputs, "fill");
   return std::unique_ptr<MaskedConv>(
       new MaskedConv(make_sparse_conv(conv, mask_of(mask), fill ? fill->data() : nullptr, kernels(isa))));
@@ -267,8 +278,9 @@ std::unique_ptr<RadiusAdaptiveConv> new_radius(const Floats& w, const std::optio
                                                float b_alpha, const std::optional<Floats>& b_ring, float center_gain,
                                                const Pair& strides, const Quad& pads, const Pair& dilations,
                                                std::int64_t group, const Triple& activation,
+                                               const std::optional<Floats>& slope,
                                                const std::optional<std::string>& isa) {
-  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation);
+  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation, slope);
   const RadiusConstants radius = radius_of(conv, w_alpha, b_alpha, b_ring, center_gain);
   return std::make_unique<RadiusAdaptiveConv>(conv, radius, kernels(isa));
 }
@@ -277,8 +289,9 @@ std::unique_ptr<SampledRadiusAdaptiveConv> new_sampled_radius(
     const Floats& w, const std::optional<Floats>& b, const Floats& w_alpha, float b_alpha,
     const std::optional<Floats>& b_ring, const Pair& in_shape, const std::optional<Ints>& in_source,
     const std::optional<Ints>& sites, float center_gain, const Pair& strides, const Quad& pads, const Pair& dilations,
-    std::int64_t group, const Triple& activation, const std::optional<std::string>& isa) {
-  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation);
+    std::int64_t group, const Triple& activation, const std::optional<Floats>& slope,
+    const std::optional<std::string>& isa) {
+  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation, slope);
   const RadiusConstants radius = radius_of(conv, w_alpha, b_alpha, b_ring, center_gain);
   const auto list = [](const std::optional<Ints>& given) {
     return given ? std::optional<Indices>(Indices{given->data(), given->size()}) : std::nullopt;
@@ -329,28 +342,31 @@ PYBIND11_MODULE(_engine, m) {
            arg("w"), arg("b") = py::none(), py::kw_only(), arg("group") = 1, arg("isa") = py::none())
       .def_property_readonly("packed", &Product::packed)
       .def("__call__", &Product::run, arg("rows"), arg("table"), py::kw_only(), arg("activation") = py::none(),
-           arg("out") = py::none(), arg("threads") = 1);
+           arg("slope") = py::none(), arg("out") = py::none(), arg("threads") = 1);
 
   // Perforated and sparse convolutions are one class of the engine, told apart by how they are made.
   py::class_<MaskedConv>(m, "MaskedConv")
       .def_static("perforated", new_perforated, arg("w"), arg("b"), arg("mask"), arg("source"),
                   arg("weight") = py::none(), py::kw_only(), arg("strides") = ones, arg("pads") = zeros,
-                  arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("isa") = py::none())
+                  arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation,
+                  arg("slope") = py::none(), arg("isa") = py::none())
       .def_static("sparse", new_sparse, arg("w"), arg("b"), arg("mask"), arg("fill") = py::none(), py::kw_only(),
                   arg("strides") = ones, arg("pads") = zeros, arg("dilations") = ones, arg("group") = 1,
-                  arg("activation") = kNoActivation, arg("isa") = py::none())
+                  arg("activation") = kNoActivation, arg("slope") = py::none(), arg("isa") = py::none())
       .def("__call__", run_masked, arg("x"), py::kw_only(), arg("threads") = 1);
 
   py::class_<RadiusAdaptiveConv>(m, "RadiusAdaptiveConv")
       .def(py::init(&new_radius), arg("w"), arg("b"), arg("w_alpha"), arg("b_alpha") = 0.0F, arg("b_ring") = py::none(),
            py::kw_only(), arg("center_gain") = 0.0F, arg("strides") = ones, arg("pads") = zeros,
-           arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("isa") = py::none())
+           arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("slope") = py::none(),
+           arg("isa") = py::none())
       .def("__call__", run_radius, arg("x"), py::kw_only(), arg("threads") = 1);
 
   py::class_<SampledRadiusAdaptiveConv>(m, "SampledRadiusAdaptiveConv")
       .def(py::init(&new_sampled_radius), arg("w"), arg("b"), arg("w_alpha"), arg("b_alpha") = 0.0F,
            arg("b_ring") = py::none(), py::kw_only(), arg("in_shape"), arg("in_source") = py::none(),
            arg("sites") = py::none(), arg("center_gain") = 0.0F, arg("strides") = ones, arg("pads") = zeros,
-           arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("isa") = py::none())
+           arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("slope") = py::none(),
+           arg("isa") = py::none())
       .def("__call__", run_sampled_radius, arg("s"), py::kw_only(), arg("threads") = 1);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,32 +27,43 @@ FACTORS_CONSTRAINT = ("F", ["tensor(float)", "tensor(float16)"], "float32, or fl
 
 @dataclass(frozen=True)
 class Activation:
-    """A piecewise linear activation, `min(max(v < 0 ? negative_slope * v : v, clip_min), clip_max)`.
+    """A piecewise linear activation, `min(max(v < 0 ? negative_slope * slope * v : v, clip_min), clip_max)`.
 
     Three numbers instead of a name: they express identity, Relu, LeakyRelu and Clip, and an ONNX function body can
     refer to them as attributes, so one body per operator serves every activation. Infinite bounds are none, and so are
-    those of the largest float, which models of earlier versions have: an infinity passes.
+    those of the largest float, which models of earlier versions have: an infinity passes. `slopes` has one number for
+    each of the channels, as PRelu has, and is an input of an operator; empty: all are 1.
     """
 
     negative_slope: float = 1.0
     clip_min: float = -math.inf
     clip_max: float = math.inf
+    slopes: tuple[float, ...] = ()
 
-    def __call__(self, value: NDArray[Any]) -> NDArray[Any]:
-        """Apply to an array of any shape."""
+    def __call__(self, value: NDArray[Any], *, channel_axis: int = -1) -> NDArray[Any]:
+        """Apply to an array of any shape, whose axis `channel_axis` is that of `slopes`, if there are any."""
         low = -math.inf if self.clip_min <= -FLOAT_MAX else self.clip_min
         high = math.inf if self.clip_max >= FLOAT_MAX else self.clip_max
+        slope: Any = self.negative_slope
+        if self.slopes:
+            after = (1,) * (-channel_axis - 1 if channel_axis < 0 else value.ndim - channel_axis - 1)
+            slope = (np.array(self.slopes) * slope).reshape(-1, *after)
         with np.errstate(invalid="ignore"):  # zero times minus infinity, which is not taken
-            scaled = value * self.negative_slope if self.negative_slope else np.zeros_like(value)
+            scaled = np.where(slope == 0, np.zeros_like(value), value * slope)
         return np.minimum(np.maximum(np.where(value < 0, scaled, value), low), high)
+
+    def with_slopes(self, slope: NDArray[Any] | None) -> Activation:
+        """The same with an operator's input `slope`, [M] or None."""
+        return self if slope is None else replace(self, slopes=tuple(slope.tolist()))
 
     @property
     def is_identity(self) -> bool:
         """True when every finite float32 is left as it is."""
-        return self.negative_slope == 1 and self.clip_min <= -FLOAT_MAX and self.clip_max >= FLOAT_MAX
+        straight = self.negative_slope == 1 and all(slope == 1 for slope in self.slopes)
+        return straight and self.clip_min <= -FLOAT_MAX and self.clip_max >= FLOAT_MAX
 
     def attributes(self) -> dict[str, float]:
-        """As node attributes."""
+        """As node attributes; the slopes are an input."""
         return {"negative_slope": self.negative_slope, "clip_min": self.clip_min, "clip_max": self.clip_max}
 
 
@@ -143,9 +154,9 @@ def conv_attributes(w: NDArray[Any], attributes: Mapping[str, Any]) -> ConvAttri
 
 def activation_from(attributes: Mapping[str, Any]) -> Activation:
     """Read an `Activation` from node attributes; what is absent or None means identity."""
-    identity = Activation()
-    values = {name: attributes.get(name) for name in identity.attributes()}
-    return Activation(**{name: float(value) for name, value in values.items() if value is not None})
+    numbers = Activation().attributes()
+    numbers.update({name: float(attributes[name]) for name in numbers if attributes.get(name) is not None})
+    return Activation(numbers["negative_slope"], numbers["clip_min"], numbers["clip_max"])
 
 
 # --- schema pieces ---------------------------------------------------------------------------------------------------
@@ -173,6 +184,11 @@ def schema_attributes() -> list[onnx.defs.OpSchema.Attribute]:
     ]
 
 
+def slope_input() -> onnx.defs.OpSchema.FormalParameter:
+    """The last input of every convolution operator of the domain."""
+    return formal("slope", "T", "[M], factors of negative_slope, one for each channel; absent: all 1.", optional=True)
+
+
 def conv_schema(
     name: str,
     doc: str,
@@ -182,7 +198,7 @@ def conv_schema(
     *,
     mask_input: int | None,
 ) -> onnx.defs.OpSchema:
-    """Schema of a convolution from map to map: X, W and B, then the operator's own `inputs` and `attributes`."""
+    """Schema of a convolution from map to map: X, W, B, the operator's own `inputs` and `attributes`, slope."""
     result = _OpSchema(
         name,
         DOMAIN,
@@ -193,6 +209,7 @@ def conv_schema(
             formal("W", "T", "Weights [M, C/group, kh, kw]."),
             formal("B", "T", "Bias [M].", optional=True),
             *inputs,
+            slope_input(),
         ],
         outputs=[formal("Y", "T", "Output [N, M, OH, OW].")],
         type_constraints=[FLOAT_CONSTRAINT, *constraints],
@@ -359,9 +376,13 @@ class FunctionBuilder:
             return self.add("Clip", value, min=0.0, max=1.0)
         return self.add("Clip", value, self.number(0, "W"), self.number(1, "W"))
 
-    def activate(self, value: str) -> str:
-        """The activation given by the attributes of a function that has weights W."""
-        leaky = self.add("PRelu", value, self.float_attribute("negative_slope", "W"))
+    def activate(self, value: str, *, sloped: bool, channels_last: bool = False) -> str:
+        """The activation given by the attributes of a function that has weights W, and a slope [M] where `sloped`."""
+        factor = self.float_attribute("negative_slope", "W")
+        if sloped:
+            shape = np.array([-1] if channels_last else [-1, 1, 1], np.int64)
+            factor = self.add("Mul", self.add("Reshape", "slope", self.constant(shape)), factor)
+        leaky = self.add("PRelu", value, factor)
         return self.clip(leaky, "clip_min", "clip_max")
 
     def front_of(self, x: str, size: str = "") -> str:

@@ -24,7 +24,7 @@ TABLES: dict[str, tuple[type, int]] = {
 }
 """Type and rank of the inputs that are tables."""
 _LEAST = {"in_source": -1, "z_source": -1, "sites": 0, "in_shape": 0, "shape": 0}
-_RANKS = {"W": 4, "W_alpha": 4, "B": 1, "B_alpha": 1, "B_ring": 1, "fill": 1}
+_RANKS = {"W": 4, "W_alpha": 4, "B": 1, "B_alpha": 1, "B_ring": 1, "fill": 1, "slope": 1}
 _LARGEST = 2**31 - 1
 
 

@@ -12,7 +12,7 @@ from onnx.reference.op_run import OpRun
 from perfonnx.ops import common
 
 NAME = "PerforatedConv"
-INPUTS = ("X", "W", "B", "mask", "source", "weight")
+INPUTS = ("X", "W", "B", "mask", "source", "weight", "slope")
 ATTRIBUTES = (*common.COMMON_ATTRIBUTES, "interpolation")
 MASK_INPUT = 3
 
@@ -53,18 +53,19 @@ def reference(
     mask: NDArray[np.bool_],
     source: NDArray[np.int32],
     weight: NDArray[np.float32] | None = None,
+    slope: NDArray[Any] | None = None,
     *,
     attributes: common.ConvAttributes,
     activation: common.Activation | None = None,
 ) -> NDArray[Any]:
     """The operator in numpy; shapes as in `schema`. Computes in float64 and rounds once, to the type of `x`."""
-    activation = activation or common.Activation()
+    activation = (activation or common.Activation()).with_slopes(slope)
     dense = common.convolve(x, w, b, attributes)
     flat = dense.reshape(*dense.shape[:2], mask.size)
     sites = np.where(mask.ravel(), flat, np.nan)  # a skipped position that is read anyway shows as NaN
     values = np.where(source < 0, 0.0, sites[:, :, np.maximum(source, 0)])
     factors = np.ones(source.shape) if weight is None else weight.astype(np.float64)
-    out = activation((values * factors).sum(axis=-1)).reshape(dense.shape)
+    out = activation((values * factors).sum(axis=-1), channel_axis=1).reshape(dense.shape)
     return common.cast_like(out, x)
 
 
@@ -81,20 +82,22 @@ class Reference(OpRun):
         mask: NDArray[np.bool_],
         source: NDArray[np.int32],
         weight: NDArray[np.float32] | None = None,
+        slope: NDArray[Any] | None = None,
         **attributes: Any,
     ) -> tuple[NDArray[Any]]:
         geometry, activation = common.conv_attributes(w, attributes), common.activation_from(attributes)
-        return (reference(x, w, b, mask, source, weight, attributes=geometry, activation=activation),)
+        return (reference(x, w, b, mask, source, weight, slope, attributes=geometry, activation=activation),)
 
 
 Reference.__name__ = NAME  # onnx finds the operator by the class's name
 
 
-def function_body(opset: int, elem_type: int, *, weighted: bool) -> onnx.FunctionProto:
+def function_body(opset: int, elem_type: int, *, weighted: bool, sloped: bool = False) -> onnx.FunctionProto:
     """The operator in standard operators: a full Conv, then a gather from it.
 
-    The map is flattened behind one zero column, so that `source + 1` is an index and -1 reads zero. `weighted` says
-    whether the nodes carry `weight`: a function cannot ask, so it is all of a model's nodes or none.
+    The map is flattened behind one zero column, so that `source + 1` is an index and -1 reads zero. `weighted` and
+    `sloped` say whether the nodes carry `weight` and `slope`: a function cannot ask, so it is all of a model's nodes or
+    none.
     """
     f = common.FunctionBuilder(opset, elem_type)
     conv = f.conv("X", "W", "B")
@@ -104,5 +107,6 @@ def function_body(opset: int, elem_type: int, *, weighted: bool) -> onnx.Functio
     if weighted:
         values = f.add("Mul", values, f.factors("weight", "X"))
     summed = f.sum_last_axis(values, 2)
-    result = f.activate(f.with_size_of(summed, conv, "mask"))
-    return f.build(NAME, INPUTS if weighted else INPUTS[:-1], result, ATTRIBUTES)
+    result = f.activate(f.with_size_of(summed, conv, "mask"), sloped=sloped)
+    inputs = INPUTS if sloped else INPUTS[:-1] if weighted else INPUTS[:-2]
+    return f.build(NAME, inputs, result, ATTRIBUTES)

@@ -12,7 +12,7 @@ from onnx.reference.op_run import OpRun
 from perfonnx.ops import common
 
 NAME = "RadiusAdaptiveConv"
-INPUTS = ("X", "W", "B", "W_alpha", "B_alpha", "B_ring")
+INPUTS = ("X", "W", "B", "W_alpha", "B_alpha", "B_ring", "slope")
 ATTRIBUTES = (*common.COMMON_ATTRIBUTES, "center_gain")
 MASK_INPUT = None
 
@@ -61,14 +61,16 @@ def reference(
     w_alpha: NDArray[Any],
     b_alpha: NDArray[Any] | None = None,
     b_ring: NDArray[Any] | None = None,
+    slope: NDArray[Any] | None = None,
     *,
     attributes: common.ConvAttributes,
     activation: common.Activation | None = None,
     center_gain: float = 0.0,
 ) -> NDArray[Any]:
     """The operator in numpy; shapes as in `schema`. Computes in float64 and rounds once, to the type of `x`."""
-    activation = activation or common.Activation()
-    return common.cast_like(activation(adaptive_sum(x, w, b, w_alpha, b_alpha, b_ring, attributes, center_gain)), x)
+    activation = (activation or common.Activation()).with_slopes(slope)
+    total = adaptive_sum(x, w, b, w_alpha, b_alpha, b_ring, attributes, center_gain)
+    return common.cast_like(activation(total, channel_axis=1), x)
 
 
 def adaptive_sum(
@@ -114,21 +116,23 @@ class Reference(OpRun):
         w_alpha: NDArray[Any],
         b_alpha: NDArray[Any] | None = None,
         b_ring: NDArray[Any] | None = None,
+        slope: NDArray[Any] | None = None,
         **attributes: Any,
     ) -> tuple[NDArray[Any]]:
         geometry, activation = common.conv_attributes(w, attributes), common.activation_from(attributes)
         gain = float(attributes.get("center_gain") or 0.0)
-        inputs = (x, w, b, w_alpha, b_alpha, b_ring)
+        inputs = (x, w, b, w_alpha, b_alpha, b_ring, slope)
         return (reference(*inputs, attributes=geometry, activation=activation, center_gain=gain),)
 
 
 Reference.__name__ = NAME  # onnx finds the operator by the class's name
 
 
-def function_body(opset: int, elem_type: int) -> onnx.FunctionProto:
+def function_body(opset: int, elem_type: int, *, sloped: bool = False) -> onnx.FunctionProto:
     """The operator in standard operators: three Convs of the same geometry (gate, centre, ring) and their sum."""
     f = common.FunctionBuilder(opset, elem_type)
-    return f.build(NAME, INPUTS, f.activate(body_sum(f, "X")), ATTRIBUTES)
+    result = f.activate(body_sum(f, "X"), sloped=sloped)
+    return f.build(NAME, INPUTS if sloped else INPUTS[:-1], result, ATTRIBUTES)
 
 
 def body_sum(f: common.FunctionBuilder, x: str) -> str:

@@ -12,7 +12,7 @@ from onnx.reference.op_run import OpRun
 from perfonnx.ops import common, rows
 
 NAME = "SampledConv"
-INPUTS = ("S", "W", "B", "in_source", "in_shape", "sites", "Z", "z_source")
+INPUTS = ("S", "W", "B", "in_source", "in_shape", "sites", "Z", "z_source", "slope")
 ATTRIBUTES = common.COMMON_ATTRIBUTES
 SHAPE_INPUT = 4
 SITES_INPUT = 5
@@ -40,6 +40,7 @@ def schema() -> onnx.defs.OpSchema:
             common.formal(
                 "z_source", "tensor(int32)", "[P] or [1], row numbers of Z; absent: 0, 1, 2, ...", optional=True
             ),
+            common.slope_input(),
         ],
         outputs=[common.formal("R", "T", "Rows [N, P, M].")],
         type_constraints=[common.FLOAT_CONSTRAINT],
@@ -60,12 +61,13 @@ def reference(
     sites: NDArray[np.int32] | None = None,
     z: NDArray[Any] | None = None,
     z_source: NDArray[np.int32] | None = None,
+    slope: NDArray[Any] | None = None,
     *,
     attributes: common.ConvAttributes,
     activation: common.Activation | None = None,
 ) -> NDArray[Any]:
     """The operator in numpy; shapes as in `schema`. Computes in float64 and rounds once, to the type of `s`."""
-    activation = activation or common.Activation()
+    activation = (activation or common.Activation()).with_slopes(slope)
     result = rows.take_sites(common.convolve(rows.virtual_map(s, in_source, in_shape), w, b, attributes), sites)
     if z is not None:
         source = np.arange(result.shape[1]) if z_source is None else z_source
@@ -89,21 +91,22 @@ class Reference(OpRun):
         sites: NDArray[np.int32] | None = None,
         z: NDArray[Any] | None = None,
         z_source: NDArray[np.int32] | None = None,
+        slope: NDArray[Any] | None = None,
         **attributes: Any,
     ) -> tuple[NDArray[Any]]:
         geometry, activation = common.conv_attributes(w, attributes), common.activation_from(attributes)
-        inputs = (s, w, b, in_source, in_shape, sites, z, z_source)
+        inputs = (s, w, b, in_source, in_shape, sites, z, z_source, slope)
         return (reference(*inputs, attributes=geometry, activation=activation),)
 
 
 Reference.__name__ = NAME  # onnx finds the operator by the class's name
 
 
-def function_body(opset: int, elem_type: int) -> onnx.FunctionProto:
+def function_body(opset: int, elem_type: int, *, sloped: bool = False) -> onnx.FunctionProto:
     """The operator in standard operators: build the map, convolve all of it, take the sites."""
     f = common.FunctionBuilder(opset, elem_type)
     conv = f.conv(rows.body_map(f, "S", "in_source", "in_shape"), "W", "B")
     index = f.add("Add", "z_source", f.constant(np.array(1, np.int32)))
     added = f.add("Gather", f.pad("Z", [0, 1, 0, 0, 0, 0]), index, axis=1)
-    result = f.activate(f.add("Add", rows.body_rows(f, conv, "sites"), added))
-    return f.build(NAME, INPUTS, result, ATTRIBUTES)
+    result = f.activate(f.add("Add", rows.body_rows(f, conv, "sites"), added), sloped=sloped, channels_last=True)
+    return f.build(NAME, INPUTS if sloped else INPUTS[:-1], result, ATTRIBUTES)

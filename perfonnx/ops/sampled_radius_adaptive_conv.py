@@ -12,7 +12,7 @@ from onnx.reference.op_run import OpRun
 from perfonnx.ops import common, radius_adaptive_conv, rows
 
 NAME = "SampledRadiusAdaptiveConv"
-INPUTS = ("S", "W", "B", "W_alpha", "B_alpha", "B_ring", "in_source", "in_shape", "sites")
+INPUTS = ("S", "W", "B", "W_alpha", "B_alpha", "B_ring", "in_source", "in_shape", "sites", "slope")
 ATTRIBUTES = radius_adaptive_conv.ATTRIBUTES
 SHAPE_INPUT = 7
 SITES_INPUT = 8
@@ -36,6 +36,7 @@ def schema() -> onnx.defs.OpSchema:
             common.formal("in_source", "tensor(int32)", "[H*W], row numbers; absent: 0, 1, 2, ...", optional=True),
             common.formal("in_shape", "tensor(int64)", "[2]: H, W of the map that S stands for."),
             common.formal("sites", "tensor(int32)", "[P], flat output positions; absent: all.", optional=True),
+            common.slope_input(),
         ],
         outputs=[common.formal("R", "T", "Rows [N, P, M].")],
         type_constraints=[common.FLOAT_CONSTRAINT],
@@ -57,13 +58,14 @@ def reference(
     in_source: NDArray[np.int32] | None,
     in_shape: NDArray[np.int64],
     sites: NDArray[np.int32] | None = None,
+    slope: NDArray[Any] | None = None,
     *,
     attributes: common.ConvAttributes,
     activation: common.Activation | None = None,
     center_gain: float = 0.0,
 ) -> NDArray[Any]:
     """The operator in numpy; shapes as in `schema`. Computes in float64 and rounds once, to the type of `s`."""
-    activation = activation or common.Activation()
+    activation = (activation or common.Activation()).with_slopes(slope)
     x = rows.virtual_map(s, in_source, in_shape)
     dense = radius_adaptive_conv.adaptive_sum(x, w, b, w_alpha, b_alpha, b_ring, attributes, center_gain)
     return common.cast_like(activation(rows.take_sites(dense, sites)), s)
@@ -85,19 +87,21 @@ class Reference(OpRun):
         in_source: NDArray[np.int32] | None,
         in_shape: NDArray[np.int64],
         sites: NDArray[np.int32] | None = None,
+        slope: NDArray[Any] | None = None,
         **attributes: Any,
     ) -> tuple[NDArray[Any]]:
         geometry, activation = common.conv_attributes(w, attributes), common.activation_from(attributes)
         gain = float(attributes.get("center_gain") or 0.0)
-        inputs = (s, w, b, w_alpha, b_alpha, b_ring, in_source, in_shape, sites)
+        inputs = (s, w, b, w_alpha, b_alpha, b_ring, in_source, in_shape, sites, slope)
         return (reference(*inputs, attributes=geometry, activation=activation, center_gain=gain),)
 
 
 Reference.__name__ = NAME  # onnx finds the operator by the class's name
 
 
-def function_body(opset: int, elem_type: int) -> onnx.FunctionProto:
+def function_body(opset: int, elem_type: int, *, sloped: bool = False) -> onnx.FunctionProto:
     """The operator in standard operators: build the map, compute all of it, take the sites."""
     f = common.FunctionBuilder(opset, elem_type)
     dense = radius_adaptive_conv.body_sum(f, rows.body_map(f, "S", "in_source", "in_shape"))
-    return f.build(NAME, INPUTS, f.activate(rows.body_rows(f, dense, "sites")), ATTRIBUTES)
+    result = f.activate(rows.body_rows(f, dense, "sites"), sloped=sloped, channels_last=True)
+    return f.build(NAME, INPUTS if sloped else INPUTS[:-1], result, ATTRIBUTES)

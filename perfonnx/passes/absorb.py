@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx import ops
-from perfonnx.graph import activation_of, only_consumer
+from perfonnx.graph import activation_of, numpy_type, only_consumer
 from perfonnx.io import Workspace
 from perfonnx.ops.common import Activation, activation_from
 from perfonnx.passes.base import Change, Pass, PassResult, State
@@ -14,19 +15,19 @@ from perfonnx.plan import BEFORE_NORMALIZATION
 
 
 class Absorb(Pass):
-    """Takes up one Relu, LeakyRelu, Clip or one-slope PRelu per layer; other activations stay nodes."""
+    """Takes up one Relu, LeakyRelu, Clip or PRelu (by channel at most) per layer; other activations stay nodes."""
 
     def call(self, workspace: Workspace, state: State) -> PassResult:
         """Change the layers that were rewritten in this run."""
         changes = []
         for name, node in state.rewritten.items():
             follower = only_consumer(workspace, node.outputs[0])
-            if follower is None or not activation_from(node.attrs).is_identity:
+            if follower is None or has_activation(workspace, node):
                 continue
             activation = activation_of(workspace, follower)
             if activation is None or follower.inputs[0] is not node.outputs[0]:
                 continue
-            node.attrs.update(activation.attributes())
+            activate(workspace, node, activation)
             if node.op == ops.sparse_conv.NAME and state.decisions[name].plan.fill == BEFORE_NORMALIZATION:
                 _activate_fill(workspace, node, activation)
             known = workspace.types.get(node.outputs[0].name)
@@ -35,6 +36,42 @@ class Absorb(Pass):
                 workspace.types[node.outputs[0].name] = known
             changes.append(Change(name, f"absorbed {follower.op}"))
         return PassResult(bool(changes), changes)
+
+
+def has_activation(workspace: Workspace, node: gs.Node) -> bool:
+    """Whether a convolution of ours has one already."""
+    slope = slope_input(node)
+    if slope is not None:
+        values = workspace.constant(slope)
+        if values is None or (values != 1).any():
+            return True
+    return not activation_from(node.attrs).is_identity
+
+
+def slope_input(node: gs.Node) -> gs.Tensor | None:
+    """The slopes of a convolution of ours, one for each channel; None where it has none."""
+    position = _slope_position(node)
+    return node.inputs[position] if position < len(node.inputs) and node.inputs[position].name else None
+
+
+def activate(workspace: Workspace, node: gs.Node, activation: Activation) -> None:
+    """Give a convolution of ours, which has none, an activation."""
+    node.attrs.update(activation.attributes())
+    if activation.slopes:
+        dtype = numpy_type(workspace.types[node.inputs[1].name].elem_type)
+        set_slope(node, add_table(workspace, "slope", np.array(activation.slopes, dtype)))
+
+
+def set_slope(node: gs.Node, slope: gs.Tensor) -> None:
+    """Make a tensor the last input of a convolution of ours, behind those that are left out."""
+    position = _slope_position(node)
+    while len(node.inputs) <= position:
+        node.inputs.append(gs.Variable.empty())
+    node.inputs[position] = slope
+
+
+def _slope_position(node: gs.Node) -> int:
+    return len((ops.OPERATORS.get(node.op) or ops.CONVS_ON_ROWS[node.op]).INPUTS) - 1
 
 
 def _activate_fill(workspace: Workspace, node: gs.Node, activation: Activation) -> None:

@@ -87,26 +87,42 @@ def _complete_attributes(workspace: Workspace) -> None:
                     node.attribute.append(helper.make_attribute(name, w.shape[2:]))
 
 
+BY_MODEL = ("weight", "slope")
+"""Optional inputs that all of a model's nodes of one operator have, or none: they cost something to compute with."""
+
+
 def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:
     """Give every node all optional inputs: a function body cannot ask which are there."""
-    weighted = any(n.op == ops.perforated_conv.NAME and len(n.inputs) > 5 and n.inputs[5].name for n in nodes)
+    given = {name: _ops_with(nodes, name) for name in BY_MODEL}
     for node in nodes:
-        while node.inputs and not node.inputs[-1].name:  # how many there are says whether there are weights
+        while node.inputs and not node.inputs[-1].name:
             del node.inputs[-1]
         if node.op == ops.compact.NAME and len(node.inputs) == 2:  # from a version that did not ask for the size
             node.inputs.append(add_table(workspace, "shape", _map_size(workspace, node.inputs[0])))
-        if node.op not in ops.OPERATORS:
-            continue  # the lowering writes all inputs
-        names = ops.OPERATORS[node.op].INPUTS
+        if node.op not in ops.OPERATORS and node.op not in ops.CONVS_ON_ROWS:
+            continue
+        names = (ops.OPERATORS.get(node.op) or ops.CONVS_ON_ROWS[node.op]).INPUTS
         for position, name in enumerate(names):
             present = position < len(node.inputs) and node.inputs[position].name
-            if present or (name == "weight" and not weighted):
+            if present or (name in BY_MODEL and node.op not in given[name]):
                 continue
+            if node.op in ops.CONVS_ON_ROWS and name not in BY_MODEL:
+                continue  # the lowering writes all others
             default = _default_input(workspace, node, name)
-            if position < len(node.inputs):
-                node.inputs[position] = default
-            else:
-                node.inputs.append(default)
+            while len(node.inputs) <= position:
+                node.inputs.append(gs.Variable.empty())
+            node.inputs[position] = default
+
+
+def _ops_with(nodes: list[gs.Node], name: str) -> set[str]:
+    """The operators of which some node has an input of this name."""
+    found = set()
+    for node in nodes:
+        module = ops.OPERATORS.get(node.op) or ops.LOWERED.get(node.op)
+        position = module.INPUTS.index(name) if module is not None and name in module.INPUTS else len(node.inputs)
+        if position < len(node.inputs) and node.inputs[position].name:
+            found.add(node.op)
+    return found
 
 
 def _map_size(workspace: Workspace, x: gs.Tensor) -> NDArray[np.int64]:
@@ -125,24 +141,28 @@ def _default_input(workspace: Workspace, node: gs.Node, name: str) -> gs.Constan
         return add_table(workspace, "weight", np.ones(source, np.float32))  # type: ignore[arg-type]
     assert w_type.shape is not None
     assert isinstance(w_type.shape[0], int)
+    if name == "slope":
+        return add_table(workspace, "slope", np.ones(w_type.shape[0], dtype))
     return add_table(workspace, "zeros", np.zeros(1 if name == "B_alpha" else w_type.shape[0], dtype))
 
 
 def _function_bodies(workspace: Workspace, nodes: list[gs.Node]) -> list[FunctionProto]:
     bodies = []
+    weighted, sloped = (_ops_with(nodes, name) for name in BY_MODEL)
     for name, module in (*ops.OPERATORS.items(), *ops.LOWERED.items()):
         used = [n for n in nodes if n.op == name]
         if not used:
             continue
         known = workspace.types.get(used[0].inputs[0].name)
         elem_type = known.elem_type if known else TensorProto.FLOAT
+        given: dict[str, bool] = {}
+        if name in ops.OPERATORS or name in ops.CONVS_ON_ROWS:
+            given["sloped"] = name in sloped
         if name == ops.perforated_conv.NAME:
-            weighted = len(used[0].inputs) > 5
-            bodies.append(ops.perforated_conv.function_body(workspace.opset, elem_type, weighted=weighted))
+            given["weighted"] = name in weighted
         elif name == ops.expand.NAME:
-            bodies.append(ops.expand.function_body(workspace.opset, elem_type, weighted=False))
-        else:
-            bodies.append(module.function_body(workspace.opset, elem_type))
+            given["weighted"] = False
+        bodies.append(module.function_body(workspace.opset, elem_type, **given))
     return bodies
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.graph import activation_of, numpy_type, only_consumer
+from perfonnx.graph import activation_of, numpy_type, only_consumer, slope_of
 from perfonnx.io import TensorType, Workspace
-from perfonnx.ops.common import activation_from
+from perfonnx.passes.absorb import activate, has_activation, set_slope, slope_input
 from perfonnx.passes.base import Change, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.passes.positions import MOVES_POSITIONS, moved_positions
@@ -35,7 +35,6 @@ from perfonnx.passes.regions import (
     is_pointwise,
     is_sampled,
     is_standard,
-    slope_of,
     window_on_rows,
 )
 
@@ -241,7 +240,10 @@ class _Lowering:
         return self._table("zeros", np.zeros(size, numpy_type(elem_type)))
 
     def _stands_for(self, new: gs.Node, old: gs.Node) -> None:
-        """Record that one of our layers is on rows now."""
+        """Record that one of our layers is on rows now, with its slopes."""
+        slope = slope_input(old)
+        if slope is not None:
+            set_slope(new, slope)
         self.workspace.inherit(new, old)
         if old.name in self.state.rewritten:
             self.state.rewritten[old.name] = new
@@ -254,7 +256,7 @@ class _Lowering:
         output = node.outputs[0]
         conv, activation = self._open_conv(node.inputs[0], node), activation_of(self.workspace, node)
         if conv is not None and activation is not None:
-            conv.attrs.update(activation.attributes())
+            activate(self.workspace, conv, activation)
             self._let_stand(rows, output)
             return True
         if not self._is_worth_it(node):
@@ -450,7 +452,7 @@ class _Lowering:
             return None
         if any(other is not tensor and self._is_read(other) for other in self.standing[rows.tensor.name]):
             return None  # its rows stand for another map too, from which this one was cropped or resized
-        return conv if activation_from(conv.attrs).is_identity else None
+        return None if has_activation(self.workspace, conv) else conv
 
     def _is_read(self, tensor: gs.Tensor) -> bool:
         """Whether somebody still needs a map that stands as rows; nodes that were visited no longer read any."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.graph import pool_window, table_obstacle
+from perfonnx.graph import pool_window, slope_of, table_obstacle
 from perfonnx.io import Workspace
 from perfonnx.masks import PoolWindow
 from perfonnx.ops.common import activation_from
@@ -109,18 +107,6 @@ def works_on_rows(workspace: Workspace, node: gs.Node) -> bool:
     if node.op in MOVES_POSITIONS:
         return may_move_positions(workspace, node)
     return node.op in POOLS and _pools(workspace, node)
-
-
-def slope_of(workspace: Workspace, node: gs.Node) -> NDArray[Any] | None:
-    """The constant slopes [M] or [1] of a PRelu of maps [N, M, H, W]; None where they differ within a channel.
-
-    They broadcast to the map from the right, so that M of them in one dimension would be one for each column.
-    """
-    slope, known = workspace.constant(node.inputs[1]), workspace.types[node.inputs[0].name].shape
-    assert known is not None
-    if slope is None or (slope.size > 1 and slope.shape not in ((known[1], 1, 1), (1, known[1], 1, 1))):
-        return None
-    return slope.reshape(-1)
 
 
 def _is_read(workspace: Workspace, tensor: gs.Tensor) -> bool:

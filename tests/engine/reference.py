@@ -57,9 +57,12 @@ def conv(x: npt.NDArray[np.generic], w: npt.NDArray[np.generic], geometry: Geome
     return result
 
 
-def activate(v: F64, activation: tuple[float, float, float]) -> F64:
-    """min(max(v < 0 ? slope * v : v, low), high)."""
+def activate(v: F64, activation: tuple[float, float, float], slopes: npt.NDArray[np.float32] | None = None) -> F64:
+    """min(max(v < 0 ? slope * v : v, low), high); `slopes`, that multiply slope, broadcast to V."""
+    slope: float | F64
     slope, low, high = activation
+    if slopes is not None:
+        slope = slope * slopes.astype(np.float64)
     result: F64 = np.minimum(np.maximum(np.where(v < 0, slope * v, v), low), high)
     return result
 

@@ -53,6 +53,14 @@ class Case:
         return conv(self.x, self.w, self.geometry, self.group) + self.b[:, None, None]
 
 
+def _slope(case: Case) -> np.ndarray:
+    return case.rng.choice(np.array([-1.5, 0, 0.25, 1, 3], np.float32), len(case.w))
+
+
+def _by_channel(slope: np.ndarray | None) -> np.ndarray | None:
+    return None if slope is None else slope[:, None, None]
+
+
 def _close(got: np.ndarray, expected: np.ndarray) -> None:
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
@@ -67,6 +75,7 @@ def _close(got: np.ndarray, expected: np.ndarray) -> None:
     group=st.integers(1, 3),
     keep=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     activation=st.sampled_from(ACTIVATIONS),
+    sloped=st.booleans(),
     isa=st.sampled_from(ISAS),
     method=st.sampled_from(["nearest", "zero", "weighted", "sum"]),
 )
@@ -78,6 +87,7 @@ def test_perforated_conv(
     group: int,
     keep: float,
     activation: tuple[float, float, float],
+    sloped: bool,
     isa: str,
     method: str,
 ) -> None:
@@ -93,10 +103,20 @@ def test_perforated_conv(
         source = case.rng.choice(choices, (case.mask.size, 3)).astype(np.int32)
         if method == "weighted":
             weight = case.rng.choice(np.array([0, 0.25, -0.5, 1], np.float32), source.shape)
+    slope = _slope(case) if sloped else None
     engine = _engine.MaskedConv.perforated(
-        case.w, case.b, case.mask, source, weight, **geometry.keywords(), group=group, activation=activation, isa=isa
+        case.w,
+        case.b,
+        case.mask,
+        source,
+        weight,
+        **geometry.keywords(),
+        group=group,
+        activation=activation,
+        slope=slope,
+        isa=isa,
     )
-    expected = activate(interpolate(case.dense(), source, weight), activation)
+    expected = activate(interpolate(case.dense(), source, weight), activation, _by_channel(slope))
     got = engine(case.x)
     _close(got, expected)
     np.testing.assert_array_equal(engine(case.x, threads=3), got)
@@ -110,6 +130,7 @@ def test_perforated_conv(
     group=st.integers(1, 3),
     keep=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     activation=st.sampled_from(ACTIVATIONS),
+    sloped=st.booleans(),
     with_fill=st.booleans(),
 )
 def test_sparse_conv(
@@ -119,15 +140,17 @@ def test_sparse_conv(
     group: int,
     keep: float,
     activation: tuple[float, float, float],
+    sloped: bool,
     with_fill: bool,
 ) -> None:
     case = Case(geometry, seed, images=images, group=group, keep=keep)
     fill = case.rng.standard_normal(len(case.w)).astype(np.float32) if with_fill else None
+    slope = _slope(case) if sloped else None
     engine = _engine.MaskedConv.sparse(
-        case.w, case.b, case.mask, fill, **geometry.keywords(), group=group, activation=activation
+        case.w, case.b, case.mask, fill, **geometry.keywords(), group=group, activation=activation, slope=slope
     )
     elsewhere = np.zeros(len(case.w)) if fill is None else fill
-    expected = np.where(case.mask, activate(case.dense(), activation), elsewhere[:, None, None])
+    expected = np.where(case.mask, activate(case.dense(), activation, _by_channel(slope)), elsewhere[:, None, None])
     _close(engine(case.x), expected)
 
 
@@ -142,6 +165,7 @@ def test_sparse_conv(
     b_alpha=st.sampled_from([-100.0, -0.5, 0.5, 100.0]),
     center_gain=st.sampled_from([0.0, 1.0]),
     activation=st.sampled_from(ACTIVATIONS),
+    sloped=st.booleans(),
     isa=st.sampled_from(ISAS),
 )
 def test_radius_adaptive_conv(
@@ -154,12 +178,14 @@ def test_radius_adaptive_conv(
     b_alpha: float,
     center_gain: float,
     activation: tuple[float, float, float],
+    sloped: bool,
     isa: str,
 ) -> None:
     geometry = Geometry((3, 3), strides, pads, dilations)
     case = Case(geometry, seed, images=images, group=group)
     w_alpha = case.rng.standard_normal((1, case.x.shape[1], 1, 1)).astype(np.float32)
     b_ring = case.rng.standard_normal(len(case.w)).astype(np.float32)
+    slope = _slope(case) if sloped else None
     engine = _engine.RadiusAdaptiveConv(
         case.w,
         case.b,
@@ -170,13 +196,14 @@ def test_radius_adaptive_conv(
         **geometry.keywords(),
         group=group,
         activation=activation,
+        slope=slope,
         isa=isa,
     )
     expected = radius_adaptive(
         case.x, case.w, case.b, w_alpha, b_alpha, b_ring, geometry, group=group, center_gain=center_gain
     )
     got = engine(case.x)
-    _close(got, activate(expected, activation))
+    _close(got, activate(expected, activation, _by_channel(slope)))
     np.testing.assert_array_equal(engine(case.x, threads=3), got)
 
 
@@ -192,6 +219,7 @@ def test_radius_adaptive_conv(
     b_alpha=st.sampled_from([-100.0, -0.5, 0.5, 100.0]),
     center_gain=st.sampled_from([0.0, 1.0]),
     activation=st.sampled_from(ACTIVATIONS),
+    sloped=st.booleans(),
     isa=st.sampled_from(ISAS),
 )
 def test_sampled_radius_adaptive_conv(
@@ -205,6 +233,7 @@ def test_sampled_radius_adaptive_conv(
     b_alpha: float,
     center_gain: float,
     activation: tuple[float, float, float],
+    sloped: bool,
     isa: str,
 ) -> None:
     """The sites of the map that rows stand for, some of them repeated, some of them zeros."""

@@ -48,6 +48,9 @@ def _check(isa: str, seed: int, images: int, sites: int, channels: int, outputs:
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=tolerance)
     act = (0.1, -1.5, 2.0)
     np.testing.assert_allclose(product(rows, table, activation=act), activate(expected, act), rtol=1e-4, atol=tolerance)
+    slope = np.random.default_rng(seed).choice(np.array([-1.5, 0, 0.25, 1, 3], np.float32), outputs)
+    sloped = product(rows, table, activation=act, slope=slope)
+    np.testing.assert_allclose(sloped, activate(expected, act, slope), rtol=1e-4, atol=3 * tolerance)
     np.testing.assert_array_equal(product(rows, table, threads=3), got)
 
 
@@ -124,6 +127,10 @@ def test_sites_in_a_line_give_what_sites_anywhere_give(
     np.testing.assert_array_equal(product(rows, table, activation=act, threads=3), got)
     order = np.random.default_rng(seed).permutation(len(table))
     np.testing.assert_array_equal(product(rows, table[order], activation=act), got[:, order])
+    slope = np.random.default_rng(seed).standard_normal(outputs).astype(np.float32)
+    sloped = activate(_expected(rows, table, w, b, groups), act, slope)
+    got = product(rows, table, activation=act, slope=slope)
+    np.testing.assert_allclose(got, sloped, rtol=1e-4, atol=6e-6 * w[0].size)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -204,6 +211,24 @@ def test_nan_passes_and_relu_stops_minus_infinity(isa: str) -> None:
     largest = float(np.finfo(np.float32).max)
     got = product(rows, table, activation=(0.0, -largest, largest))[0, :, 1]
     np.testing.assert_array_equal(got, np.array([np.nan, 0, np.inf, 0], np.float32))
+    slope = np.array([0, 2, -1], np.float32)
+    got = product(rows, table, activation=(1.0, -largest, largest), slope=slope)[0]
+    np.testing.assert_array_equal(got[0], [np.nan] * 3)
+    np.testing.assert_array_equal(got[1:], np.array([[0, -np.inf, np.inf], [np.inf] * 3, [0, -2, 1]], np.float32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_slopes_of_one_change_no_bit(isa: str) -> None:
+    rows, table, w, b = _case(0, 2, 40, 6, 37, 9, 1)
+    product, act = _engine.SampledProduct(w, b, isa=isa), (0.3, -1.0, 2.0)
+    got = product(rows, table, activation=act, slope=np.ones(37, np.float32))
+    np.testing.assert_array_equal(got, product(rows, table, activation=act))
+
+
+def test_slopes_of_another_number_are_refused() -> None:
+    rows, table, w, b = _case(0, 1, 4, 6, 5, 9, 1)
+    with pytest.raises(ValueError, match="'slope': 4 elements instead of 5"):
+        _engine.SampledProduct(w, b)(rows, table, activation=(1.0, 0.0, 1.0), slope=np.ones(4, np.float32))
 
 
 @pytest.mark.parametrize(("outputs", "group"), [(5, 2), (4, 0), (4, -1)])

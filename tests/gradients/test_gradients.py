@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -216,11 +216,12 @@ def test_external_weights(tmp_path: Any) -> None:
 # --- perfonnx's own operators ----------------------------------------------------------------------------------------
 
 
-def convs() -> onnx.ModelProto:
+def convs(*, slopes: Sequence[float] = ()) -> onnx.ModelProto:
+    """Two layers, a Relu behind each; with `slopes` a PRelu behind the first."""
     rng = np.random.default_rng(3)
     nodes = [
         helper.make_node("Conv", ["x", "w1", "b1"], ["a"], name="one", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("PRelu", ["a", "s"], ["r"]) if slopes else helper.make_node("Relu", ["a"], ["r"]),
         helper.make_node("Conv", ["r", "w2", "b2"], ["c"], name="two", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["y"]),
     ]
@@ -230,6 +231,8 @@ def convs() -> onnx.ModelProto:
         "w2": rng.standard_normal((2, 4, 3, 3)) / 3,
         "b2": rng.standard_normal(2),
     }
+    if slopes:
+        weights["s"] = np.reshape(slopes, (-1, 1, 1))
     return net(nodes, {"x": (2, 3, 6, 7)}, {k: v.astype(np.float32) for k, v in weights.items()})
 
 
@@ -248,6 +251,16 @@ def convs() -> onnx.ModelProto:
 def test_rewritten_networks_against_differences(choices: dict[str, Any], layout: str) -> None:
     """The loss's derivative in random directions, through the library's kernels."""
     model = perfonnx.rewrite(convs(), only=".", layout=layout, **choices).proto
+    x = np.random.default_rng(1).standard_normal((2, 3, 6, 7)).astype(np.float32)
+    session = perfonnx.session(model)
+    check_directions(model, session, {"x": x}, output_distance, np.zeros(session.run(None, {"x": x})[0].shape))
+
+
+@pytest.mark.parametrize("layout", ["rows", "nchw"])
+@pytest.mark.parametrize("method", ["perforate", "sparse", "radius-adaptive"])
+def test_slopes_of_rewritten_networks_against_differences(method: str, layout: str) -> None:
+    model = perfonnx.rewrite(convs(slopes=[0.25, -0.5, 2, 0]), only=".", layout=layout, method=method, rate=0.5).proto
+    assert all(node.op_type != "PRelu" for node in model.graph.node)
     x = np.random.default_rng(1).standard_normal((2, 3, 6, 7)).astype(np.float32)
     session = perfonnx.session(model)
     check_directions(model, session, {"x": x}, output_distance, np.zeros(session.run(None, {"x": x})[0].shape))

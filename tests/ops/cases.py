@@ -37,7 +37,7 @@ class Case:
         functions = []
         if fallback:
             constants.update(default_inputs(self))
-            kwargs = {}
+            kwargs = {"sloped": constants.get("slope") is not None}
             if self.op == "PerforatedConv":
                 kwargs["weighted"] = constants.get("weight") is not None
             functions = [module.function_body(self.opset, elem_type, **kwargs)]
@@ -93,6 +93,14 @@ def _array(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any, scale: 
     return (rng.standard_normal(shape) * scale).astype(dtype)
 
 
+def draw_slope(draw: st.DrawFn, rng: np.random.Generator, outputs: int, dtype: Any) -> np.ndarray | None:
+    """Slopes for each channel: none, any, or such as are special."""
+    kind = draw(st.sampled_from(["none", "any", "special"]))
+    if kind == "none":
+        return None
+    return _array(rng, (outputs,), dtype) if kind == "any" else rng.choice([-1.5, 0, 0.25, 1, 3], outputs).astype(dtype)
+
+
 @st.composite
 def cases(draw: st.DrawFn, op: str) -> Case:
     """Any geometry: non-square maps and kernels, stride, dilation, asymmetric pads, groups, depthwise, batch 0..3."""
@@ -131,6 +139,7 @@ def cases(draw: st.DrawFn, op: str) -> Case:
         else:
             constants["source"], constants["weight"] = _tables(draw, rng, mask)
             extra["interpolation"] = "test"
+    constants["slope"] = draw_slope(draw, rng, out_channels, dtype)
     return Case(op, x, constants, geometry, draw(st.sampled_from(ACTIVATIONS)), extra)
 
 

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from perfonnx import ops
 from perfonnx.masks import PoolWindow
 from perfonnx.ops.common import Activation, ConvAttributes
-from tests.ops.cases import ACTIVATIONS
+from tests.ops.cases import ACTIVATIONS, draw_slope
 
 OPERATORS = list(ops.LOWERED)
 
@@ -51,6 +51,8 @@ class RowCase:
         if fallback:
             fill_in(inputs, self.op, self.attributes)
             extra = {"weighted": inputs.get("weight") is not None} if self.op == "ExpandRows" else {}
+            if self.op in ops.CONVS_ON_ROWS:
+                extra["sloped"] = inputs.get("slope") is not None
             functions = [ops.LOWERED[self.op].function_body(self.opset, elem_type, **extra)]
         names = [name if v is not None else "" for name, v in inputs.items()]
         while not names[-1]:
@@ -183,6 +185,7 @@ def _sampled_conv(
         "sites": sites,
         "Z": z,
         "z_source": z_source,
+        "slope": draw_slope(draw, rng, outputs, s.dtype),
     }
     expected = ops.sampled_conv.reference(*inputs.values(), attributes=geometry, activation=activation)
     return RowCase("SampledConv", inputs, {**geometry.attributes(), **activation.attributes()}, expected)
@@ -219,6 +222,7 @@ def _sampled_radius(
         "in_source": in_source,
         "in_shape": shape,
         "sites": _sites(draw, rng, out_h * out_w),
+        "slope": draw_slope(draw, rng, outputs, s.dtype),
     }
     activation: Activation = draw(st.sampled_from(ACTIVATIONS))
     gain = draw(st.sampled_from([0.0, 1.0]))

@@ -57,7 +57,13 @@ def test_lower_instruction_sets_agree_too(isa: str) -> None:
 
 
 def _conv_case(
-    *, channels: tuple[int, int], kernel: int = 3, size: tuple[int, int] = (14, 15), batch: int = 2, group: int = 1
+    *,
+    channels: tuple[int, int],
+    kernel: int = 3,
+    size: tuple[int, int] = (14, 15),
+    batch: int = 2,
+    group: int = 1,
+    sloped: bool = False,
 ) -> RowCase:
     """A convolution large enough for several panels, blocks of channels and blocks of sites, with everything given."""
     rng = np.random.default_rng(7)
@@ -75,6 +81,8 @@ def _conv_case(
         "z_source": None,
     }
     inputs["z_source"] = rng.integers(-1, 9, inputs["sites"].size).astype(np.int32)
+    if sloped:
+        inputs["slope"] = rng.standard_normal(channels[1]).astype(np.float32)
     activation = Activation(negative_slope=0.1, clip_max=1.0)
     expected = ops.sampled_conv.reference(*inputs.values(), attributes=geometry, activation=activation)
     return RowCase("SampledConv", inputs, {**geometry.attributes(), **activation.attributes()}, expected)
@@ -82,15 +90,17 @@ def _conv_case(
 
 @pytest.mark.parametrize("channels", [(600, 40), (32, 100), (16, 16)])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
-def test_sums_in_several_steps_add_z_once(channels: tuple[int, int], kernel: int) -> None:
-    case = _conv_case(channels=channels, kernel=kernel)
+@pytest.mark.parametrize("sloped", [False, True])
+def test_sums_in_several_steps_add_z_once(channels: tuple[int, int], kernel: int, sloped: bool) -> None:
+    case = _conv_case(channels=channels, kernel=kernel, sloped=sloped)
     got = perfonnx.session(case.model(fallback=False)).run(None, case.feed)[0]
     np.testing.assert_allclose(got, case.expected, rtol=0, atol=5e-5)  # sums of up to 15000 products
 
 
 @pytest.mark.parametrize("channels", [3, 40, 70])
-def test_depthwise_adds_z(channels: int) -> None:
-    case = _conv_case(channels=(channels, channels), group=channels)
+@pytest.mark.parametrize("sloped", [False, True])
+def test_depthwise_adds_z(channels: int, sloped: bool) -> None:
+    case = _conv_case(channels=(channels, channels), group=channels, sloped=sloped)
     assert_close(perfonnx.session(case.model(fallback=False)).run(None, case.feed)[0], case.expected)
 
 

@@ -12,6 +12,7 @@ from perfonnx import ops
 from tests.passes import nets
 from tests.passes.nets import node
 
+SQUARE = {"x": (1, 3, 8, 8)}
 SIX = {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
 
 
@@ -90,9 +91,105 @@ def test_other_activations_stay(op: str) -> None:
     assert nets.op_types(rewritten(nets.followed_by([node(op, ["c"], ["y"])]))) == ["PerforatedConv", op]
 
 
-def test_slopes_per_channel_stay() -> None:
-    model = nets.followed_by([node("PRelu", ["c", "s"], ["y"])], {"s": nets.values(8, 1, 1)})
+SLOPES = np.array([0.25, 0, 3, -1.5, 1, 0.01, -0.5, 2])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("opset", [7, 9, 17])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1, 1)])
+@pytest.mark.parametrize("method", ["perforate", "sparse", "radius-adaptive"])
+def test_slopes_per_channel_are_absorbed(method: str, shape: tuple[int, ...], opset: int, dtype: type) -> None:
+    constants = {"s": SLOPES.reshape(shape).astype(dtype)}
+    model = nets.followed_by([node("PRelu", ["c", "s"], ["y"])], constants, opset=opset, dtype=dtype)
+    proto = nets.rewrite(model, rate=0.0, method=method).proto
+    nets.check(proto)
+    (layer,) = proto.graph.node
+    np.testing.assert_array_equal(nets.constant(proto, layer.input[-1]), SLOPES.astype(dtype))
+    assert nets.attribute(layer, "negative_slope") == 1
+    for fallback in (True, False):
+        proto = nets.rewrite(model, rate=0.0, method=method, fallback=fallback).proto
+        x = nets.feed(dtype=dtype)
+        (expected,) = nets.run(model, x)
+        for library in (False, True) if fallback else (True,):
+            actual = perfonnx.session(proto, library=library).run(None, x)[0]
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 if dtype is np.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("shape", [(10,), (1, 10), (12, 1), (8, 12, 10), (1, 1, 1, 10)])
+def test_slopes_that_differ_within_a_channel_stay(shape: tuple[int, ...]) -> None:
+    model = nets.followed_by([node("PRelu", ["c", "s"], ["y"])], {"s": nets.values(*shape)})
     assert nets.op_types(rewritten(model)) == ["PerforatedConv", "PRelu"]
+
+
+def test_slopes_for_the_columns_of_a_map_as_wide_as_deep_stay() -> None:
+    """Eight slopes in one dimension belong to the last axis."""
+    model = nets.followed_by([node("PRelu", ["c", "s"], ["y"])], {"s": SLOPES.astype(np.float32)}, inputs=SQUARE)
+    proto = nets.rewrite(model, rate=0.0).proto
+    assert nets.op_types(proto) == ["PerforatedConv", "PRelu"]
+    nets.assert_same_results(model, proto, nets.feed(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(), (8, 1, 1)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_slopes_that_are_no_numbers_stay(shape: tuple[int, ...], value: float) -> None:
+    model = nets.followed_by([node("PRelu", ["c", "s"], ["y"])], {"s": np.full(shape, value, np.float32)})
+    assert nets.op_types(nets.rewrite(model, rate=0.0).proto) == ["PerforatedConv", "PRelu"]
+
+
+def test_slopes_of_which_a_run_decides_stay() -> None:
+    model = nets.followed_by([node("PRelu", ["c", "s"], ["y"])], inputs={"x": (1, 3, 12, 10), "s": (8, 1, 1)})
+    assert nets.op_types(nets.rewrite(model, rate=0.0).proto) == ["PerforatedConv", "PRelu"]
+
+
+@pytest.mark.parametrize("opset", [7, 13])
+@pytest.mark.parametrize("interpolation", ["nearest", "barycentric"])
+def test_layers_with_and_without_slopes_in_one_model(interpolation: str, opset: int) -> None:
+    """One function body serves both: slopes of 1 stand where there are none, and change nothing."""
+    tail = [
+        node("PRelu", ["c", "s"], ["d"]),
+        nets.conv("d", "e", "v", name="second"),
+        node("LeakyRelu", ["e"], ["y"], alpha=0.3),
+    ]
+    constants = {"s": SLOPES.reshape(8, 1, 1).astype(np.float32), "v": nets.values(8, 8, 3, 3)}
+    model = nets.followed_by(tail, constants, opset=opset)
+    proto = nets.rewrite(model, rate=0.5, interpolation=interpolation, only=[""]).proto
+    nets.check(proto)
+    assert nets.op_types(proto) == ["PerforatedConv", "PerforatedConv"]
+    (expected,) = nets.run(proto, nets.feed())
+    np.testing.assert_allclose(perfonnx.session(proto).run(None, nets.feed())[0], expected, rtol=0, atol=1e-5)
+    evaluator = ReferenceEvaluator(proto, new_ops=ops.REFERENCE_OPS)
+    np.testing.assert_allclose(evaluator.run(None, nets.feed())[0], expected, rtol=0, atol=1e-5)
+    again = perfonnx.rewrite(proto, rate=0.5).proto
+    np.testing.assert_allclose(nets.run(again, nets.feed())[0], expected, rtol=0, atol=1e-5)
+
+
+def test_a_layer_added_to_a_model_without_slopes() -> None:
+    """A second rewrite brings slopes to a model whose layers and function bodies have none."""
+    tail = [nets.conv("c", "e", "v", name="second"), node("PRelu", ["e", "s"], ["y"])]
+    constants = {"s": SLOPES.reshape(8, 1, 1).astype(np.float32), "v": nets.values(8, 8, 3, 3)}
+    model = nets.followed_by(tail, constants)
+    first = nets.rewrite(model, rate=0.0, only=["conv"]).proto
+    second = nets.rewrite(first, rate=0.0, only=["second"]).proto
+    nets.check(second)
+    assert nets.op_types(second) == ["PerforatedConv", "PerforatedConv"]
+    nets.assert_same_results(model, second)
+
+
+def test_fill_before_normalization_passes_slopes() -> None:
+    """What training put in front of the normalization is, behind it, minus the mean by channel, times its slope."""
+    tail = [
+        node("BatchNormalization", ["c", "one", "zero", "mean", "one"], ["n"], epsilon=0.0),
+        node("PRelu", ["n", "s"], ["y"]),
+    ]
+    mean = np.linspace(-2, 2, 8, dtype=np.float32)
+    constants = {"one": np.ones(8, np.float32), "zero": np.zeros(8, np.float32), "mean": mean}
+    model = nets.followed_by(tail, {**constants, "s": SLOPES.reshape(8, 1, 1).astype(np.float32)})
+    proto = nets.rewrite(model, rate=0.5, method="sparse", mask="uniform", fill="before-normalization").proto
+    assert nets.op_types(proto) == ["SparseConv"]
+    mask = nets.constant(proto, proto.graph.node[0].input[3])
+    expected = np.where(mean > 0, -mean * SLOPES, -mean)
+    for y in (nets.run(proto, nets.feed())[0], perfonnx.session(proto).run(None, nets.feed())[0]):
+        np.testing.assert_allclose(y[0][:, ~mask], np.repeat(expected[:, None], (~mask).sum(), 1), rtol=1e-5)
 
 
 def test_a_layer_as_the_slope_of_another_stays() -> None:

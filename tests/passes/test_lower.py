@@ -559,6 +559,37 @@ def test_slopes_per_channel_cut_no_region(
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 if dtype is np.float32 else 6e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("group", [1, 2, 6])
+@pytest.mark.parametrize("method", ["perforate", "sparse", "radius-adaptive"])
+def test_slopes_per_channel_move_into_layers_on_rows(method: str, group: int, dtype: type[np.floating]) -> None:
+    """Behind the layer, and behind the sum that it takes up; the last layer has none."""
+    nodes = [
+        nets.conv("x", "a", "w", name="first", group=group),
+        nets.node("PRelu", ["a", "s"], ["b"]),
+        nets.conv("b", "c", "w", name="second", group=group),
+        nets.node("Add", ["c", "b"], ["d"]),
+        nets.node("PRelu", ["d", "s"], ["e"]),
+        nets.conv("e", "y", "w", name="third", group=group),
+    ]
+    slopes = np.array([0.25, 0, 3, -1.5, 1, -0.5]).reshape(6, 1, 1).astype(dtype)
+    constants = {"w": nets.values(6, 6 // group, 3, 3, dtype=dtype), "s": slopes}
+    size, elem_type = (1, 6, 7, 9), helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    model = nets.model(nodes, constants, inputs={"x": size}, outputs={"y": size}, dtype=elem_type)
+    maps, rows = (
+        perfonnx.rewrite(model, layout=layout, method=method, rate=0.5, only=[""]) for layout in LAYOUTS[::-1]
+    )
+    found = operators(rows.proto)
+    assert found["SampledRadiusAdaptiveConv" if method == "radius-adaptive" else "SampledConv"] == 3
+    assert found["PRelu"] == (method == "radius-adaptive")  # which takes up no sum
+    feeds = nets.feed(*size, dtype=dtype)
+    expected = perfonnx.session(maps.proto, library=False).run(None, feeds)[0].astype(np.float64)
+    tolerance = (1e-5 if dtype is np.float32 else 2e-3) * np.abs(expected).max()
+    for library in (False, True):
+        actual = perfonnx.session(rows.proto, library=library).run(None, feeds)[0]
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.75])
 def test_tables_are_stored_once_and_say_nothing_twice(rate: float) -> None:
     """A chain over one large map: its positions in order, the sites, their rows, and the map at the end."""

@@ -32,12 +32,14 @@ def _perforated(**changes: np.ndarray | None) -> dict[str, np.ndarray | None]:
         "mask": MASK,
         "source": nearest_source(MASK),
         "weight": np.ones((30, 1), np.float32),
+        "slope": np.ones(4, np.float32),
     }
     return {**base, **changes}
 
 
 def _sparse(**changes: np.ndarray | None) -> dict[str, np.ndarray | None]:
     base: dict[str, np.ndarray | None] = {"W": W, "B": None, "mask": MASK, "fill": np.zeros(4, np.float32)}
+    base["slope"] = np.ones(4, np.float32)
     return {**base, **changes}
 
 
@@ -48,6 +50,7 @@ def _radius(**changes: np.ndarray | None) -> dict[str, np.ndarray | None]:
         "W_alpha": np.ones((1, 2, 1, 1), np.float32),
         "B_alpha": np.ones(1, np.float32),
         "B_ring": np.ones(4, np.float32),
+        "slope": np.ones(4, np.float32),
     }
     return {**base, **changes}
 
@@ -92,6 +95,12 @@ REFUSED: dict[str, tuple[str, dict[str, np.ndarray | None], dict[str, Any], str]
     "pads beyond any map": ("PerforatedConv", _perforated(), {"pads": [2**62, 1, 1, 1]}, "pads"),
     "pads of floats": ("PerforatedConv", _perforated(), {"pads": [1.0, 1.0, 1.0, 1.0]}, "pads"),
     "slope is NaN": ("PerforatedConv", _perforated(), {"negative_slope": float("nan")}, "negative_slope"),
+    "slopes too few": ("PerforatedConv", _perforated(slope=np.ones(3, np.float32)), {}, "'slope': shape [3]"),
+    "one slope": ("PerforatedConv", _perforated(slope=np.ones(1, np.float32)), {}, "'slope': shape [1]"),
+    "slopes of rank 3": ("PerforatedConv", _perforated(slope=np.ones((4, 1, 1), np.float32)), {}, "'slope'"),
+    "an infinite slope": ("PerforatedConv", _perforated(slope=np.float32([1, 1, 1, np.inf])), {}, "'slope'"),
+    "sparse slopes too many": ("SparseConv", _sparse(slope=np.ones(5, np.float32)), {}, "'slope': shape [5]"),
+    "radius slopes too many": ("RadiusAdaptiveConv", _radius(slope=np.ones(5, np.float32)), {}, "'slope': shape [5]"),
     "clip is NaN": ("PerforatedConv", _perforated(), {"clip_max": float("nan")}, "clip_max"),
     "clip is an integer": ("PerforatedConv", _perforated(), {"clip_max": 6}, "clip_max"),
     "fill too long": ("SparseConv", _sparse(fill=np.zeros(5, np.float32)), {}, "fill"),
@@ -120,7 +129,7 @@ def test_wrong_constants_and_attributes(case: str) -> None:
     assert wanted in message
 
 
-@pytest.mark.parametrize("name", ["W", "mask", "source", "weight"])
+@pytest.mark.parametrize("name", ["W", "mask", "source", "weight", "slope"])
 def test_constants_that_are_fed_are_refused(name: str) -> None:
     message = _refusal(model("PerforatedConv", _perforated(), graph_inputs=[name], name="fed", **ATTRIBUTES))
     assert "PerforatedConv node 'fed'" in message
@@ -134,7 +143,7 @@ def test_node_without_a_name_is_named_by_its_output() -> None:
     assert "'Y'" in message
 
 
-@pytest.mark.parametrize("name", ["mask", "source", "weight"])
+@pytest.mark.parametrize("name", ["mask", "source", "weight", "slope"])
 def test_constants_of_another_type_are_refused(name: str) -> None:
     constants = _perforated()
     constants[name] = np.asarray(constants[name]).astype(np.float64)

@@ -48,6 +48,7 @@ def _expand(**changes: Any) -> Inputs:
 def _conv(**changes: Any) -> Inputs:
     base: Inputs = {"W": W, "B": np.zeros(4, np.float32), "in_source": SOURCE, "in_shape": SHAPE}
     base.update(sites=_ints(0, 7, 29), Z=np.ones((1, 5, 4), np.float32), z_source=_ints(0, -1, 4))
+    base.update(slope=np.ones(4, np.float32))
     return {**base, **changes}
 
 
@@ -55,6 +56,7 @@ def _radius(**changes: Any) -> Inputs:
     base: Inputs = {"W": W, "B": np.zeros(4, np.float32), "W_alpha": np.ones((1, 2, 1, 1), np.float32)}
     base.update(B_alpha=np.zeros(1, np.float32), B_ring=np.zeros(4, np.float32))
     base.update(in_source=SOURCE, in_shape=SHAPE, sites=_ints(0, 7, 29))
+    base.update(slope=np.ones(4, np.float32))
     return {**base, **changes}
 
 
@@ -118,6 +120,9 @@ WRONG: dict[str, tuple[str, Inputs, dict[str, Any], str]] = {
     "zeros of other channels": ("SampledConv", _conv(Z=np.zeros((1, 5, 3), np.float32)), CONV, "'Z'"),
     "zeros of too few rows": ("SampledConv", _conv(Z=np.zeros((1, 4, 4), np.float32)), CONV, "'Z'"),
     "zeros of rank 2": ("SampledConv", _conv(Z=np.zeros((5, 4), np.float32)), CONV, "'Z'"),
+    "conv slopes too few": ("SampledConv", _conv(slope=np.ones(3, np.float32)), CONV, "'slope': shape [3]"),
+    "conv slope is NaN": ("SampledConv", _conv(slope=np.full(4, np.nan, np.float32)), CONV, "'slope'"),
+    "radius slopes too few": (RADIUS, _radius(slope=np.ones(3, np.float32)), CONV, "'slope': shape [3]"),
     "radius in_source below -1": (RADIUS, _radius(in_source=_with(SOURCE, -2)), CONV, "'in_source': [3] = -2"),
     "radius in_source too long": (RADIUS, _radius(in_source=np.append(SOURCE, _ints(0))), CONV, "'in_source'"),
     "radius in_shape too large": (RADIUS, _radius(in_shape=np.array([2**40, 2**40])), CONV, "'in_shape'"),
