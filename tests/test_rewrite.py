@@ -517,3 +517,27 @@ def test_an_overridable_weight_behind_an_identity_is_left_alone() -> None:
     (skip,) = result.report.skips
     assert "'w' is also a graph input; --freeze-weights" in skip.reason
     assert len(perfonnx.rewrite(model, only=[""], freeze_weights=True).report.layers) == 1
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", ["perforate", "sparse", "radius-adaptive"])
+def test_float16_layers_between_nodes_that_run_in_float32(method: str, layout: str, channels: int) -> None:
+    """There onnxruntime casts what the layers read, and folds only the casts of constants that have one reader."""
+    nodes, x = [], "x"
+    for i in range(4):  # layers 2 and 3 share their weight, as heads of several levels do
+        nodes += [nets.conv(x, f"c{i}", f"w{min(i, 2)}", "b", name=f"layer{i}")]
+        nodes += [node("Sigmoid", [f"c{i}"], [f"s{i}"]), node("Mul", [f"c{i}", f"s{i}"], [f"m{i}"])]
+        x = f"m{i}"
+    nodes.append(node("InstanceNormalization", [x, "b", "b"], ["y"]))
+    half = np.float16
+    weights = {f"w{i}": nets.values(channels, channels, 3, 3, seed=i, dtype=half) for i in range(3)}
+    weights["b"] = nets.values(channels, dtype=half)
+    shape = ("N", channels, 8, 8)
+    model = nets.model(nodes, weights, inputs={"x": shape}, outputs={"y": shape}, dtype=TensorProto.FLOAT16)
+    result = perfonnx.rewrite(model, method=method, rate=0.5, only=["."], layout=layout).proto
+    feeds = nets.feed(2, channels, 8, 8, dtype=half)
+    (ours,), (body,) = perfonnx.session(result).run(None, feeds), nets.run(result, feeds)
+    np.testing.assert_allclose(ours.astype(np.float32), body.astype(np.float32), atol=2e-2 * np.abs(body).max())
+    again = perfonnx.rewrite(result, rate=0.5, only=["."]).proto
+    assert again.SerializeToString(deterministic=True) == result.SerializeToString(deterministic=True)

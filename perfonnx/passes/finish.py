@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +24,9 @@ from perfonnx.passes.base import Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.plan import Plan
 from perfonnx.validity import check_output
+
+SHARED_SIZE = 8
+"""Equal constants of as many elements or less become one in onnxruntime."""
 
 FUNCTION_IR_VERSION = 8
 """The first IR version with model-local functions."""
@@ -48,6 +54,7 @@ class Finish(Pass):
         nodes = own_nodes(workspace)  # without those that only sizes were taken from
         if self.fallback:
             _complete_inputs(workspace, nodes)
+        _give_own_constants(workspace, nodes)
         proto = workspace.proto
         functions = _function_bodies(workspace, nodes) if self.fallback else []
         workspace.commit()
@@ -123,6 +130,59 @@ def _ops_with(nodes: list[gs.Node], name: str) -> set[str]:
         if position < len(node.inputs) and node.inputs[position].name:
             found.add(node.op)
     return found
+
+
+def _give_own_constants(workspace: Workspace, nodes: list[gs.Node]) -> None:
+    """Give each of our float16 layers constants that nobody else reads.
+
+    Between nodes without a kernel for float16, onnxruntime runs ours in float32 too and casts what they read. It folds
+    the cast of a constant that has one reader; that of a shared one is left in the graph, and our kernels refuse what
+    is not constant. Small constants that are equal it makes one beforehand: so they come to differ by their rounding.
+    """
+    readers = Counter(tensor.name for node in workspace.graph.nodes for tensor in node.inputs)
+    ours = {id(node) for node in nodes}
+    others = (t for node in workspace.graph.nodes if id(node) not in ours for t in node.inputs)
+    seen = {_content(v) for tensor in others if (v := _small_half(workspace, tensor)) is not None}
+    for node in nodes:
+        for i, tensor in enumerate(node.inputs):
+            proto = workspace.constant_proto(tensor) if tensor.name else None
+            if proto is None or proto.data_type != TensorProto.FLOAT16:
+                continue
+            shared = readers[tensor.name] > 1 or tensor.name in workspace.captured
+            values = given = _small_half(workspace, tensor)
+            while values is not None and _content(values) in seen and np.isfinite(_next_larger(values)).all():
+                values = _next_larger(values)
+            if values is not None:
+                seen.add(_content(values))
+            if not shared and values is given:
+                continue
+            if values is None:
+                values = workspace.constant(tensor)
+            assert values is not None
+            name = f"{tensor.name}.own"
+            while workspace.is_taken(name):
+                name += "_"
+            node.inputs[i] = workspace.add_constant(name, values)
+            readers[tensor.name] -= 1
+
+
+def _small_half(workspace: Workspace, tensor: gs.Tensor) -> NDArray[Any] | None:
+    """The values of a float16 constant that onnxruntime may share with an equal one; None where it is none."""
+    proto = workspace.constant_proto(tensor) if tensor.name else None
+    if proto is None or proto.data_type != TensorProto.FLOAT16 or not 0 < math.prod(proto.dims) <= SHARED_SIZE:
+        return None
+    return workspace.constant(tensor)
+
+
+def _content(values: NDArray[Any]) -> tuple[tuple[int, ...], bytes]:
+    return values.shape, values.tobytes()
+
+
+def _next_larger(values: NDArray[Any]) -> NDArray[Any]:
+    """The first number one rounding farther from zero: a gate that is open or closed for good stays so."""
+    result = values.reshape(-1).copy()
+    result[0] = np.nextafter(result[0], np.copysign(np.float16(np.inf), result[0]))
+    return result.reshape(values.shape)
 
 
 def _map_size(workspace: Workspace, x: gs.Tensor) -> NDArray[np.int64]:
