@@ -14,7 +14,7 @@ from onnx import NodeProto
 
 from perfonnx import ops
 from perfonnx.graph import CONV, ConvSite, conv_sites
-from perfonnx.io import TensorType, Workspace, subgraphs, value_type
+from perfonnx.io import TensorType, Workspace, is_fixed, subgraphs, value_type
 
 Shape: TypeAlias = "tuple[int, ...]"
 
@@ -137,7 +137,7 @@ class _Counting:
         fed = {info.name for info in self.inputs}
         for info in model.graph.input:
             dims = info.type.tensor_type.shape.dim
-            if info.name in fed and dims and not dims[0].HasField("dim_value"):
+            if info.name in fed and dims and not is_fixed(dims[0]):
                 dims[0].dim_value = 1
         for info in model.graph.output:
             info.type.tensor_type.ClearField("shape")

@@ -197,3 +197,13 @@ def test_convolutions_that_are_not_2d_count_among_the_convolutions() -> None:
     assert conv.multiplies == 12 * 8 * 4 * 3
     report = nets.rewrite(model).report
     assert (report.multiplies[0], report.conv_multiplies[0]) == (conv.multiplies, conv.multiplies)
+
+
+@pytest.mark.parametrize("unknown", [0, -1])
+def test_a_batch_below_one_is_open(unknown: int) -> None:
+    """Exporters write it where they know none."""
+    nodes = [node("Reshape", ["x", "shape"], ["r"]), node("MatMul", ["r", "w"], ["y"])]
+    model = _model(nodes, {"x": ("N", 6, 7)}, {"w": (7, 5)})
+    model.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 7]))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = unknown
+    assert _counted(model) == (6 * 7 * 5, [])

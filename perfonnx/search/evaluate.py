@@ -325,8 +325,9 @@ def fixed_batch(loaded: LoadedModel, feed: Feed) -> int | None:
     """How many images a model takes at once; None where it leaves that open."""
     for value in loaded.proto.graph.input:
         if value.name in feed:
-            dims = value.type.tensor_type.shape.dim
-            return int(dims[0].dim_value) if len(dims) and dims[0].HasField("dim_value") else None
+            known = io.value_type(value)
+            first = known.shape[0] if known is not None and known.shape else None
+            return first if isinstance(first, int) else None
     return None
 
 

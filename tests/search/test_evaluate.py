@@ -11,7 +11,16 @@ import perfonnx
 from perfonnx.check import OpenModel
 from perfonnx.plan import LayerPlan, Plan
 from perfonnx.search import Task
-from perfonnx.search.evaluate import CHOOSING, KEPT, PlanEvaluator, Subject, find_metric, first_images, hold
+from perfonnx.search.evaluate import (
+    CHOOSING,
+    KEPT,
+    PlanEvaluator,
+    Subject,
+    find_metric,
+    first_images,
+    fixed_batch,
+    hold,
+)
 from tests.search.arrays import Batch
 from tests.search.test_tune import network, samples
 
@@ -79,6 +88,18 @@ def test_first_images_leave_alone_what_is_no_image() -> None:
         "x": (3, 3, 16, 14),
         "sizes": (2,),
     }
+
+
+@pytest.mark.parametrize(("declared", "batch"), [(4, 4), (0, None), (-1, None), ("N", None)])
+def test_a_batch_below_one_is_open(declared: int | str, batch: int | None) -> None:
+    """Exporters write it where they know none."""
+    loaded = Subject(network(batch="N")).original()
+    dimension = loaded.proto.graph.input[0].type.tensor_type.shape.dim[0]
+    if isinstance(declared, int):
+        dimension.dim_value = declared
+    feed = {"x": np.zeros((8, 3, 16, 14), np.float32)}
+    assert fixed_batch(loaded, feed) == batch
+    assert len(first_images(loaded, feed, 3)["x"]) == (batch or 3)
 
 
 def test_the_first_images_of_a_part_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
