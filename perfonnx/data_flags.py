@@ -11,6 +11,9 @@ CHANNELS = ("rgb", "bgr", "gray")
 LAYOUTS = ("nchw", "nhwc")
 """Orders of an image input's dimensions."""
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
+"""By which the images in a folder or an archive are known."""
+
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True, note: str | None = None) -> None:
     """The flags of data, one group for every command that feeds a model.

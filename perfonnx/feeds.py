@@ -20,14 +20,12 @@ from typing import IO, Any, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx.data_flags import LAYOUTS
+from perfonnx.data_flags import IMAGE_SUFFIXES, LAYOUTS
 from perfonnx.errors import PerfonnxError
 
 Array: TypeAlias = NDArray[Any]
 Feed: TypeAlias = dict[str, Array]
 Shapes: TypeAlias = Mapping[str, Sequence[int | str | None]]
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
 """What an image may be inside. Pillow knows many more, and starts Ghostscript for one of them."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from perfonnx.data_flags import IMAGE_SUFFIXES
 from perfonnx.errors import PerfonnxError
 from perfonnx.files import check_target
 
@@ -23,7 +24,7 @@ _BESIDE_A_PLAN = {
     "save_plan": (".corrections.npz", ".masks.npz"),
     "plan_out": (".corrections.npz", ".masks.npz", ".impact.npz"),
 }
-_IN_A_FOLDER = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".npy", ".txt", ".csv", ".tsv")
+_IN_A_FOLDER = (*IMAGE_SUFFIXES, ".npy", ".txt", ".csv", ".tsv")
 """What a folder of data is read for."""
 
 
