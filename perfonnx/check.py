@@ -155,8 +155,7 @@ def open_loaded(loaded: io.LoadedModel, *, threads: int | None = None, options: 
     Data that links lead to elsewhere are read: onnxruntime follows these only with the model's own path.
     """
     if options is None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
+        options = runtime.quiet_options()
     if loaded.directory is not None and io.has_external_data(loaded):
         folder = loaded.directory.resolve()
         if all(file.is_relative_to(folder) for file in io.data_files(loaded)):
@@ -536,8 +535,7 @@ class _Comparison:
         if all(error.report().max_rel <= self.bound for error in self.kernel.values()):
             return
         if self.plain is None:
-            options = ort.SessionOptions()
-            options.log_severity_level = 4
+            options = runtime.quiet_options()
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             self.plain = open_model(self.first.source, name=self.first.name, threads=self.threads, options=options)
         plain = self.plain.run(feed)

@@ -19,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from perfonnx import runtime
 from perfonnx.io import (
     TensorType,
     Workspace,
@@ -330,9 +331,7 @@ def _results(jobs: Sequence[_Job], workspace: Workspace) -> list[_Results]:
     if not jobs:
         return []
     feeds: dict[str, NDArray[Any]] = {}
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
+    options = runtime.quiet_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         if any(_would_trap(job, workspace) for job in jobs):
@@ -341,7 +340,7 @@ def _results(jobs: Sequence[_Job], workspace: Workspace) -> list[_Results]:
         for info in model.graph.input:
             number, _, name = info.name.partition(".")
             feeds[info.name] = _array(jobs[int(number)].inputs[name], workspace)
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = runtime.session(model, threads=1, library=False, options=options)
         values = session.run(None, feeds)
     except Exception:  # onnxruntime raises types of its own that it does not export
         half = len(jobs) // 2

@@ -142,12 +142,9 @@ def measured_peak(
 
 def _measure(task: Mapping[str, Any]) -> int:
     """In the measuring process: load, warm up, and watch the runs."""
-    import onnxruntime as ort
-
     from perfonnx.check import open_model
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = runtime.quiet_options()
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     with runtime.with_libraries(task["libraries"]):

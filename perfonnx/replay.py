@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -103,8 +102,7 @@ class Replay:
                 return {}
             feed = {name: batch[name] for name in feeds}
             if session is None:
-                options = ort.SessionOptions()
-                options.log_severity_level = 4
+                options = runtime.quiet_options()
                 # threads that spin between two runs take the processor from the work that is done there
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
                 session = runtime.session(self._piece(nodes, feed, outputs), options=options)

@@ -115,6 +115,13 @@ def register_others(session_options: ort.SessionOptions, libraries: Iterable[Str
             raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {path}: {_one_line(error)}") from error
 
 
+def quiet_options() -> ort.SessionOptions:
+    """Options of sessions that print nothing: what goes wrong is raised, and onnxruntime would print it as well."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
 def session(
     model: Model,
     *,
@@ -139,8 +146,7 @@ def session(
         PerfonnxError: A library or the model cannot be loaded.
     """
     if options is None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised; onnxruntime would print it as well
+        options = quiet_options()
     if threads is not None:
         if threads < 1:
             raise PerfonnxError(f"threads={threads}: give 1 or more, or None for onnxruntime's own choice")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from perfonnx import runtime
 from perfonnx.gradients.network import Node
 
 OPSET = 18
@@ -272,16 +273,12 @@ def count(shape: Shape, axes: Sequence[int]) -> int:
 
 def probe(proto: NodeProto, opset: int, feeds: dict[str, NDArray[Any]]) -> NDArray[Any]:
     """What onnxruntime gives for one node; how linear operators are read off as matrices."""
-    import onnxruntime as ort
-
     infos = [
         helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items()
     ]
     graph = helper.make_graph([proto], "probe", infos, [helper.make_empty_tensor_value_info(proto.output[0])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = runtime.session(model, library=False)
     return np.asarray(session.run(None, feeds)[0])
 
 

@@ -178,8 +178,7 @@ class Network:
         for index, name in enumerate(names):
             proto.graph.node.append(helper.make_node("Shape", [name], [f"{_PREFIX}{index}"]))
             proto.graph.output.append(helper.make_empty_tensor_value_info(f"{_PREFIX}{index}"))
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
+        options = runtime.quiet_options()
         # Optimized, Shape would be what onnx infers, which for some pools is not what onnxruntime computes.
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = runtime.session(proto, library=False, options=options)

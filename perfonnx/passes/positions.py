@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from perfonnx import runtime
 from perfonnx.io import Workspace
 
 MOVES_POSITIONS = frozenset(["Slice", "Pad", "Resize", "Upsample"])
@@ -115,7 +115,5 @@ def _alone(workspace: Workspace, node: gs.Node, shape: tuple[int, ...]) -> Calla
     graph = helper.make_graph([proto], "alone", [x], [y], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", workspace.opset)])
     model.ir_version = 8
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = runtime.session(model, library=False)
     return lambda values: np.asarray(session.run(["y"], {node.inputs[0].name: values})[0])
