@@ -10,7 +10,6 @@ import math
 import shlex
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -37,9 +36,6 @@ _MAX_IMAGE_BYTES = 1 << 29  # of MAX_PIXELS without compression, with room to sp
 
 LABEL_NAMES = ("labels", "label", "y")
 """Names under which an .npz file may carry one integer class per sample."""
-
-_DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
-"""What reading a damaged file raises, or a member of a .zip file; RuntimeError where it is encrypted."""
 
 _DTYPES = {
     "tensor(float)": np.float32,
