@@ -19,7 +19,7 @@ from perfonnx.files import check_target, digest, write_atomically
 from perfonnx.io import one_line
 
 FORMAT = 1
-_MAGIC = b"perfonnx checkpoint "  # followed by the digest of what comes behind the line
+_MAGIC = f"perfonnx checkpoint {FORMAT} ".encode()  # followed by the digest of what comes behind the line
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Checkpoint:
         if self.path is None:
             return
         content = io.BytesIO()
-        torch.save({"perfonnx_checkpoint": FORMAT, "about": self.about, **state}, content)
+        torch.save({"about": self.about, **state}, content)
         data = content.getvalue()
         write_atomically(self.path, _MAGIC + digest(data).encode() + b"\n" + data)
 
