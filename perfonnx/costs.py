@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from perfonnx.graph import ConvSite
 
@@ -58,7 +58,7 @@ class Costs:
         canonical: Per thousand values that a layer on maps reads and writes, beside what it costs on rows.
         normalize_maps: Per thousand values that onnxruntime's InstanceNormalization normalizes.
         normalize_rows: The same on rows, by several operators.
-        memory: How many times as much a value costs that does not fit into the caches, on rows and dense.
+        memory: How many times as much a value costs that does not fit into the caches.
     """
 
     dense: Mapping[str, Price] = field(
@@ -91,9 +91,9 @@ class Costs:
         return self._of_layer(self.rows[kind_of(site)], site, share)
 
     def of_canonical(self, site: ConvSite, share: float) -> float:
-        """The same as one operator from map to map, which computes a map in bands: its rows stay in the caches."""
-        banded = replace(self, memory=1.0)
-        return banded.of_rows(site, share) + self.canonical * banded.moved(sum(_values(site)))
+        """The same as one operator from map to map."""
+        read, written = _values(site)
+        return self.of_rows(site, share) + self.canonical * self.moved(read + written)
 
     def moved(self, values: float) -> float:
         """Thousands of values in the caches that take as long to read or write as so many values anywhere."""

@@ -11,11 +11,8 @@ import onnx
 import pytest
 
 import perfonnx
-from perfonnx import graph, io
+from perfonnx import graph
 from perfonnx.costs import KINDS, Costs, Price
-from perfonnx.graph import conv_sites
-from perfonnx.inference import infer_types
-from perfonnx.io import Workspace
 from perfonnx.passes import weigh
 from tests.passes import nets
 from tests.passes.nets import node
@@ -268,19 +265,3 @@ def test_a_normalization_cuts_a_region_where_all_its_positions_have_rows() -> No
     many, few = (operators(perfonnx.rewrite(model, rate=r, only=["."]).proto) for r in (0.0, 0.75))
     assert many["InstanceNormalization"] == 4
     assert few["InstanceNormalization"] < 4
-
-
-def test_a_layer_on_maps_costs_as_much_for_each_line_of_a_large_map_as_of_a_small_one() -> None:
-    """It is computed in bands that stay in the caches; rows and dense maps as large as that go through memory."""
-    costs = Costs()
-
-    def priced(size: int) -> tuple[float, float, float]:
-        workspace = Workspace.open(io.load(chain(16, (3,), size)))
-        infer_types(workspace)
-        (site,) = conv_sites(workspace)
-        return costs.of_canonical(site, 0.75), costs.of_rows(site, 0.75), costs.of_dense(site)
-
-    canonical, rows, dense = (large / small for small, large in zip(priced(64), priced(512), strict=True))
-    assert canonical == pytest.approx(64)
-    assert rows > 65
-    assert dense > 65
