@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from perfonnx.graph import ConvSite
 
@@ -37,6 +37,7 @@ class Price:
         multiply: Nanoseconds per thousand multiplies.
         value: Nanoseconds per thousand values that are read and written in the caches.
         tap: What finding a tap costs beside its multiplies, as if it had so many input channels more.
+        scattered: What finding a tap costs besides where sites do not lie in a line, in multiplies.
         block: Output channels are computed in blocks of so many.
     """
 
@@ -44,6 +45,7 @@ class Price:
     value: float = 0.0
     tap: float = 0.0
     block: int = 1
+    scattered: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Costs:
         canonical: Per thousand values that a layer on maps reads and writes, beside what it costs on rows.
         normalize_maps: Per thousand values that onnxruntime's InstanceNormalization normalizes.
         normalize_rows: The same on rows, by several operators.
-        memory: How many times as much a value costs that does not fit into the caches.
+        memory: How many times as much a value costs that does not fit into the caches, on rows and dense.
+        memory_of_turns: The same where a map is turned.
     """
 
     dense: Mapping[str, Price] = field(
@@ -70,7 +73,7 @@ class Costs:
     )
     rows: Mapping[str, Price] = field(
         default_factory=lambda: {
-            "full": Price(20.0, 60.0, 0.7, 16),
+            "full": Price(20.0, 60.0, 0.7, 16, 45.0),
             "pointwise": Price(20.6, 35.0, 0.0, 16),
             "depthwise": Price(16.4, 125.0, 0.0, 16),
         }
@@ -81,6 +84,7 @@ class Costs:
     normalize_maps: float = 330.0
     normalize_rows: float = 1900.0
     memory: float = 3.5
+    memory_of_turns: float = 2.0
 
     def of_dense(self, site: ConvSite) -> float:
         """The convolution as onnxruntime runs it."""
@@ -91,14 +95,21 @@ class Costs:
         return self._of_layer(self.rows[kind_of(site)], site, share)
 
     def of_canonical(self, site: ConvSite, share: float) -> float:
-        """The same as one operator from map to map."""
-        read, written = _values(site)
-        return self.of_rows(site, share) + self.canonical * self.moved(read + written)
+        """The same as one operator from map to map, which computes a map in bands: its rows stay in the caches."""
+        banded = replace(self, memory=1.0)
+        return banded.of_rows(site, share) + self.canonical * sum(_values(site)) / 1000
+
+    def of_compact(self, values: float) -> float:
+        """A map of so many values that is turned to rows."""
+        return self.compact * _moved(values, self.memory_of_turns)
+
+    def of_expand(self, values: float) -> float:
+        """A map of so many values that is written from rows."""
+        return self.expand * _moved(values, self.memory_of_turns)
 
     def moved(self, values: float) -> float:
         """Thousands of values in the caches that take as long to read or write as so many values anywhere."""
-        inside = min(values, CACHED)
-        return (inside + self.memory * (values - inside)) / 1000
+        return _moved(values, self.memory)
 
     def _of_layer(self, price: Price, site: ConvSite, share: float) -> float:
         assert site.attributes is not None
@@ -108,8 +119,14 @@ class Costs:
         blocks = groups * math.ceil(outputs / groups / price.block)
         taps = math.prod(site.output_shape) * math.prod(site.attributes.kernel_shape) * share
         read, written = _values(site)
-        multiplies = taps * (channels + price.tap) * blocks * price.block / 1000
+        scattered = price.scattered if share < 1 else 0.0
+        multiplies = taps * ((channels + price.tap) * blocks * price.block + scattered) / 1000
         return price.multiply * multiplies + price.value * self.moved(read + written * share)
+
+
+def _moved(values: float, memory: float) -> float:
+    inside = min(values, CACHED)
+    return (inside + memory * (values - inside)) / 1000
 
 
 def _values(site: ConvSite) -> tuple[int, int]:

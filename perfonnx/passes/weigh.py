@@ -16,7 +16,7 @@ from perfonnx.graph import ConvSite, conv_sites, table_obstacle
 from perfonnx.io import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
-from perfonnx.passes.regions import INSTANCE_NORMALIZATION, JOINING, Regions, is_map
+from perfonnx.passes.regions import GLOBAL_POOLS, INSTANCE_NORMALIZATION, JOINING, POOLS, Regions, is_map
 from perfonnx.plan import ZERO, LayerPlan
 
 NOTICEABLE = 50_000.0
@@ -176,7 +176,7 @@ class _Layout:
                 total += self._normalization(node)[i in self.on_rows]
         for tensor in self._tensors().values():
             compact, expand = tensor.turns(self.on_rows)
-            total += (compact * self.costs.compact + expand * self.costs.expand) * self.costs.moved(tensor.size)
+            total += compact * self.costs.of_compact(tensor.size) + expand * self.costs.of_expand(tensor.size)
         return total
 
     def _enter(self, sampled: set[int], dense: set[int]) -> None:
@@ -200,7 +200,9 @@ class _Layout:
         if not node.outputs or not self.flow.passes(node):
             return False
         output = node.outputs[0].name
-        return output in self.flow.share and (output in self.flow.wanted or self.flow.share[output] < 1)
+        # A pool computes every position, but reads only the rows that there are.
+        read = self.flow.maps(node)[0] if node.op in POOLS or node.op in GLOBAL_POOLS else output
+        return output in self.flow.share and (output in self.flow.wanted or self.flow.share.get(read, 1.0) < 1)
 
     def _on_rows(self, i: int) -> float:
         return self.costs.of_rows(self.sites[i], self.shares[i])
@@ -253,8 +255,7 @@ class _Layout:
                     producer = tensors[name].producer
                     network.add(i, network.MAPS if producer is None else producer, math.inf)
         for name, tensor in tensors.items():
-            moved = self.costs.moved(tensor.size)
-            compact, expand = self.costs.compact * moved, self.costs.expand * moved
+            compact, expand = self.costs.of_compact(tensor.size), self.costs.of_expand(tensor.size)
             turned, written = ("turned", name), ("written", name)
             network.add(turned, network.MAPS if tensor.producer is None else tensor.producer, compact)
             for i in tensor.readers:
