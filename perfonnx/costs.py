@@ -21,6 +21,10 @@ CACHED = 1_000_000
 """So many values, 4 MB of them, are read and written in the caches; the rest goes to memory and back."""
 
 
+NARROW = 32
+"""Output channels up to which a layer waits for its taps to be found."""
+
+
 def kind_of(site: ConvSite) -> str:
     """One of `KINDS`."""
     assert site.attributes is not None
@@ -37,7 +41,8 @@ class Price:
         multiply: Nanoseconds per thousand multiplies.
         value: Nanoseconds per thousand values that are read and written in the caches.
         tap: What finding a tap costs beside its multiplies, as if it had so many input channels more.
-        scattered: What finding a tap costs besides where sites do not lie in a line, in multiplies.
+        scattered: What finding a tap costs besides where sites do not lie in a line, in multiplies; layers of more
+            than `NARROW` output channels hide it.
         block: Output channels are computed in blocks of so many.
     """
 
@@ -119,7 +124,7 @@ class Costs:
         blocks = groups * math.ceil(outputs / groups / price.block)
         taps = math.prod(site.output_shape) * math.prod(site.attributes.kernel_shape) * share
         read, written = _values(site)
-        scattered = price.scattered if share < 1 else 0.0
+        scattered = price.scattered if share < 1 and outputs <= NARROW else 0.0
         multiplies = taps * ((channels + price.tap) * blocks * price.block + scattered) / 1000
         return price.multiply * multiplies + price.value * self.moved(read + written * share)
 

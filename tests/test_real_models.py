@@ -131,7 +131,7 @@ def test_models_with_little_to_gain_say_so(name: str) -> None:
 def test_models_with_much_to_gain_do_not(name: str) -> None:
     report = perfonnx.rewrite(real_models.path(name)).report
     assert report.little_to_gain is None
-    assert report.reduction > 1.05  # at the careful rate, which leaves alone what would not become faster
+    assert report.reduction > 1.1
 
 
 def test_a_folded_and_an_unfolded_network_come_to_the_same() -> None:
