@@ -76,6 +76,20 @@ class OpenModel:
         open_rank = {name for name, kind in known.items() if kind is not None and kind.shape is None}
         return [replace(spec, ranked=spec.name not in open_rank) for spec in input_specs(self.session)]
 
+    def metric(self, name: str | None, outputs: dict[str, Array], *, images: int, labelled: bool) -> Metric:
+        """The metric that suits what the model gave for a batch, or the one asked for; see `choose_metric`."""
+        from perfonnx.search.metrics import choose_metric  # the search is made of what is here
+
+        return choose_metric(
+            name,
+            outputs,
+            images=images,
+            classifiers=classifier_outputs(self.proto),
+            labelled=labelled,
+            left_out=self.left_out,
+            varying=varying_outputs(self.proto),
+        )
+
     def run(self, feed: Feed) -> dict[str, Array]:
         """The outputs that are tensors of numbers or booleans, by name; `left_out` says what the others are.
 
@@ -639,17 +653,7 @@ class _Judged:
         self.scores.append(self.metric.scores(reference, actual, labels))
 
     def _choose(self, model: OpenModel, outputs: dict[str, Array], size: int) -> None:
-        from perfonnx.search.metrics import choose_metric  # the search is made of what is here
-
-        self.metric = choose_metric(
-            self.name,
-            outputs,
-            images=size,
-            classifiers=classifier_outputs(model.proto),
-            labelled=self.labels is not None,
-            left_out=model.left_out,
-            varying=varying_outputs(model.proto),
-        )
+        self.metric = model.metric(self.name, outputs, images=size, labelled=self.labels is not None)
         bound = self.max_drop
         self.bound = self.metric.parse_drop(bound) if isinstance(bound, str) else bound
 

@@ -12,17 +12,16 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from perfonnx import io, runtime
-from perfonnx.check import OpenModel, classifier_outputs, open_loaded
+from perfonnx.check import OpenModel, open_loaded
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, batch_size
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.io import LoadedModel, ModelSource
 from perfonnx.masks import ImpactMaps
-from perfonnx.outputs import varying_outputs
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
-from perfonnx.search.metrics import Metric, Quality, choose_metric, joined
+from perfonnx.search.metrics import Metric, Quality, joined
 
 HELD_BYTES = 1 << 30
 """Inputs, and outputs of the original, are kept in memory up to this size each; beyond it they are made anew."""
@@ -289,7 +288,7 @@ def find_metric(
     """The metric for a model, and the seconds that the original takes per image of these samples.
 
     Raises:
-        PerfonnxError: See `choose_metric`; or the model does not run, or there is no image.
+        PerfonnxError: See `metrics.choose_metric`; or the model does not run, or there is no image.
     """
     loaded = subject.original()
     original = open_loaded(loaded, threads=threads)
@@ -303,15 +302,7 @@ def find_metric(
     while len(times) < 3 and sum(times) < QUICK:
         times.append(_seconds(original, feed))
     seconds = min(times) / images
-    metric = choose_metric(
-        name,
-        outputs,
-        images=images,
-        classifiers=classifier_outputs(loaded.proto),
-        labelled=batch.labels is not None,
-        left_out=original.left_out,
-        varying=varying_outputs(loaded.proto),
-    )
+    metric = original.metric(name, outputs, images=images, labelled=batch.labels is not None)
     return metric, seconds
 
 
