@@ -213,11 +213,8 @@ def model_inputs(model: io.ModelSource) -> list[InputSpec]:
         PerfonnxError: It cannot be read, or an input is no tensor of numbers.
     """
     loaded = io.load(model)
-    initializers = {t.name for t in loaded.proto.graph.initializer}
     specs = []
-    for info in loaded.proto.graph.input:
-        if info.name in initializers:
-            continue
+    for info in io.fed_inputs(loaded.proto.graph):
         known = io.value_type(info)
         try:
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(known.elem_type)) if known is not None else None

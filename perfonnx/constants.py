@@ -25,6 +25,7 @@ from perfonnx.io import (
     Workspace,
     dense_tensor,
     is_external,
+    is_standard,
     model_bytes,
     tensor_bytes,
     to_array,
@@ -32,7 +33,6 @@ from perfonnx.io import (
     value_type,
 )
 
-_STANDARD = (None, "", "ai.onnx")
 _RANDOM = frozenset(
     "Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()  # noqa: SIM905
 )
@@ -189,7 +189,7 @@ class _Folding:
         self.todo = [(node, proto) for node, proto in nodes if self._may_fold(node)]
 
     def _may_fold(self, node: gs.Node) -> bool:
-        if node.domain not in _STANDARD or node.op in _LEFT_ALONE or not node.outputs:
+        if not is_standard(node) or node.op in _LEFT_ALONE or not node.outputs:
             return False
         has_body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
         return not has_body and not all(t.name in self.folded for t in node.outputs if t.name)

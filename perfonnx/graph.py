@@ -16,7 +16,7 @@ from onnx import GraphProto, NodeProto, TensorProto, helper
 from perfonnx import ops
 from perfonnx.constants import why_not_constant
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import Workspace, subgraphs, value_type
+from perfonnx.io import Workspace, is_standard, subgraphs, value_type
 from perfonnx.masks import PoolWindow
 from perfonnx.ops.common import Activation, ConvAttributes, conv_attributes, dense_multiplies
 
@@ -90,7 +90,7 @@ def conv_sites(workspace: Workspace) -> list[ConvSite]:
     taken = set(names)
     result = []
     for node in workspace.graph.nodes:
-        if node.op != CONV or node.domain not in (None, "", "ai.onnx") or not node.outputs or not node.outputs[0].name:
+        if node.op != CONV or not is_standard(node) or not node.outputs or not node.outputs[0].name:
             continue
         name = str(node.name)
         if not name or names[name] > 1:  # the output's name is unique among tensors, and now among nodes
@@ -366,7 +366,7 @@ def slope_of(workspace: Workspace, node: gs.Node) -> NDArray[Any] | None:
 
 def activation_of(workspace: Workspace, node: gs.Node) -> Activation | None:
     """The node as an `Activation`; None where it is another function or its numbers are not constant."""
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return None
     if node.op == "Relu":
         return Activation(clip_min=0.0)  # not a slope of 0, which makes NaN of minus infinity in a function body
@@ -412,7 +412,7 @@ def following_pool(workspace: Workspace, site: ConvSite) -> PoolWindow | None:
 
 
 def _keeps_positions(workspace: Workspace, node: gs.Node, tensor: gs.Tensor) -> bool:
-    if not node.outputs or node.domain not in (None, "", "ai.onnx"):
+    if not node.outputs or not is_standard(node):
         return False
     before, after = workspace.types.get(tensor.name), workspace.types.get(node.outputs[0].name)
     same_map = before and after and before.shape and after.shape and before.shape[2:] == after.shape[2:]

@@ -18,7 +18,17 @@ from perfonnx import ops  # noqa: F401  (its import makes the operators known to
 from perfonnx.constants import fold_constants
 from perfonnx.errors import PerfonnxError
 from perfonnx.graph import pool_window
-from perfonnx.io import TensorType, Workspace, is_fixed, one_line, subgraphs, used_names, value_type
+from perfonnx.io import (
+    TensorType,
+    Workspace,
+    fed_inputs,
+    is_fixed,
+    is_standard,
+    one_line,
+    subgraphs,
+    used_names,
+    value_type,
+)
 from perfonnx.replay import Replay, Values, ancestors
 
 Shape = tuple[int | str | None, ...]
@@ -267,13 +277,14 @@ def _doubts(workspace: Workspace, found: Mapping[str, str]) -> tuple[dict[str, s
     Returns:
         These, and the tensors whose values can differ between inputs of one size.
     """
-    free = {info.name: "" for info in _feed_infos(workspace)}  # what a run can change, and by which replaceable value
+    # What a run can change, and by which value that a caller may replace.
+    free = {info.name: "" for info in fed_inputs(workspace.proto.graph)}
     free |= {name: name for name in workspace.overridable()}
     types, doubts = workspace.types, dict(found)
     for node in workspace.node_protos():
         reads = [name for name in used_names([node]) if name]
         origins = [free[name] for name in reads if name in free]
-        if _is_standard(node) and node.op_type in ("Shape", "Size"):
+        if is_standard(node) and node.op_type in ("Shape", "Size"):
             origins = [""] if reads and reads[0] in doubts else []
         if not origins:
             continue
@@ -294,19 +305,15 @@ def _doubts(workspace: Workspace, found: Mapping[str, str]) -> tuple[dict[str, s
 
 def _sizing(node: NodeProto, types: dict[str, TensorType]) -> Iterator[str]:
     """The inputs whose values say how large a node's results are, as far as they can."""
-    if _is_standard(node) and node.op_type in _SIZED_BY_VALUES:
+    if is_standard(node) and node.op_type in _SIZED_BY_VALUES:
         yield from (node.input[:1] if node.op_type == "If" else used_names([node]))
         return
-    by_first = _is_standard(node) and node.op_type in _SIZED_BY_FIRST
-    by_floats = _is_standard(node) and node.op_type in _SIZED_BY_FLOATS
+    by_first = is_standard(node) and node.op_type in _SIZED_BY_FIRST
+    by_floats = is_standard(node) and node.op_type in _SIZED_BY_FLOATS
     for name in node.input[0 if by_first else 1 :]:
         known = types.get(name)
         if by_first or by_floats or (known and known.elem_type in (TensorProto.INT32, TensorProto.INT64)):
             yield name
-
-
-def _is_standard(node: NodeProto) -> bool:
-    return node.domain in ("", "ai.onnx")
 
 
 def _is_open(workspace: Workspace, name: str) -> bool:
@@ -420,15 +427,9 @@ def _agreed(symbols: Sequence[str], runs: Sequence[_Types], batches: tuple[int, 
     return agreed, differing
 
 
-def _feed_infos(workspace: Workspace) -> list[ValueInfoProto]:
-    """The graph inputs that a caller must feed."""
-    initializers = {t.name for t in workspace.proto.graph.initializer}
-    return [i for i in workspace.proto.graph.input if i.name not in initializers]
-
-
 def _open_batch(workspace: Workspace) -> list[str]:
     """The names of the inputs' open first dimensions."""
-    known = (workspace.types.get(info.name) for info in _feed_infos(workspace))
+    known = (workspace.types.get(info.name) for info in fed_inputs(workspace.proto.graph))
     return [k.shape[0] for k in known if k is not None and k.shape and isinstance(k.shape[0], str)]
 
 
@@ -512,7 +513,7 @@ def _is_misjudged(workspace: Workspace, node: gs.Node) -> bool:
 
 def symbolic_input_flag(workspace: Workspace) -> str | None:
     """The `--input-shape` flag to type for the first input whose shape (beyond the batch) is not fixed; else None."""
-    for info in _feed_infos(workspace):
+    for info in fed_inputs(workspace.proto.graph):
         known = value_type(info)
         if known is None:
             continue

@@ -279,6 +279,11 @@ def _tensors_of_sparse(sparse: Iterable[SparseTensorProto]) -> Iterator[TensorPr
         yield tensor.indices
 
 
+def is_standard(node: gs.Node | NodeProto) -> bool:
+    """True for operators of the default domain."""
+    return node.domain in (None, "", _LONG_DOMAIN)
+
+
 def default_opset(proto: ModelProto) -> int | None:
     """The version of the standard operators that a model imports; of two, the last one counts, as in onnxruntime."""
     versions = [imported.version for imported in proto.opset_import if imported.domain in ("", _LONG_DOMAIN)]
@@ -654,7 +659,7 @@ class Workspace:
         passed = {tensor.name}
         while len(tensor.inputs) == 1:
             (node,) = tensor.inputs
-            if node.op != "Identity" or node.domain not in (None, "", _LONG_DOMAIN) or len(node.inputs) != 1:
+            if node.op != "Identity" or not is_standard(node) or len(node.inputs) != 1:
                 break
             tensor = node.inputs[0]
             if tensor.name in passed:  # a cycle, which no valid model has
@@ -1122,8 +1127,7 @@ def fix_input_shapes(model: LoadedModel, shapes: Mapping[str, Sequence[int | str
     Raises:
         PerfonnxError: No such input, another rank, or a size that contradicts the model's.
     """
-    initializers = {t.name for t in model.proto.graph.initializer}
-    inputs = {i.name: i for i in model.proto.graph.input if i.name not in initializers}
+    inputs = {info.name: info for info in fed_inputs(model.proto.graph)}
     for name, sizes in shapes.items():
         if name not in inputs:
             raise PerfonnxError(
@@ -1169,6 +1173,12 @@ def freeze_weights(model: LoadedModel, names: Collection[str] | None = None) -> 
         unread = frozen - set(_names_in(graph))
         _keep_only(graph.input, [i for i, info in enumerate(graph.input) if info.name not in frozen])
         _keep_only(graph.initializer, [i for i, t in enumerate(graph.initializer) if t.name not in unread])
+
+
+def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
+    """The inputs that a caller must feed: those that no initializer has a value for."""
+    valued = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    return [info for info in graph.input if info.name not in valued]
 
 
 def overridable(proto: ModelProto) -> set[str]:

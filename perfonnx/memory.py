@@ -30,7 +30,7 @@ from onnx import NodeProto
 from perfonnx import io, runtime
 from perfonnx.errors import PerfonnxError
 from perfonnx.inference import infer_types
-from perfonnx.io import ModelSource, Workspace
+from perfonnx.io import ModelSource, Workspace, is_standard
 
 RUNS = 3
 """Runs that are measured; their median counts."""
@@ -203,7 +203,7 @@ def live_bytes(model: ModelSource, shapes: Mapping[str, tuple[int, ...]] | None 
     for index, node in enumerate(nodes):
         made = {name: _size(workspace, name) for name in node.output if name}
         reused = 0
-        if node.op_type in _IN_PLACE and node.domain in ("", "ai.onnx") and made:
+        if node.op_type in _IN_PLACE and is_standard(node) and made:
             first = next(iter(made.values()))
             reused = next((alive[n] for n in node.input if last.get(n) == index and alive.get(n) == first), 0)
         peak = max(peak, sum(alive.values()) + sum(made.values()) - reused)

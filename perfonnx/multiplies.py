@@ -14,7 +14,7 @@ from onnx import NodeProto
 
 from perfonnx import ops
 from perfonnx.graph import CONV, ConvSite, conv_sites
-from perfonnx.io import TensorType, Workspace, is_fixed, subgraphs, value_type
+from perfonnx.io import TensorType, Workspace, fed_inputs, is_fixed, subgraphs, value_type
 
 Shape: TypeAlias = "tuple[int, ...]"
 
@@ -97,8 +97,7 @@ class _Counting:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._one_image: dict[str, TensorType] | None = None
-        initializers = {tensor.name for tensor in workspace.proto.graph.initializer}
-        self.inputs = [info for info in workspace.proto.graph.input if info.name not in initializers]
+        self.inputs = fed_inputs(workspace.proto.graph)
         known = value_type(self.inputs[0]) if self.inputs else None
         first = known.shape[0] if known is not None and known.shape else 1
         self.batch = first if isinstance(first, int) and first > 0 else None

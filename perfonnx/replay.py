@@ -87,8 +87,7 @@ class Replay:
     def _starts(self) -> set[str]:
         if self.kept:
             return set(self.kept[0])
-        initializers = {t.name for t in self.model.proto.graph.initializer}
-        return {i.name for i in self.model.proto.graph.input} - initializers
+        return {info.name for info in io.fed_inputs(self.model.proto.graph)}
 
     def _runner(
         self, nodes: Sequence[NodeProto], feeds: Collection[str], outputs: Sequence[str]

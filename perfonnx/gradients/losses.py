@@ -14,6 +14,7 @@ from onnx import TensorProto
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array
 from perfonnx.gradients.network import Network, node_name
+from perfonnx.io import is_standard
 
 Labels: TypeAlias = "Array | Mapping[str, Array] | None"
 """What a loss compares with: classes, or target outputs; sliced along the first axis together with the inputs."""
@@ -153,7 +154,7 @@ def _classifier(network: Network, output: str) -> _BoundLogLoss | None:
     node = network.producers.get(output)
     while node is not None and node.op_type in _TRANSPARENT:
         node = network.producers.get(node.input[0])
-    if node is None or node.domain not in ("", "ai.onnx"):
+    if node is None or not is_standard(node):
         return None
     if node.op_type in ("Sigmoid", "HardSigmoid"):
         raise PerfonnxError(

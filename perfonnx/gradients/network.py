@@ -17,7 +17,6 @@ from perfonnx import io, ops, runtime
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed
 
-_STANDARD = ("", "ai.onnx")
 _RANDOM = frozenset(
     "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split()  # noqa: SIM905
 )
@@ -102,7 +101,7 @@ def node_name(proto: NodeProto) -> str:
 
 def operator_of(proto: NodeProto) -> str:
     """See `Node.op`."""
-    return proto.op_type if proto.domain in _STANDARD else f"{proto.domain}.{proto.op_type}"
+    return proto.op_type if io.is_standard(proto) else f"{proto.domain}.{proto.op_type}"
 
 
 def inputs_of(proto: NodeProto) -> Iterator[str]:
@@ -134,7 +133,7 @@ class Network:
         self.proto = _inlined(loaded)
         self.opset = io.default_opset(self.proto) or 0
         self.initializers = {t.name: t for t in self.proto.graph.initializer}
-        self.feeds = [i.name for i in self.proto.graph.input if i.name not in self.initializers]
+        self.feeds = [info.name for info in io.fed_inputs(self.proto.graph)]
         self.tensors = frozenset([*self.feeds, *self.initializers, *(o for n in self.nodes for o in n.output if o)])
         self.producers = {name: node for node in self.nodes for name in node.output if name}
 

@@ -19,7 +19,7 @@ from perfonnx import ops
 from perfonnx.constants import read_directly
 from perfonnx.graph import own_nodes
 from perfonnx.inference import contradictions, infer_types, known_infos
-from perfonnx.io import Workspace
+from perfonnx.io import Workspace, fed_inputs
 from perfonnx.passes.base import Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.plan import Plan
@@ -240,8 +240,7 @@ def _set_versions(workspace: Workspace) -> None:
     proto = workspace.proto
     if proto.ir_version < FUNCTION_IR_VERSION:
         if proto.ir_version < 4:  # there, initializers had to be inputs and could not be overridden
-            initializers = {t.name for t in proto.graph.initializer}
-            feeds = [i for i in proto.graph.input if i.name not in initializers]
+            feeds = fed_inputs(proto.graph)
             del proto.graph.input[:]
             proto.graph.input.extend(feeds)
         proto.ir_version = FUNCTION_IR_VERSION

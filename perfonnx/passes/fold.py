@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from perfonnx.graph import only_consumer
-from perfonnx.io import Workspace
+from perfonnx.io import Workspace, is_standard
 from perfonnx.passes.base import Affine, Change, Pass, PassResult, State
 
 
@@ -104,7 +104,7 @@ class _Layer:
 
 
 def _affine_of(workspace: Workspace, node: gs.Node, x: gs.Tensor, channels: int) -> Affine | None:
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return None
     if node.op == "BatchNormalization":
         return _batch_normalization(workspace, node, x, channels)

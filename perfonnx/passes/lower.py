@@ -18,7 +18,7 @@ from onnx import TensorProto
 
 from perfonnx import ops
 from perfonnx.graph import activation_of, numpy_type, only_consumer, slope_of
-from perfonnx.io import TensorType, Workspace
+from perfonnx.io import TensorType, Workspace, is_standard
 from perfonnx.passes.absorb import activate, has_activation, set_slope, slope_input
 from perfonnx.passes.base import Change, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
@@ -34,7 +34,6 @@ from perfonnx.passes.regions import (
     Regions,
     is_pointwise,
     is_sampled,
-    is_standard,
     window_on_rows,
 )
 

@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from perfonnx import ops
 from perfonnx.graph import pool_window, slope_of, table_obstacle
-from perfonnx.io import Workspace
+from perfonnx.io import Workspace, is_standard
 from perfonnx.masks import PoolWindow
 from perfonnx.ops.common import activation_from
 from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions
@@ -31,11 +31,6 @@ NORMALIZATIONS = frozenset([LRN, INSTANCE_NORMALIZATION])
 GLOBAL_POOLS = {"GlobalAveragePool": ops.sampled_pool.AVERAGE, "GlobalMaxPool": ops.sampled_pool.MAX}
 KEEP_COARSE = ELEMENTWISE | NORMALIZATIONS | MOVES_POSITIONS | frozenset(JOINING)
 POOLS = {"AveragePool": ops.sampled_pool.AVERAGE, "MaxPool": ops.sampled_pool.MAX}
-
-
-def is_standard(node: gs.Node) -> bool:
-    """True for operators of the default domain."""
-    return node.domain in (None, "", "ai.onnx")
 
 
 def is_pointwise(node: gs.Node) -> bool:

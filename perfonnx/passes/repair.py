@@ -29,11 +29,11 @@ from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE, Goal, Neighbours, Residual, Solution
 from perfonnx.graph import activation_of, numpy_type, only_consumer
-from perfonnx.io import TensorType, Workspace
+from perfonnx.io import TensorType, Workspace, is_standard
 from perfonnx.ops.common import Activation, ConvAttributes
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
-from perfonnx.passes.regions import Regions, is_sampled, is_standard
+from perfonnx.passes.regions import Regions, is_sampled
 from perfonnx.plan import NO_REPAIR, PREDICTING
 from perfonnx.replay import Replay, ancestors
 from perfonnx.sampling import Sampling, interpolate

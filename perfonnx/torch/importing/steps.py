@@ -11,11 +11,10 @@ from torch import Tensor
 
 from perfonnx import ops
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import TensorType
+from perfonnx.io import TensorType, is_standard
 from perfonnx.torch.importing.node import Node
 from perfonnx.torch.importing.operators import OPERATORS
 
-_STANDARD = ("", "ai.onnx")
 _OTHERS = ("Constant", "Dropout")  # not in the table: a value, a module
 
 
@@ -58,13 +57,13 @@ def check_supported(proto: ModelProto) -> None:
 
 
 def _operator(node: NodeProto) -> str:
-    return node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
+    return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
 
 
 def _obstacle(node: NodeProto) -> str | None:
     if node.domain == ops.DOMAIN:
         return "train the original model, not the rewritten one"
-    if node.domain not in _STANDARD or (node.op_type not in OPERATORS and node.op_type not in _OTHERS):
+    if not is_standard(node) or (node.op_type not in OPERATORS and node.op_type not in _OTHERS):
         return "this operator cannot be trained here"
     return None
 
