@@ -23,8 +23,8 @@ from perfonnx import io
 from perfonnx.check import open_model
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed
-from perfonnx.graph import own_nodes
 from perfonnx.io import Workspace
+from perfonnx.model.layers import own_nodes
 from perfonnx.names import shortened
 from perfonnx.ops import radius_adaptive_conv, sampled_radius_adaptive_conv
 from perfonnx.ops.common import ConvAttributes, conv_attributes

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from perfonnx.graph import ConvSite
+from perfonnx.model.layers import Layer
 
 KINDS = ("full", "pointwise", "depthwise")
 
@@ -25,12 +25,12 @@ NARROW = 32
 """Output channels up to which a layer waits for its taps to be found."""
 
 
-def kind_of(site: ConvSite) -> str:
+def kind_of(layer: Layer) -> str:
     """One of `KINDS`."""
-    assert site.attributes is not None
-    if site.w_shape[1] == 1 and site.attributes.group > 1:
+    assert layer.attributes is not None
+    if layer.w_shape[1] == 1 and layer.attributes.group > 1:
         return "depthwise"
-    return "pointwise" if site.attributes.kernel_shape == (1, 1) else "full"
+    return "pointwise" if layer.attributes.kernel_shape == (1, 1) else "full"
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,18 @@ class Costs:
     memory: float = 3.5
     memory_of_turns: float = 2.0
 
-    def of_dense(self, site: ConvSite) -> float:
+    def of_dense(self, layer: Layer) -> float:
         """The convolution as onnxruntime runs it."""
-        return self._of_layer(self.dense[kind_of(site)], site, 1.0)
+        return self._of_layer(self.dense[kind_of(layer)], layer, 1.0)
 
-    def of_rows(self, site: ConvSite, share: float) -> float:
+    def of_rows(self, layer: Layer, share: float) -> float:
         """The same on rows, computed at this share of the positions."""
-        return self._of_layer(self.rows[kind_of(site)], site, share)
+        return self._of_layer(self.rows[kind_of(layer)], layer, share)
 
-    def of_canonical(self, site: ConvSite, share: float) -> float:
+    def of_canonical(self, layer: Layer, share: float) -> float:
         """The same as one operator from map to map, which computes a map in bands: its rows stay in the caches."""
         banded = replace(self, memory=1.0)
-        return banded.of_rows(site, share) + self.canonical * sum(_values(site)) / 1000
+        return banded.of_rows(layer, share) + self.canonical * sum(_values(layer)) / 1000
 
     def of_compact(self, values: float) -> float:
         """A map of so many values that is turned to rows."""
@@ -116,14 +116,14 @@ class Costs:
         """Thousands of values in the caches that take as long to read or write as so many values anywhere."""
         return _moved(values, self.memory)
 
-    def _of_layer(self, price: Price, site: ConvSite, share: float) -> float:
-        assert site.attributes is not None
-        assert site.output_shape is not None
-        outputs, channels = site.w_shape[:2]
-        groups = 1 if kind_of(site) == "depthwise" else site.attributes.group
+    def _of_layer(self, price: Price, layer: Layer, share: float) -> float:
+        assert layer.attributes is not None
+        assert layer.output_shape is not None
+        outputs, channels = layer.w_shape[:2]
+        groups = 1 if kind_of(layer) == "depthwise" else layer.attributes.group
         blocks = groups * math.ceil(outputs / groups / price.block)
-        taps = math.prod(site.output_shape) * math.prod(site.attributes.kernel_shape) * share
-        read, written = _values(site)
+        taps = math.prod(layer.output_shape) * math.prod(layer.attributes.kernel_shape) * share
+        read, written = _values(layer)
         scattered = price.scattered if share < 1 and outputs <= NARROW else 0.0
         multiplies = taps * ((channels + price.tap) * blocks * price.block + scattered) / 1000
         return price.multiply * multiplies + price.value * self.moved(read + written * share)
@@ -134,12 +134,12 @@ def _moved(values: float, memory: float) -> float:
     return (inside + memory * (values - inside)) / 1000
 
 
-def _values(site: ConvSite) -> tuple[int, int]:
+def _values(layer: Layer) -> tuple[int, int]:
     """Values of an image that a layer reads, and those that it writes."""
-    assert site.input_shape is not None
-    assert site.output_shape is not None
-    read = math.prod(d for d in site.input_shape[1:] if isinstance(d, int))
-    return read, site.w_shape[0] * math.prod(site.output_shape)
+    assert layer.input_shape is not None
+    assert layer.output_shape is not None
+    read = math.prod(d for d in layer.input_shape[1:] if isinstance(d, int))
+    return read, layer.w_shape[0] * math.prod(layer.output_shape)
 
 
 DEFAULT_COSTS = Costs()

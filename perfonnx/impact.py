@@ -24,9 +24,9 @@ from perfonnx.constants import fold_constants
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
-from perfonnx.graph import conv_sites, rewritten_nodes
 from perfonnx.masks import ImpactMaps, save_arrays
 from perfonnx.masks.impact import check_impact
+from perfonnx.model.layers import conv_layers, rewritten_nodes
 from perfonnx.passes.fold import folded_output
 from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 from perfonnx.rewriting import Rewritten, rewrite
@@ -118,9 +118,9 @@ def layer_tensors(model: io.ModelSource, network: Network) -> dict[str, str]:
     workspace = io.Workspace.open(io.load(model))
     fold_constants(workspace)
     tensors = {}
-    for site in conv_sites(workspace):
-        if len(site.w_shape) == 4:
-            tensors[site.name] = folded_output(workspace, site.node, site.w_shape[0]).name
+    for layer in conv_layers(workspace):
+        if len(layer.w_shape) == 4:
+            tensors[layer.name] = folded_output(workspace, layer.node, layer.w_shape[0]).name
     for node in rewritten_nodes(workspace):
         if node.op != ops.radius_adaptive_conv.NAME:
             tensors[node.name] = _convolved(network, node.outputs[0].name)

@@ -17,7 +17,6 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from perfonnx import ops  # noqa: F401  (its import makes the operators known to shape inference)
 from perfonnx.constants import fold_constants
 from perfonnx.errors import PerfonnxError
-from perfonnx.graph import pool_window
 from perfonnx.io import (
     TensorType,
     Workspace,
@@ -29,6 +28,7 @@ from perfonnx.io import (
     used_names,
     value_type,
 )
+from perfonnx.model.layers import pool_window
 from perfonnx.replay import Replay, Values, ancestors
 
 Shape = tuple[int | str | None, ...]

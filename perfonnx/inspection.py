@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from perfonnx import io
-from perfonnx.graph import (
-    conv_sites,
+from perfonnx.inference import contradiction_note, infer_types
+from perfonnx.io import ModelSource, Workspace
+from perfonnx.model.layers import (
+    conv_layers,
     following_pool,
     layer_output,
     rewritten_nodes,
     unreachable_convs,
 )
-from perfonnx.inference import contradiction_note, infer_types
-from perfonnx.io import ModelSource, Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import conv_attributes, dense_multiplies
 from perfonnx.passes import negligible
@@ -114,26 +114,26 @@ def inspect(
     workspace = Workspace.open(loaded)
     check_input(workspace)
     infer_types(workspace)
-    sites = {id(site.node): site for site in conv_sites(workspace)}
-    multiplies = dict(zip(sites, conv_multiplies(workspace, list(sites.values())), strict=True))
+    layers = {id(layer.node): layer for layer in conv_layers(workspace)}
+    multiplies = dict(zip(layers, conv_multiplies(workspace, list(layers.values())), strict=True))
     ours = {id(node): node for node in rewritten_nodes(workspace)}
     found: list[ConvInfo] = []
     for node in workspace.graph.nodes:
-        if id(node) in sites:
-            site = sites[id(node)]
-            geometry = site.attributes
+        if id(node) in layers:
+            layer = layers[id(node)]
+            geometry = layer.attributes
             found.append(
                 ConvInfo(
-                    site.name,
+                    layer.name,
                     "Conv",
-                    site.w_shape,
+                    layer.w_shape,
                     geometry.strides if geometry else (),
                     geometry.group if geometry else 1,
-                    site.output_shape,
+                    layer.output_shape,
                     multiplies[id(node)],
                     0.0,
-                    following_pool(workspace, site) is not None,
-                    site.obstacle or site.reservation,
+                    following_pool(workspace, layer) is not None,
+                    layer.obstacle or layer.reservation,
                 )
             )
         elif id(node) in ours:
@@ -157,7 +157,7 @@ def inspect(
         convs,
         total,
         not_counted(workspace),
-        missing_flags(workspace, list(sites.values())),
+        missing_flags(workspace, list(layers.values())),
         [note] if note else [],
     )
 

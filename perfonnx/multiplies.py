@@ -13,16 +13,16 @@ import onnx_graphsurgeon as gs
 from onnx import NodeProto
 
 from perfonnx import ops
-from perfonnx.graph import CONV, ConvSite, conv_sites
 from perfonnx.io import TensorType, Workspace, fed_inputs, is_fixed, subgraphs, value_type
+from perfonnx.model.layers import CONV, Layer, conv_layers
 
 Shape: TypeAlias = "tuple[int, ...]"
 
 
-def conv_multiplies(workspace: Workspace, sites: Sequence[ConvSite]) -> list[int | None]:
+def conv_multiplies(workspace: Workspace, layers: Sequence[Layer]) -> list[int | None]:
     """Multiplies per image of each of these convolutions, those that are not 2-D too; None where they are not known."""
     counting = _Counting(workspace)
-    return [counting.of_conv(site) for site in sites]
+    return [counting.of_conv(layer) for layer in layers]
 
 
 def other_multiplies(workspace: Workspace) -> int:
@@ -38,13 +38,13 @@ def other_multiplies(workspace: Workspace) -> int:
 def not_counted(workspace: Workspace) -> list[str]:
     """The layers whose multiplies are not known and in no total, such as `2 LSTM of unknown shape`."""
     counting = _Counting(workspace)
-    sites = {id(site.node): site for site in conv_sites(workspace)}
+    layers = {id(layer.node): layer for layer in conv_layers(workspace)}
     bodies = {(f.domain, f.name): f.node for f in workspace.proto.functions if f.domain != ops.DOMAIN}
     found: Counter[str] = Counter()
     for node in workspace.graph.nodes:
         kind = (_domain(node), node.op)
-        if id(node) in sites:
-            found["Conv of unknown shape"] += counting.of_conv(sites[id(node)]) is None
+        if id(node) in layers:
+            found["Conv of unknown shape"] += counting.of_conv(layers[id(node)]) is None
         elif kind in _COUNTERS:
             found[f"{node.op} of unknown shape"] += counting.of(node) is None
         elif kind in bodies:
@@ -102,9 +102,9 @@ class _Counting:
         first = known.shape[0] if known is not None and known.shape else 1
         self.batch = first if isinstance(first, int) and first > 0 else None
 
-    def of_conv(self, site: ConvSite) -> int | None:
+    def of_conv(self, layer: Layer) -> int | None:
         """Of a convolution; None where it is not known."""
-        return site.multiplies if site.multiplies is not None else self._of(site.node, _convolution(1))
+        return layer.multiplies if layer.multiplies is not None else self._of(layer.node, _convolution(1))
 
     def of(self, node: gs.Node) -> int | None:
         """None where it is not known; 0 for what multiplies little."""

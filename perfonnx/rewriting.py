@@ -19,10 +19,10 @@ from perfonnx.corrections import Correction, Corrections, TrainedGate
 from perfonnx.errors import PerfonnxError
 from perfonnx.files import digest
 from perfonnx.fitting import RIDGE
-from perfonnx.graph import ConvSite, activation_bytes, conv_sites, layer_output, rewritten_nodes
 from perfonnx.inference import symbolic_input_flag
 from perfonnx.io import LoadedModel, ModelSource, Workspace
 from perfonnx.masks import ImpactMaps, Mask, as_mask, load_impact_maps, load_masks, save_arrays
+from perfonnx.model.layers import Layer, activation_bytes, conv_layers, layer_output, rewritten_nodes
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
@@ -346,7 +346,7 @@ def decide(
     choices = {}
     for name, decision in state.decisions.items():
         kind = ZERO if decision.plan.method == "sparse" else decision.plan.interpolation
-        behind = foldable(workspace, decision.site.node, decision.site.w_shape[0])
+        behind = foldable(workspace, decision.layer.node, decision.layer.w_shape[0])
         choices[name] = Choice(
             decision.plan,
             None if decision.mask is None else interpolate(decision.mask, kind),
@@ -446,10 +446,10 @@ def _repair_sources(
 
 
 def _before(workspace: Workspace, state: State) -> Report:
-    sites = conv_sites(workspace)
-    convs = sum(m or 0 for m in conv_multiplies(workspace, sites)) + _rewritten_multiplies(workspace)
+    layers = conv_layers(workspace)
+    convs = sum(m or 0 for m in conv_multiplies(workspace, layers)) + _rewritten_multiplies(workspace)
     total = convs + other_multiplies(workspace)
-    eligible = sum(s.multiplies or 0 for s in sites if not s.obstacle and not s.reservation)
+    eligible = sum(s.multiplies or 0 for s in layers if not s.obstacle and not s.reservation)
     return Report(
         workspace.model.name,
         skips=list(state.skips),
@@ -458,19 +458,19 @@ def _before(workspace: Workspace, state: State) -> Report:
         activations=(activation_bytes(workspace),) * 2,
         eligible_share=eligible / max(total, 1),
         not_counted=not_counted(workspace),
-        missing=missing_flags(workspace, sites),
+        missing=missing_flags(workspace, layers),
         notes=list(state.notes),
     )
 
 
-def missing_flags(workspace: Workspace, sites: Sequence[ConvSite]) -> dict[str, int]:
+def missing_flags(workspace: Workspace, layers: Sequence[Layer]) -> dict[str, int]:
     """The flags that would let convolutions be looked at, each with the number of these."""
     overridable = workspace.overridable()
     frozen = unsized = 0
-    for site in sites:
-        fed = {workspace.behind_identities(tensor).name for tensor in site.node.inputs[1:]}
+    for layer in layers:
+        fed = {workspace.behind_identities(tensor).name for tensor in layer.node.inputs[1:]}
         frozen += bool(fed & overridable)
-        unsized += site.obstacle is not None and site.output_shape is None and len(site.w_shape) in (0, 4)
+        unsized += layer.obstacle is not None and layer.output_shape is None and len(layer.w_shape) in (0, 4)
     shape = symbolic_input_flag(workspace)
     found = {"--freeze-weights": frozen, **({} if shape is None else {shape: unsized})}
     return {flag: number for flag, number in found.items() if number}
@@ -479,11 +479,11 @@ def missing_flags(workspace: Workspace, sites: Sequence[ConvSite]) -> dict[str, 
 def _after(workspace: Workspace, state: State, changes: list[Change], report: Report) -> None:
     saved = 0
     for name, decision in state.decisions.items():
-        before = decision.site.multiplies or 0
+        before = decision.layer.multiplies or 0
         if decision.joined:  # computed once for positions that read the same row
             positions = positions_computed(workspace, state.rewritten[name])
             assert positions is not None
-            saved += before - dense_multiplies(decision.site.w_shape, positions)
+            saved += before - dense_multiplies(decision.layer.w_shape, positions)
             continue
         correction = state.corrections.get(name)
         after = _layer_multiplies(decision, correction)
@@ -492,23 +492,25 @@ def _after(workspace: Workspace, state: State, changes: list[Change], report: Re
         if correction is not None and correction.gate is not None:
             rate = 1 - correction.gate.share
         notes = tuple(change.what for change in changes if change.layer == name)
-        assert decision.site.output_shape is not None
-        report.layers.append(LayerReport(name, decision.plan, rate, decision.site.output_shape, (before, after), notes))
+        assert decision.layer.output_shape is not None
+        report.layers.append(
+            LayerReport(name, decision.plan, rate, decision.layer.output_shape, (before, after), notes)
+        )
     report.multiplies = (report.multiplies[0], report.multiplies[0] - saved)
     report.conv_multiplies = (report.conv_multiplies[0], report.conv_multiplies[0] - saved)
     report.activations = (report.activations[0], activation_bytes(workspace))
 
 
 def _layer_multiplies(decision: Decision, correction: Correction | None) -> int:
-    site = decision.site
-    assert site.output_shape is not None
-    assert site.attributes is not None
+    layer = decision.layer
+    assert layer.output_shape is not None
+    assert layer.attributes is not None
     if decision.mask is not None:
         predictor = 0 if correction is None or correction.predictor is None else correction.predictor.size
-        return dense_multiplies(site.w_shape, int(decision.mask.sum())) + predictor * decision.mask.size
-    gate = site.output_shape[0] * site.output_shape[1] * site.w_shape[1] * site.attributes.group
+        return dense_multiplies(layer.w_shape, int(decision.mask.sum())) + predictor * decision.mask.size
+    gate = layer.output_shape[0] * layer.output_shape[1] * layer.w_shape[1] * layer.attributes.group
     share = 1.0 if correction is None or correction.gate is None else correction.gate.share
-    dense = site.multiplies or 0
+    dense = layer.multiplies or 0
     return dense // 9 + round(dense * 8 / 9 * share) + gate  # centre, ring, gate
 
 
@@ -526,8 +528,8 @@ def positions_computed(workspace: Workspace, node: gs.Node) -> int | None:
     """How many output positions one of our layers computes per image; None where unknown."""
     if node.op in ops.CONVS_ON_ROWS:
         position = ops.CONVS_ON_ROWS[node.op].SITES_INPUT
-        sites = workspace.constant(node.inputs[position]) if len(node.inputs) > position else None
-        return None if sites is None else int(sites.size)
+        layers = workspace.constant(node.inputs[position]) if len(node.inputs) > position else None
+        return None if layers is None else int(layers.size)
     mask_input = ops.OPERATORS[node.op].MASK_INPUT
     if mask_input is not None:
         mask = workspace.constant(node.inputs[mask_input])

@@ -11,10 +11,10 @@ from onnx import ModelProto, TensorProto, helper
 import perfonnx
 from perfonnx import io
 from perfonnx.feeds import parse_input_shapes
-from perfonnx.graph import conv_sites
 from perfonnx.inference import contradiction_note, infer_types, symbolic_input_flag
 from perfonnx.inspection import inspect
 from perfonnx.io import Workspace
+from perfonnx.model.layers import conv_layers
 from perfonnx.rewriting import Report
 from tests.passes import nets
 from tests.passes.nets import Shape, node
@@ -400,5 +400,5 @@ def test_weights_that_are_inputs_have_the_shape_of_their_values(claims: Sequence
     model = nets.followed_by([node("Add", ["c", "t"], ["y"])], {"t": nets.values(8, 1, 1)}, inputs_too=["t"])
     listed = next(i for i in model.graph.input if i.name == "t")
     listed.CopyFrom(helper.make_tensor_value_info("t", TensorProto.FLOAT, claims))
-    assert [s.output_shape for s in conv_sites(types_of(model))] == [(12, 10)]
+    assert [s.output_shape for s in conv_layers(types_of(model))] == [(12, 10)]
     assert types_of(model).types["y"].shape == (1, 8, 12, 10)

@@ -31,9 +31,9 @@ from scipy.ndimage import gaussian_filter
 import models
 import perfonnx
 from perfonnx import feeds, io, memory, ops
-from perfonnx.graph import ConvSite, conv_sites
 from perfonnx.inference import infer_types
 from perfonnx.masks import MaskRequest, make_mask
+from perfonnx.model.layers import Layer, conv_layers
 from perfonnx.ops.common import Activation
 from perfonnx.sampling import interpolate
 
@@ -256,34 +256,34 @@ def _layers(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for network in options.networks:
         workspace = io.Workspace.open(io.load(models.build(network, weights=False)))
         infer_types(workspace)
-        for site in conv_sites(workspace):
-            if site.attributes is None or site.attributes.kernel_shape == (1, 1):
+        for layer in conv_layers(workspace):
+            if layer.attributes is None or layer.attributes.kernel_shape == (1, 1):
                 continue
-            if not re.search(options.only, site.name):
+            if not re.search(options.only, layer.name):
                 continue
-            if options.method == "radius-adaptive" and site.attributes.kernel_shape != (3, 3):
+            if options.method == "radius-adaptive" and layer.attributes.kernel_shape != (3, 3):
                 continue
             for rate in options.rates:
                 if options.method == "radius-adaptive":
-                    yield from (_radius_layer(network, site, rate, gates, options) for gates in options.gates)
+                    yield from (_radius_layer(network, layer, rate, gates, options) for gates in options.gates)
                 else:
-                    yield _layer(network, site, rate, options)
+                    yield _layer(network, layer, rate, options)
 
 
-def _layer(network: str, site: ConvSite, rate: float, options: argparse.Namespace) -> dict[str, Any]:
-    assert site.attributes is not None
-    assert site.input_shape is not None
-    assert site.output_shape is not None
+def _layer(network: str, layer: Layer, rate: float, options: argparse.Namespace) -> dict[str, Any]:
+    assert layer.attributes is not None
+    assert layer.input_shape is not None
+    assert layer.output_shape is not None
     rng = np.random.default_rng(0)
-    channels, height, width = (int(d) for d in site.input_shape[1:] if isinstance(d, int))
+    channels, height, width = (int(d) for d in layer.input_shape[1:] if isinstance(d, int))
     x = rng.standard_normal((options.batch, channels, height, width), dtype=np.float32)
-    w = rng.standard_normal(site.w_shape, dtype=np.float32) / np.float32(np.sqrt(np.prod(site.w_shape[1:])))
-    b = rng.standard_normal(site.w_shape[0], dtype=np.float32)
-    geometry = site.attributes.attributes()
+    w = rng.standard_normal(layer.w_shape, dtype=np.float32) / np.float32(np.sqrt(np.prod(layer.w_shape[1:])))
+    b = rng.standard_normal(layer.w_shape[0], dtype=np.float32)
+    geometry = layer.attributes.attributes()
     dense = _model("Conv", "", {"X": x}, {"W": w, "B": b}, geometry, 4)
     attributes = {**geometry, **Activation().attributes()}
     runners = [runner(dense, {"X": x}, options.threads, library=False)]
-    mask = make_mask(options.mask, MaskRequest(site.output_shape, rate, rng))
+    mask = make_mask(options.mask, MaskRequest(layer.output_shape, rate, rng))
     sampling = interpolate(mask, "nearest" if options.method == "perforate" else "zero")
     if options.method == "perforate":
         constants = {"W": w, "B": b, "mask": mask, "source": sampling.source}
@@ -306,7 +306,7 @@ def _layer(network: str, site: ConvSite, rate: float, options: argparse.Namespac
     theory = 1 / (1 - sampling.rate)
     return {
         "network": network,
-        "layer": site.name,
+        "layer": layer.name,
         "rate": sampling.rate,
         "onnxruntime ms": times[0],
         "theory": theory,
@@ -316,35 +316,33 @@ def _layer(network: str, site: ConvSite, rate: float, options: argparse.Namespac
     }
 
 
-def _radius_layer(
-    network: str, site: ConvSite, share: float, gates: str, options: argparse.Namespace
-) -> dict[str, Any]:
+def _radius_layer(network: str, layer: Layer, share: float, gates: str, options: argparse.Namespace) -> dict[str, Any]:
     """One radius-adaptive layer whose gates are open at a share of the positions: single ones, or blobs of them."""
-    assert site.attributes is not None
-    assert site.input_shape is not None
+    assert layer.attributes is not None
+    assert layer.input_shape is not None
     rng = np.random.default_rng(0)
-    channels, height, width = (int(d) for d in site.input_shape[1:] if isinstance(d, int))
+    channels, height, width = (int(d) for d in layer.input_shape[1:] if isinstance(d, int))
     x = rng.standard_normal((options.batch, channels, height, width), dtype=np.float32)
     if gates == "blobs":
         x[:, 0] = gaussian_filter(x[:, 0], (0, height / 14, width / 14), mode="wrap")
         x[:, 0] /= x[:, 0].std()
-    w = rng.standard_normal(site.w_shape, dtype=np.float32) / np.float32(np.sqrt(np.prod(site.w_shape[1:])))
-    b = rng.standard_normal(site.w_shape[0], dtype=np.float32)
+    w = rng.standard_normal(layer.w_shape, dtype=np.float32) / np.float32(np.sqrt(np.prod(layer.w_shape[1:])))
+    b = rng.standard_normal(layer.w_shape[0], dtype=np.float32)
     gate = np.zeros((1, channels, 1, 1), np.float32)
     bias = np.full(1, 1 if share >= 1 else -1, np.float32)
     if 0 < share < 1:
         gate[0, 0] = 10
-        top, left = site.attributes.pads[:2]
-        (down, along), rows, columns = site.attributes.strides, *(site.output_shape or (0, 0))
+        top, left = layer.attributes.pads[:2]
+        (down, along), rows, columns = layer.attributes.strides, *(layer.output_shape or (0, 0))
         scores = 10 * x[:, 0, 1 - top :: down, 1 - left :: along][:, :rows, :columns]  # under the centre tap
         bias[0] = -np.quantile(scores, 1 - share)
-    geometry = site.attributes.attributes()
+    geometry = layer.attributes.attributes()
     attributes = {**geometry, **Activation().attributes(), "center_gain": 0.0}
     constants = {"W": w, "B": b, "W_alpha": gate, "B_alpha": bias, "B_ring": np.zeros_like(b)}
     tables = {
         "in_source": np.arange(height * width, dtype=np.int32),
         "in_shape": np.array([height, width], np.int64),
-        "sites": np.arange(np.prod(site.output_shape or ()), dtype=np.int32),
+        "sites": np.arange(np.prod(layer.output_shape or ()), dtype=np.int32),
     }
     s = np.ascontiguousarray(x.reshape(options.batch, channels, -1).transpose(0, 2, 1))
     op = "RadiusAdaptiveConv"
@@ -362,7 +360,7 @@ def _radius_layer(
     theory = 9 / (1 + 8 * share)
     return {
         "network": network,
-        "layer": site.name,
+        "layer": layer.name,
         "open gates": share,
         "gates": gates,
         "onnxruntime ms": times[0],

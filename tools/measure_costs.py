@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 
 from perfonnx import ops
 from perfonnx.costs import KINDS, Costs, Price, kind_of
-from perfonnx.graph import ConvSite
+from perfonnx.model.layers import Layer
 from perfonnx.ops.common import Activation, ConvAttributes
 from perfonnx.sampling import interpolate
 
@@ -31,14 +31,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=21, metavar="N", help="timed runs of each (default 21)")
     parser.add_argument("--seconds", type=float, default=20, metavar="S", help="at most so long per layer (default 20)")
     options = parser.parse_args()
-    times: dict[str, list[tuple[ConvSite, list[float]]]] = {kind: [] for kind in KINDS}
+    times: dict[str, list[tuple[Layer, list[float]]]] = {kind: [] for kind in KINDS}
     for shape in KERNELS.values():
-        site = site_of(shape)
-        times[kind_of(site)].append((site, kernel_times(shape, 1, 1, options)))
+        layer = layer_of(shape)
+        times[kind_of(layer)].append((layer, kernel_times(shape, 1, 1, options)))
     costs: dict[str, object] = {"machine": _machine()}
     for form, name in enumerate(("dense", "rows")):
         costs[name] = {
-            kind: prices(kind, [site for site, _ in found], [both[form] * 1e6 for _, both in found], tap=form == 1)
+            kind: prices(kind, [layer for layer, _ in found], [both[form] * 1e6 for _, both in found], tap=form == 1)
             for kind, found in times.items()
         }
     compact, expand = turn_times(64, 112, options)
@@ -47,26 +47,26 @@ def main() -> None:
     print(json.dumps(costs, indent=2))
 
 
-def site_of(shape: tuple[int, int, int, int, int, int, int]) -> ConvSite:
+def layer_of(shape: tuple[int, int, int, int, int, int, int]) -> Layer:
     """The layer as costs see it."""
     channels, outputs, group, kernel, stride, height, width = shape
     geometry = ConvAttributes((kernel, kernel), (stride, stride), (kernel // 2,) * 4, (1, 1), group)  # type: ignore[arg-type]
     weight = (outputs, channels // group, kernel, kernel)
     size = geometry.output_shape(height, width)
-    return ConvSite("", None, geometry, weight, TensorProto.FLOAT, (1, channels, height, width), size, None, None)
+    return Layer("", None, geometry, weight, TensorProto.FLOAT, (1, channels, height, width), size, None, None)
 
 
-def prices(kind: str, sites: list[ConvSite], nanoseconds: list[float], *, tap: bool) -> dict[str, float]:
+def prices(kind: str, layers: list[Layer], nanoseconds: list[float], *, tap: bool) -> dict[str, float]:
     """The `Price` of a kind: least squares of relative errors, none of its parts negative."""
 
     def works(*price: float) -> list[float]:
         costs = Costs(dense={kind: Price(*price, block=BLOCK)})
-        return [costs.of_dense(site) for site in sites]
+        return [costs.of_dense(layer) for layer in layers]
 
     multiplies, with_a_tap, values = works(1.0, 0.0, 0.0), works(1.0, 0.0, 1.0), works(0.0, 1.0, 0.0)
-    taps = np.subtract(with_a_tap, multiplies) if tap and kind == "full" else np.zeros(len(sites))
+    taps = np.subtract(with_a_tap, multiplies) if tap and kind == "full" else np.zeros(len(layers))
     parts = np.stack([multiplies, taps, values], axis=1) / np.array(nanoseconds)[:, None]
-    multiply, one_tap, value = nnls(parts, np.ones(len(sites)))[0]
+    multiply, one_tap, value = nnls(parts, np.ones(len(layers)))[0]
     found = {"multiply": multiply, "value": value, "tap": one_tap / multiply if multiply else 0.0}
     return {name: round(float(number), 2) for name, number in found.items()} | {"block": BLOCK}
 

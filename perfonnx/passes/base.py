@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
-from perfonnx.graph import ConvSite
 from perfonnx.io import Workspace
 from perfonnx.masks import Mask
+from perfonnx.model.layers import Layer
 from perfonnx.plan import LayerPlan
 
 
@@ -61,7 +61,7 @@ class Decision:
     `folded` is what `Fold` put into weight and bias.
     """
 
-    site: ConvSite
+    layer: Layer
     plan: LayerPlan
     mask: Mask | None
     joined: bool = False

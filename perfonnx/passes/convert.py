@@ -11,8 +11,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from perfonnx import ops
-from perfonnx.graph import numpy_type
 from perfonnx.io import TensorType, Workspace
+from perfonnx.model.layers import numpy_type
 from perfonnx.ops.common import Activation
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.plan import BEFORE_NORMALIZATION
@@ -57,19 +57,19 @@ class Convert(Pass):
         inputs: list[gs.Constant],
         attributes: Mapping[str, Any],
     ) -> gs.Node:
-        site = decision.site
-        old = site.node
-        assert site.attributes is not None
-        assert site.output_shape is not None
+        layer = decision.layer
+        old = layer.node
+        assert layer.attributes is not None
+        assert layer.output_shape is not None
         bias = old.inputs[2] if len(old.inputs) > 2 and old.inputs[2].name else None
         if bias is None:
-            zeros = np.zeros(site.w_shape[0], numpy_type(site.elem_type))
+            zeros = np.zeros(layer.w_shape[0], numpy_type(layer.elem_type))
             bias = add_table(workspace, "zeros", zeros)
         output = old.outputs[0]
         new = gs.Node(
             self.op,
             name,
-            {**site.attributes.attributes(), **Activation().attributes(), **attributes},
+            {**layer.attributes.attributes(), **Activation().attributes(), **attributes},
             [old.inputs[0], old.inputs[1], bias, *inputs],
             [],
             domain=ops.DOMAIN,
@@ -77,8 +77,8 @@ class Convert(Pass):
         workspace.inherit(new, old)
         workspace.replace(old, new)
         new.outputs = [output]
-        batch = site.input_shape[0] if site.input_shape else None
-        workspace.types[output.name] = TensorType(site.elem_type, (batch, site.w_shape[0], *site.output_shape))
+        batch = layer.input_shape[0] if layer.input_shape else None
+        workspace.types[output.name] = TensorType(layer.elem_type, (batch, layer.w_shape[0], *layer.output_shape))
         return new
 
 
@@ -111,10 +111,10 @@ class Sparsify(Convert):
     def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
         """See `Convert.describe`."""
         assert decision.mask is not None
-        kind, fill = "zeros", np.zeros(decision.site.w_shape[0])
+        kind, fill = "zeros", np.zeros(decision.layer.w_shape[0])
         if decision.plan.fill == BEFORE_NORMALIZATION and decision.folded is not None:
             kind, fill = "fill", decision.folded.shift  # Absorb takes it through the activation
-        values = fill.astype(numpy_type(decision.site.elem_type))
+        values = fill.astype(numpy_type(decision.layer.elem_type))
         inputs = [add_table(workspace, "mask", decision.mask), add_table(workspace, kind, values)]
         return inputs, {}, f"{decision.plan.mask}, {1 - decision.mask.mean():.1%} masked"
 
@@ -130,16 +130,16 @@ class RadiusAdaptive(Convert):
 
     def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
         """See `Convert.describe`."""
-        site, gain = decision.site, decision.plan.center_gain
-        assert site.attributes is not None
+        layer, gain = decision.layer, decision.plan.center_gain
+        assert layer.attributes is not None
         if gain and not decision.plan.trained_gate:
-            self._share_centre(workspace, site.node, gain)
-        dtype = numpy_type(site.elem_type)
-        channels = site.w_shape[1] * site.attributes.group
+            self._share_centre(workspace, layer.node, gain)
+        dtype = numpy_type(layer.elem_type)
+        channels = layer.w_shape[1] * layer.attributes.group
         inputs = [
             add_table(workspace, "gate", np.zeros((1, channels, 1, 1), dtype)),
             add_table(workspace, "gate_bias", np.full(1, EXACT_ALPHA, dtype)),
-            add_table(workspace, "zeros", np.zeros(site.w_shape[0], dtype)),
+            add_table(workspace, "zeros", np.zeros(layer.w_shape[0], dtype)),
         ]
         is_open = decision.plan.open_share == 1 and not decision.plan.trained_gate
         what = f"centre gain {gain:g}, gate open everywhere" if is_open else "radius-adaptive"

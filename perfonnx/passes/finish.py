@@ -17,9 +17,9 @@ from onnx import FunctionProto, TensorProto, helper
 
 from perfonnx import ops
 from perfonnx.constants import read_directly
-from perfonnx.graph import own_nodes
 from perfonnx.inference import contradictions, infer_types, known_infos
 from perfonnx.io import Workspace, fed_inputs
+from perfonnx.model.layers import own_nodes
 from perfonnx.passes.base import Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.plan import Plan

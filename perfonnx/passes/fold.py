@@ -14,8 +14,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from perfonnx.graph import only_consumer
 from perfonnx.io import Workspace, is_standard
+from perfonnx.model.layers import only_consumer
 from perfonnx.passes.base import Affine, Change, Pass, PassResult, State
 
 
@@ -26,7 +26,7 @@ class Fold(Pass):
         """Change weight and bias of the chosen layers; shared weights are copied, never changed in place."""
         changes = []
         for name, decision in list(state.decisions.items()):
-            node, channels = decision.site.node, decision.site.w_shape[0]
+            node, channels = decision.layer.node, decision.layer.w_shape[0]
             layer = best = _Layer.read(workspace, node)
             affine = kept = Affine.identity(channels)
             folded: list[str] = []

@@ -133,11 +133,11 @@ class _Layer:
 
     @classmethod
     def of(cls, workspace: Workspace, name: str, node: gs.Node, decision: Decision) -> _Layer:
-        assert decision.site.attributes is not None
+        assert decision.layer.attributes is not None
         weight, bias = workspace.constant(node.inputs[1]), workspace.constant(node.inputs[2])
         assert weight is not None
         assert bias is not None
-        return cls(workspace, name, node, decision.site.attributes, weight, bias, decision.plan.trained_gate)
+        return cls(workspace, name, node, decision.layer.attributes, weight, bias, decision.plan.trained_gate)
 
     def fit(self, targets: Targets, share: float, ridge: float) -> tuple[Correction, str]:
         """The gate, and a few words on it."""

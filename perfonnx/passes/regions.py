@@ -11,9 +11,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.graph import pool_window, slope_of, table_obstacle
 from perfonnx.io import Workspace, is_standard
 from perfonnx.masks import PoolWindow
+from perfonnx.model.layers import pool_window, slope_of, table_obstacle
 from perfonnx.ops.common import activation_from
 from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions
 

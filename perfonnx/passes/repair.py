@@ -28,8 +28,8 @@ from perfonnx import ops
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE, Goal, Neighbours, Residual, Solution
-from perfonnx.graph import activation_of, numpy_type, only_consumer
 from perfonnx.io import TensorType, Workspace, is_standard
+from perfonnx.model.layers import activation_of, numpy_type, only_consumer
 from perfonnx.ops.common import Activation, ConvAttributes
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
@@ -127,12 +127,12 @@ class _Layer:
     @classmethod
     def of(cls, workspace: Workspace, name: str, node: gs.Node, decision: Decision) -> _Layer:
         assert decision.mask is not None
-        assert decision.site.attributes is not None
+        assert decision.layer.attributes is not None
         weight, bias = workspace.constant(node.inputs[1]), workspace.constant(node.inputs[2])
         assert weight is not None
         assert bias is not None
         sampling = interpolate(decision.mask, decision.plan.interpolation)
-        return cls(workspace, name, node, decision.plan.repair, sampling, decision.site.attributes, weight, bias)
+        return cls(workspace, name, node, decision.plan.repair, sampling, decision.layer.attributes, weight, bias)
 
     @property
     def input_size(self) -> tuple[int, int]:

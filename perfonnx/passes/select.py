@@ -13,15 +13,6 @@ from numbers import Integral
 import numpy as np
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.graph import (
-    ConvSite,
-    conv_sites,
-    dense_multiplies_of,
-    following_pool,
-    rewritten_nodes,
-    table_obstacle,
-    unreachable_convs,
-)
 from perfonnx.inference import symbolic_input_flag
 from perfonnx.io import Workspace
 from perfonnx.masks import (
@@ -33,6 +24,15 @@ from perfonnx.masks import (
     make_mask,
     mask_from_file,
     propagated_scores,
+)
+from perfonnx.model.layers import (
+    Layer,
+    conv_layers,
+    dense_multiplies_of,
+    following_pool,
+    rewritten_nodes,
+    table_obstacle,
+    unreachable_convs,
 )
 from perfonnx.multiplies import conv_multiplies, other_multiplies
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
@@ -141,23 +141,23 @@ class Select(Pass):
         )
         sample.check("options")
         if self.plan is not None:
-            names = {s.name for s in conv_sites(workspace)} | {n.name for n in rewritten_nodes(workspace)}
-            for name, layer in self.plan.layers.items():
-                layer.check(f"plan, layer {name!r}")
+            names = {s.name for s in conv_layers(workspace)} | {n.name for n in rewritten_nodes(workspace)}
+            for name, step in self.plan.layers.items():
+                step.check(f"plan, layer {name!r}")
                 if name not in names:
                     raise PerfonnxError(
                         f"the plan names layer {name!r}, which the model does not have; see perfonnx inspect"
                     )
         self._check_impact_maps(workspace)
         flag = symbolic_input_flag(workspace)
-        if flag is not None and any(s.output_shape is None for s in conv_sites(workspace)):
+        if flag is not None and any(s.output_shape is None for s in conv_layers(workspace)):
             raise PerfonnxError(
                 f"{workspace.model.name}: height and width are not fixed, but a mask is made for one size; add {flag} "
                 "(with your size)"
             )
 
     def _check_impact_maps(self, workspace: Workspace) -> None:
-        wanted = [self.options.mask] if self.plan is None else [layer.mask for layer in self.plan.layers.values()]
+        wanted = [self.options.mask] if self.plan is None else [step.mask for step in self.plan.layers.values()]
         if self.impact_maps is None and "impact" in wanted:
             raise PerfonnxError(
                 f"{workspace.model.name}: the mask impact needs maps of impacts, computed from images: perfonnx impact "
@@ -166,67 +166,65 @@ class Select(Pass):
 
     def call(self, workspace: Workspace, state: State) -> PassResult:
         """Fill `state.decisions` and `state.skips`."""
-        sites = conv_sites(workspace)
+        layers = conv_layers(workspace)
         done = {n.name for n in rewritten_nodes(workspace)}
         state.skips += [Skip(name, "already rewritten") for name in sorted(done)]
         if self.plan is not None:
-            wanted = self._by_plan(sites, state, self.plan)
+            wanted = self._by_plan(layers, state, self.plan)
         else:
-            wanted = self._by_options(workspace, sites, state)
+            wanted = self._by_options(workspace, layers, state)
         self._make_masks(workspace, wanted, state)
         state.skips += [Skip(u.name, u.reason) for u in unreachable_convs(workspace)]
         return PassResult(modified=False)
 
-    def _by_plan(self, sites: list[ConvSite], state: State, plan: Plan) -> list[tuple[ConvSite, LayerPlan]]:
+    def _by_plan(self, layers: list[Layer], state: State, plan: Plan) -> list[tuple[Layer, LayerPlan]]:
         wanted = []
-        for site in sites:
-            layer = plan.layers.get(site.name)
-            if layer is None or layer.method == DENSE:
-                state.skips.append(Skip(site.name, "not in the plan" if layer is None else "dense in the plan"))
-            elif site.obstacle:
-                state.skips.append(Skip(site.name, site.obstacle))
+        for layer in layers:
+            step = plan.layers.get(layer.name)
+            if step is None or step.method == DENSE:
+                state.skips.append(Skip(layer.name, "not in the plan" if step is None else "dense in the plan"))
+            elif layer.obstacle:
+                state.skips.append(Skip(layer.name, layer.obstacle))
             else:
-                wanted.append((site, layer))
+                wanted.append((layer, step))
         return wanted
 
-    def _by_options(
-        self, workspace: Workspace, sites: list[ConvSite], state: State
-    ) -> list[tuple[ConvSite, LayerPlan]]:
+    def _by_options(self, workspace: Workspace, layers: list[Layer], state: State) -> list[tuple[Layer, LayerPlan]]:
         options = self.options
         only, skip = _patterns("--only", options.only), _patterns("--skip", options.skip)
         done = rewritten_nodes(workspace)
         # Rewritten layers count as what they were: else layers that were too small before would pass in the next run.
         before = [dense_multiplies_of(workspace, n) for n in done]
-        total = sum(m or 0 for m in conv_multiplies(workspace, sites)) + sum(before) + other_multiplies(workspace)
-        can_be = [s.multiplies or 0 for s in sites if not s.obstacle and not s.reservation]
+        total = sum(m or 0 for m in conv_multiplies(workspace, layers)) + sum(before) + other_multiplies(workspace)
+        can_be = [s.multiplies or 0 for s in layers if not s.obstacle and not s.reservation]
         small = negligible([*can_be, *before], total)
-        names = [*(s.name for s in sites), *(n.name for n in done)]
+        names = [*(s.name for s in layers), *(n.name for n in done)]
         if only and not any(p.search(name) for p in only for name in names):
             raise PerfonnxError(f"--only {' '.join(options.only)} matches no convolution; see perfonnx inspect")
         wanted = []
-        for site in sites:
-            reason = site.obstacle
-            if any(p.search(site.name) for p in skip):
+        for layer in layers:
+            reason = layer.obstacle
+            if any(p.search(layer.name) for p in skip):
                 reason = "excluded by --skip"
-            elif only and not any(p.search(site.name) for p in only):
+            elif only and not any(p.search(layer.name) for p in only):
                 reason = "not selected by --only"
             elif not reason and not only:
-                reason = site.reservation
-                if not reason and (site.multiplies or 0) <= small:
-                    reason = f"carries only {(site.multiplies or 0) / max(total, 1):.1%} of the multiplies"
+                reason = layer.reservation
+                if not reason and (layer.multiplies or 0) <= small:
+                    reason = f"carries only {(layer.multiplies or 0) / max(total, 1):.1%} of the multiplies"
             if reason:
-                state.skips.append(Skip(site.name, reason))
+                state.skips.append(Skip(layer.name, reason))
             else:
-                wanted.append((site, self._layer_plan(workspace, site)))
+                wanted.append((layer, self._layer_plan(workspace, layer)))
         return wanted
 
-    def _layer_plan(self, workspace: Workspace, site: ConvSite) -> LayerPlan:
+    def _layer_plan(self, workspace: Workspace, layer: Layer) -> LayerPlan:
         options = self.options
         mask = options.mask
         if mask is None and options.method == "sparse":
             mask = "propagated"
         elif mask is None:
-            mask = "grid" if following_pool(workspace, site) is None else "pooling-structure"
+            mask = "grid" if following_pool(workspace, layer) is None else "pooling-structure"
         return LayerPlan(
             options.method,
             options.given_rate,
@@ -238,36 +236,36 @@ class Select(Pass):
             options.fill,
         )
 
-    def _make_masks(self, workspace: Workspace, wanted: list[tuple[ConvSite, LayerPlan]], state: State) -> None:
+    def _make_masks(self, workspace: Workspace, wanted: list[tuple[Layer, LayerPlan]], state: State) -> None:
         seed = self.plan.seed if self.plan is not None else self.options.seed
         masks = _MaskMaker(workspace, seed, self.impact_maps or {}, self.masks)
         first_type = self._type_of_rewritten(workspace)
-        for site, layer in wanted:
+        for layer, step in wanted:
             reason = None
-            if layer.method == "radius-adaptive" and site.w_shape[2:] != (3, 3):
-                reason = f"{site.w_shape[2]}x{site.w_shape[3]} kernel; radius-adaptive layers have a 3x3 kernel"
-            elif self.fallback and workspace.opset < 15 and first_type not in (None, site.elem_type):
+            if step.method == "radius-adaptive" and layer.w_shape[2:] != (3, 3):
+                reason = f"{layer.w_shape[2]}x{layer.w_shape[3]} kernel; radius-adaptive layers have a 3x3 kernel"
+            elif self.fallback and workspace.opset < 15 and first_type not in (None, layer.elem_type):
                 reason = "of another float type than the layers before; below opset 15 use --no-fallback to mix them"
-            elif not _is_finite(workspace, site):
+            elif not _is_finite(workspace, layer):
                 reason = "its weight or bias has values that are not finite"
-            elif layer.method != "radius-adaptive":
-                reason = masks.reason_against(site, layer)
-            mask = masks.make(site, layer) if reason is None and layer.method != "radius-adaptive" else None
+            elif step.method != "radius-adaptive":
+                reason = masks.reason_against(layer, step)
+            mask = masks.make(layer, step) if reason is None and step.method != "radius-adaptive" else None
             if reason is None:
-                assert site.output_shape is not None
-                computed = math.prod(site.output_shape) if mask is None else int(mask.sum())
-                reason = table_obstacle(computed, site.w_shape[2:])
+                assert layer.output_shape is not None
+                computed = math.prod(layer.output_shape) if mask is None else int(mask.sum())
+                reason = table_obstacle(computed, layer.w_shape[2:])
             if reason:
-                state.skips.append(Skip(site.name, reason))
+                state.skips.append(Skip(layer.name, reason))
                 continue
-            first_type = site.elem_type
-            if mask is not None and is_own_mask(layer.mask):
-                layer = replace(layer, rate=float(1 - mask.mean()))
+            first_type = layer.elem_type
+            if mask is not None and is_own_mask(step.mask):
+                step = replace(step, rate=float(1 - mask.mean()))
             by_name = self.plan is not None or bool(self.options.only)
             worth: float | None = GAINING if self.options.rate is None else NOT_SLOWER
-            if by_name or mask is None or is_own_mask(layer.mask):
+            if by_name or mask is None or is_own_mask(step.mask):
                 worth = None
-            state.decisions[site.name] = Decision(site, layer, mask, worth=worth)
+            state.decisions[layer.name] = Decision(layer, step, mask, worth=worth)
         masks.check_used()
 
     @staticmethod
@@ -292,24 +290,26 @@ class _MaskMaker:
         self.used_files: set[str] = set()
         self.scores: np.ndarray | None = None
 
-    def reason_against(self, site: ConvSite, layer: LayerPlan) -> str | None:
+    def reason_against(self, layer: Layer, step: LayerPlan) -> str | None:
         """Why this mask cannot be made for this layer, though another layer may have it."""
-        assert site.output_shape is not None
-        if layer.mask == "pooling-structure" and following_pool(self.workspace, site) is None:
+        assert layer.output_shape is not None
+        if step.mask == "pooling-structure" and following_pool(self.workspace, layer) is None:
             return "no pooling layer follows; the pooling-structure mask needs one"
-        if layer.mask == "grid-square" and site.output_shape[0] != site.output_shape[1]:
-            return f"its map is {site.output_shape[0]}x{site.output_shape[1]}; the grid-square mask needs a square one"
-        if layer.mask == "impact" and site.name not in self.impact_maps:
+        if step.mask == "grid-square" and layer.output_shape[0] != layer.output_shape[1]:
+            return (
+                f"its map is {layer.output_shape[0]}x{layer.output_shape[1]}; the grid-square mask needs a square one"
+            )
+        if step.mask == "impact" and layer.name not in self.impact_maps:
             return "there is no map of impacts for it"
-        if is_mask_file(layer.mask):
-            masks = self._file(layer.mask)
-            if site.name not in masks and ANY_LAYER not in masks:
-                return f"{layer.mask} has no mask for it"
-            if site.name not in masks and masks[ANY_LAYER].shape != site.output_shape:
-                return f"the mask is {_size(masks[ANY_LAYER].shape)}, its map {_size(site.output_shape)}"
+        if is_mask_file(step.mask):
+            masks = self._file(step.mask)
+            if layer.name not in masks and ANY_LAYER not in masks:
+                return f"{step.mask} has no mask for it"
+            if layer.name not in masks and masks[ANY_LAYER].shape != layer.output_shape:
+                return f"the mask is {_size(masks[ANY_LAYER].shape)}, its map {_size(layer.output_shape)}"
         return None
 
-    def make(self, site: ConvSite, layer: LayerPlan) -> Mask:
+    def make(self, layer: Layer, step: LayerPlan) -> Mask:
         """The mask; its random generator depends on the map's size alone, not on which other layers are rewritten.
 
         Layers with maps of one size so share what is random in their masks. Residual adds between them then stay on
@@ -319,27 +319,27 @@ class _MaskMaker:
         Not so layers that get a predictor: it makes a skipped position from what the layers before computed there, so
         they had better not all skip the same.
         """
-        assert site.output_shape is not None
-        if is_mask_file(layer.mask):
-            self.used_files.add(layer.mask)
-            return mask_from_file(self._file(layer.mask), site.name, site.output_shape)
-        if layer.mask == GIVEN:
-            if site.name not in self.given:
+        assert layer.output_shape is not None
+        if is_mask_file(step.mask):
+            self.used_files.add(step.mask)
+            return mask_from_file(self._file(step.mask), layer.name, layer.output_shape)
+        if step.mask == GIVEN:
+            if layer.name not in self.given:
                 raise PerfonnxError(
-                    f"layer {site.name!r}: its mask was given and is not here; take the plan that was saved with its "
+                    f"layer {layer.name!r}: its mask was given and is not here; take the plan that was saved with its "
                     "masks, or in Python rewrite(masks=...)"
                 )
-            return mask_from_file(self.given, site.name, site.output_shape)
-        own = [zlib.crc32(site.name.encode())] if layer.repair in PREDICTING else []
-        rng = np.random.default_rng([self.seed, *site.output_shape, *own])
-        scores = self._scores() if layer.mask == "propagated" else None
-        pool = following_pool(self.workspace, site)
-        impact = self.impact_maps[site.name] if layer.mask == "impact" else None
-        request = MaskRequest(site.output_shape, layer.rate, rng, pool, scores, impact)
+            return mask_from_file(self.given, layer.name, layer.output_shape)
+        own = [zlib.crc32(layer.name.encode())] if step.repair in PREDICTING else []
+        rng = np.random.default_rng([self.seed, *layer.output_shape, *own])
+        scores = self._scores() if step.mask == "propagated" else None
+        pool = following_pool(self.workspace, layer)
+        impact = self.impact_maps[layer.name] if step.mask == "impact" else None
+        request = MaskRequest(layer.output_shape, step.rate, rng, pool, scores, impact)
         try:
-            return make_mask(layer.mask, request)
+            return make_mask(step.mask, request)
         except PerfonnxError as error:
-            raise PerfonnxError(f"layer {site.name!r}: {error}") from error
+            raise PerfonnxError(f"layer {layer.name!r}: {error}") from error
 
     def check_used(self) -> None:
         """A mask file that fits no layer is a mistake."""
@@ -356,16 +356,16 @@ class _MaskMaker:
 
     def _scores(self) -> np.ndarray:
         if self.scores is None:
-            sites = [s for s in conv_sites(self.workspace) if not s.obstacle]
-            sizes = [s.input_shape[2:] for s in sites if s.input_shape]
+            layers = [s for s in conv_layers(self.workspace) if not s.obstacle]
+            sizes = [s.input_shape[2:] for s in layers if s.input_shape]
             known = [(h, w) for h, w in sizes if isinstance(h, int) and isinstance(w, int)]
             shape = max(known, key=lambda size: size[0] * size[1])
             self.scores = propagated_scores(shape, np.random.default_rng(self.seed))
         return self.scores
 
 
-def _is_finite(workspace: Workspace, site: ConvSite) -> bool:
-    given = [t for t in site.node.inputs[1:3] if t.name]
+def _is_finite(workspace: Workspace, layer: Layer) -> bool:
+    given = [t for t in layer.node.inputs[1:3] if t.name]
     return all((values := workspace.constant(t)) is not None and bool(np.isfinite(values).all()) for t in given)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx.costs import DEFAULT_COSTS, Costs
-from perfonnx.graph import ConvSite, conv_sites, table_obstacle
 from perfonnx.io import Workspace
+from perfonnx.model.layers import Layer, conv_layers, table_obstacle
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import GLOBAL_POOLS, INSTANCE_NORMALIZATION, JOINING, POOLS, Regions, is_map
@@ -49,17 +49,17 @@ class Weigh(Pass):
             if layout.gives_up(decision):
                 del state.decisions[name]
                 state.skips.append(Skip(name, self._reason(decision)))
-            elif id(decision.site.node) not in layout.on_rows:
+            elif id(decision.layer.node) not in layout.on_rows:
                 state.on_maps.add(name)
-        for site in layout.joining():
-            assert site.output_shape is not None
-            everywhere = np.ones(site.output_shape, bool)
-            state.decisions[site.name] = Decision(site, LayerPlan("perforate", 0.0), everywhere, joined=True)
+        for layer in layout.joining():
+            assert layer.output_shape is not None
+            everywhere = np.ones(layer.output_shape, bool)
+            state.decisions[layer.name] = Decision(layer, LayerPlan("perforate", 0.0), everywhere, joined=True)
         state.kept = layout.kept()
         return PassResult(modified=False)
 
     def _reason(self, decision: Decision) -> str:
-        ours, dense = self.costs.of_canonical(decision.site, decision.share), self.costs.of_dense(decision.site)
+        ours, dense = self.costs.of_canonical(decision.layer, decision.share), self.costs.of_dense(decision.layer)
         what = "be slower" if ours > dense else "hardly be faster"
         return (
             f"at rate {decision.plan.rate:g} it would {what}, est. {_milliseconds(ours)} ms against "
@@ -72,24 +72,24 @@ def _milliseconds(nanoseconds: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def _is_pointwise(site: ConvSite) -> bool:
+def _is_pointwise(layer: Layer) -> bool:
     """Whether each output reads the input at its own position."""
-    a = site.attributes
+    a = layer.attributes
     return a is not None and a.kernel_shape == a.strides == (1, 1) and not any(a.pads)
 
 
-def _may_join(workspace: Workspace, site: ConvSite) -> bool:
+def _may_join(workspace: Workspace, layer: Layer) -> bool:
     """Whether a dense layer can be computed on rows."""
-    assert site.output_shape is not None
-    fits = table_obstacle(math.prod(site.output_shape), site.w_shape[2:]) is None
-    return fits and is_map(workspace, site.output)
+    assert layer.output_shape is not None
+    fits = table_obstacle(math.prod(layer.output_shape), layer.w_shape[2:]) is None
+    return fits and is_map(workspace, layer.output)
 
 
 def _has_rows(workspace: Workspace, decision: Decision) -> bool:
     """Whether the layer has a form on rows, as far as that is known before anything is folded."""
     if decision.plan.method == "sparse":
-        site = decision.site  # with what is folded comes a fill other than zero
-        return decision.plan.fill == ZERO or not foldable(workspace, site.node, site.w_shape[0])
+        layer = decision.layer  # with what is folded comes a fill other than zero
+        return decision.plan.fill == ZERO or not foldable(workspace, layer.node, layer.w_shape[0])
     return decision.plan.interpolation != "barycentric"
 
 
@@ -129,11 +129,11 @@ class _Layout:
         self.workspace = workspace
         self.costs = costs
         self.may_give_up = may_give_up
-        self.sites = {id(site.node): site for site in conv_sites(workspace) if not site.obstacle}
-        self.chosen = {id(d.site.node): d for d in state.decisions.values()}
-        self.pointwise = {i for i, site in self.sites.items() if _is_pointwise(site)}
+        self.layers = {id(layer.node): layer for layer in conv_layers(workspace) if not layer.obstacle}
+        self.chosen = {id(d.layer.node): d for d in state.decisions.values()}
+        self.pointwise = {i for i, layer in self.layers.items() if _is_pointwise(layer)}
         sampled = {i for i, d in self.chosen.items() if rows and _has_rows(workspace, d)}
-        dense = {i for i, s in self.sites.items() if i not in self.chosen and _may_join(workspace, s)}
+        dense = {i for i, s in self.layers.items() if i not in self.chosen and _may_join(workspace, s)}
         self.on_rows: set[int] = set()
         self.seen: dict[int, gs.Node] = {}
         self._enter(sampled, dense if sampled else set())
@@ -146,31 +146,31 @@ class _Layout:
 
     def gives_up(self, decision: Decision) -> bool:
         """Whether a layer stays as it was."""
-        if decision.worth is None or not self.may_give_up or id(decision.site.node) in self.on_rows:
+        if decision.worth is None or not self.may_give_up or id(decision.layer.node) in self.on_rows:
             return False
-        dense = self.costs.of_dense(decision.site)
-        return dense <= decision.worth * self.costs.of_canonical(decision.site, decision.share)
+        dense = self.costs.of_dense(decision.layer)
+        return dense <= decision.worth * self.costs.of_canonical(decision.layer, decision.share)
 
-    def joining(self) -> list[ConvSite]:
+    def joining(self) -> list[Layer]:
         """The dense layers on rows."""
-        return [site for i, site in self.sites.items() if i in self.on_rows and i not in self.chosen]
+        return [layer for i, layer in self.layers.items() if i in self.on_rows and i not in self.chosen]
 
     def kept(self) -> dict[int, gs.Node]:
         """The nodes, other than convolutions, that could work on rows and do not, by id."""
-        layers = self.on_rows | self.sites.keys()
+        layers = self.on_rows | self.layers.keys()
         return {i: node for i, node in self.seen.items() if i not in layers}
 
     def estimate(self) -> float:
         """Nanoseconds of all convolutions and turns."""
         total = 0.0
-        for i, site in self.sites.items():
+        for i, layer in self.layers.items():
             decision = self.chosen.get(i)
             if i in self.on_rows:
                 total += self._on_rows(i)
             elif decision is None or self.gives_up(decision):
-                total += self.costs.of_dense(site)
+                total += self.costs.of_dense(layer)
             else:
-                total += self.costs.of_canonical(site, decision.share)
+                total += self.costs.of_canonical(layer, decision.share)
         for i, node in self.seen.items():
             if node.op == INSTANCE_NORMALIZATION:
                 total += self._normalization(node)[i in self.on_rows]
@@ -182,12 +182,12 @@ class _Layout:
     def _enter(self, sampled: set[int], dense: set[int]) -> None:
         """Let these layers work on rows, and what lies between them."""
         shares = {i: self.chosen[i].share for i in sampled}
-        layers = [self.sites[i] for i in (*dense, *sampled)]
-        folded = {id(node) for site in layers for node in foldable(self.workspace, site.node, site.w_shape[0])}
+        layers = [self.layers[i] for i in (*dense, *sampled)]
+        folded = {id(node) for layer in layers for node in foldable(self.workspace, layer.node, layer.w_shape[0])}
         kept = self.kept()
         flow = Regions(self.workspace, shares, dense, folded, self.pointwise, kept)
         for i in dense:
-            x = self.sites[i].node.inputs[0].name
+            x = self.layers[i].node.inputs[0].name
             shares[i] = flow.share.get(x, 1.0) if i in self.pointwise else 1.0
         self.shares = shares
         self.flow = Regions(self.workspace, shares, set(), folded, kept=kept)  # now dense layers start rows as well
@@ -205,14 +205,14 @@ class _Layout:
         return output in self.flow.share and (output in self.flow.wanted or self.flow.share.get(read, 1.0) < 1)
 
     def _on_rows(self, i: int) -> float:
-        return self.costs.of_rows(self.sites[i], self.shares[i])
+        return self.costs.of_rows(self.layers[i], self.shares[i])
 
     def _on_maps(self, i: int) -> float:
-        site, decision = self.sites[i], self.chosen.get(i)
-        dense = self.costs.of_dense(site)
+        layer, decision = self.layers[i], self.chosen.get(i)
+        dense = self.costs.of_dense(layer)
         if decision is None:
             return dense
-        canonical = self.costs.of_canonical(site, decision.share)
+        canonical = self.costs.of_canonical(layer, decision.share)
         if decision.worth is None or not self.may_give_up:
             return canonical
         return min(canonical, dense / decision.worth)

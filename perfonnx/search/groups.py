@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
-from perfonnx.graph import conv_sites
 from perfonnx.inference import infer_types
 from perfonnx.io import LoadedModel, Workspace
+from perfonnx.model.layers import conv_layers
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.positions import MOVES_POSITIONS
 from perfonnx.passes.regions import JOINING, KEEP_COARSE, works_on_rows
@@ -32,9 +32,11 @@ def meeting_layers(model: LoadedModel) -> list[tuple[str, ...]]:
     """
     workspace = Workspace.open(model)
     infer_types(workspace)
-    sites = conv_sites(workspace)
-    names = {id(site.node): site.name for site in sites}
-    folded = {id(node) for site in sites if site.w_shape for node in foldable(workspace, site.node, site.w_shape[0])}
+    layers = conv_layers(workspace)
+    names = {id(layer.node): layer.name for layer in layers}
+    folded = {
+        id(node) for layer in layers if layer.w_shape for node in foldable(workspace, layer.node, layer.w_shape[0])
+    }
     behind: dict[str, set[str]] = {}  # tensor -> the layers whose positions it has
     groups: dict[str, set[str]] = {name: {name} for name in names.values()}
     for node in workspace.graph.nodes:
@@ -48,7 +50,7 @@ def meeting_layers(model: LoadedModel) -> list[tuple[str, ...]]:
             if node.op in JOINING and met:
                 group = set().union(*(groups[name] for name in met))
                 groups.update(dict.fromkeys(group, group))
-    refused = {site.name for site in sites if site.obstacle}
+    refused = {layer.name for layer in layers if layer.obstacle}
     found = [tuple(name for name in names.values() if name in groups[first]) for first in names.values()]
     return [group for group in dict.fromkeys(found) if len(group) > 1 and not refused & set(group)]
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import perfonnx
-from perfonnx import PerfonnxError, graph
+from perfonnx import PerfonnxError
+from perfonnx.model import layers
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -120,7 +121,7 @@ def test_layers_whose_tables_the_engine_refuses_are_left_alone() -> None:
 
 
 def test_radius_adaptive_layers_compute_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "MAX_ENTRIES", 12 * 10 * 9 - 1)
+    monkeypatch.setattr(layers, "MAX_ENTRIES", 12 * 10 * 9 - 1)
     reasons = skips(nets.single(), method="radius-adaptive", only=["."])
     assert reasons == {"conv": "its 3x3 kernel at 120 positions needs a table too large for the engine"}
 

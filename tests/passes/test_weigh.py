@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 import perfonnx
-from perfonnx import graph
 from perfonnx.costs import KINDS, Costs, Price
+from perfonnx.model import layers
 from perfonnx.passes import weigh
 from tests.passes import nets
 from tests.passes.nets import node
@@ -112,7 +112,7 @@ def test_what_needs_too_large_tables_on_rows_stays_on_maps(monkeypatch: pytest.M
     model.graph.node.insert(2, pool)
     model.graph.node[3].input[0] = "p"
     fits = rewrite_by(monkeypatch, FAIR, model, rate=0.5, skip="c1")
-    monkeypatch.setattr(graph, "MAX_ENTRIES", 16 * 16 * 25 - 1)
+    monkeypatch.setattr(layers, "MAX_ENTRIES", 16 * 16 * 25 - 1)
     too_large = rewrite_by(monkeypatch, FAIR, model, rate=0.5, skip="c1")
     assert (fits["Conv"], fits["MaxPool"]) == (0, 0)
     assert (too_large["Conv"], too_large["MaxPool"]) == (1, 1)

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from perfonnx.graph import ConvSite
+from perfonnx.model.layers import Layer
 from perfonnx.torch.importing.node import Node
 from perfonnx.torch.importing.tensors import FLOATS, to_torch
 from perfonnx.torch.modules import Conv2d
@@ -44,7 +44,7 @@ class Nursery:
         nodes: The graph.
         constants: Constant tensors by name.
         weights: Those of them that are trained.
-        sites: The convolutions.
+        layers: The convolutions.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Nursery:
         nodes: Sequence[Node],
         constants: Mapping[str, TensorProto],
         weights: Mapping[str, nn.Parameter],
-        sites: Sequence[ConvSite],
+        layers: Sequence[Layer],
     ) -> None:
         self._constants = constants
         self._weights = weights
-        self._sites = {site.output.name: site for site in sites}
+        self._layers = {layer.output.name: layer for layer in layers}
         self._aliases = {node.outputs[0]: node.inputs[0] for node in nodes if node.op == "Identity"}
         self._statistics: set[str] = set()
 
@@ -68,7 +68,7 @@ class Nursery:
         """
         names = [self._origin(name) for name in node.inputs]
         if node.op == "Conv":
-            return self._conv(self._sites[node.outputs[0]], names)
+            return self._conv(self._layers[node.outputs[0]], names)
         if node.op == "BatchNormalization":
             return self._batch_norm(node, names)
         return self._dropout(node, names) if node.op == "Dropout" else None
@@ -79,14 +79,14 @@ class Nursery:
             name = self._aliases[name]
         return name
 
-    def _conv(self, site: ConvSite, names: list[str]) -> Child | None:
-        geometry = site.attributes
+    def _conv(self, layer: Layer, names: list[str]) -> Child | None:
+        geometry = layer.attributes
         parameters = dict(zip(("weight", "bias"), (name for name in names[1:] if name), strict=False))
         if geometry is None or not all(name in self._weights for name in parameters.values()):
             return None
         module = Conv2d(
-            site.w_shape[1] * geometry.group,
-            site.w_shape[0],
+            layer.w_shape[1] * geometry.group,
+            layer.w_shape[0],
             geometry.kernel_shape,
             geometry.strides,
             geometry.pads,
@@ -95,7 +95,7 @@ class Nursery:
             "bias" in parameters,
             device="meta",
         )
-        return self._with_weights(module, site.name, parameters)
+        return self._with_weights(module, layer.name, parameters)
 
     def _batch_norm(self, node: Node, names: list[str]) -> Child | None:
         """Statistics that two nodes share are left as they are: training would mix them."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from perfonnx import io
 from perfonnx.constants import fold_constants, read_directly
 from perfonnx.errors import PerfonnxError
-from perfonnx.graph import conv_sites
 from perfonnx.inference import infer_types
 from perfonnx.io import LoadedModel, ModelSource, Workspace
+from perfonnx.model.layers import conv_layers
 from perfonnx.torch.importing.children import Nursery
 from perfonnx.torch.importing.node import Node
 from perfonnx.torch.importing.operators import OPERATORS, SETTINGS
@@ -102,7 +102,7 @@ class OnnxModule(nn.Module):
         self._batch = fixed_batch(io.value_type(i) for i in inputs)
         nodes = [Node.of(n, workspace.opset) for n in proto.graph.node if n.op_type != "Constant"]
         weights = {name: nn.Parameter(to_torch(constants[name])) for name in trainable(nodes, constants)}
-        steps = self._with_modules(nodes, Nursery(nodes, constants, weights, conv_sites(workspace)))
+        steps = self._with_modules(nodes, Nursery(nodes, constants, weights, conv_layers(workspace)))
         if self._batch is not None:
             steps = scaled_steps(steps, constants, workspace.types, self._batch)
         self._steps = pruned(steps, self.output_names)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from perfonnx.graph import same_pads
+from perfonnx.model.layers import same_pads
 from perfonnx.torch.importing.node import Node
 
 _CONV = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}

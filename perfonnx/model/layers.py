@@ -37,7 +37,7 @@ _POSITION_WISE = _ACTIVATIONS | {"LRN", "BatchNormalization", "Add", "Sub", "Mul
 
 
 @dataclass(frozen=True)
-class ConvSite:
+class Layer:
     """A convolution of the model, seen for rewriting.
 
     Attributes:
@@ -84,7 +84,7 @@ class Unreachable:
     reason: str
 
 
-def conv_sites(workspace: Workspace) -> list[ConvSite]:
+def conv_layers(workspace: Workspace) -> list[Layer]:
     """All `Conv` nodes of the main graph, in graph order."""
     names = Counter(node.name for node in workspace.graph.nodes)
     taken = set(names)
@@ -98,7 +98,7 @@ def conv_sites(workspace: Workspace) -> list[ConvSite]:
             while name in taken:
                 name += "_"
             taken.add(name)
-        result.append(_conv_site(workspace, node, name))
+        result.append(_layer(workspace, node, name))
     return result
 
 
@@ -142,7 +142,7 @@ def _convs(graph: GraphProto) -> Iterator[NodeProto]:
             yield from _convs(inner)
 
 
-def _conv_site(workspace: Workspace, node: gs.Node, name: str) -> ConvSite:
+def _layer(workspace: Workspace, node: gs.Node, name: str) -> Layer:
     x_type = workspace.types.get(node.inputs[0].name) if node.inputs else None
     input_shape = x_type.shape if x_type else None
     weight = workspace.constant_proto(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -162,7 +162,7 @@ def _conv_site(workspace: Workspace, node: gs.Node, name: str) -> ConvSite:
     reservation = None
     if attributes is not None and output_shape is not None:
         reservation = _reservation(attributes, w_shape, output_shape)
-    return ConvSite(name, node, attributes, w_shape, elem_type, input_shape, output_shape, obstacle, reservation)
+    return Layer(name, node, attributes, w_shape, elem_type, input_shape, output_shape, obstacle, reservation)
 
 
 def _geometry(
@@ -392,13 +392,13 @@ def activation_of(workspace: Workspace, node: gs.Node) -> Activation | None:
     return None
 
 
-def following_pool(workspace: Workspace, site: ConvSite) -> PoolWindow | None:
+def following_pool(workspace: Workspace, layer: Layer) -> PoolWindow | None:
     """The window of the next pooling layer, through layers that work position by position.
 
     Activations, LRN, BatchNormalization, elementwise arithmetic, concatenation over channels and 1x1 convolutions may
     lie between (Figurnov et al., section 3.2).
     """
-    tensor = site.output
+    tensor = layer.output
     while True:
         consumers = [n for n in tensor.outputs if any(n is m for m in workspace.graph.nodes)]
         if len(consumers) != 1:
