@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/common.h"
-#include "engine/layout.h"
-#include "engine/operators.h"
-#include "engine/rows.h"
+#include "core/common.h"
+#include "core/rows.h"
+#include "cpu/layout.h"
+#include "cpu/operators.h"
 
 #if ORT_API_VERSION < 17
 #error "perfonnx needs the headers of ONNX Runtime 1.17 or later: set ONNXRUNTIME_INCLUDE_DIR to newer ones"

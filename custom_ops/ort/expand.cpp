@@ -1,4 +1,4 @@
-#include "engine/row_operators.h"
+#include "cpu/row_operators.h"
 #include "ort/custom_op.h"
 
 namespace perfonnx::ort {

@@ -1,7 +1,7 @@
 // What the operators that run a MaskedConv share.
 #pragma once
 
-#include "engine/isa.h"
+#include "cpu/isa.h"
 #include "ort/custom_op.h"
 
 namespace perfonnx::ort {

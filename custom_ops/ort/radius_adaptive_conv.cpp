@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "engine/isa.h"
+#include "cpu/isa.h"
 #include "ort/custom_op.h"
 #include "ort/radius_inputs.h"
 

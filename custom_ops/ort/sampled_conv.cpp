@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "engine/isa.h"
-#include "engine/row_operators.h"
+#include "cpu/isa.h"
+#include "cpu/row_operators.h"
 #include "ort/custom_op.h"
 
 namespace perfonnx::ort {

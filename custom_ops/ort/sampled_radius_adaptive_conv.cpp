@@ -1,5 +1,5 @@
-#include "engine/isa.h"
-#include "engine/row_operators.h"
+#include "cpu/isa.h"
+#include "cpu/row_operators.h"
 #include "ort/custom_op.h"
 #include "ort/radius_inputs.h"
 

@@ -11,10 +11,10 @@
 #include <thread>
 #include <vector>
 
-#include "engine/half.h"
-#include "engine/isa.h"
-#include "engine/operators.h"
-#include "engine/row_operators.h"
+#include "core/half.h"
+#include "cpu/isa.h"
+#include "cpu/operators.h"
+#include "cpu/row_operators.h"
 
 namespace py = pybind11;
 

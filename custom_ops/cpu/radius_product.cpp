@@ -1,0 +1,166 @@
+#include "cpu/radius_product.h"
+
+#include <algorithm>
+
+#include "cpu/operators.h"
+
+namespace perfonnx {
+namespace {
+
+constexpr std::int32_t kCentre = 4;  // of the 3 x 3 taps
+
+std::vector<std::int32_t> ring_taps() { return {0, 1, 2, 3, 5, 6, 7, 8}; }
+
+// A block's centres, rings and results have this many floats each, for at least kFewestSites sites: with fewer, the
+// open ones among them are too few for the cost of a product to be that of its sums.
+constexpr std::int64_t kBlockFloats = 64 * 1024;
+constexpr std::int64_t kFewestSites = 448;
+constexpr std::int64_t kDeepInputs = 2304;
+constexpr std::int64_t kDeepFloats = 1024 * 1024;
+
+const ConvConstants& checked(const ConvConstants& conv) {
+  const ConvGeometry& geometry = conv.geometry.checked();
+  if (geometry.kernel[0] != 3 || geometry.kernel[1] != 3) {
+    throw Error("input 'W': the kernel is " + std::to_string(geometry.kernel[0]) + " x " +
+                std::to_string(geometry.kernel[1]) + ", but this operator needs 3 x 3");
+  }
+  return conv;
+}
+
+PackedWeights pack_taps(const ConvConstants& conv, const std::vector<std::int32_t>& taps, const float* bias,
+                        const KernelSet& kernels) {
+  std::vector<float> weights;
+  weights.reserve(static_cast<std::size_t>(conv.outputs * conv.inputs) * taps.size());
+  for (std::int64_t i = 0; i < conv.outputs * conv.inputs; ++i) {
+    for (const std::int32_t tap : taps) weights.push_back(conv.weights[i * 9 + tap]);
+  }
+  const auto count = static_cast<std::int64_t>(taps.size());
+  return PackedWeights(weights.data(), bias, WeightShape{conv.outputs, conv.inputs, count, conv.groups}, kernels);
+}
+
+}  // namespace
+
+RadiusTables make_radius_tables(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
+                                const std::vector<std::int32_t>& sites, std::int64_t output_width,
+                                const std::int32_t* source) {
+  RadiusTables tables{make_row_table(geometry, height, width, sites, output_width, {kCentre}),
+                      make_row_table(geometry, height, width, sites, output_width, ring_taps())};
+  if (source != nullptr) {
+    for (RowTable* table : {&tables.centre, &tables.ring}) {
+      for (std::size_t i = 0; i < table->rows.size(); ++i) {
+        if (table->rows[i] >= 0) table->rows[i] = source[table->rows[i]];
+      }
+    }
+  }
+  return tables;
+}
+
+RadiusProduct::RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels)
+    : center_gain_(radius.center_gain),
+      alpha_bias_(radius.alpha_bias),
+      centre_(pack_taps(checked(conv), {kCentre}, radius.center_gain == 0.0F ? conv.bias : nullptr, kernels)),
+      ring_(pack_taps(conv, ring_taps(), radius.ring_bias, kernels)),
+      zero_row_(static_cast<std::size_t>(ring_.input_channels()), 0.0F) {
+  const auto vector = static_cast<std::int64_t>(kernels.vector);
+  alpha_weights_.assign(static_cast<std::size_t>(ceil_div(input_channels(), vector) * vector), 0.0F);
+  std::copy_n(radius.alpha_weights, input_channels(), alpha_weights_.begin());
+  if (center_gain_ != 0.0F) {  // scales the centre, but not the bias
+    bias_.assign(static_cast<std::size_t>(conv.outputs), 0.0F);
+    if (conv.bias != nullptr) std::copy_n(conv.bias, conv.outputs, bias_.begin());
+  }
+}
+
+bool RadiusProduct::deep() const noexcept { return ring_.shape().taps * ring_.shape().inputs > kDeepInputs; }
+
+std::int64_t RadiusProduct::block_sites() const noexcept {
+  return std::max(kFewestSites, (deep() ? kDeepFloats : kBlockFloats) / outputs());
+}
+
+void RadiusProduct::gate(const InputRows& input, const RowTable& table, std::int64_t first, std::int64_t count,
+                         float* alpha) const {
+  constexpr std::int64_t kPiece = 64;
+  const float* rows[kPiece];
+  GateArgs args{};
+  args.rows = rows;
+  args.weights = alpha_weights_.data();
+  args.channels = static_cast<std::size_t>(input_channels());
+  args.bias = alpha_bias_;
+  for (std::int64_t begin = 0; begin < count; begin += kPiece) {
+    const std::int64_t here = std::min(kPiece, count - begin);
+    std::int64_t image = (first + begin) / table.sites;
+    std::int64_t site = (first + begin) % table.sites;
+    for (std::int64_t i = 0; i < here; ++i) {
+      const std::int64_t row = table.rows[static_cast<std::size_t>(site)];
+      rows[i] = row < 0 ? input.zero_row
+                        : input.data + (image * input.rows_per_image + row - input.first_row) * input_channels();
+      if (++site == table.sites) {
+        site = 0;
+        ++image;
+      }
+    }
+    args.sites = static_cast<std::size_t>(here);
+    args.out = alpha + begin;
+    kernels().gate(&args);
+  }
+}
+
+void RadiusProduct::run(const InputRows& input, const RadiusTables& tables, std::int64_t first, std::int64_t count,
+                        const Activation* activation, float* out, Context& context) const {
+  constexpr std::int64_t kPiece = 256;  // sites of a step that is shared out by itself
+  const std::int64_t pieces = ceil_div(count, kPiece);
+  const auto size = [&](std::int64_t sites) {
+    return checked_product(static_cast<std::size_t>(sites), static_cast<std::size_t>(outputs()));
+  };
+  Scratch<float> alpha(context, static_cast<std::size_t>(count));
+  for_each_item(context, pieces, [&](std::int64_t i) {
+    const std::int64_t begin = i * kPiece;
+    gate(input, tables.centre, first + begin, std::min(kPiece, count - begin), alpha.data() + begin);
+  });
+
+  Scratch<std::int64_t> numbers(context, static_cast<std::size_t>(count));
+  Scratch<std::int64_t> open(context, static_cast<std::size_t>(count));
+  Scratch<std::int32_t> ring_row(context, static_cast<std::size_t>(count));
+  std::int32_t open_count = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    numbers[at] = first + i;
+    const bool is_open = !(alpha[at] <= 0.0F);  // also where alpha is NaN, which must not vanish
+    open[static_cast<std::size_t>(open_count)] = first + i;
+    ring_row[at] = is_open ? open_count : -1;
+    open_count += is_open ? 1 : 0;
+  }
+  const SiteList all{numbers.data(), count};
+  if (open_count == 0 && bias_.empty()) {
+    sampled_product(input, tables.centre, centre_, activation, out, outputs(), context, &all);
+    return;
+  }
+  Scratch<float> centre(context, size(count));
+  sampled_product(input, tables.centre, centre_, nullptr, centre.data(), outputs(), context, &all);
+  Scratch<float> ring(context, size(open_count));
+  const SiteList list{open.data(), open_count};
+  sampled_product(input, tables.ring, ring_, nullptr, ring.data(), outputs(), context, &list);
+
+  for_each_item(context, pieces, [&](std::int64_t i) {
+    const std::int64_t begin = i * kPiece;
+    RadiusSumArgs args{};
+    args.centre = centre.data() + begin * outputs();
+    args.ring = ring.data();
+    args.ring_row = ring_row.data() + begin;
+    args.alpha = alpha.data() + begin;
+    args.bias = bias_.empty() ? nullptr : bias_.data();
+    args.sites = static_cast<std::size_t>(std::min(kPiece, count - begin));
+    args.channels = static_cast<std::size_t>(outputs());
+    args.center_gain = center_gain_;
+    args.out = out + begin * outputs();
+    if (activation != nullptr) {
+      args.activate = 1;
+      args.negative_slope = activation->negative_slope;
+      args.slopes = activation->slopes_or_null();
+      args.clip_min = activation->clip_min;
+      args.clip_max = activation->clip_max;
+    }
+    kernels().radius_sum(&args);
+  });
+}
+
+}  // namespace perfonnx

@@ -1,0 +1,70 @@
+// The product behind the radius-adaptive convolution, on rows: the centre of every site, the ring of those whose gate
+// is open.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/common.h"
+#include "core/plan.h"
+#include "cpu/pack.h"
+#include "cpu/product.h"
+
+namespace perfonnx {
+
+struct ConvConstants;
+
+// The constants of the radius-adaptive form beside those of the convolution.
+struct RadiusConstants {
+  const float* alpha_weights = nullptr;  // [channels of X]
+  float alpha_bias = 0.0F;
+  const float* ring_bias = nullptr;  // [outputs] or null
+  float center_gain = 0.0F;
+};
+
+// The rows that feed each site.
+struct RadiusTables {
+  RowTable centre;  // one tap
+  RowTable ring;    // eight
+};
+// source: the row that stands at each position of the map, -1 zeros; null: row q at position q.
+RadiusTables make_radius_tables(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
+                                const std::vector<std::int32_t>& sites, std::int64_t output_width,
+                                const std::int32_t* source = nullptr);
+
+class RadiusProduct {
+ public:
+  // Throws Error unless the kernel is 3 x 3.
+  RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels);
+
+  std::int64_t outputs() const noexcept { return ring_.shape().outputs; }
+  std::int64_t input_channels() const noexcept { return ring_.input_channels(); }
+
+  // Where sums are long, the products cost so much more than what moves between them that their own way through the
+  // weights, which fill the cache, matters alone: large blocks, one after the other, each shared out among threads.
+  bool deep() const noexcept;
+  // Sites of a block, so few that its sums stay in the second cache, from the products to where they are needed.
+  std::int64_t block_sites() const noexcept;
+
+  const KernelSet& kernels() const noexcept { return ring_.kernels(); }
+
+  // out [count, outputs]: sites `first` to `first + count` of the batch (image * sites + site), through the activation
+  // if it is not null.
+  void run(const InputRows& input, const RadiusTables& tables, std::int64_t first, std::int64_t count,
+           const Activation* activation, float* out, Context& context) const;
+
+  const float* zero_row() const noexcept { return zero_row_.data(); }
+
+ private:
+  void gate(const InputRows& input, const RowTable& table, std::int64_t first, std::int64_t count, float* alpha) const;
+
+  float center_gain_;
+  float alpha_bias_;
+  std::vector<float> alpha_weights_;  // padded to whole vectors
+  std::vector<float> bias_;           // added behind the products; empty: the centre's own
+  PackedWeights centre_;
+  PackedWeights ring_;
+  std::vector<float> zero_row_;
+};
+
+}  // namespace perfonnx

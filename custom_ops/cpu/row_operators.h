@@ -1,0 +1,148 @@
+// The lowered operators: from maps to rows, from rows to rows, from rows to maps. As in operators.h, each is const
+// after construction, the constructors check all constants of a model, and run checks the shapes that come with it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "core/rows.h"
+#include "cpu/operators.h"
+
+namespace perfonnx {
+
+// Rows of a map at some positions.
+class Compact {
+ public:
+  // sites: flat positions in the map, or all of them. size: of the maps that they were made for; 0 for any.
+  explicit Compact(const std::optional<Indices>& sites, const MapSize& size = {},
+                   const KernelSet& kernels = default_kernels());
+
+  void check(const Images& x) const;
+  std::int64_t sites(const Images& x) const noexcept;
+  // rows [x.images, sites, x.channels] of X's element type.
+  void run(const Images& x, void* rows, Context& context) const;
+
+ private:
+  bool all_;
+  bool leading_ = true;  // site i is position i
+  std::int64_t count_ = 0;
+  std::int64_t largest_ = -1;
+  MapSize size_;
+  std::vector<std::int32_t> sites_;
+  const KernelSet& kernels_;
+};
+
+// The map that rows stand for.
+class Expand {
+ public:
+  // source [positions of the map, per_position], -1 adding nothing; weight the same or null.
+  Expand(const MapSize& map, const std::int32_t* source, const float* weight, std::int64_t per_position,
+         const KernelSet& kernels = default_kernels());
+
+  void check(const Rows& s) const;
+  const MapSize& map() const noexcept { return map_; }
+  // Y [s.images, s.channels, height, width] of S's element type.
+  void run(const Rows& s, void* y, Context& context) const;
+
+ private:
+  MapSize map_;
+  std::int64_t largest_ = -1;
+  Interpolation interpolation_;
+  const KernelSet& kernels_;
+};
+
+// The map that the rows S stand for: position q shows row source[q] (in_source), or row q where there is none.
+struct VirtualMap {
+  MapSize size;  // in_shape
+  std::optional<Indices> source;
+};
+
+// Rows Z to add. `source` (z_source) has one entry per site, or one for all of them.
+struct AddedConstants {
+  std::optional<Indices> source;
+  std::optional<Rows> zeros;  // the shape of a constant Z that is all zeros, and so need not be read
+};
+
+// A convolution from rows to rows.
+class SampledConv {
+ public:
+  SampledConv(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
+              const std::optional<AddedConstants>& added, const KernelSet& kernels);
+
+  // Whether run wants Z.
+  bool adds() const noexcept { return adds_; }
+  void check(const Rows& s, const Rows* z) const;
+  std::int64_t sites() const noexcept { return table_.sites; }
+  std::int64_t outputs() const noexcept { return weights_.shape().outputs; }
+  // r [s.images, sites, outputs] of S's element type.
+  void run(const Rows& s, const Rows* z, void* r, Context& context) const;
+
+ private:
+  void check_added(const Rows& z) const;
+
+  Activation activation_;
+  PackedWeights weights_;
+  RowIndex in_source_;
+  RowTable table_;
+  std::optional<RowIndex> z_source_;
+  bool adds_ = false;
+  std::int64_t zero_images_ = 1;  // of a Z that is not read
+  std::vector<float> zero_row_;   // for S
+  std::vector<float> added_zero_row_;
+};
+
+// The radius-adaptive convolution from rows to rows.
+class SampledRadiusAdaptiveConv {
+ public:
+  SampledRadiusAdaptiveConv(const ConvConstants& conv, const RadiusConstants& radius, const VirtualMap& map,
+                            const std::optional<Indices>& sites, const KernelSet& kernels);
+
+  void check(const Rows& s) const;
+  std::int64_t sites() const noexcept { return tables_.ring.sites; }
+  std::int64_t outputs() const noexcept { return product_.outputs(); }
+  // r [s.images, sites, outputs] of S's element type.
+  void run(const Rows& s, void* r, Context& context) const;
+
+ private:
+  Activation activation_;
+  RadiusProduct product_;
+  RowIndex in_source_;
+  RadiusTables tables_;
+};
+
+// The window of a pooling layer, in ONNX's terms.
+struct PoolWindow {
+  ConvGeometry geometry;
+  bool ceil_mode = false;
+  bool average = false;
+  bool count_include_pad = false;
+
+  // Throws Error where the window is larger than the padded map.
+  MapSize output_size(const MapSize& map) const;
+};
+
+// Max or average pooling from rows to rows.
+class SampledPool {
+ public:
+  SampledPool(const PoolWindow& window, const VirtualMap& map, const std::optional<Indices>& sites,
+              const KernelSet& kernels);
+
+  void check(const Rows& s) const;
+  std::int64_t sites() const noexcept { return static_cast<std::int64_t>(begin_.size()) - 1; }
+  // r [s.images, sites, s.channels] of S's element type.
+  void run(const Rows& s, void* r, Context& context) const;
+
+ private:
+  const KernelSet* kernels_;
+  bool average_;
+  RowIndex in_source_;
+  // What a site is made of: rows_[begin_[p]] to rows_[begin_[p + 1]], each once, ascending; -1 = a row of zeros.
+  std::vector<std::int64_t> begin_;
+  std::vector<std::int32_t> rows_;
+  std::vector<float> repeats_;   // how often an average counts each; empty: once
+  std::vector<float> divisors_;  // of an average, per site
+  std::int64_t longest_ = 0;
+};
+
+}  // namespace perfonnx
