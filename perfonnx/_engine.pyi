@@ -9,6 +9,12 @@ _Pair = tuple[int, int]
 _Quad = tuple[int, int, int, int]
 _Triple = tuple[float, float, float]
 
+def operators() -> dict[str, dict[str, list[tuple[str, str, bool]]]]:
+    """What the library registers, by name: "inputs" as (name, type, optional), "attributes" as (name, type, required).
+
+    Types are those of onnx's schemas: "T", "F" and "tensor(int32)" for inputs, "INTS" for attributes.
+    """
+
 def available_isas() -> list[str]:
     """Instruction sets this machine runs, slowest first."""
 

@@ -32,7 +32,7 @@ bool succeeds(const OrtApi& api, OrtStatus* status) {
   return false;
 }
 
-Activation read_activation(const KernelInfo& info, std::size_t slope, std::int64_t outputs) {
+Activation read_activation(const KernelInfo& info, std::int64_t outputs) {
   Activation activation;
   activation.negative_slope = info.number("negative_slope").value_or(activation.negative_slope);
   activation.clip_min = info.number("clip_min").value_or(activation.clip_min);
@@ -41,7 +41,7 @@ Activation read_activation(const KernelInfo& info, std::size_t slope, std::int64
   if (std::isnan(activation.clip_min) || std::isnan(activation.clip_max)) {
     throw Error("attributes 'clip_min' and 'clip_max': NaN is no bound");
   }
-  if (const std::optional<Constant> given = info.constant(slope, "slope")) {
+  if (const std::optional<Constant> given = info.constant("slope")) {
     given->expect_shape({outputs}, "one number per output channel of W");
     activation.slopes = given->floats();
     for (const float value : activation.slopes) {
@@ -109,13 +109,13 @@ std::vector<float> Constant::floats() const {
   return result;
 }
 
-std::string KernelInfo::describe(const char* op) const {
+std::string KernelInfo::describe() const {
   const std::string name =
       text(api_, [&](char* out, std::size_t* size) { return api_.KernelInfo_GetNodeName(info_, out, size); });
-  if (!name.empty()) return std::string(op) + " node '" + name + "'";
+  if (!name.empty()) return std::string(signature_.name) + " node '" + name + "'";
   const std::string output =
       text(api_, [&](char* out, std::size_t* size) { return api_.KernelInfo_GetOutputName(info_, 0, out, size); });
-  return std::string(op) + " node with output '" + output + "'";
+  return std::string(signature_.name) + " node with output '" + output + "'";
 }
 
 bool KernelInfo::has_attribute(const char* name) const {
@@ -134,6 +134,7 @@ void KernelInfo::wrong_type(const char* name, const char* wanted) const {
 }
 
 std::optional<std::vector<std::int64_t>> KernelInfo::ints(const char* name) const {
+  signature_.expect(name, AttributeType::kInts);
   std::size_t size = 0;
   if (!succeeds(api_, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &size))) {
     if (has_attribute(name)) wrong_type(name, "a list of integers");
@@ -145,6 +146,7 @@ std::optional<std::vector<std::int64_t>> KernelInfo::ints(const char* name) cons
 }
 
 std::optional<std::int64_t> KernelInfo::integer(const char* name) const {
+  signature_.expect(name, AttributeType::kInt);
   std::int64_t value = 0;
   if (succeeds(api_, api_.KernelInfoGetAttribute_int64(info_, name, &value))) return value;
   if (has_attribute(name)) wrong_type(name, "an integer");
@@ -152,13 +154,15 @@ std::optional<std::int64_t> KernelInfo::integer(const char* name) const {
 }
 
 std::optional<float> KernelInfo::number(const char* name) const {
+  signature_.expect(name, AttributeType::kFloat);
   float value = 0;
   if (succeeds(api_, api_.KernelInfoGetAttribute_float(info_, name, &value))) return value;
   if (has_attribute(name)) wrong_type(name, "a float");
   return std::nullopt;
 }
 
-std::string KernelInfo::input_name(std::size_t index) const {
+std::string KernelInfo::value_name(const char* input) const {
+  const std::size_t index = signature_.input(input);
   std::size_t count = 0;
   check(api_, api_.KernelInfo_GetInputCount(info_, &count));
   if (index >= count) return {};
@@ -166,10 +170,10 @@ std::string KernelInfo::input_name(std::size_t index) const {
               [&](char* out, std::size_t* size) { return api_.KernelInfo_GetInputName(info_, index, out, size); });
 }
 
-std::optional<Constant> KernelInfo::constant(std::size_t index, const char* name) const {
-  const std::string given = input_name(index);
+std::optional<Constant> KernelInfo::constant(const char* name) const {
+  const std::string given = value_name(name);
   if (given.empty()) return std::nullopt;
-  std::optional<Constant> found = constant_if_any(index, name);
+  std::optional<Constant> found = constant_if_any(name);
   if (!found) {
     throw Error("input '" + std::string(name) + "' ('" + given +
                 "'): it must be a constant initializer that is not a graph input too");
@@ -177,11 +181,11 @@ std::optional<Constant> KernelInfo::constant(std::size_t index, const char* name
   return found;
 }
 
-std::optional<Constant> KernelInfo::constant_if_any(std::size_t index, const char* name) const {
-  if (!has_input(index)) return std::nullopt;
+std::optional<Constant> KernelInfo::constant_if_any(const char* name) const {
+  if (!has_input(name)) return std::nullopt;
   int is_constant = 0;
   const OrtValue* value = nullptr;
-  check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+  check(api_, api_.KernelInfoGetConstantInput_tensor(info_, signature_.input(name), &is_constant, &value));
   if (is_constant == 0 || value == nullptr) return std::nullopt;
   Constant result{name, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, {}, nullptr};
   result.dims = dimensions(api_, value, &result.type);
@@ -191,14 +195,14 @@ std::optional<Constant> KernelInfo::constant_if_any(std::size_t index, const cha
   return result;
 }
 
-Constant KernelInfo::required(std::size_t index, const char* name) const {
-  std::optional<Constant> found = constant(index, name);
+Constant KernelInfo::required(const char* name) const {
+  std::optional<Constant> found = constant(name);
   if (!found) throw Error("input '" + std::string(name) + "': it is missing");
   return *found;
 }
 
-ConvInputs::ConvInputs(const KernelInfo& info, std::size_t slope) {
-  const Constant weights = info.required(1, "W");
+ConvInputs::ConvInputs(const KernelInfo& info) {
+  const Constant weights = info.required("W");
   if (weights.dims.size() != 4) {
     throw Error("input 'W': shape " + shape_text(weights.dims) +
                 " instead of [M, C/group, kernel height, kernel width]");
@@ -227,8 +231,8 @@ ConvInputs::ConvInputs(const KernelInfo& info, std::size_t slope) {
   read_ints(info, "strides", geometry.strides, 2);
   read_ints(info, "pads", geometry.pads, 4);
   read_ints(info, "dilations", geometry.dilations, 2);
-  conv.activation = read_activation(info, slope, conv.outputs);
-  if (const std::optional<Constant> bias = info.constant(2, "B")) {
+  conv.activation = read_activation(info, conv.outputs);
+  if (const std::optional<Constant> bias = info.constant("B")) {
     bias->expect_shape({conv.outputs}, "one number per output channel of W");
     bias_ = bias->floats();
     conv.bias = bias_.data();
@@ -245,8 +249,8 @@ void read_ints(const KernelInfo& info, const char* name, std::int64_t* values, s
   for (std::size_t i = 0; i < count; ++i) values[i] = (*found)[i];
 }
 
-std::optional<Indices> read_indices(const KernelInfo& info, std::size_t index, const char* name) {
-  const std::optional<Constant> given = info.constant(index, name);
+std::optional<Indices> read_indices(const KernelInfo& info, const char* name) {
+  const std::optional<Constant> given = info.constant(name);
   if (!given) return std::nullopt;
   if (given->type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 || given->dims.size() != 1) {
     throw Error("input '" + std::string(name) + "': shape " + shape_text(given->dims) +
@@ -255,8 +259,8 @@ std::optional<Indices> read_indices(const KernelInfo& info, std::size_t index, c
   return Indices{static_cast<const std::int32_t*>(given->data), given->dims[0]};
 }
 
-MapSize read_map_size(const KernelInfo& info, std::size_t index, const char* name) {
-  const Constant given = info.required(index, name);
+MapSize read_map_size(const KernelInfo& info, const char* name) {
+  const Constant given = info.required(name);
   if (given.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64) {
     throw Error("input '" + std::string(name) + "': it must be int64");
   }
@@ -277,16 +281,17 @@ Mask read_mask(const Constant& mask) {
   return Mask{static_cast<const bool*>(mask.data), mask.dims[0], mask.dims[1]};
 }
 
-Call::Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory) : api_(api), context_(context) {
+Call::Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory, const Signature& signature)
+    : api_(api), context_(context), signature_(signature) {
   check(api_, api_.KernelContext_GetAllocator(context, memory, &allocator_));
 }
 
 Call::~Call() { api_.ReleaseAllocator(allocator_); }
 
-const void* Call::input(std::size_t index, const char* name, std::size_t rank, const char* meaning, Element* element,
+const void* Call::input(const char* name, std::size_t rank, const char* meaning, Element* element,
                         std::vector<std::int64_t>* dims) const {
   const OrtValue* value = nullptr;
-  check(api_, api_.KernelContext_GetInput(context_, index, &value));
+  check(api_, api_.KernelContext_GetInput(context_, signature_.input(name), &value));
   if (value == nullptr) throw Error("input '" + std::string(name) + "': it is missing");
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   *dims = dimensions(api_, value, &type);
@@ -295,14 +300,20 @@ const void* Call::input(std::size_t index, const char* name, std::size_t rank, c
   }
   void* data = nullptr;
   check(api_, api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  *element = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? Element::kHalf : Element::kFloat;
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+    *element = Element::kFloat;
+  } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
+    *element = Element::kHalf;
+  } else {
+    throw Error("input '" + std::string(name) + "': it is neither float nor float16");
+  }
   return data;
 }
 
-Images Call::images() const {
+Images Call::images(const char* name) const {
   Images x;
   std::vector<std::int64_t> dims;
-  x.data = input(0, "X", 4, "[N, C, H, W]", &x.element, &dims);
+  x.data = input(name, 4, "[N, C, H, W]", &x.element, &dims);
   x.images = dims[0];
   x.channels = dims[1];
   x.height = dims[2];
@@ -310,10 +321,10 @@ Images Call::images() const {
   return x;
 }
 
-Rows Call::rows(std::size_t index, const char* name) const {
+Rows Call::rows(const char* name) const {
   Rows rows;
   std::vector<std::int64_t> dims;
-  rows.data = input(index, name, 3, "[N, rows, channels]", &rows.element, &dims);
+  rows.data = input(name, 3, "[N, rows, channels]", &rows.element, &dims);
   rows.images = dims[0];
   rows.rows = dims[1];
   rows.channels = dims[2];

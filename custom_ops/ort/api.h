@@ -11,6 +11,7 @@
 
 #include "core/common.h"
 #include "core/rows.h"
+#include "core/signatures.h"
 #include "cpu/layout.h"
 #include "cpu/operators.h"
 
@@ -47,38 +48,40 @@ struct Constant {
 // What a node says when its kernel is created.
 class KernelInfo {
  public:
-  KernelInfo(const OrtApi& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+  KernelInfo(const OrtApi& api, const OrtKernelInfo* info, const Signature& signature)
+      : api_(api), info_(info), signature_(signature) {}
 
   const OrtApi& api() const noexcept { return api_; }
   // "PerforatedConv node 'conv1'", for messages; by its output where the node has no name.
-  std::string describe(const char* op) const;
+  std::string describe() const;
 
+  // Attributes and inputs are those of the signature, by name.
   // nullopt where the node has no such attribute; Error where it has one of another type.
   std::optional<std::vector<std::int64_t>> ints(const char* name) const;
   std::optional<std::int64_t> integer(const char* name) const;
   std::optional<float> number(const char* name) const;
 
-  bool has_input(std::size_t index) const { return !input_name(index).empty(); }
+  bool has_input(const char* name) const { return !value_name(name).empty(); }
   // nullopt where the input is omitted or not constant.
-  std::optional<Constant> constant_if_any(std::size_t index, const char* name) const;
+  std::optional<Constant> constant_if_any(const char* name) const;
   // nullopt where the input is omitted; Error where it is not constant.
-  std::optional<Constant> constant(std::size_t index, const char* name) const;
-  Constant required(std::size_t index, const char* name) const;
+  std::optional<Constant> constant(const char* name) const;
+  Constant required(const char* name) const;
 
  private:
   // Of the value that the node reads; empty where the input is omitted.
-  std::string input_name(std::size_t index) const;
+  std::string value_name(const char* input) const;
   bool has_attribute(const char* name) const;
   [[noreturn]] void wrong_type(const char* name, const char* wanted) const;
 
   const OrtApi& api_;
   const OrtKernelInfo* info_;
+  const Signature& signature_;
 };
 
-// The attributes and weights of a Conv, inputs 1 (W) and 2 (B), and the slopes of its activation, input `slope`; owns
-// the floats that `conv` points to.
+// The attributes and weights of a Conv (W, B) and the slopes of its activation; owns the floats that `conv` points to.
 struct ConvInputs {
-  ConvInputs(const KernelInfo& info, std::size_t slope);
+  explicit ConvInputs(const KernelInfo& info);
   ConvConstants conv;
 
  private:
@@ -90,24 +93,24 @@ struct ConvInputs {
 void read_ints(const KernelInfo& info, const char* name, std::int64_t* values, std::size_t count);
 
 // A list of numbers, int32 [entries]; nullopt where the input is omitted.
-std::optional<Indices> read_indices(const KernelInfo& info, std::size_t index, const char* name);
+std::optional<Indices> read_indices(const KernelInfo& info, const char* name);
 
 // Height and width of a map, int64 [2].
-MapSize read_map_size(const KernelInfo& info, std::size_t index, const char* name);
+MapSize read_map_size(const KernelInfo& info, const char* name);
 
-// Input `index`, bool [height, width].
+// bool [height, width]
 Mask read_mask(const Constant& mask);
 
 // One call of a kernel: its inputs and output, onnxruntime's thread pool and arena.
 class Call final : private ParallelFor, private Allocator {
  public:
-  Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory);
+  Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory, const Signature& signature);
   ~Call() override;
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  Images images() const;
-  Rows rows(std::size_t index, const char* name) const;
+  Images images(const char* name) const;
+  Rows rows(const char* name) const;
   // The only output, of these dimensions.
   void* output(std::int64_t n, std::int64_t channels, std::int64_t height, std::int64_t width) const;
   void* output(std::int64_t n, std::int64_t rows, std::int64_t channels) const;
@@ -115,7 +118,7 @@ class Call final : private ParallelFor, private Allocator {
 
  private:
   // Data, type and dimensions of an input; Error unless it has `rank` dimensions, which `meaning` names.
-  const void* input(std::size_t index, const char* name, std::size_t rank, const char* meaning, Element* element,
+  const void* input(const char* name, std::size_t rank, const char* meaning, Element* element,
                     std::vector<std::int64_t>* dims) const;
   void* output(const std::int64_t* dims, std::size_t rank) const;
   void run(std::size_t count, const std::function<void(std::size_t)>& task) override;
@@ -124,6 +127,7 @@ class Call final : private ParallelFor, private Allocator {
 
   const OrtApi& api_;
   OrtKernelContext* context_;
+  const Signature& signature_;
   OrtAllocator* allocator_ = nullptr;
 };
 

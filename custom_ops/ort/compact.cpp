@@ -7,18 +7,15 @@ namespace {
 struct CompactOp {
   using Engine = Compact;
   static constexpr const char* kName = "Compact";
-  static constexpr Input kInputs[] = {kRequiredT,         // X
-                                      kOptionalIndices,   // sites
-                                      kOptionalMapSize};  // shape
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     MapSize size;  // older models do not say which size they were made for
-    if (info.has_input(2)) size = read_map_size(info, 2, "shape");
-    return std::make_unique<const Engine>(read_indices(info, 1, "sites"), size);
+    if (info.has_input("shape")) size = read_map_size(info, "shape");
+    return std::make_unique<const Engine>(read_indices(info, "sites"), size);
   }
 
   static void compute(const Engine& engine, Call& call) {
-    const Images x = call.images();
+    const Images x = call.images("X");
     engine.check(x);
     void* rows = call.output(x.images, engine.sites(x), x.channels);
     Context context = call.context();

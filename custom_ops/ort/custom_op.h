@@ -11,24 +11,28 @@ namespace perfonnx::ort {
 
 inline constexpr const char* kDomain = "ai.perfonnx";
 
-// An input: of the operator's type T, of a fixed type, or of any type, which the kernel then checks.
-struct Input {
-  ONNXTensorElementDataType type;  // undefined: T, or any
-  bool optional;
-  bool any = false;
-};
-inline constexpr Input kRequiredT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, false};
-inline constexpr Input kOptionalT{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true};
-// float, or float16 where a converter made it that.
-inline constexpr Input kOptionalFactors{ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, true, true};
-inline constexpr Input kOptionalIndices{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, true};
-inline constexpr Input kMapSize{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, false};
-inline constexpr Input kOptionalMapSize{ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, true};
+// The type of an input of an operator whose T is `type`; undefined for any, which the kernel then checks.
+inline ONNXTensorElementDataType element_type(InputType input, ONNXTensorElementDataType type) {
+  switch (input) {
+    case InputType::kT:
+      return type;
+    case InputType::kFactors:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    case InputType::kBool:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+    case InputType::kInt32:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    case InputType::kInt64:
+      return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  }
+  return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+}
 
 // A kernel: what the engine built for a node, and what to say of the node in messages.
 template <typename Op>
 struct Kernel {
   const OrtApi* api;
+  const Signature* signature;
   std::string node;
   std::unique_ptr<OrtMemoryInfo, void(ORT_API_CALL*)(OrtMemoryInfo*)> memory;
   std::unique_ptr<const typename Op::Engine> engine;
@@ -58,24 +62,22 @@ OrtStatus* guarded(const OrtApi& api, const std::string& node, const Function& f
   }
 }
 
-// Op gives: kName; kInputs, an array of Input; Engine, the kernel of the engine; create(KernelInfo) -> unique_ptr of
+// Op gives: kName, that of its signature; Engine, the kernel of the engine; create(KernelInfo) -> unique_ptr of
 // it; compute(const Engine&, Call&).
 template <typename Op>
 class CustomOp final : public OrtCustomOp {
  public:
   // type: what T stands for in this overload.
-  explicit CustomOp(ONNXTensorElementDataType type) : OrtCustomOp{}, type_(type) {
+  explicit CustomOp(ONNXTensorElementDataType type) : OrtCustomOp{}, signature_(signature(Op::kName)), type_(type) {
     version = kApiVersion;
-    GetName = [](const OrtCustomOp*) { return Op::kName; };
+    GetName = [](const OrtCustomOp* op) { return of(op).name; };
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
-    GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Op::kInputs); };
+    GetInputTypeCount = [](const OrtCustomOp* op) { return of(op).inputs.size(); };
     GetInputType = [](const OrtCustomOp* op, std::size_t i) {
-      const Input& input = Op::kInputs[i];
-      const bool is_t = input.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED && !input.any;
-      return is_t ? static_cast<const CustomOp*>(op)->type_ : input.type;
+      return element_type(of(op).inputs[i].type, static_cast<const CustomOp*>(op)->type_);
     };
-    GetInputCharacteristic = [](const OrtCustomOp*, std::size_t i) {
-      return Op::kInputs[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+    GetInputCharacteristic = [](const OrtCustomOp* op, std::size_t i) {
+      return of(op).inputs[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
     };
     GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return OrtMemTypeDefault; };
     GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
@@ -96,15 +98,18 @@ class CustomOp final : public OrtCustomOp {
   }
 
  private:
-  static OrtStatus* ORT_API_CALL create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
+  static const Signature& of(const OrtCustomOp* op) noexcept { return static_cast<const CustomOp*>(op)->signature_; }
+
+  static OrtStatus* ORT_API_CALL create(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
                                         void** out) noexcept {
     std::string node = Op::kName;
     return guarded(*api, node, [&] {
-      const KernelInfo kernel_info(*api, info);
-      node = kernel_info.describe(Op::kName);
+      const KernelInfo kernel_info(*api, info, of(op));
+      node = kernel_info.describe();
       OrtMemoryInfo* memory = nullptr;
       check(*api, api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
-      auto kernel = std::make_unique<Kernel<Op>>(Kernel<Op>{api, node, {memory, api->ReleaseMemoryInfo}, nullptr});
+      auto kernel =
+          std::make_unique<Kernel<Op>>(Kernel<Op>{api, &of(op), node, {memory, api->ReleaseMemoryInfo}, nullptr});
       kernel->engine = Op::create(kernel_info);
       *out = kernel.release();
     });
@@ -113,11 +118,12 @@ class CustomOp final : public OrtCustomOp {
   static OrtStatus* ORT_API_CALL compute(void* data, OrtKernelContext* context) noexcept {
     const auto* kernel = static_cast<const Kernel<Op>*>(data);
     return guarded(*kernel->api, kernel->node, [&] {
-      Call call(*kernel->api, context, kernel->memory.get());
+      Call call(*kernel->api, context, kernel->memory.get(), *kernel->signature);
       Op::compute(*kernel->engine, call);
     });
   }
 
+  const Signature& signature_;
   ONNXTensorElementDataType type_;
 };
 

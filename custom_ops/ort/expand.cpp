@@ -7,20 +7,16 @@ namespace {
 struct ExpandOp {
   using Engine = Expand;
   static constexpr const char* kName = "ExpandRows";
-  static constexpr Input kInputs[] = {kRequiredT,                                    // S
-                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, false},  // source
-                                      kMapSize,                                      // shape
-                                      kOptionalFactors};                             // weight
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const MapSize map = read_map_size(info, 2, "shape");
-    const Constant source = info.required(1, "source");
+    const MapSize map = read_map_size(info, "shape");
+    const Constant source = info.required("source");
     if (source.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 || source.dims.size() != 2 ||
         source.dims[0] != map.positions()) {
       throw Error("input 'source': shape " + shape_text(source.dims) + "; it must be int32 [" +
                   std::to_string(map.positions()) + ", K], one row per position of the map of " + map.text());
     }
-    const std::optional<Constant> weight = info.constant(3, "weight");
+    const std::optional<Constant> weight = info.constant("weight");
     std::vector<float> weights;
     if (weight) {
       weight->expect_shape(source.dims, "that of source");
@@ -31,7 +27,7 @@ struct ExpandOp {
   }
 
   static void compute(const Engine& engine, Call& call) {
-    const Rows s = call.rows(0, "S");
+    const Rows s = call.rows("S");
     engine.check(s);
     void* y = call.output(s.images, s.channels, engine.map().height, engine.map().width);
     Context context = call.context();

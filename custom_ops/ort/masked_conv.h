@@ -10,7 +10,7 @@ struct MaskedConvOp {
   using Engine = MaskedConv;
 
   static void compute(const Engine& engine, Call& call) {
-    const Images x = call.images();
+    const Images x = call.images("X");
     engine.check(x);
     void* y = call.output(x.images, engine.outputs(), engine.height(), engine.width());
     Context context = call.context();

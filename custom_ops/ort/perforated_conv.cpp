@@ -5,24 +5,17 @@ namespace {
 
 struct PerforatedConvOp : MaskedConvOp {
   static constexpr const char* kName = "PerforatedConv";
-  static constexpr Input kInputs[] = {kRequiredT,                                    // X
-                                      kRequiredT,                                    // W
-                                      kOptionalT,                                    // B
-                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, false},   // mask
-                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, false},  // source
-                                      kOptionalFactors,                              // weight
-                                      kOptionalT};                                   // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info, 6);
-    const Mask mask = read_mask(info.required(3, "mask"));
-    const Constant source = info.required(4, "source");
+    const ConvInputs inputs(info);
+    const Mask mask = read_mask(info.required("mask"));
+    const Constant source = info.required("source");
     if (source.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 || source.dims.size() != 2 ||
         source.dims[0] != mask.positions()) {
       throw Error("input 'source': shape " + shape_text(source.dims) + "; it must be int32 [" +
                   std::to_string(mask.positions()) + ", K], one row per position of the mask");
     }
-    const std::optional<Constant> weight = info.constant(5, "weight");
+    const std::optional<Constant> weight = info.constant("weight");
     std::vector<float> weights;
     if (weight) {
       weight->expect_shape(source.dims, "that of source");

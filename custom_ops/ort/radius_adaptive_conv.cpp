@@ -7,15 +7,15 @@
 namespace perfonnx::ort {
 
 RadiusInputs::RadiusInputs(const KernelInfo& info, const ConvConstants& conv) {
-  const Constant alpha = info.required(3, "W_alpha");
+  const Constant alpha = info.required("W_alpha");
   alpha.expect_shape({1, conv.inputs * conv.groups, 1, 1}, "one number per input channel");
   alpha_weights_ = alpha.floats();
   radius.alpha_weights = alpha_weights_.data();
-  if (const std::optional<Constant> bias = info.constant(4, "B_alpha")) {
+  if (const std::optional<Constant> bias = info.constant("B_alpha")) {
     bias->expect_shape({1}, "one number");
     radius.alpha_bias = bias->floats()[0];
   }
-  if (const std::optional<Constant> bias = info.constant(5, "B_ring")) {
+  if (const std::optional<Constant> bias = info.constant("B_ring")) {
     bias->expect_shape({conv.outputs}, "one number per output channel of W");
     ring_bias_ = bias->floats();
     radius.ring_bias = ring_bias_.data();
@@ -29,22 +29,15 @@ namespace {
 struct RadiusAdaptiveConvOp {
   using Engine = RadiusAdaptiveConv;
   static constexpr const char* kName = "RadiusAdaptiveConv";
-  static constexpr Input kInputs[] = {kRequiredT,   // X
-                                      kRequiredT,   // W
-                                      kOptionalT,   // B
-                                      kRequiredT,   // W_alpha
-                                      kOptionalT,   // B_alpha
-                                      kOptionalT,   // B_ring
-                                      kOptionalT};  // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info, 6);
+    const ConvInputs inputs(info);
     const RadiusInputs radius(info, inputs.conv);
     return std::make_unique<const Engine>(inputs.conv, radius.radius, default_kernels());
   }
 
   static void compute(const Engine& engine, Call& call) {
-    const Images x = call.images();
+    const Images x = call.images("X");
     engine.check(x);
     void* y = call.output(x.images, engine.outputs(), engine.height(x), engine.width(x));
     Context context = call.context();

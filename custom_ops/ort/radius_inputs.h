@@ -7,7 +7,7 @@
 
 namespace perfonnx::ort {
 
-// Inputs 3 (W_alpha), 4 (B_alpha) and 5 (B_ring), and center_gain; owns the floats that `radius` points to.
+// W_alpha, B_alpha and B_ring, and center_gain; owns the floats that `radius` points to.
 struct RadiusInputs {
   RadiusInputs(const KernelInfo& info, const ConvConstants& conv);
   RadiusConstants radius;

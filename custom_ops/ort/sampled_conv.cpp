@@ -7,17 +7,15 @@
 namespace perfonnx::ort {
 namespace {
 
-constexpr std::size_t kZ = 6;
-
 // nullopt without Z; with the shape of a Z that is known to add nothing.
 std::optional<AddedConstants> read_added(const KernelInfo& info) {
-  const std::optional<Indices> source = read_indices(info, kZ + 1, "z_source");
-  if (!info.has_input(kZ)) {
+  const std::optional<Indices> source = read_indices(info, "z_source");
+  if (!info.has_input("Z")) {
     if (source) throw Error("input 'z_source': it is given without Z; give both or neither");
     return std::nullopt;
   }
   AddedConstants added{source, std::nullopt};
-  if (const std::optional<Constant> z = info.constant_if_any(kZ, "Z")) {
+  if (const std::optional<Constant> z = info.constant_if_any("Z")) {
     if (z->dims.size() != 3) {
       throw Error("input 'Z': shape " + shape_text(z->dims) + " instead of [N or 1, rows, channels]");
     }
@@ -32,27 +30,18 @@ std::optional<AddedConstants> read_added(const KernelInfo& info) {
 struct SampledConvOp {
   using Engine = SampledConv;
   static constexpr const char* kName = "SampledConv";
-  static constexpr Input kInputs[] = {kRequiredT,        // S
-                                      kRequiredT,        // W
-                                      kOptionalT,        // B
-                                      kOptionalIndices,  // in_source
-                                      kMapSize,          // in_shape
-                                      kOptionalIndices,  // sites
-                                      kOptionalT,        // Z
-                                      kOptionalIndices,  // z_source
-                                      kOptionalT};       // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info, 8);
-    const VirtualMap map{read_map_size(info, 4, "in_shape"), read_indices(info, 3, "in_source")};
-    return std::make_unique<const Engine>(inputs.conv, map, read_indices(info, 5, "sites"), read_added(info),
+    const ConvInputs inputs(info);
+    const VirtualMap map{read_map_size(info, "in_shape"), read_indices(info, "in_source")};
+    return std::make_unique<const Engine>(inputs.conv, map, read_indices(info, "sites"), read_added(info),
                                           default_kernels());
   }
 
   static void compute(const Engine& engine, Call& call) {
-    const Rows s = call.rows(0, "S");
+    const Rows s = call.rows("S");
     std::optional<Rows> z;
-    if (engine.adds()) z = call.rows(kZ, "Z");
+    if (engine.adds()) z = call.rows("Z");
     engine.check(s, z ? &*z : nullptr);
     void* r = call.output(s.images, engine.sites(), engine.outputs());
     Context context = call.context();

@@ -15,10 +15,6 @@ template <bool kAverage>
 struct SampledPoolOp {
   using Engine = SampledPool;
   static constexpr const char* kName = kAverage ? "SampledAveragePool" : "SampledMaxPool";
-  static constexpr Input kInputs[] = {kRequiredT,         // S
-                                      kOptionalIndices,   // in_source
-                                      kMapSize,           // in_shape
-                                      kOptionalIndices};  // sites
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     PoolWindow window;
@@ -33,12 +29,12 @@ struct SampledPoolOp {
     } else {
       read_ints(info, "dilations", window.geometry.dilations, 2);
     }
-    const VirtualMap map{read_map_size(info, 2, "in_shape"), read_indices(info, 1, "in_source")};
-    return std::make_unique<const Engine>(window, map, read_indices(info, 3, "sites"), default_kernels());
+    const VirtualMap map{read_map_size(info, "in_shape"), read_indices(info, "in_source")};
+    return std::make_unique<const Engine>(window, map, read_indices(info, "sites"), default_kernels());
   }
 
   static void compute(const Engine& engine, Call& call) {
-    const Rows s = call.rows(0, "S");
+    const Rows s = call.rows("S");
     engine.check(s);
     void* r = call.output(s.images, engine.sites(), s.channels);
     Context context = call.context();

@@ -9,27 +9,17 @@ namespace {
 struct SampledRadiusAdaptiveConvOp {
   using Engine = SampledRadiusAdaptiveConv;
   static constexpr const char* kName = "SampledRadiusAdaptiveConv";
-  static constexpr Input kInputs[] = {kRequiredT,        // S
-                                      kRequiredT,        // W
-                                      kOptionalT,        // B
-                                      kRequiredT,        // W_alpha
-                                      kOptionalT,        // B_alpha
-                                      kOptionalT,        // B_ring
-                                      kOptionalIndices,  // in_source
-                                      kMapSize,          // in_shape
-                                      kOptionalIndices,  // sites
-                                      kOptionalT};       // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info, 9);
+    const ConvInputs inputs(info);
     const RadiusInputs radius(info, inputs.conv);
-    const VirtualMap map{read_map_size(info, 7, "in_shape"), read_indices(info, 6, "in_source")};
-    return std::make_unique<const Engine>(inputs.conv, radius.radius, map, read_indices(info, 8, "sites"),
+    const VirtualMap map{read_map_size(info, "in_shape"), read_indices(info, "in_source")};
+    return std::make_unique<const Engine>(inputs.conv, radius.radius, map, read_indices(info, "sites"),
                                           default_kernels());
   }
 
   static void compute(const Engine& engine, Call& call) {
-    const Rows s = call.rows(0, "S");
+    const Rows s = call.rows("S");
     engine.check(s);
     void* r = call.output(s.images, engine.sites(), engine.outputs());
     Context context = call.context();

@@ -5,18 +5,12 @@ namespace {
 
 struct SparseConvOp : MaskedConvOp {
   static constexpr const char* kName = "SparseConv";
-  static constexpr Input kInputs[] = {kRequiredT,                                   // X
-                                      kRequiredT,                                   // W
-                                      kOptionalT,                                   // B
-                                      {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, false},  // mask
-                                      kOptionalT,                                   // fill
-                                      kOptionalT};                                  // slope
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
-    const ConvInputs inputs(info, 5);
-    const Mask mask = read_mask(info.required(3, "mask"));
+    const ConvInputs inputs(info);
+    const Mask mask = read_mask(info.required("mask"));
     std::vector<float> fill;
-    if (const std::optional<Constant> given = info.constant(4, "fill")) {
+    if (const std::optional<Constant> given = info.constant("fill")) {
       given->expect_shape({inputs.conv.outputs}, "one number per output channel of W");
       fill = given->floats();
     }

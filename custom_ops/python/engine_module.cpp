@@ -5,13 +5,16 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "core/half.h"
+#include "core/signatures.h"
 #include "cpu/isa.h"
 #include "cpu/operators.h"
 #include "cpu/row_operators.h"
@@ -300,6 +303,22 @@ std::unique_ptr<SampledRadiusAdaptiveConv> new_sampled_radius(
   return std::make_unique<SampledRadiusAdaptiveConv>(conv, radius, map, list(sites), kernels(isa));
 }
 
+// Inputs (name, type, whether it may be omitted) and attributes (name, type, whether a node must have it).
+using Part = std::tuple<std::string, std::string, bool>;
+std::map<std::string, std::map<std::string, std::vector<Part>>> operators() {
+  std::map<std::string, std::map<std::string, std::vector<Part>>> result;
+  for (const Signature& signature : signatures()) {
+    auto& parts = result[signature.name];
+    auto& inputs = parts["inputs"];
+    auto& attributes = parts["attributes"];
+    for (const Input& input : signature.inputs) inputs.emplace_back(input.name, text(input.type), input.optional);
+    for (const Attribute& attribute : signature.attributes) {
+      attributes.emplace_back(attribute.name, text(attribute.type), attribute.required);
+    }
+  }
+  return result;
+}
+
 }  // namespace
 }  // namespace perfonnx
 
@@ -310,6 +329,7 @@ PYBIND11_MODULE(_engine, m) {
   const Pair ones{1, 1};
   const Quad zeros{0, 0, 0, 0};
 
+  m.def("operators", operators);
   m.def("available_isas", [] {
     std::vector<std::string> names;
     for (const KernelSet* set : available_kernels()) names.emplace_back(set->name);
