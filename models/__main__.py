@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import models
 from perfonnx.errors import PerfonnxError
-from perfonnx.files import write_atomically
+from perfonnx.model.atomic import write_atomically
 
 EXAMPLES = """examples:
   python -m models vgg16 vgg16.onnx

@@ -19,12 +19,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx import io
 from perfonnx.check import open_model
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed
-from perfonnx.io import Workspace
+from perfonnx.model import files
+from perfonnx.model.atomic import write_atomically
+from perfonnx.model.files import ModelSource, take_in_data
 from perfonnx.model.layers import own_nodes
+from perfonnx.model.workspace import Workspace
 from perfonnx.names import shortened
 from perfonnx.ops import radius_adaptive_conv, sampled_radius_adaptive_conv
 from perfonnx.ops.common import ConvAttributes, conv_attributes
@@ -76,7 +78,7 @@ class Alphas:
 
 
 def alphas(
-    model: io.ModelSource,
+    model: ModelSource,
     batches: Iterable[Feed],
     *,
     keep: int = 0,
@@ -95,8 +97,8 @@ def alphas(
     Raises:
         PerfonnxError: There is no such layer, its gate is not constant, there are no samples, or the model cannot run.
     """
-    loaded = io.load(model)
-    io.take_in_data(loaded)
+    loaded = files.load(model)
+    take_in_data(loaded)
     workspace = Workspace.open(loaded)
     gates = [_Gate.of(workspace, node) for node in own_nodes(workspace) if node.op in _OPERATORS]
     if not gates:
@@ -222,4 +224,4 @@ def save_picture(result: Alphas, path: str | os.PathLike[str]) -> None:
             picture.paste(cell, (column * (width + _GAP), line * (height + _GAP)))
     content = streams.BytesIO()
     picture.save(content, "PNG")
-    io.write_atomically(path, content.getvalue())
+    write_atomically(path, content.getvalue())

@@ -23,11 +23,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx import io
 from perfonnx.check import OpenModel, Progress, open_loaded, open_model
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed, Shapes, merged_inputs, random_feeds
 from perfonnx.memory import ActivationMemory, activation_memory
+from perfonnx.model import files
+from perfonnx.model.files import ModelSource, take_in_data
+from perfonnx.model.signature import freeze_weights, overridable
 from perfonnx.names import shortened
 from perfonnx.ops.common import DOMAIN
 
@@ -155,7 +157,7 @@ class BenchReport:
 
 
 def bench(
-    models: Sequence[io.ModelSource],
+    models: Sequence[ModelSource],
     *,
     names: Sequence[str] | None = None,
     threads: int | None = None,
@@ -196,7 +198,7 @@ def bench(
         raise PerfonnxError(f"runs {runs}, warm-up {warmup}: there must be 1 run or more, and no negative warm-up")
     if threads is not None and threads < 1:
         raise PerfonnxError(f"threads {threads}: must be 1 or more")
-    called = list(names) if names else [io.load(model).name for model in models]
+    called = list(names) if names else [files.load(model).name for model in models]
     models, frozen = _equally_frozen(models)
     if frozen:
         called[0] += " (weights frozen)"
@@ -243,17 +245,17 @@ def bench(
     )
 
 
-def _equally_frozen(models: Sequence[io.ModelSource]) -> tuple[Sequence[io.ModelSource], tuple[str, ...]]:
+def _equally_frozen(models: Sequence[ModelSource]) -> tuple[Sequence[ModelSource], tuple[str, ...]]:
     """The models, the first one with those weights constant that are so in another one, and the names of these."""
-    first = io.load(models[0])
-    free = io.overridable(first.proto)
+    first = files.load(models[0])
+    free = overridable(first.proto)
     if not free:
         return models, ()
-    frozen = sorted(free - set.intersection(*({i.name for i in io.load(m).proto.graph.input} for m in models)))
+    frozen = sorted(free - set.intersection(*({i.name for i in files.load(m).proto.graph.input} for m in models)))
     if not frozen:
         return models, ()
-    io.freeze_weights(first, frozen)
-    io.take_in_data(first)
+    freeze_weights(first, frozen)
+    take_in_data(first)
     return [first.proto, *models[1:]], tuple(frozen)
 
 
@@ -297,7 +299,7 @@ def _rounds(
 
 
 def _layers(
-    sources: Sequence[io.ModelSource],
+    sources: Sequence[ModelSource],
     opened: Sequence[OpenModel],
     feeds: Sequence[Feed],
     threads: int | None,
@@ -343,12 +345,12 @@ def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
     return merged
 
 
-def _open_profiled(source: io.ModelSource, model: OpenModel, threads: int | None, prefix: str) -> OpenModel:
+def _open_profiled(source: ModelSource, model: OpenModel, threads: int | None, prefix: str) -> OpenModel:
     """Another session on a model, one that writes a profile."""
     options = session_options()
     options.enable_profiling = True
     options.profile_file_prefix = prefix
-    loaded = io.load(source)
+    loaded = files.load(source)
     unnamed = [node for node in loaded.proto.graph.node if not node.name]
     if not unnamed:
         return open_model(source, name=model.name, threads=threads, options=options)

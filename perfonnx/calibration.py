@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from perfonnx import io
-from perfonnx.errors import PerfonnxError
+from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.feeds import (
     Array,
     Feed,
@@ -33,6 +32,10 @@ from perfonnx.feeds import (
     open_data,
     parse_input_shapes,
 )
+from perfonnx.model import files
+from perfonnx.model.files import ModelSource
+from perfonnx.model.proto import value_type
+from perfonnx.model.signature import fed_inputs
 
 Inputs: TypeAlias = "SessionLike | Sequence[ValueLike] | Sequence[InputSpec]"
 Labels: TypeAlias = NDArray[np.int64]
@@ -206,16 +209,16 @@ class _Feeds:
         return (batch.feeds for batch in self.samples)
 
 
-def model_inputs(model: io.ModelSource) -> list[InputSpec]:
+def model_inputs(model: ModelSource) -> list[InputSpec]:
     """The inputs that a model must be fed.
 
     Raises:
         PerfonnxError: It cannot be read, or an input is no tensor of numbers.
     """
-    loaded = io.load(model)
+    loaded = files.load(model)
     specs = []
-    for info in io.fed_inputs(loaded.proto.graph):
-        known = io.value_type(info)
+    for info in fed_inputs(loaded.proto.graph):
+        known = value_type(info)
         try:
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(known.elem_type)) if known is not None else None
         except KeyError:
@@ -317,7 +320,7 @@ def _array_labels(path: Path, key: str, count: int) -> Labels:
                 )
             return _checked_labels(archive[key], f"{path}, array '{key}'", count)
     except (OSError, ValueError) as error:
-        raise PerfonnxError(f"labels {path}: cannot be read ({io.one_line(error)})") from error
+        raise PerfonnxError(f"labels {path}: cannot be read ({one_line(error)})") from error
 
 
 def _checked_labels(labels: Array, where: str, count: int) -> Labels:
@@ -415,7 +418,7 @@ def _is_number(value: Any) -> bool:
 
 
 def samples_from(
-    options: argparse.Namespace, model: io.ModelSource | Sequence[InputSpec], *, batch: int | None = None
+    options: argparse.Namespace, model: ModelSource | Sequence[InputSpec], *, batch: int | None = None
 ) -> Samples | None:
     """The samples that a command line asks for, None without `--data`.
 

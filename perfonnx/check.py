@@ -19,10 +19,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx import io, runtime
+from perfonnx import runtime
 from perfonnx.calibration import Samples
-from perfonnx.errors import PerfonnxError
+from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.feeds import Array, Feed, Feeds, InputSpec, SessionLike, batch_size, input_specs
+from perfonnx.model import files
+from perfonnx.model.files import LoadedModel, ModelSource, data_files, has_external_data, take_in_data
+from perfonnx.model.proto import subgraphs, value_type
 from perfonnx.names import shortened
 from perfonnx.ops.common import DOMAIN
 from perfonnx.outputs import not_numbers, varying_outputs
@@ -59,7 +62,7 @@ class OpenModel:
         left_out: Outputs that `run` has met and does not give, with the reason.
     """
 
-    source: io.ModelSource
+    source: ModelSource
     name: str
     proto: onnx.ModelProto
     session: SessionLike
@@ -72,7 +75,7 @@ class OpenModel:
         Raises:
             PerfonnxError: An input is no tensor of numbers or booleans.
         """
-        known = {info.name: io.value_type(info) for info in self.proto.graph.input}
+        known = {info.name: value_type(info) for info in self.proto.graph.input}
         open_rank = {name for name, kind in known.items() if kind is not None and kind.shape is None}
         return [replace(spec, ranked=spec.name not in open_rank) for spec in input_specs(self.session)]
 
@@ -100,7 +103,7 @@ class OpenModel:
         try:
             values = self.session.run(names, feed)
         except Exception as error:  # onnxruntime raises types of its own that it does not export
-            raise PerfonnxError(f"{self.name}: onnxruntime cannot run it: {io.one_line(error)}") from error
+            raise PerfonnxError(f"{self.name}: onnxruntime cannot run it: {one_line(error)}") from error
         outputs = {}
         for name, value in zip(names, values, strict=True):
             what = not_numbers(value)
@@ -134,7 +137,7 @@ class OpenModel:
 
 
 def open_model(
-    source: io.ModelSource,
+    source: ModelSource,
     *,
     name: str | None = None,
     threads: int | None = None,
@@ -144,7 +147,7 @@ def open_model(
     """Opens a model and a session on it.
 
     Args:
-        source: See `perfonnx.io.load`.
+        source: See `perfonnx.model.files.load`.
         name: For messages; by default the file's name.
         threads: Intra-op threads, None for onnxruntime's default.
         library: Whether to register the custom-operator library; None registers it for models that use it, so that
@@ -154,7 +157,7 @@ def open_model(
     Raises:
         PerfonnxError: The model cannot be read or loaded.
     """
-    loaded = io.load(source)
+    loaded = files.load(source)
     name = name or loaded.name
     if library is None:
         library = uses_library(loaded.proto)
@@ -163,20 +166,20 @@ def open_model(
     return OpenModel(source, name, loaded.proto, session)
 
 
-def open_loaded(loaded: io.LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
+def open_loaded(loaded: LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
     """A session on a model in memory, whose external data stay where they are.
 
     Data that links lead to elsewhere are read: onnxruntime follows these only with the model's own path.
     """
     if options is None:
         options = runtime.quiet_options()
-    if loaded.directory is not None and io.has_external_data(loaded):
+    if loaded.directory is not None and has_external_data(loaded):
         folder = loaded.directory.resolve()
-        if all(file.is_relative_to(folder) for file in io.data_files(loaded)):
+        if all(file.is_relative_to(folder) for file in data_files(loaded)):
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         else:
-            loaded = io.LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
-            io.take_in_data(loaded)
+            loaded = LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
+            take_in_data(loaded)
     session = runtime.session(loaded.proto, threads=threads, library=uses_library(loaded.proto), options=options)
     return OpenModel(loaded.proto, loaded.name, loaded.proto, session)
 
@@ -192,7 +195,7 @@ def _used_operators(proto: onnx.ModelProto) -> set[str]:
     def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         for node in graph.node:
             yield node
-            for inner in io.subgraphs(node):
+            for inner in subgraphs(node):
                 yield from nodes(inner)
 
     return {node.op_type for node in nodes(proto.graph) if node.domain == DOMAIN}
@@ -394,8 +397,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(
-    a: io.ModelSource | OpenModel,
-    b: io.ModelSource | OpenModel,
+    a: ModelSource | OpenModel,
+    b: ModelSource | OpenModel,
     feeds: Iterable[Feed] | Samples,
     *,
     tolerance: float | None = None,

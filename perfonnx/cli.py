@@ -813,7 +813,7 @@ def _required_samples(options: argparse.Namespace, *, batch: int | None = None) 
 
 def _tune(options: argparse.Namespace) -> int:
     from perfonnx.feeds import parse_input_shapes
-    from perfonnx.io import write_atomically
+    from perfonnx.model.atomic import write_atomically
     from perfonnx.report import html_report
     from perfonnx.search import TimingCache, tune
     from perfonnx.search.render import render_tuned
@@ -941,7 +941,7 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
 
 def _finetune(options: argparse.Namespace) -> int:
     from perfonnx.feeds import parse_input_shapes
-    from perfonnx.io import write_atomically
+    from perfonnx.model.atomic import write_atomically
     from perfonnx.torch import Round, Settings, finetune_model, finetune_rounds
     from perfonnx.torch.render import render_finetuned, render_rounds
     from perfonnx.torch.rounds import rounds_to_json

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx.errors import PerfonnxError
-from perfonnx.io import one_line, write_atomically
+from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.model.atomic import write_atomically
 from perfonnx.sampling import Sampling
 
 FORMAT = 1

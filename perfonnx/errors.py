@@ -11,3 +11,9 @@ class PerfonnxError(Exception):
 
 class PerfonnxWarning(UserWarning):
     """Something was not as it should be, and it was dealt with: one line that says what and how."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line, of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

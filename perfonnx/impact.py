@@ -19,14 +19,17 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx import io, ops
-from perfonnx.constants import fold_constants
+from perfonnx import ops
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
 from perfonnx.masks import ImpactMaps, save_arrays
 from perfonnx.masks.impact import check_impact
+from perfonnx.model import files
+from perfonnx.model.constants import fold_constants
+from perfonnx.model.files import ModelSource
 from perfonnx.model.layers import conv_layers, rewritten_nodes
+from perfonnx.model.workspace import Workspace
 from perfonnx.passes.fold import folded_output
 from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 from perfonnx.rewriting import Rewritten, rewrite
@@ -51,7 +54,7 @@ Samples: TypeAlias = Iterable["Feed | LabelledBatch"]
 
 
 def impact_maps(
-    model: io.ModelSource,
+    model: ModelSource,
     samples: Samples,
     *,
     labels: Labels = None,
@@ -113,9 +116,9 @@ def _impact(layer: str, value: Array, gradient: NDArray[np.float32]) -> NDArray[
     return impact
 
 
-def layer_tensors(model: io.ModelSource, network: Network) -> dict[str, str]:
+def layer_tensors(model: ModelSource, network: Network) -> dict[str, str]:
     """The tensor of `network` that holds V of each 2-D convolution of a model, by layer name."""
-    workspace = io.Workspace.open(io.load(model))
+    workspace = Workspace.open(files.load(model))
     fold_constants(workspace)
     tensors = {}
     for layer in conv_layers(workspace):
@@ -154,7 +157,7 @@ def _slice(labels: Labels, start: int, stop: int) -> Labels:
 
 
 def rewrite_by_impact(
-    model: io.ModelSource,
+    model: ModelSource,
     samples: Samples,
     rates: Sequence[float],
     *,
@@ -202,7 +205,7 @@ def rewrite_by_impact(
 
 
 def ranked_impact(
-    model: io.ModelSource,
+    model: ModelSource,
     samples: Samples,
     layers: Sequence[str],
     *,
@@ -232,7 +235,7 @@ def ranked_impact(
         PerfonnxError: See `impact_maps` and `rewrite`.
     """
 
-    def impact(current: io.ModelSource) -> NDArray[np.float64]:
+    def impact(current: ModelSource) -> NDArray[np.float64]:
         maps = impact_maps(current, samples, layers=layers, labels=labels, loss=loss, threads=threads)
         return np.sum(list(maps.values()), axis=0, dtype=np.float64)
 

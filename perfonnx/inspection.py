@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from perfonnx import io
-from perfonnx.inference import contradiction_note, infer_types
-from perfonnx.io import ModelSource, Workspace
+from perfonnx.model import files, signature
+from perfonnx.model.files import ModelSource
 from perfonnx.model.layers import (
     conv_layers,
     following_pool,
@@ -16,11 +15,14 @@ from perfonnx.model.layers import (
     rewritten_nodes,
     unreachable_convs,
 )
+from perfonnx.model.shapes import contradiction_note, infer_types
+from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.validity import check_input
+from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import conv_attributes, dense_multiplies
 from perfonnx.passes import negligible
 from perfonnx.rewriting import LITTLE_TO_GAIN, missing_flags, positions_computed
-from perfonnx.validity import check_input
 
 DONE = "already rewritten"
 
@@ -107,10 +109,10 @@ def inspect(
     Raises:
         PerfonnxError: Not a model that can be read.
     """
-    loaded = io.load(model)
+    loaded = files.load(model)
     if freeze_weights:
-        io.freeze_weights(loaded)
-    io.fix_input_shapes(loaded, input_shapes or {})
+        signature.freeze_weights(loaded)
+    fix_input_shapes(loaded, input_shapes or {})
     workspace = Workspace.open(loaded)
     check_input(workspace)
     infer_types(workspace)

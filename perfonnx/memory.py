@@ -27,10 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from perfonnx import io, runtime
+from perfonnx import runtime
 from perfonnx.errors import PerfonnxError
-from perfonnx.inference import infer_types
-from perfonnx.io import ModelSource, Workspace, is_standard
+from perfonnx.model import files
+from perfonnx.model.files import ModelSource
+from perfonnx.model.proto import is_standard, subgraphs
+from perfonnx.model.shapes import infer_types
+from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.workspace import Workspace
 
 RUNS = 3
 """Runs that are measured; their median counts."""
@@ -75,7 +79,7 @@ def activation_memory(
     """Measure and count what a model's activations need.
 
     Args:
-        model: See `perfonnx.io.load`.
+        model: See `perfonnx.model.files.load`.
         feed: The inputs, by name.
         threads: Intra-op threads, None for onnxruntime's default.
         library: Whether to register the operator library; None: for models that use it.
@@ -105,7 +109,7 @@ def measured_peak(
         if isinstance(model, (str, os.PathLike)):
             path = Path(model).absolute()  # links stay: data are looked for beside them
         else:
-            io.save(io.load(model), path)
+            files.save(files.load(model), path)
         arrays = Path(directory) / "feed.npz"
         # By number: a name may be one that no file in an archive can have.
         np.savez(arrays, **{str(index): array for index, array in enumerate(feed.values())})  # type: ignore[arg-type]
@@ -181,12 +185,12 @@ def live_bytes(model: ModelSource, shapes: Mapping[str, tuple[int, ...]] | None 
     """The largest sum of tensors that nodes of the main graph produce and that are alive at one node.
 
     Args:
-        model: See `perfonnx.io.load`.
+        model: See `perfonnx.model.files.load`.
         shapes: Sizes of the inputs by name; a symbolic batch size that is left counts as 1.
     """
-    loaded = io.load(model)
+    loaded = files.load(model)
     inputs = {info.name for info in loaded.proto.graph.input}
-    io.fix_input_shapes(loaded, {name: shape for name, shape in (shapes or {}).items() if name in inputs})
+    fix_input_shapes(loaded, {name: shape for name, shape in (shapes or {}).items() if name in inputs})
     workspace = Workspace.open(loaded)
     infer_types(workspace)
 
@@ -214,7 +218,7 @@ def live_bytes(model: ModelSource, shapes: Mapping[str, tuple[int, ...]] | None 
 
 def _reads(node: NodeProto) -> set[str]:
     names = {name for name in node.input if name}
-    for graph in io.subgraphs(node):
+    for graph in subgraphs(node):
         for inner in graph.node:
             names |= _reads(inner)
         names |= {output.name for output in graph.output}

@@ -13,8 +13,10 @@ import onnx_graphsurgeon as gs
 from onnx import NodeProto
 
 from perfonnx import ops
-from perfonnx.io import TensorType, Workspace, fed_inputs, is_fixed, subgraphs, value_type
 from perfonnx.model.layers import CONV, Layer, conv_layers
+from perfonnx.model.proto import TensorType, is_fixed, subgraphs, value_type
+from perfonnx.model.signature import fed_inputs
+from perfonnx.model.workspace import Workspace
 
 Shape: TypeAlias = "tuple[int, ...]"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perfonnx.data_flags import IMAGE_SUFFIXES
 from perfonnx.errors import PerfonnxError
-from perfonnx.files import check_target
+from perfonnx.model.atomic import check_target
 
 _WRITTEN = ("output", "save_plan", "plan_out", "report", "report_json", "state", "checkpoint", "images")
 _MODELS = ("model", "a", "b", "models")
@@ -98,7 +98,7 @@ def _data_of(model: Path) -> Iterator[Path]:
     """The files of a model's external data; what is wrong with it is said when it is opened."""
     import onnx
 
-    from perfonnx.io import all_tensors
+    from perfonnx.model.tensors import all_tensors
 
     try:
         proto = onnx.load(model, load_external_data=False) if model.is_file() else onnx.ModelProto()

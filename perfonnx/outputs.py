@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from perfonnx.io import used_names, value_type
+from perfonnx.model.proto import used_names, value_type
 
 _SIZE_INPUTS = {
     "CenterCropPad": 1,

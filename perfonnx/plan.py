@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.files import digest, write_atomically
 from perfonnx.masks import MASKS
+from perfonnx.model.atomic import digest, write_atomically
 from perfonnx.sampling import INTERPOLATIONS
 
 FORMAT = 1

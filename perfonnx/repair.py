@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from perfonnx.calibration import Samples
 from perfonnx.corrections import Corrections
 from perfonnx.fitting import RIDGE
-from perfonnx.io import ModelSource
+from perfonnx.model.files import ModelSource
 from perfonnx.plan import Plan
 from perfonnx.rewriting import rewrite
 

@@ -10,8 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from perfonnx import io, ops, runtime
-from perfonnx.errors import PerfonnxError
+from perfonnx import ops, runtime
+from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.model.files import LoadedModel
+from perfonnx.model.proto import used_names
+from perfonnx.model.signature import fed_inputs
+from perfonnx.model.tensors import is_external, to_array
 
 Values: TypeAlias = dict[str, NDArray[Any]]
 
@@ -35,7 +39,7 @@ class Replay:
 
     def __init__(
         self,
-        model: io.LoadedModel,
+        model: LoadedModel,
         nodes: Callable[[], Sequence[NodeProto]],
         added: Mapping[str, TensorProto],
         batches: Iterable[Mapping[str, NDArray[Any]]],
@@ -87,7 +91,7 @@ class Replay:
     def _starts(self) -> set[str]:
         if self.kept:
             return set(self.kept[0])
-        return {info.name for info in io.fed_inputs(self.model.proto.graph)}
+        return {info.name for info in fed_inputs(self.model.proto.graph)}
 
     def _runner(
         self, nodes: Sequence[NodeProto], feeds: Collection[str], outputs: Sequence[str]
@@ -109,7 +113,7 @@ class Replay:
                 return dict(zip(outputs, session.run(outputs, feed), strict=True))
             except Exception as error:  # onnxruntime raises types of its own that it does not export
                 raise PerfonnxError(
-                    f"{self.model.name}: onnxruntime cannot run it on the calibration data: {io.one_line(error)}"
+                    f"{self.model.name}: onnxruntime cannot run it on the calibration data: {one_line(error)}"
                 ) from error
 
         return run
@@ -129,7 +133,7 @@ class Replay:
             kind = helper.np_dtype_to_tensor_dtype(values.dtype)
             graph.input.append(helper.make_tensor_value_info(name, kind, shape))
         graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
-        used = set(io.used_names(nodes)) - feed.keys()
+        used = set(used_names(nodes)) - feed.keys()
         directory = self.model.directory
         graph.initializer.extend(_inside(t, directory) for t in source.graph.initializer if t.name in used)
         graph.initializer.extend(t for name, t in self.added.items() if name in used)
@@ -158,7 +162,7 @@ def _trace(
         if node is None or id(node) in chosen:
             continue
         chosen.add(id(node))
-        for read in io.used_names([node]):
+        for read in used_names([node]):
             if read not in seen:
                 seen.add(read)
                 todo.append(read)
@@ -167,4 +171,4 @@ def _trace(
 
 def _inside(tensor: TensorProto, directory: Path | None) -> TensorProto:
     """A tensor with its data in it."""
-    return numpy_helper.from_array(io.to_array(tensor, directory), tensor.name) if io.is_external(tensor) else tensor
+    return numpy_helper.from_array(to_array(tensor, directory), tensor.name) if is_external(tensor) else tensor

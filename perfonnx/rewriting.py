@@ -13,16 +13,20 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from perfonnx import corrections as correction_files
-from perfonnx import io, ops
+from perfonnx import ops
 from perfonnx.calibration import Samples
 from perfonnx.corrections import Correction, Corrections, TrainedGate
 from perfonnx.errors import PerfonnxError
-from perfonnx.files import digest
 from perfonnx.fitting import RIDGE
-from perfonnx.inference import symbolic_input_flag
-from perfonnx.io import LoadedModel, ModelSource, Workspace
 from perfonnx.masks import ImpactMaps, Mask, as_mask, load_impact_maps, load_masks, save_arrays
+from perfonnx.model import files, signature
+from perfonnx.model.atomic import check_target, digest
+from perfonnx.model.files import LoadedModel, ModelSource, has_external_data, model_bytes
 from perfonnx.model.layers import Layer, activation_bytes, conv_layers, layer_output, rewritten_nodes
+from perfonnx.model.proto import value_type
+from perfonnx.model.shapes import symbolic_input_flag
+from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
@@ -147,7 +151,7 @@ class Rewritten:
         Raises:
             PerfonnxError: It has external data, or is over 2 GB: `save` it instead.
         """
-        if io.has_external_data(self.model) or io.model_bytes(self.model) > io.MAX_MESSAGE:
+        if has_external_data(self.model) or model_bytes(self.model) > files.MAX_MESSAGE:
             raise PerfonnxError(
                 f"{self.model.name}: over 2 GB or with external data, so it has no bytes; save it to a path"
             )
@@ -159,7 +163,7 @@ class Rewritten:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model, atomically."""
-        io.save(self.model, path)
+        files.save(self.model, path)
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
         """Write the plan and beside it, where layers have them, corrections and masks that were given; atomically each.
@@ -254,7 +258,7 @@ def rewrite(
         impact_maps = load_impact_maps(impact_maps)
 
     if output is not None:
-        io.check_target(output)
+        check_target(output)
     tell("reading")
     loaded = _load(model, plan, input_shapes, freeze_weights)
     workspace = Workspace.open(loaded)
@@ -388,10 +392,10 @@ def _load(
     freeze_weights: bool = False,
 ) -> LoadedModel:
     """The model with the sizes that are given or planned."""
-    loaded = io.load(model)
+    loaded = files.load(model)
     if freeze_weights:
-        io.freeze_weights(loaded)
-    io.fix_input_shapes(loaded, {**(_planned_shapes(loaded, plan) if plan else {}), **(input_shapes or {})})
+        signature.freeze_weights(loaded)
+    fix_input_shapes(loaded, {**(_planned_shapes(loaded, plan) if plan else {}), **(input_shapes or {})})
     if plan:
         _check_shapes(loaded, plan)
     return loaded
@@ -399,7 +403,7 @@ def _load(
 
 def _shapes(loaded: LoadedModel, names: Iterable[str]) -> dict[str, tuple[int | str | None, ...]]:
     """The declared shapes of inputs, as far as they are there and have a rank."""
-    known = {info.name: io.value_type(info) for info in loaded.proto.graph.input}
+    known = {info.name: value_type(info) for info in loaded.proto.graph.input}
     found = ((name, known.get(name)) for name in dict.fromkeys(names))
     return {name: value.shape for name, value in found if value is not None and value.shape is not None}
 

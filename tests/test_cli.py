@@ -26,9 +26,9 @@ import perfonnx
 from perfonnx.cli import main
 from perfonnx.errors import PerfonnxError
 from tests import real_models
+from tests.model.chains import listing
 from tests.passes import nets
 from tests.passes.nets import node
-from tests.test_io import listing
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("inspect", "rewrite", "impact", "alphas", "check", "bench", "tune", "sensitivity", "lib")
@@ -714,7 +714,7 @@ def test_errors_of_our_own_are_not_swallowed(here: Path, monkeypatch: pytest.Mon
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("perfonnx.io.load", broken)
+    monkeypatch.setattr("perfonnx.model.files.load", broken)
     with pytest.raises(ZeroDivisionError):
         run("inspect", "m.onnx")
     monkeypatch.undo()

@@ -10,8 +10,9 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 import perfonnx
-from perfonnx import io
-from perfonnx.inference import infer_types
+from perfonnx.model import files
+from perfonnx.model.shapes import infer_types
+from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import not_counted, other_multiplies
 from perfonnx.render import render_inspection, render_report
 from tests.passes import nets
@@ -34,7 +35,7 @@ def _model(
 
 
 def _counted(model: ModelProto) -> tuple[int, list[str]]:
-    workspace = io.Workspace.open(io.load(model))
+    workspace = Workspace.open(files.load(model))
     infer_types(workspace)
     return other_multiplies(workspace), not_counted(workspace)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from perfonnx import LayerPlan, PerfonnxError, Plan
-from perfonnx.files import digest
+from perfonnx.model.atomic import digest
 from perfonnx.plan import METHODS
 from perfonnx.sampling import INTERPOLATIONS
 from tests.passes import nets

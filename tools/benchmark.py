@@ -30,10 +30,15 @@ from scipy.ndimage import gaussian_filter
 
 import models
 import perfonnx
-from perfonnx import feeds, io, memory, ops
-from perfonnx.inference import infer_types
+from perfonnx import feeds, memory, ops
 from perfonnx.masks import MaskRequest, make_mask
+from perfonnx.model import files
+from perfonnx.model.atomic import write_atomically
 from perfonnx.model.layers import Layer, conv_layers
+from perfonnx.model.proto import value_type
+from perfonnx.model.shapes import infer_types
+from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation
 from perfonnx.sampling import interpolate
 
@@ -137,7 +142,7 @@ def main() -> int:
             table.add_row(*map(_cell, row.values()))
         Console(width=200).print(table)
         if options.json:
-            io.write_atomically(options.json, json.dumps({"machine": _machine(), "rows": rows}, indent=2) + "\n")
+            write_atomically(options.json, json.dumps({"machine": _machine(), "rows": rows}, indent=2) + "\n")
     elif status == 0:
         print("benchmark.py: nothing to measure; see --help", file=sys.stderr)
         status = 2
@@ -254,7 +259,7 @@ def run_layers(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _layers(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for network in options.networks:
-        workspace = io.Workspace.open(io.load(models.build(network, weights=False)))
+        workspace = Workspace.open(files.load(models.build(network, weights=False)))
         infer_types(workspace)
         for layer in conv_layers(workspace):
             if layer.attributes is None or layer.attributes.kernel_shape == (1, 1):
@@ -484,13 +489,13 @@ def _networks(options: argparse.Namespace, batch: int) -> Iterator[tuple[str, on
         paths += sorted(path for path in options.folder.glob("*.onnx") if re.search(options.match, path.stem))
     shapes = feeds.parse_input_shapes(options.input_shape)
     for path in paths:
-        loaded = io.load(path)
+        loaded = files.load(path)
         weights = {tensor.name for tensor in loaded.proto.graph.initializer}
         inputs = [info for info in loaded.proto.graph.input if info.name not in weights]
-        io.fix_input_shapes(loaded, {k: v for k, v in shapes.items() if k in {info.name for info in inputs}})
+        fix_input_shapes(loaded, {k: v for k, v in shapes.items() if k in {info.name for info in inputs}})
         fixed = {}
         for info in inputs:
-            known = io.value_type(info)
+            known = value_type(info)
             if known is not None and known.shape is not None:
                 sizes = [options.size] * len(known.shape)
                 sizes[:1] = [batch]
@@ -498,7 +503,7 @@ def _networks(options: argparse.Namespace, batch: int) -> Iterator[tuple[str, on
         if any(shape and shape[0] != batch for shape in fixed.values()):
             print(f"{path.name}: has another batch size than {batch}, left out", file=sys.stderr)
             continue
-        io.fix_input_shapes(loaded, fixed)
+        fix_input_shapes(loaded, fixed)
         yield path.stem, loaded.proto
 
 

@@ -29,8 +29,8 @@ from perfonnx.calibration import Samples, model_inputs, samples_from
 from perfonnx.data_flags import add_data_arguments
 from perfonnx.errors import PerfonnxError
 from perfonnx.impact import rewrite_by_impact
-from perfonnx.io import write_atomically
 from perfonnx.masks import save_arrays
+from perfonnx.model.atomic import write_atomically
 from perfonnx.passes import Options
 from perfonnx.plan import LayerPlan, Plan
 from perfonnx.torch.finetuning import finetune_model

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array
 from perfonnx.gradients.network import Network, node_name
-from perfonnx.io import is_standard
+from perfonnx.model.proto import is_standard
 
 Labels: TypeAlias = "Array | Mapping[str, Array] | None"
 """What a loss compares with: classes, or target outputs; sliced along the first axis together with the inputs."""

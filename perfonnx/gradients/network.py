@@ -13,9 +13,13 @@ import onnx.version_converter
 import onnxruntime as ort
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from perfonnx import io, ops, runtime
-from perfonnx.errors import PerfonnxError
+from perfonnx import ops, runtime
+from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.feeds import Array, Feed
+from perfonnx.model import files
+from perfonnx.model.files import LoadedModel, ModelSource, take_in_data
+from perfonnx.model.proto import default_opset, is_standard, subgraphs, tidy, value_type
+from perfonnx.model.signature import fed_inputs
 
 _RANDOM = frozenset(
     "RandomNormal RandomUniform RandomNormalLike RandomUniformLike Multinomial Bernoulli".split()  # noqa: SIM905
@@ -101,7 +105,7 @@ def node_name(proto: NodeProto) -> str:
 
 def operator_of(proto: NodeProto) -> str:
     """See `Node.op`."""
-    return proto.op_type if io.is_standard(proto) else f"{proto.domain}.{proto.op_type}"
+    return proto.op_type if is_standard(proto) else f"{proto.domain}.{proto.op_type}"
 
 
 def inputs_of(proto: NodeProto) -> Iterator[str]:
@@ -109,7 +113,7 @@ def inputs_of(proto: NodeProto) -> Iterator[str]:
     if proto.op_type in _ABOUT_SHAPES:
         return
     yield from (name for name in proto.input[: 1 if proto.op_type == "CastLike" else None] if name)
-    for graph in io.subgraphs(proto):
+    for graph in subgraphs(proto):
         for node in graph.node:
             yield from (name for name in node.input if name)
             yield from inputs_of(node)
@@ -125,15 +129,15 @@ class Network:
         opset: Version of the standard operators.
     """
 
-    def __init__(self, model: io.ModelSource) -> None:
-        loaded = io.load(model)
+    def __init__(self, model: ModelSource) -> None:
+        loaded = files.load(model)
         self.name = loaded.name
-        io.take_in_data(loaded)
-        io.tidy(loaded.proto)
+        take_in_data(loaded)
+        tidy(loaded.proto)
         self.proto = _inlined(loaded)
-        self.opset = io.default_opset(self.proto) or 0
+        self.opset = default_opset(self.proto) or 0
         self.initializers = {t.name: t for t in self.proto.graph.initializer}
-        self.feeds = [info.name for info in io.fed_inputs(self.proto.graph)]
+        self.feeds = [info.name for info in fed_inputs(self.proto.graph)]
         self.tensors = frozenset([*self.feeds, *self.initializers, *(o for n in self.nodes for o in n.output if o)])
         self.producers = {name: node for node in self.nodes for name in node.output if name}
 
@@ -151,7 +155,7 @@ class Network:
         """The number of samples that the model's first input is made for; None where it is open."""
         for info in self.proto.graph.input:
             if info.name in self.feeds:
-                known = io.value_type(info)
+                known = value_type(info)
                 first = known.shape[0] if known and known.shape else None
                 return first if isinstance(first, int) and first > 0 else None
         return None
@@ -202,7 +206,7 @@ class Network:
         return proto
 
 
-def _inlined(loaded: io.LoadedModel) -> ModelProto:
+def _inlined(loaded: LoadedModel) -> ModelProto:
     """The model with the calls of its functions replaced by their bodies."""
     proto = loaded.proto
     bodies = {function.name for function in proto.functions if function.domain == ops.DOMAIN}
@@ -217,7 +221,7 @@ def _inlined(loaded: io.LoadedModel) -> ModelProto:
     try:
         return onnx.inliner.inline_local_functions(proto)
     except Exception as error:  # the C++ side throws several kinds
-        raise PerfonnxError(f"{loaded.name}: its functions cannot be inlined: {io.one_line(error)}") from error
+        raise PerfonnxError(f"{loaded.name}: its functions cannot be inlined: {one_line(error)}") from error
 
 
 def run(session: Any, names: Sequence[str], feeds: Feed, what: str) -> list[Array]:
@@ -229,4 +233,4 @@ def run(session: Any, names: Sequence[str], feeds: Feed, what: str) -> list[Arra
     try:
         return [np.asarray(value) for value in session.run(list(names), feeds)]
     except Exception as error:  # onnxruntime raises types of its own that it does not export
-        raise PerfonnxError(f"{what}: onnxruntime cannot run it: {io.one_line(error)}") from error
+        raise PerfonnxError(f"{what}: onnxruntime cannot run it: {one_line(error)}") from error

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
-from perfonnx import io, runtime
+from perfonnx import runtime
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed
 from perfonnx.gradients.builder import Builder, Value
 from perfonnx.gradients.losses import Labels, Loss
 from perfonnx.gradients.network import Network, Node, inputs_of, node_name, operator_of, run
 from perfonnx.gradients.rules import FLAT, RULES
+from perfonnx.model.files import ModelSource
 
 Tensors: TypeAlias = dict[str, tuple[Array, NDArray[np.float32]]]
 """Value and gradient of each wanted tensor, by name."""
@@ -44,7 +45,7 @@ class Gradients:
     the others. Computed in float32, also for models in float16.
 
     Args:
-        model: See `perfonnx.io.load`, or a `Network`.
+        model: See `perfonnx.model.files.load`, or a `Network`.
         wanted: Names of tensors: graph inputs or outputs of nodes.
         loss: `log_loss`, `output_distance`, or another `Loss`.
         threads: Intra-op threads; None leaves onnxruntime's choice.
@@ -55,7 +56,7 @@ class Gradients:
 
     def __init__(
         self,
-        model: io.ModelSource | Network,
+        model: ModelSource | Network,
         wanted: Sequence[str],
         loss: Loss,
         *,

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import write_atomically
 from perfonnx.masks.request import Mask, Shape
+from perfonnx.model.atomic import write_atomically
 
 ANY_LAYER = ""
 """Key of a mask that is meant for every layer it fits."""

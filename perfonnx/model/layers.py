@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from perfonnx import ops
-from perfonnx.constants import why_not_constant
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import Workspace, is_standard, subgraphs, value_type
 from perfonnx.masks import PoolWindow
+from perfonnx.model.constants import why_not_constant
+from perfonnx.model.proto import is_standard, subgraphs, value_type
+from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation, ConvAttributes, conv_attributes, dense_multiplies
 
 CONV = "Conv"

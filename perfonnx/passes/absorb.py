@@ -6,8 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx import ops
-from perfonnx.io import Workspace
 from perfonnx.model.layers import activation_of, numpy_type, only_consumer
+from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation, activation_from
 from perfonnx.passes.base import Change, Pass, PassResult, State
 from perfonnx.passes.convert import add_table

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import Workspace
 from perfonnx.masks import Mask
 from perfonnx.model.layers import Layer
+from perfonnx.model.workspace import Workspace
 from perfonnx.plan import LayerPlan
 
 

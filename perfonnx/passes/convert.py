@@ -11,8 +11,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from perfonnx import ops
-from perfonnx.io import TensorType, Workspace
 from perfonnx.model.layers import numpy_type
+from perfonnx.model.proto import TensorType
+from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.plan import BEFORE_NORMALIZATION

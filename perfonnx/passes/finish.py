@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from onnx import FunctionProto, TensorProto, helper
 
 from perfonnx import ops
-from perfonnx.constants import read_directly
-from perfonnx.inference import contradictions, infer_types, known_infos
-from perfonnx.io import Workspace, fed_inputs
+from perfonnx.model.constants import read_directly
 from perfonnx.model.layers import own_nodes
+from perfonnx.model.shapes import contradictions, infer_types, known_infos
+from perfonnx.model.signature import fed_inputs
+from perfonnx.model.validity import check_output
+from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.plan import Plan
-from perfonnx.validity import check_output
 
 SHARED_SIZE = 8
 """Equal constants of as many elements or less become one in onnxruntime."""

@@ -14,8 +14,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from perfonnx.io import Workspace, is_standard
 from perfonnx.model.layers import only_consumer
+from perfonnx.model.proto import is_standard
+from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Affine, Change, Pass, PassResult, State
 
 

@@ -18,7 +18,7 @@ from perfonnx.corrections import Correction, Gate, TrainedGate, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.gating import GateFit, GateSolution, PixelSample
-from perfonnx.io import Workspace
+from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import ConvAttributes
 from perfonnx.ops.radius_adaptive_conv import under_centre
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State

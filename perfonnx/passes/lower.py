@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.io import TensorType, Workspace, is_standard
 from perfonnx.model.layers import activation_of, numpy_type, only_consumer, slope_of
+from perfonnx.model.proto import TensorType, is_standard
+from perfonnx.model.workspace import Workspace
 from perfonnx.passes.absorb import activate, has_activation, set_slope, slope_input
 from perfonnx.passes.base import Change, Pass, PassResult, State
 from perfonnx.passes.convert import add_table

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from perfonnx.constants import read_directly
-from perfonnx.inference import contradiction_note, infer_types
-from perfonnx.io import Workspace
+from perfonnx.model.constants import read_directly
+from perfonnx.model.shapes import contradiction_note, infer_types
+from perfonnx.model.validity import check_input, passes_strictly
+from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Pass, PassResult, State
 from perfonnx.passes.positions import MOVES_POSITIONS
-from perfonnx.validity import check_input, passes_strictly
 
 
 class Normalize(Pass):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from perfonnx import runtime
-from perfonnx.io import Workspace
+from perfonnx.model.workspace import Workspace
 
 MOVES_POSITIONS = frozenset(["Slice", "Pad", "Resize", "Upsample"])
 """Operators whose output positions may each be a copy of an input position or zero; it depends on their attributes."""

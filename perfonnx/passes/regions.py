@@ -11,9 +11,10 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.io import Workspace, is_standard
 from perfonnx.masks import PoolWindow
 from perfonnx.model.layers import pool_window, slope_of, table_obstacle
+from perfonnx.model.proto import is_standard
+from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import activation_from
 from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions
 

@@ -28,8 +28,9 @@ from perfonnx import ops
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE, Goal, Neighbours, Residual, Solution
-from perfonnx.io import TensorType, Workspace, is_standard
 from perfonnx.model.layers import activation_of, numpy_type, only_consumer
+from perfonnx.model.proto import TensorType, is_standard
+from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation, ConvAttributes
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.passes.convert import add_table

@@ -13,8 +13,6 @@ from numbers import Integral
 import numpy as np
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.inference import symbolic_input_flag
-from perfonnx.io import Workspace
 from perfonnx.masks import (
     ANY_LAYER,
     ImpactMaps,
@@ -34,6 +32,8 @@ from perfonnx.model.layers import (
     table_obstacle,
     unreachable_convs,
 )
+from perfonnx.model.shapes import symbolic_input_flag
+from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, other_multiplies
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.plan import DENSE, GIVEN, NO_REPAIR, PREDICTING, ZERO, LayerPlan, Plan, is_mask_file, is_own_mask

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx.costs import DEFAULT_COSTS, Costs
-from perfonnx.io import Workspace
 from perfonnx.model.layers import Layer, conv_layers, table_obstacle
+from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import GLOBAL_POOLS, INSTANCE_NORMALIZATION, JOINING, POOLS, Regions, is_map

@@ -11,14 +11,17 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from perfonnx import io, runtime
+from perfonnx import runtime
 from perfonnx.check import OpenModel, open_loaded
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, batch_size
 from perfonnx.inspection import Inspection, inspect
-from perfonnx.io import LoadedModel, ModelSource
 from perfonnx.masks import ImpactMaps
+from perfonnx.model import files, signature
+from perfonnx.model.files import LoadedModel, ModelSource
+from perfonnx.model.proto import value_type
+from perfonnx.model.signature import fix_input_shapes
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.search.metrics import Metric, Quality, joined
@@ -130,10 +133,10 @@ class Subject:
 
     def original(self) -> LoadedModel:
         """The model as it came, with the sizes that were given."""
-        loaded = io.load(self.source)
+        loaded = files.load(self.source)
         if self.freeze_weights:
-            io.freeze_weights(loaded)
-        io.fix_input_shapes(loaded, self.input_shapes)
+            signature.freeze_weights(loaded)
+        fix_input_shapes(loaded, self.input_shapes)
         return loaded
 
     def serialized(self) -> bytes:
@@ -316,7 +319,7 @@ def fixed_batch(loaded: LoadedModel, feed: Feed) -> int | None:
     """How many images a model takes at once; None where it leaves that open."""
     for value in loaded.proto.graph.input:
         if value.name in feed:
-            known = io.value_type(value)
+            known = value_type(value)
             first = known.shape[0] if known is not None and known.shape else None
             return first if isinstance(first, int) else None
     return None

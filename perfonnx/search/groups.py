@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
-from perfonnx.inference import infer_types
-from perfonnx.io import LoadedModel, Workspace
+from perfonnx.model.files import LoadedModel
 from perfonnx.model.layers import conv_layers
+from perfonnx.model.shapes import infer_types
+from perfonnx.model.workspace import Workspace
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.positions import MOVES_POSITIONS
 from perfonnx.passes.regions import JOINING, KEEP_COARSE, works_on_rows

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection
-from perfonnx.io import ModelSource
+from perfonnx.model.files import ModelSource
 from perfonnx.names import shortened
 from perfonnx.plan import NO_REPAIR, LayerPlan, Plan, is_mask_file
 from perfonnx.sampling import INTERPOLATIONS

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perfonnx import files, io
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
+from perfonnx.model import atomic
+from perfonnx.model.atomic import check_target, write_atomically
 
 FORMAT = 1
 
@@ -54,7 +55,7 @@ class Records:
         if path is None:
             return cls()
         target = Path(path)
-        io.check_target(target)
+        check_target(target)
         header = _checked({"perfonnx_search": FORMAT, **search})
         records = cls(target)
         if target.exists():
@@ -136,7 +137,7 @@ class Records:
 
     def _write(self, lines: list[str]) -> None:
         assert self.path is not None
-        io.write_atomically(self.path, "\n".join(lines) + "\n")
+        write_atomically(self.path, "\n".join(lines) + "\n")
 
 
 _MARK = "perfonnx_search"  # in the first line of every such file
@@ -144,7 +145,7 @@ _MARK = "perfonnx_search"  # in the first line of every such file
 
 def _checked(record: Mapping[str, Any]) -> str:
     """A line with a digest of itself."""
-    return json.dumps({**record, "check": files.digest(json.dumps(record, sort_keys=True))}, sort_keys=True)
+    return json.dumps({**record, "check": atomic.digest(json.dumps(record, sort_keys=True))}, sort_keys=True)
 
 
 def _read_checked(line: str) -> dict[str, Any] | None:
@@ -154,7 +155,7 @@ def _read_checked(line: str) -> dict[str, Any] | None:
         check = record.pop("check")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if check == files.digest(json.dumps(record, sort_keys=True)) else None
+    return record if check == atomic.digest(json.dumps(record, sort_keys=True)) else None
 
 
 def digest(*parts: bytes | str) -> str:

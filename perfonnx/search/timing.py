@@ -27,13 +27,13 @@ from typing import Any, Protocol
 import onnx
 import onnxruntime as ort
 
-from perfonnx import io, ops
+from perfonnx import ops
 from perfonnx.bench import LAYOUT, Names, layer_runs, session_options
 from perfonnx.check import OpenModel, open_loaded
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.feeds import Feed
-from perfonnx.files import digest
-from perfonnx.io import LoadedModel
+from perfonnx.model.atomic import digest, write_atomically
+from perfonnx.model.files import LoadedModel
 from perfonnx.plan import Plan
 from perfonnx.runtime import get_library_path
 from perfonnx.search.evaluate import Subject
@@ -365,7 +365,7 @@ class TimingCache:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             entry = {"digest": digest(json.dumps(value)), "value": value}
-            io.write_atomically(self.directory / f"{key}.json", json.dumps(entry))
+            write_atomically(self.directory / f"{key}.json", json.dumps(entry))
         except (OSError, PerfonnxError):
             pass
 

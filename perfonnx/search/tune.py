@@ -26,9 +26,9 @@ from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import Any
 
-from perfonnx import io
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import ModelSource
+from perfonnx.model.atomic import check_target
+from perfonnx.model.files import ModelSource
 from perfonnx.plan import NO_REPAIR, Plan, is_own_mask
 from perfonnx.search.evaluate import (
     CHOOSING,
@@ -137,7 +137,7 @@ def tune(
     if start is not None and search != "budget":
         raise PerfonnxError(f"the search {search!r} takes neither a start nor a reference; take budget")
     if output is not None:
-        io.check_target(output)
+        check_target(output)
     space = space or Space()
     subject = Subject(model, dict(input_shapes or {}), freeze_weights)
     right = subject if reference is None else replace(subject, source=reference)

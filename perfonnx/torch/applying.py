@@ -14,8 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from perfonnx.errors import PerfonnxError
-from perfonnx.io import one_line
+from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.masks import ImpactMaps, Mask
 from perfonnx.passes import Skip
 from perfonnx.plan import Plan

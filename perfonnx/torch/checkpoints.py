@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from perfonnx.errors import PerfonnxError
-from perfonnx.files import check_target, digest, write_atomically
-from perfonnx.io import one_line
+from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.model.atomic import check_target, digest, write_atomically
 
 FORMAT = 1
 _MAGIC = f"perfonnx checkpoint {FORMAT} ".encode()  # followed by the digest of what comes behind the line

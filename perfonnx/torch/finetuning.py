@@ -14,12 +14,12 @@ import onnx
 import torch
 from torch import nn
 
-from perfonnx import io
 from perfonnx.calibration import Samples
 from perfonnx.check import open_loaded
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import LoadedModel, ModelSource
 from perfonnx.masks import MASKS, ImpactMaps, load_impact_maps
+from perfonnx.model.atomic import check_target
+from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.passes import Options, Skip
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
@@ -130,7 +130,7 @@ def finetune_model(
     if rounds < 1:
         raise PerfonnxError(f"{rounds} rounds: give 1 or more")
     if output is not None:
-        io.check_target(output)
+        check_target(output)
     files = [file_of_round(checkpoint, number, rounds) for number in range(1, rounds + 1)]
     for file in files:
         Checkpoint(file, resume).check()

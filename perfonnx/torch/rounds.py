@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from perfonnx import io
 from perfonnx.calibration import Samples
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import ModelSource
+from perfonnx.model.atomic import check_target
+from perfonnx.model.files import ModelSource
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.search import Progress, Space, Speed, tune
 from perfonnx.search.impacts import IMPACT
@@ -120,7 +120,7 @@ def finetune_rounds(
     if IMPACT in space.masks:
         raise PerfonnxError(f"the mask {IMPACT} is measured on one network and not kept between rounds; take others")
     if output is not None:
-        io.check_target(output)
+        check_target(output)
     settings = settings or Settings()
     files = [file_of_round(checkpoint, number, rounds) for number in range(1, rounds + 1)]
     searches = [None if file is None else Path(f"{file}.search") for file in files]

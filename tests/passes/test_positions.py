@@ -9,9 +9,9 @@ import onnxruntime as ort
 import pytest
 from onnx import helper
 
-from perfonnx import io
-from perfonnx.inference import infer_types
-from perfonnx.io import Workspace
+from perfonnx.model import files
+from perfonnx.model.shapes import infer_types
+from perfonnx.model.workspace import Workspace
 from perfonnx.passes.positions import may_move_positions, moved_positions
 from tests.passes import nets
 
@@ -81,7 +81,7 @@ def workspace_of(
     op, attributes, constants, opset = case
     node = helper.make_node(op, ["x", *constants], ["y"], **attributes)
     model = nets.model([node], constants, inputs={"x": shape}, opset=opset)
-    workspace = Workspace.open(io.load(model))
+    workspace = Workspace.open(files.load(model))
     infer_types(workspace)
     return workspace
 
@@ -154,7 +154,7 @@ def test_a_number_of_images_that_is_written_down_is_not_any(
         inputs={"x": (batch, 3, 6, 9)},
         opset=opset,
     )
-    workspace = Workspace.open(io.load(model))
+    workspace = Workspace.open(files.load(model))
     infer_types(workspace)
     (node,) = workspace.graph.nodes
     assert (may_move_positions(workspace, node) and moved_positions(workspace, node) is not None) == (batch == 2)

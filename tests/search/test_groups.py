@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from perfonnx import io
+from perfonnx.model import files
 from perfonnx.plan import LayerPlan, Plan
 from perfonnx.search import Outcome, Quality, Space, Speed, Task, tune
 from perfonnx.search.groups import alone, by_layer, can_be_shared, meeting_layers, together
@@ -59,15 +59,15 @@ def residual() -> ModelProto:
 
 
 def test_layers_meet_in_concat_and_in_residual_streams() -> None:
-    assert meeting_layers(io.load(fire())) == [("expand1", "expand3")]
-    assert meeting_layers(io.load(residual())) == [("first", "1b", "2b")]
+    assert meeting_layers(files.load(fire())) == [("expand1", "expand3")]
+    assert meeting_layers(files.load(residual())) == [("first", "1b", "2b")]
 
 
 def test_a_group_with_a_layer_that_cannot_be_rewritten_is_left_out() -> None:
     model = fire()
     model.graph.input.append(helper.make_tensor_value_info("wa", TensorProto.FLOAT, (8, 8, 1, 1)))
     model.graph.initializer.remove(next(i for i in model.graph.initializer if i.name == "wa"))
-    assert meeting_layers(io.load(model)) == []
+    assert meeting_layers(files.load(model)) == []
 
 
 def test_units_are_groups_and_the_other_layers_in_running_order() -> None:

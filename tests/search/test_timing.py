@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
-from perfonnx import io
 from perfonnx.check import OpenModel
 from perfonnx.errors import PerfonnxWarning
 from perfonnx.feeds import Feed
+from perfonnx.model import files
 from perfonnx.plan import LayerPlan, Plan
 from perfonnx.search import timing
 from perfonnx.search.evaluate import Subject
@@ -172,7 +172,7 @@ def test_a_slow_network_is_profiled_by_two_runs(monkeypatch: pytest.MonkeyPatch)
         return once
 
     monkeypatch.setattr(timing, "_runner", counted)
-    model = io.load(nets.model([nets.conv("x", "y", "w", name="c")], {"w": nets.values(4, 3, 3, 3)}))
+    model = files.load(nets.model([nets.conv("x", "y", "w", name="c")], {"w": nets.values(4, 3, 3, 3)}))
     feed = {"x": np.zeros((1, 3, 12, 10), np.float32)}
     times = timing.profile(model, model, feed, threads=1)
     assert counts == [3, 3]  # one to be warm

@@ -9,19 +9,23 @@ from operator import attrgetter
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
-from perfonnx import io
-from perfonnx.constants import fold_constants, read_directly
 from perfonnx.errors import PerfonnxError
-from perfonnx.inference import infer_types
-from perfonnx.io import LoadedModel, ModelSource, Workspace
+from perfonnx.model import files
+from perfonnx.model.constants import fold_constants, read_directly
+from perfonnx.model.files import LoadedModel, ModelSource, take_in_data
 from perfonnx.model.layers import conv_layers
+from perfonnx.model.proto import tidy, value_type
+from perfonnx.model.shapes import infer_types
+from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.tensors import constant_value
+from perfonnx.model.validity import check_input
+from perfonnx.model.workspace import Workspace
 from perfonnx.torch.importing.children import Nursery
 from perfonnx.torch.importing.node import Node
 from perfonnx.torch.importing.operators import OPERATORS, SETTINGS
 from perfonnx.torch.importing.steps import Step, check_supported, fixed_batch, pruned, scaled_steps, scaled_target
 from perfonnx.torch.importing.tensors import FLOATS, HALF, constants_of, to_torch, write
 from perfonnx.torch.importing.weights import trainable
-from perfonnx.validity import check_input
 
 _LAYERS = ("Conv", "BatchNormalization")
 
@@ -39,15 +43,15 @@ def from_onnx(
     Raises:
         PerfonnxError: Not a model that can be read, or an operator that has no counterpart here.
     """
-    loaded = io.load(source)
-    io.take_in_data(loaded)
-    io.tidy(loaded.proto)
+    loaded = files.load(source)
+    take_in_data(loaded)
+    tidy(loaded.proto)
     _compute_weights(loaded)
     check_supported(loaded.proto)
     sized = ModelProto()
     sized.CopyFrom(loaded.proto)
     view = LoadedModel(sized, None, loaded.name)
-    io.fix_input_shapes(view, input_shapes or {})
+    fix_input_shapes(view, input_shapes or {})
     workspace = Workspace.open(view)
     check_input(workspace)
     infer_types(workspace)
@@ -57,7 +61,7 @@ def from_onnx(
 def _compute_weights(loaded: LoadedModel) -> None:
     """Give weights that are written in another form, or computed from constants, the form in which they are saved."""
     for node in loaded.proto.graph.node:
-        if node.op_type == "Constant" and (value := io.constant_value(node)) is not None:
+        if node.op_type == "Constant" and (value := constant_value(node)) is not None:
             node.attribute[0].CopyFrom(helper.make_attribute("value", value))
     workspace = Workspace.open(loaded)
     if fold_constants(workspace):
@@ -99,7 +103,7 @@ class OnnxModule(nn.Module):
         self.input_names = tuple(i.name for i in inputs)
         self.output_names = tuple(o.name for o in proto.graph.output)
         self._half = {i.name for i in inputs if i.type.tensor_type.elem_type in HALF}
-        self._batch = fixed_batch(io.value_type(i) for i in inputs)
+        self._batch = fixed_batch(value_type(i) for i in inputs)
         nodes = [Node.of(n, workspace.opset) for n in proto.graph.node if n.op_type != "Constant"]
         weights = {name: nn.Parameter(to_torch(constants[name])) for name in trainable(nodes, constants)}
         steps = self._with_modules(nodes, Nursery(nodes, constants, weights, conv_layers(workspace)))

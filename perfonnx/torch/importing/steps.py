@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perfonnx import ops
 from perfonnx.errors import PerfonnxError
-from perfonnx.io import TensorType, is_standard
+from perfonnx.model.proto import TensorType, is_standard
 from perfonnx.torch.importing.node import Node
 from perfonnx.torch.importing.operators import OPERATORS
 

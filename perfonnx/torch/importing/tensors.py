@@ -7,8 +7,8 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from perfonnx import io
 from perfonnx.errors import PerfonnxError
+from perfonnx.model.tensors import constant_value, to_array
 from perfonnx.torch.importing.node import Node
 
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -50,7 +50,7 @@ def constants_of(proto: ModelProto) -> dict[str, TensorProto]:
 
 
 def _value(node: NodeProto) -> TensorProto:
-    value = io.constant_value(node)
+    value = constant_value(node)
     if value is None or value.data_type == TensorProto.STRING:
         raise PerfonnxError(f"node {node.name or node.output[0]!r} (Constant): its value is not supported")
     return value
@@ -58,7 +58,7 @@ def _value(node: NodeProto) -> TensorProto:
 
 def to_torch(tensor: TensorProto) -> Tensor:
     """The values of a tensor; half precision as float32."""
-    values = io.to_array(tensor, None)
+    values = to_array(tensor, None)
     if tensor.data_type in HALF:
         values = values.astype(np.float32)
     return torch.from_numpy(np.array(values))
@@ -66,7 +66,7 @@ def to_torch(tensor: TensorProto) -> Tensor:
 
 def write(tensor: TensorProto, values: Tensor) -> None:
     """Put values into a tensor, in its own type; one that has them already is not touched."""
-    before = io.to_array(tensor, None)
+    before = to_array(tensor, None)
     numbers = values.detach().cpu()
     after = (numbers if numbers.dtype == torch.float64 else numbers.float()).numpy().astype(before.dtype)
     if after.tobytes() == before.tobytes():

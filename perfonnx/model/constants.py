@@ -20,18 +20,10 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from perfonnx import runtime
-from perfonnx.io import (
-    TensorType,
-    Workspace,
-    dense_tensor,
-    is_external,
-    is_standard,
-    model_bytes,
-    tensor_bytes,
-    to_array,
-    used_names,
-    value_type,
-)
+from perfonnx.model.files import model_bytes
+from perfonnx.model.proto import TensorType, is_standard, used_names, value_type
+from perfonnx.model.tensors import dense_tensor, is_external, tensor_bytes, to_array
+from perfonnx.model.workspace import Workspace
 
 _RANDOM = frozenset(
     "Bernoulli Dropout Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()  # noqa: SIM905

@@ -15,20 +15,12 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from perfonnx import ops  # noqa: F401  (its import makes the operators known to shape inference)
-from perfonnx.constants import fold_constants
-from perfonnx.errors import PerfonnxError
-from perfonnx.io import (
-    TensorType,
-    Workspace,
-    fed_inputs,
-    is_fixed,
-    is_standard,
-    one_line,
-    subgraphs,
-    used_names,
-    value_type,
-)
+from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.model.constants import fold_constants
 from perfonnx.model.layers import pool_window
+from perfonnx.model.proto import TensorType, is_fixed, is_standard, subgraphs, used_names, value_type
+from perfonnx.model.signature import fed_inputs
+from perfonnx.model.workspace import Workspace
 from perfonnx.replay import Replay, Values, ancestors
 
 Shape = tuple[int | str | None, ...]
@@ -60,7 +52,7 @@ def infer_types(workspace: Workspace) -> None:
     measured by running it on two different inputs. What differs between them, or follows from values, stays unknown,
     and `workspace.doubts` says why.
 
-    What constants and fixed sizes decide is computed on the way, see `perfonnx.constants`.
+    What constants and fixed sizes decide is computed on the way, see `perfonnx.model.constants`.
 
     Raises:
         PerfonnxError: The model contradicts itself.

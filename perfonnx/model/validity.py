@@ -5,9 +5,10 @@ from __future__ import annotations
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
-from perfonnx.errors import PerfonnxError
-from perfonnx.inference import typed_skeleton
-from perfonnx.io import Workspace, one_line, subgraphs
+from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.model.proto import subgraphs
+from perfonnx.model.shapes import typed_skeleton
+from perfonnx.model.workspace import Workspace
 
 EXPERIMENTAL = frozenset(
     (

@@ -9,12 +9,13 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import perfonnx
-from perfonnx import io
 from perfonnx.feeds import parse_input_shapes
-from perfonnx.inference import contradiction_note, infer_types, symbolic_input_flag
 from perfonnx.inspection import inspect
-from perfonnx.io import Workspace
+from perfonnx.model import files
 from perfonnx.model.layers import conv_layers
+from perfonnx.model.shapes import contradiction_note, infer_types, symbolic_input_flag
+from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.workspace import Workspace
 from perfonnx.rewriting import Report
 from tests.passes import nets
 from tests.passes.nets import Shape, node
@@ -31,7 +32,7 @@ def says(model: ModelProto, *declared: tuple[str, Shape]) -> ModelProto:
 
 
 def types_of(model: ModelProto) -> Workspace:
-    workspace = Workspace.open(io.load(model))
+    workspace = Workspace.open(files.load(model))
     infer_types(workspace)
     return workspace
 
@@ -195,7 +196,7 @@ def test_the_flag_that_is_suggested_is_understood(name: str, shape: Shape, flag:
     model = nets.model([nets.conv(name, "y")], TWO, inputs={name: shape})
     assert symbolic_input_flag(types_of(model)) == flag
     text = flag.removeprefix("--input-shape ").strip("'")
-    io.fix_input_shapes(io.load(model), parse_input_shapes([text]))
+    fix_input_shapes(files.load(model), parse_input_shapes([text]))
 
 
 def test_value_info_with_many_symbols_does_not_keep_a_given_size_out() -> None:

@@ -12,10 +12,11 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import perfonnx
-from perfonnx import constants, io
-from perfonnx.constants import fold_constants
-from perfonnx.inference import infer_types
-from perfonnx.io import Workspace
+from perfonnx.model import constants, files
+from perfonnx.model.constants import fold_constants
+from perfonnx.model.shapes import infer_types
+from perfonnx.model.tensors import dense_tensor, tensor_bytes
+from perfonnx.model.workspace import Workspace
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -259,7 +260,7 @@ def test_weights_that_are_left(made: Made, inputs_too: list[str], reason: str) -
 
 
 def folded(model: ModelProto) -> dict[str, np.ndarray]:
-    workspace = Workspace.open(io.load(model))
+    workspace = Workspace.open(files.load(model))
     infer_types(workspace)
     return {name: numpy_helper.to_array(tensor) for name, tensor in workspace.folded.items()}
 
@@ -293,9 +294,11 @@ def test_doublings_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes only twice what it is made from, all together would take a terabyte."""
     monkeypatch.setattr(constants, "_LARGEST_MADE", 1 << 16)
     nodes = [node("Concat", [f"c{i}"] * 2, [f"c{i + 1}"], axis=0) for i in range(32)]
-    workspace = Workspace.open(io.load(nets.model([*nodes, nets.conv(y="y")], {"w": W, "c0": np.ones(64, np.float32)})))
+    workspace = Workspace.open(
+        files.load(nets.model([*nodes, nets.conv(y="y")], {"w": W, "c0": np.ones(64, np.float32)}))
+    )
     assert fold_constants(workspace)
-    assert 1 << 15 < sum(io.tensor_bytes(tensor) for tensor in workspace.folded.values()) < 1 << 17
+    assert 1 << 15 < sum(tensor_bytes(tensor) for tensor in workspace.folded.values()) < 1 << 17
 
 
 def test_division_of_whole_numbers_by_zero_is_left_to_others() -> None:
@@ -326,9 +329,9 @@ def test_a_node_that_cannot_be_run_does_not_keep_the_others() -> None:
 def test_sparse_tensors_with_wrong_indices(places: list[list[int]]) -> None:
     values = numpy_helper.from_array(np.ones(1, np.float32), "w")
     tensor = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array(places, np.int64)), W.shape)
-    assert io.dense_tensor(tensor) is None
+    assert dense_tensor(tensor) is None
     huge = helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, np.int64)), [2**31, 2**31])
-    assert io.dense_tensor(huge) is None
+    assert dense_tensor(huge) is None
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
@@ -464,6 +467,6 @@ def test_what_is_open_stays_open() -> None:
 
 
 def test_folding_ends() -> None:
-    workspace = Workspace.open(io.load(upsampled(1, by_floats())))
+    workspace = Workspace.open(files.load(upsampled(1, by_floats())))
     infer_types(workspace)
     assert not fold_constants(workspace)
