@@ -19,7 +19,6 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx.check import open_model
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed
 from perfonnx.model import files
@@ -31,6 +30,7 @@ from perfonnx.names import shortened
 from perfonnx.ops import radius_adaptive_conv, sampled_radius_adaptive_conv
 from perfonnx.ops.common import ConvAttributes, conv_attributes
 from perfonnx.ops.rows import virtual_map
+from perfonnx.running.opened import open_model
 
 _CELL = 224
 """Largest height and width of a map in a picture, in pixels."""

@@ -22,7 +22,7 @@ from perfonnx.errors import PerfonnxError, PerfonnxWarning
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from perfonnx.check import CheckReport
+    from perfonnx.comparing.check_report import CheckReport
 
 OK, CHECK_FAILED, BAD_INPUT, NO_OUTPUT = 0, 1, 2, 3
 
@@ -415,7 +415,7 @@ _NOT_FOR = {
 
 def _rewrite(options: argparse.Namespace) -> int:
     from perfonnx.calibration import samples_from
-    from perfonnx.check import render_check
+    from perfonnx.comparing.check_report import render_check
     from perfonnx.feeds import parse_input_shapes
     from perfonnx.plan import NO_REPAIR
     from perfonnx.render import render_report
@@ -465,14 +465,16 @@ def _rewrite(options: argparse.Namespace) -> int:
 
 def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
     """The rewritten model against the model on random inputs."""
-    from perfonnx import check, feeds
+    from perfonnx import feeds
+    from perfonnx.comparing.check import compare
+    from perfonnx.running.opened import open_model
 
-    first, second = (check.open_model(model) for model in (options.model, target))
+    first, second = (open_model(model) for model in (options.model, target))
     shapes = feeds.parse_input_shapes(options.input_shape)
     specs = feeds.merged_inputs([first.inputs, second.inputs])
     source = feeds.random_feeds(specs, n=options.check, seed=options.seed or 0, shapes=shapes)
     with _progress(options, "comparing") as step:
-        return check.compare(first, second, source, fallback=not options.no_fallback, progress=step)
+        return compare(first, second, source, fallback=not options.no_fallback, progress=step)
 
 
 _CHOICES = ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
@@ -613,7 +615,7 @@ def _add_check(commands: Any) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from perfonnx.check import render_check
+    from perfonnx.comparing.check_report import render_check
 
     report = _compare(options, options.a, options.b)
     _show(options, report.to_json(), render_check(report))
@@ -628,10 +630,12 @@ def _status(report: CheckReport | None) -> int:
 
 
 def _compare(options: argparse.Namespace, a: Any, b: Any) -> CheckReport:
-    from perfonnx import check, feeds
+    from perfonnx import feeds
     from perfonnx.calibration import samples_from
+    from perfonnx.comparing.check import compare
+    from perfonnx.running.opened import open_model
 
-    first, second = (check.open_model(model, threads=options.threads) for model in (a, b))
+    first, second = (open_model(model, threads=options.threads) for model in (a, b))
     specs = feeds.merged_inputs([first.inputs, second.inputs])
     source: Any
     if options.data is None:
@@ -648,7 +652,7 @@ def _compare(options: argparse.Namespace, a: Any, b: Any) -> CheckReport:
 
             _, source = divided(source, options.seed)
     with _progress(options, "comparing") as step:
-        return check.compare(
+        return compare(
             first,
             second,
             source,
@@ -688,8 +692,9 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from perfonnx import bench, feeds
+    from perfonnx import feeds
     from perfonnx.calibration import model_inputs, samples_from
+    from perfonnx.running import bench
 
     inputs = feeds.merged_inputs([model_inputs(model) for model in options.models])
     samples = samples_from(options, inputs, batch=1)

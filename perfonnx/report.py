@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.masks import Mask
 from perfonnx.plan import LayerPlan
 from perfonnx.render import count
 from perfonnx.rewriting import LayerReport
-from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.pictures import as_pixels
 from perfonnx.search.result import Trial, Tuned
 from perfonnx.search.sensitivity import label

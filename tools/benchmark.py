@@ -30,7 +30,7 @@ from scipy.ndimage import gaussian_filter
 
 import models
 import perfonnx
-from perfonnx import feeds, memory, ops
+from perfonnx import feeds, ops
 from perfonnx.masks import MaskRequest, make_mask
 from perfonnx.model import files
 from perfonnx.model.atomic import write_atomically
@@ -40,6 +40,7 @@ from perfonnx.model.shapes import infer_types
 from perfonnx.model.signature import fix_input_shapes
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation
+from perfonnx.running import memory
 from perfonnx.sampling import interpolate
 
 Runner = Callable[[], Any]

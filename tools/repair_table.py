@@ -16,12 +16,12 @@ import time
 import numpy as np
 
 import perfonnx
-from perfonnx.bench import bench
 from perfonnx.calibration import Samples, samples_from
 from perfonnx.data_flags import add_data_arguments
 from perfonnx.errors import PerfonnxError
 from perfonnx.plan import NO_REPAIR, REPAIRS
 from perfonnx.rewriting import Rewritten
+from perfonnx.running.bench import bench
 
 MASKS = ("uniform:0.2", "lattice:0.25", "grid-square:0.37", "lattice:0.5", "uniform:0.5")
 COLUMNS = ("zero", "nearest", *(kind for kind in REPAIRS if kind != NO_REPAIR))

@@ -24,7 +24,6 @@ import numpy as np
 from repair_table import top1
 
 import perfonnx
-from perfonnx.bench import bench
 from perfonnx.calibration import Samples, model_inputs, samples_from
 from perfonnx.data_flags import add_data_arguments
 from perfonnx.errors import PerfonnxError
@@ -33,6 +32,7 @@ from perfonnx.masks import save_arrays
 from perfonnx.model.atomic import write_atomically
 from perfonnx.passes import Options
 from perfonnx.plan import LayerPlan, Plan
+from perfonnx.running.bench import bench
 from perfonnx.torch.finetuning import finetune_model
 from perfonnx.torch.training import PRECISIONS, Settings
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from perfonnx.search.metrics import Quality
+from perfonnx.comparing.metrics import Quality
 
 NEAR = 4.0
 """Networks count whose guide is within this factor: over larger ranges losses are not proportional to it."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from perfonnx import runtime
-from perfonnx.check import OpenModel, open_loaded
+from perfonnx.comparing.metrics import Metric, Quality, joined, metric_for
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Array, Feed, batch_size
@@ -24,7 +24,7 @@ from perfonnx.model.proto import value_type
 from perfonnx.model.signature import fix_input_shapes
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
-from perfonnx.search.metrics import Metric, Quality, joined
+from perfonnx.running.opened import OpenModel, open_loaded
 
 HELD_BYTES = 1 << 30
 """Inputs, and outputs of the original, are kept in memory up to this size each; beyond it they are made anew."""
@@ -305,7 +305,7 @@ def find_metric(
     while len(times) < 3 and sum(times) < QUICK:
         times.append(_seconds(original, feed))
     seconds = min(times) / images
-    metric = original.metric(name, outputs, images=images, labelled=batch.labels is not None)
+    metric = metric_for(original, name, outputs, images=images, labelled=batch.labels is not None)
     return metric, seconds
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from perfonnx.comparing.metrics import Metric
 from perfonnx.errors import PerfonnxError
 from perfonnx.impact import ranked_impact
 from perfonnx.search.evaluate import SamplesLike, Subject
 from perfonnx.search.groups import Units
-from perfonnx.search.metrics import Metric
 from perfonnx.search.state import Records
 
 IMPACT = "impact"

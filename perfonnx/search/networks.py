@@ -8,10 +8,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.search.credible import credible_drop
 from perfonnx.search.evaluate import CHOOSING, HELD_BACK, Evaluator, Outcome, SamplesLike, Task
-from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.pace import FINAL_SECONDS, TIMED_SECONDS, TRIAL, VERIFICATION, Pace, Sizes
 from perfonnx.search.result import MIN_SPEEDUP, Progress, Target, Trial
 from perfonnx.search.sensitivity import plan_key

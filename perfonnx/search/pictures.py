@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx.check import open_loaded
+from perfonnx.comparing.metrics import Metric
 from perfonnx.rewriting import Rewritten
+from perfonnx.running.opened import open_loaded
 from perfonnx.search.evaluate import SamplesLike, Subject
-from perfonnx.search.metrics import Metric
 
 PICTURES = 3
 """Images that are kept, at most."""

@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from perfonnx.comparing.metrics import Quality
 from perfonnx.names import shortened
-from perfonnx.search.metrics import Quality
 from perfonnx.search.result import Trial, Tuned
 from perfonnx.search.sensitivity import label
 

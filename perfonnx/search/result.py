@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.errors import PerfonnxError
 from perfonnx.impact import save_impact_maps
 from perfonnx.masks import ImpactMaps
@@ -17,7 +18,6 @@ from perfonnx.search.choose import Option, pareto
 from perfonnx.search.costs import LayerCosts
 from perfonnx.search.groups import Units
 from perfonnx.search.impacts import IMPACT
-from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.pictures import Picture
 from perfonnx.search.sensitivity import Row
 from perfonnx.search.timing import Speed, machine

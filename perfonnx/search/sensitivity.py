@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection
 from perfonnx.model.files import ModelSource
@@ -33,7 +34,6 @@ from perfonnx.search.evaluate import (
 )
 from perfonnx.search.groups import Units, alone, by_layer
 from perfonnx.search.impacts import IMPACT, with_impacts
-from perfonnx.search.metrics import Metric, Quality
 from perfonnx.search.state import Records, digest
 
 MASK_CHOICES = ("lattice", "uniform", "pooling-structure")

@@ -28,13 +28,14 @@ import onnx
 import onnxruntime as ort
 
 from perfonnx import ops
-from perfonnx.bench import LAYOUT, Names, layer_runs, session_options
-from perfonnx.check import OpenModel, open_loaded
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.feeds import Feed
 from perfonnx.model.atomic import digest, write_atomically
 from perfonnx.model.files import LoadedModel
 from perfonnx.plan import Plan
+from perfonnx.running.bench import session_options
+from perfonnx.running.opened import OpenModel, open_loaded
+from perfonnx.running.profiles import LAYOUT, Names, layer_runs
 from perfonnx.runtime import get_library_path
 from perfonnx.search.evaluate import Subject
 

@@ -26,6 +26,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import Any
 
+from perfonnx.comparing.metrics import Metric
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
@@ -46,7 +47,6 @@ from perfonnx.search.evaluate import (
 )
 from perfonnx.search.groups import meeting_layers, together
 from perfonnx.search.impacts import IMPACT, with_impacts
-from perfonnx.search.metrics import Metric
 from perfonnx.search.networks import Networks, Tools
 from perfonnx.search.pace import Pace, Sizes
 from perfonnx.search.pictures import output_pictures

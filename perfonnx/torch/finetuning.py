@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from perfonnx.calibration import Samples
-from perfonnx.check import open_loaded
+from perfonnx.comparing.metrics import joined
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import MASKS, ImpactMaps, load_impact_maps
 from perfonnx.model.atomic import check_target
@@ -23,9 +23,9 @@ from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.passes import Options, Skip
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
+from perfonnx.running.opened import open_loaded
 from perfonnx.search import Metric, Progress, Quality
 from perfonnx.search.evaluate import Subject, check_same_interface, find_metric
-from perfonnx.search.metrics import joined
 from perfonnx.search.state import digest
 from perfonnx.torch.applying import apply, export
 from perfonnx.torch.batches import Batches

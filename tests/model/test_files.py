@@ -17,11 +17,11 @@ from onnx import AttributeProto, ModelProto, TensorProto, numpy_helper
 
 import perfonnx
 from perfonnx import PerfonnxError
-from perfonnx.bench import bench
-from perfonnx.check import open_loaded
 from perfonnx.gradients.network import Network
 from perfonnx.model import files
 from perfonnx.model.tensors import is_external, tensor_bytes
+from perfonnx.running.bench import bench
+from perfonnx.running.opened import open_loaded
 from tests.model.chains import as_bytes, chain, external, listing, whole
 from tests.passes import nets
 from tests.passes.nets import node

@@ -12,8 +12,8 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper, nu
 
 import perfonnx
 from perfonnx import PerfonnxError
-from perfonnx.memory import live_bytes
 from perfonnx.model.proto import topological_order
+from perfonnx.running.memory import live_bytes
 from tests.model.chains import chain, rewrite_second
 from tests.passes import nets
 from tests.passes.nets import node

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from perfonnx.comparing.metrics import Quality
 from perfonnx.search.credible import credible_drop
-from perfonnx.search.metrics import Quality
 
 
 def quality(guide: float, drop: float, error: float = 0.02) -> Quality:

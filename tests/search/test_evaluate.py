@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import perfonnx
-from perfonnx.check import OpenModel
 from perfonnx.plan import LayerPlan, Plan
+from perfonnx.running.opened import OpenModel
 from perfonnx.search import Task
 from perfonnx.search.evaluate import (
     CHOOSING,

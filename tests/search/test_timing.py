@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
-from perfonnx.check import OpenModel
 from perfonnx.errors import PerfonnxWarning
 from perfonnx.feeds import Feed
 from perfonnx.model import files
 from perfonnx.plan import LayerPlan, Plan
+from perfonnx.running.opened import OpenModel
 from perfonnx.search import timing
 from perfonnx.search.evaluate import Subject
 from perfonnx.search.timing import (

@@ -14,8 +14,9 @@ from onnx import helper
 from rich.console import Console
 
 from perfonnx import runtime
-from perfonnx.bench import LAYOUT, BenchReport, ModelTiming, Names, _merged, bench, layer_times, render_bench
 from perfonnx.errors import PerfonnxError
+from perfonnx.running.bench import BenchReport, ModelTiming, _merged, bench, render_bench
+from perfonnx.running.profiles import LAYOUT, Names, layer_times
 from tests import real_models
 from tests.models import small
 from tests.passes import nets
@@ -270,7 +271,7 @@ def test_the_first_model_is_timed_with_the_weights_frozen_that_another_has_froze
     onnx.save_model(original, path, save_as_external_data=True, size_threshold=0)
     nets.rewrite(path, rate=0, freeze_weights=True).save(fast)
     timed: list[list[str]] = []
-    module = importlib.import_module("perfonnx.bench")
+    module = importlib.import_module("perfonnx.running.bench")
     run = module._rounds
 
     def rounds(models: Any, *rest: Any) -> Any:

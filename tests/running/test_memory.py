@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 import perfonnx
-from perfonnx.bench import bench, render_bench
 from perfonnx.errors import PerfonnxError
-from perfonnx.memory import activation_memory, live_bytes, measured_peak
+from perfonnx.running.bench import bench, render_bench
+from perfonnx.running.memory import activation_memory, live_bytes, measured_peak
 from tests.passes import nets
 from tests.passes.nets import node
 

@@ -12,32 +12,28 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import onnx
 import onnxruntime as ort
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx.check import OpenModel, Progress, open_loaded, open_model
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed, Shapes, merged_inputs, random_feeds
-from perfonnx.memory import ActivationMemory, activation_memory
 from perfonnx.model import files
 from perfonnx.model.files import ModelSource, take_in_data
 from perfonnx.model.signature import freeze_weights, overridable
 from perfonnx.names import shortened
-from perfonnx.ops.common import DOMAIN
+from perfonnx.running.memory import ActivationMemory, activation_memory
+from perfonnx.running.opened import OpenModel, Progress, open_loaded, open_model
+from perfonnx.running.profiles import Names, layer_times, name_of
 
 PROFILE_RUNS = 10
 """Most runs that are profiled for the times per layer."""
-
-LAYOUT = "(layout and type changes)"
-"""Row of the copies and casts that onnxruntime inserts around its blocked and its float32 kernels."""
 
 
 # --- reports ---------------------------------------------------------------------------------------------------------
@@ -356,150 +352,10 @@ def _open_profiled(source: ModelSource, model: OpenModel, threads: int | None, p
         return open_model(source, name=model.name, threads=threads, options=options)
     # The profile knows nodes by name only.
     for node in unnamed:
-        node.name = _name(node)
+        node.name = name_of(node)
     opened = open_loaded(loaded, threads=threads, options=options)
     opened.name = model.name
     return opened
-
-
-def layer_times(events: Sequence[Mapping[str, Any]], names: Names, runs: int) -> dict[str, tuple[str, float]]:
-    """Reads onnxruntime's profile.
-
-    Args:
-        events: The profile's records.
-        names: Finds the node behind an event.
-        runs: How many runs count; the last ones, earlier ones being warm-up.
-
-    Returns:
-        For each layer, in running order, the operator that ran and the median milliseconds per run.
-    """
-    return {key: (operator, statistics.median(series)) for key, (operator, series) in layer_runs(events, names, runs)}
-
-
-def layer_runs(
-    events: Sequence[Mapping[str, Any]], names: Names, runs: int
-) -> Iterator[tuple[str, tuple[str, list[float]]]]:
-    """For each layer, in running order, its operator and its milliseconds in each run; see `layer_times`."""
-    spans = sorted(
-        (int(event["ts"]), int(event["ts"]) + int(event["dur"])) for event in events if event.get("name") == "model_run"
-    )[-runs:]
-    kernels = sorted(
-        (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")),
-        key=lambda event: int(event["ts"]),
-    )
-    keys = names.keys((event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]) for event in kernels)
-    sums: dict[str, list[float]] = {}
-    operators: dict[str, str] = {}
-    for event in kernels:
-        start = int(event["ts"])
-        run = next((index for index, (first, last) in enumerate(spans) if first <= start <= last), None)
-        if run is None:
-            continue
-        key = keys[event["name"].removesuffix("_kernel_time")]
-        operators.setdefault(key, event["args"]["op_name"])
-        sums.setdefault(key, [0.0] * len(spans))[run] += int(event["dur"]) / 1e3
-    return ((key, (operators[key], series)) for key, series in sums.items())
-
-
-_ABSORBED = {"Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "Add", "Sum", "Mul", "BatchNormalization"}
-"""Operators that onnxruntime fuses into the convolution before them."""
-
-
-class Names:
-    """Finds the layer behind a name in onnxruntime's profile.
-
-    Optimized graphs rename nodes: a convolution in the blocked layout is called after the last tensor of what was
-    fused into it, with `_nchwc` behind; a fused MatMul gets `/MatMulAddFusion`; float16 graphs run in float32
-    get `InsertedPrecisionFreeCast_` in front of tensors.
-
-    Args:
-        model: The model, with a name on every node.
-        base: The names of the model to compare with: layers are called as there, found by their own name or else by
-            the tensor they compute.
-    """
-
-    def __init__(self, model: onnx.ModelProto, base: Names | None = None) -> None:
-        self._order = {_name(node): index for index, node in enumerate(model.graph.node)}
-        self._nodes: dict[str, onnx.NodeProto] = {_name(node): node for node in model.graph.node}
-        self._producers: dict[str, onnx.NodeProto] = {
-            name: node for node in model.graph.node for name in node.output if name
-        }
-        self._base = base
-
-    def keys(self, events: Iterator[tuple[str, str]]) -> dict[str, str]:
-        """For each (event name, operator), the name of its layer; the event's own name where none is found."""
-        keys: dict[str, str] = {}
-        claimed: set[str] = set()
-        fused: dict[str, onnx.NodeProto] = {}
-        for event, operator in dict(events).items():
-            node = self._node(event)
-            if operator.startswith("Reorder") or (operator == "Cast" and event.startswith(_CAST)):
-                keys[event] = LAYOUT
-            elif node is None:
-                keys[event] = event
-            elif "Conv" in operator and not _is_conv(node):
-                fused[event] = node
-            else:
-                claimed.add(_name(node))
-                keys[event] = self._key(node)
-        # Convolutions that carry their own name are settled: what was fused belongs to one of the others.
-        for event, node in sorted(fused.items(), key=lambda item: self._order[_name(item[1])]):
-            conv = self._conv_before(node, claimed)
-            claimed.add(_name(conv or node))
-            keys[event] = self._key(conv or node)
-        return keys
-
-    def _node(self, event: str) -> onnx.NodeProto | None:
-        event = event.removeprefix(_CAST).removeprefix("fused ")
-        if event.endswith("_nchwc"):
-            # Always called after a tensor; a node may have the same name.
-            tensor = event.removesuffix("_nchwc")
-            if tensor in self._producers:
-                return self._producers[tensor]
-        for name in (event, event.rpartition("/")[0]):
-            if name in self._nodes:
-                return self._nodes[name]
-        return self._producers.get(event)
-
-    def _conv_before(self, node: onnx.NodeProto, claimed: set[str]) -> onnx.NodeProto | None:
-        """The nearest convolution, not yet claimed, whose result reaches `node` through operators that fuse."""
-        level = [node]
-        while level:
-            nearest = [item for item in level if _is_conv(item) and _name(item) not in claimed]
-            if nearest:
-                return max(nearest, key=lambda item: self._order[_name(item)])
-            level = [
-                self._producers[name]
-                for item in level
-                if item.op_type in _ABSORBED and not _is_conv(item)
-                for name in item.input
-                if name in self._producers
-            ]
-        return None
-
-    def _key(self, node: onnx.NodeProto) -> str:
-        name = _name(node)
-        if self._base is None or name in self._base._nodes:
-            return name
-        for tensor in node.output:
-            twin = self._base._producers.get(tensor)
-            if twin is not None and _is_conv(node) and not _is_conv(twin):
-                # The rewritten layer absorbed what followed the convolution.
-                twin = self._base._conv_before(twin, set()) or twin
-            if twin is not None:
-                return _name(twin)
-        return name
-
-
-_CAST = "InsertedPrecisionFreeCast_"
-
-
-def _is_conv(node: onnx.NodeProto) -> bool:
-    return "Conv" in node.op_type and (node.domain in ("", DOMAIN))
-
-
-def _name(node: onnx.NodeProto) -> str:
-    return node.name or next((name for name in node.output if name), node.op_type)
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

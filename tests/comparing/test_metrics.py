@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perfonnx.comparing.metrics import METRICS, Metric, Quality, Scores, choose_metric, joined
 from perfonnx.errors import PerfonnxError
-from perfonnx.search.metrics import METRICS, Metric, Quality, Scores, choose_metric, joined
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1]]))
 OTHER = np.log(np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.3, 0.3, 0.4], [0.3, 0.6, 0.1]]))

@@ -35,6 +35,7 @@ from perfonnx.model.proto import is_standard, subgraphs
 from perfonnx.model.shapes import infer_types
 from perfonnx.model.signature import fix_input_shapes
 from perfonnx.model.workspace import Workspace
+from perfonnx.running.opened import open_model
 
 RUNS = 3
 """Runs that are measured; their median counts."""
@@ -123,7 +124,7 @@ def measured_peak(
         }
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "perfonnx.memory"],
+                [sys.executable, "-m", "perfonnx.running.memory"],
                 input=json.dumps(task),
                 env={**os.environ, **_ALLOCATOR},
                 capture_output=True,
@@ -146,8 +147,6 @@ def measured_peak(
 
 def _measure(task: Mapping[str, Any]) -> int:
     """In the measuring process: load, warm up, and watch the runs."""
-    from perfonnx.check import open_model
-
     options = runtime.quiet_options()
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from perfonnx.comparing.outputs import classifier_outputs, varying_outputs
 from perfonnx.errors import PerfonnxError
-from perfonnx.outputs import not_numbers
+from perfonnx.running.opened import OpenModel, not_numbers
 
 Outputs: TypeAlias = Mapping[str, NDArray[Any]]
 """A model's outputs by name, each [N, ...]."""
@@ -260,6 +261,19 @@ def joined(parts: list[Scores]) -> Scores:
     return Scores(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("reference", "value", "guide")))
 
 
+def metric_for(model: OpenModel, name: str | None, outputs: Outputs, *, images: int, labelled: bool) -> Metric:
+    """The metric that suits what a model gave for a batch, or the one asked for; see `choose_metric`."""
+    return choose_metric(
+        name,
+        outputs,
+        images=images,
+        classifiers=classifier_outputs(model.proto),
+        labelled=labelled,
+        left_out=model.left_out,
+        varying=varying_outputs(model.proto),
+    )
+
+
 def choose_metric(
     name: str | None,
     outputs: Outputs,
@@ -279,9 +293,9 @@ def choose_metric(
         name: One of `METRICS`, or None.
         outputs: What the original gives for a batch.
         images: How many images are in that batch.
-        classifiers: Outputs that may be a classifier's by what computes them (`check.classifier_outputs`).
+        classifiers: Outputs that may be a classifier's by what computes them (`outputs.classifier_outputs`).
         labelled: Whether there are labels.
-        left_out: Outputs that are not among `outputs`, with the reason (`check.OpenModel.left_out`).
+        left_out: Outputs that are not among `outputs`, with the reason (`OpenModel.left_out`).
         varying: Outputs whose size depends on the values fed (`outputs.varying_outputs`); they are left out where there
             are others.
 

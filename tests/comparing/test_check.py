@@ -14,10 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from perfonnx import rewrite, runtime
-from perfonnx.check import CheckReport, classifier_outputs, compare, render_check
+from perfonnx.comparing.check import compare
+from perfonnx.comparing.check_report import CheckReport, render_check
+from perfonnx.comparing.outputs import classifier_outputs, varying_outputs
 from perfonnx.errors import PerfonnxError
 from perfonnx.feeds import Feed, InputSpec, random_feeds
-from perfonnx.outputs import varying_outputs
 from tests import real_models
 from tests.models import small
 

@@ -1,14 +1,14 @@
-"""Which outputs of a model can be compared: tensors of numbers, whose size does not depend on the values fed."""
+"""What a model's outputs are: class scores, tensors whose size depends on the values fed."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
-import numpy as np
+import onnx
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from perfonnx.model.proto import used_names, value_type
+from perfonnx.ops.common import DOMAIN
 
 _SIZE_INPUTS = {
     "CenterCropPad": 1,
@@ -31,17 +31,6 @@ _VARYING = frozenset("Compress If Loop NonMaxSuppression NonZero Scan StringSpli
 
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.perfonnx")
 """Domains whose other operators' sizes follow from their inputs' sizes."""
-
-
-def not_numbers(value: Any) -> str | None:
-    """What an output is that is no tensor of numbers or booleans, in words; None where it is one."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind in "fiub":
-            return None
-        return "it holds strings" if value.dtype.kind in "OSU" else f"it holds values of type {value.dtype}"
-    if value is None:
-        return "it is optional and absent"
-    return "it is a map" if isinstance(value, dict) else "it is a sequence"
 
 
 def varying_outputs(proto: ModelProto) -> set[str]:
@@ -78,3 +67,30 @@ def _varies(node: NodeProto, of_values: Collection[str]) -> bool:
 def _shape(info: ValueInfoProto) -> tuple[int | str | None, ...] | None:
     known = value_type(info)
     return known.shape if known is not None else None
+
+
+# --- classifiers -----------------------------------------------------------------------------------------------------
+
+
+_TRANSPARENT = {"Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "DequantizeLinear", "QuantizeLinear"}
+
+_SOFTMAX = {"Softmax", "LogSoftmax"}
+
+_LOGITS = {"Gemm", "MatMul", "Conv", "GlobalAveragePool", "AveragePool", "ReduceMean"}
+
+
+def classifier_outputs(proto: onnx.ModelProto) -> set[str]:
+    """Outputs whose last layer could give class scores; their shape is left to the caller. See `compare`."""
+    producers = {name: node for node in proto.graph.node for name in node.output if name}
+    found = set()
+    for output in proto.graph.output:
+        node = producers.get(output.name)
+        while node is not None and node.op_type in _TRANSPARENT:
+            node = producers.get(node.input[0])
+        if node is None:
+            continue
+        terms = [producers[name].op_type for name in node.input if name in producers]
+        biased = node.op_type == "Add" and "MatMul" in terms
+        if node.op_type in _SOFTMAX | _LOGITS or node.domain == DOMAIN or biased:
+            found.add(output.name)
+    return found

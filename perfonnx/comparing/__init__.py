@@ -1,0 +1,1 @@
+"""Comparing two models: how far their outputs are apart, and what is lost."""

@@ -1,0 +1,1 @@
+"""Running models: opened with a session, timed, profiled, their memory measured."""

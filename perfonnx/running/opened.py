@@ -1,0 +1,170 @@
+"""A model with a session on it: opened, fed and run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+
+from perfonnx import runtime
+from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.feeds import Array, Feed, InputSpec, SessionLike, input_specs
+from perfonnx.model import files
+from perfonnx.model.files import LoadedModel, ModelSource, data_files, has_external_data, take_in_data
+from perfonnx.model.proto import subgraphs, value_type
+from perfonnx.ops.common import DOMAIN
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the samples (or runs) done and their total, 0 where that is not known."""
+
+
+@dataclass
+class OpenModel:
+    """A model with its session.
+
+    Attributes:
+        name: For messages and tables.
+        proto: The model without its external data.
+        session: A session on it.
+        source: What it was opened from.
+        left_out: Outputs that `run` has met and does not give, with the reason.
+    """
+
+    source: ModelSource
+    name: str
+    proto: onnx.ModelProto
+    session: SessionLike
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> list[InputSpec]:
+        """What it must be fed. A session says of inputs without shape that they have no dimensions.
+
+        Raises:
+            PerfonnxError: An input is no tensor of numbers or booleans.
+        """
+        known = {info.name: value_type(info) for info in self.proto.graph.input}
+        open_rank = {name for name, kind in known.items() if kind is not None and kind.shape is None}
+        return [replace(spec, ranked=spec.name not in open_rank) for spec in input_specs(self.session)]
+
+    def run(self, feed: Feed) -> dict[str, Array]:
+        """The outputs that are tensors of numbers or booleans, by name; `left_out` says what the others are.
+
+        Raises:
+            PerfonnxError: onnxruntime refuses.
+        """
+        names = [value.name for value in self.session.get_outputs()]
+        try:
+            values = self.session.run(names, feed)
+        except Exception as error:  # onnxruntime raises types of its own that it does not export
+            raise PerfonnxError(f"{self.name}: onnxruntime cannot run it: {one_line(error)}") from error
+        outputs = {}
+        for name, value in zip(names, values, strict=True):
+            what = not_numbers(value)
+            if what is None:
+                outputs[name] = value
+            else:
+                self.left_out[name] = what
+        return outputs
+
+    def adapt(self, feed: Feed) -> Feed:
+        """The feed with floating-point arrays cast to this model's types.
+
+        Raises:
+            PerfonnxError: The model has other inputs than the feed, or they do not fit.
+        """
+        specs = self.inputs
+        if {spec.name for spec in specs} != set(feed):
+            ours, theirs = (", ".join(sorted(names)) for names in ({spec.name for spec in specs}, set(feed)))
+            raise PerfonnxError(f"{self.name}: has the inputs {ours}, but is given {theirs}")
+        adapted: Feed = {}
+        for spec in specs:
+            array = feed[spec.name]
+            if array.dtype != spec.dtype and not (array.dtype.kind == spec.dtype.kind == "f"):
+                raise PerfonnxError(f"{self.name}: input '{spec.name}' is {spec.dtype}, but is given {array.dtype}")
+            if not spec.fits(array.shape):
+                raise PerfonnxError(
+                    f"{self.name}: input '{spec.name}' has shape {list(spec.shape)}, but is given {list(array.shape)}"
+                )
+            adapted[spec.name] = array.astype(spec.dtype, copy=False)
+        return adapted
+
+
+def open_model(
+    source: ModelSource,
+    *,
+    name: str | None = None,
+    threads: int | None = None,
+    library: bool | None = None,
+    options: Any = None,
+) -> OpenModel:
+    """Opens a model and a session on it.
+
+    Args:
+        source: See `perfonnx.model.files.load`.
+        name: For messages; by default the file's name.
+        threads: Intra-op threads, None for onnxruntime's default.
+        library: Whether to register the custom-operator library; None registers it for models that use it, so that
+            all others run in onnxruntime as it comes.
+        options: `onnxruntime.SessionOptions` to start from.
+
+    Raises:
+        PerfonnxError: The model cannot be read or loaded.
+    """
+    loaded = files.load(source)
+    name = name or loaded.name
+    if library is None:
+        library = uses_library(loaded.proto)
+    model = source if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__") else loaded.proto
+    session = runtime.session(model, threads=threads, library=library, options=options)
+    return OpenModel(source, name, loaded.proto, session)
+
+
+def open_loaded(loaded: LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
+    """A session on a model in memory, whose external data stay where they are.
+
+    Data that links lead to elsewhere are read: onnxruntime follows these only with the model's own path.
+    """
+    if options is None:
+        options = runtime.quiet_options()
+    if loaded.directory is not None and has_external_data(loaded):
+        folder = loaded.directory.resolve()
+        if all(file.is_relative_to(folder) for file in data_files(loaded)):
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        else:
+            loaded = LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
+            take_in_data(loaded)
+    session = runtime.session(loaded.proto, threads=threads, library=uses_library(loaded.proto), options=options)
+    return OpenModel(loaded.proto, loaded.name, loaded.proto, session)
+
+
+def uses_library(proto: onnx.ModelProto) -> bool:
+    """Whether the model has nodes of the library's domain."""
+    return bool(used_operators(proto))
+
+
+def used_operators(proto: onnx.ModelProto) -> set[str]:
+    """The operators of the library's domain in a graph and its sub-graphs."""
+
+    def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+        for node in graph.node:
+            yield node
+            for inner in subgraphs(node):
+                yield from nodes(inner)
+
+    return {node.op_type for node in nodes(proto.graph) if node.domain == DOMAIN}
+
+
+def not_numbers(value: Any) -> str | None:
+    """What an output is that is no tensor of numbers or booleans, in words; None where it is one."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind in "fiub":
+            return None
+        return "it holds strings" if value.dtype.kind in "OSU" else f"it holds values of type {value.dtype}"
+    if value is None:
+        return "it is optional and absent"
+    return "it is a map" if isinstance(value, dict) else "it is a sequence"
