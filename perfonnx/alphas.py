@@ -19,8 +19,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from perfonnx.data.sources import Feed
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Feed
 from perfonnx.model import files
 from perfonnx.model.atomic import write_atomically
 from perfonnx.model.files import ModelSource, take_in_data

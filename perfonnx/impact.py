@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfonnx import ops
+from perfonnx.data.sources import Array, Feed
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Array, Feed
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
 from perfonnx.masks import ImpactMaps, save_arrays
 from perfonnx.masks.impact import check_impact

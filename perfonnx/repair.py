@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from perfonnx.calibration import Samples
 from perfonnx.corrections import Corrections
+from perfonnx.data.samples import Samples
 from perfonnx.fitting import RIDGE
 from perfonnx.model.files import ModelSource
 from perfonnx.plan import Plan

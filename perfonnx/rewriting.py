@@ -14,8 +14,8 @@ from onnx import ModelProto
 
 from perfonnx import corrections as correction_files
 from perfonnx import ops
-from perfonnx.calibration import Samples
 from perfonnx.corrections import Correction, Corrections, TrainedGate
+from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.masks import ImpactMaps, Mask, as_mask, load_impact_maps, load_masks, save_arrays
@@ -215,7 +215,7 @@ def rewrite(
         layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps. None: what the
             plan says, "rows" without one.
         freeze_weights: Make initializers that are also graph inputs constant.
-        samples: Calibration data for layers that are to be repaired or get a gate: `perfonnx.calibration.Samples`, or
+        samples: Calibration data for layers that are to be repaired or get a gate: `perfonnx.data.samples.Samples`, or
             feeds, one per batch, that can be iterated again and again. None: the corrections given or saved with the
             plan are applied.
         corrections: With a plan: what an earlier rewrite by it found, in place of what was saved with it.

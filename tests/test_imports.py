@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import perfonnx
-from tests.test_cli import COMMANDS
+from tests.cli.test_main import COMMANDS
 
 LARGE = ("numpy", "scipy", "onnx", "onnxruntime", "onnx_graphsurgeon", "rich", "PIL", "torch")
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 import perfonnx
-from perfonnx import feeds
+from perfonnx.data import sources as feeds
 from perfonnx.masks import MASKS
 from perfonnx.plan import METHODS
 from tests import real_models

@@ -30,7 +30,8 @@ from scipy.ndimage import gaussian_filter
 
 import models
 import perfonnx
-from perfonnx import feeds, ops
+from perfonnx import ops
+from perfonnx.data import sources as feeds
 from perfonnx.masks import MaskRequest, make_mask
 from perfonnx.model import files
 from perfonnx.model.atomic import write_atomically

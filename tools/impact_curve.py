@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 import perfonnx
-from perfonnx import cli, feeds
-from perfonnx.calibration import samples_from
-from perfonnx.data_flags import add_data_arguments
+from perfonnx import cli
+from perfonnx.cli.data import add_data_arguments
+from perfonnx.data import sources as feeds
+from perfonnx.data.samples import samples_from
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Network, log_loss
 from perfonnx.impact import impact_maps

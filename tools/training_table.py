@@ -24,8 +24,8 @@ import numpy as np
 from repair_table import top1
 
 import perfonnx
-from perfonnx.calibration import Samples, model_inputs, samples_from
-from perfonnx.data_flags import add_data_arguments
+from perfonnx.cli.data import add_data_arguments
+from perfonnx.data.samples import Samples, model_inputs, samples_from
 from perfonnx.errors import PerfonnxError
 from perfonnx.impact import rewrite_by_impact
 from perfonnx.masks import save_arrays

@@ -14,13 +14,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from perfonnx import runtime
-from perfonnx.calibration import Samples
 from perfonnx.comparing.check_report import CheckReport, Noise
 from perfonnx.comparing.metrics import Metric, Quality, Scores, joined, metric_for
 from perfonnx.comparing.outputs import classifier_outputs, varying_outputs
 from perfonnx.comparing.tallies import ClassTally, ErrorTally
+from perfonnx.data.samples import Samples
+from perfonnx.data.sources import Array, Feed, Feeds, batch_size
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Array, Feed, Feeds, batch_size
 from perfonnx.model.files import ModelSource
 from perfonnx.ops.common import DOMAIN
 from perfonnx.running.opened import OpenModel, Progress, open_model, used_operators
@@ -63,7 +63,8 @@ def compare(
     Args:
         a: The reference.
         b: The model to judge. Its floating-point inputs may have another precision.
-        feeds: Inputs for `a`: `perfonnx.calibration.Samples`, or feeds such as `perfonnx.feeds.random_feeds` gives.
+        feeds: Inputs for `a`: `perfonnx.data.samples.Samples`, or feeds such as
+            `perfonnx.data.sources.random_feeds` gives.
         tolerance: Bound on `OutputError.max_rel`, or None for no bound.
         max_drop: Bound on what is lost, a number or a text such as "1%", in the metric's terms; None for no bound.
         metric: Name of what the loss is measured by (`perfonnx.comparing.metrics.METRICS`); None: the one that suits

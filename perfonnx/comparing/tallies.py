@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfonnx.data.sources import Array
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Array
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from perfonnx.data.sources import Array
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Array
 from perfonnx.gradients.network import Network, node_name
 from perfonnx.model.proto import is_standard
 

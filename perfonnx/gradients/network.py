@@ -14,8 +14,8 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from perfonnx import ops, runtime
+from perfonnx.data.sources import Array, Feed
 from perfonnx.errors import PerfonnxError, one_line
-from perfonnx.feeds import Array, Feed
 from perfonnx.model import files
 from perfonnx.model.files import LoadedModel, ModelSource, take_in_data
 from perfonnx.model.proto import default_opset, is_standard, subgraphs, tidy, value_type

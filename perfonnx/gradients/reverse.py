@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from perfonnx import runtime
+from perfonnx.data.sources import Array, Feed
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Array, Feed
 from perfonnx.gradients.builder import Builder, Value
 from perfonnx.gradients.losses import Labels, Loss
 from perfonnx.gradients.network import Network, Node, inputs_of, node_name, operator_of, run

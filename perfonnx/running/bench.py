@@ -22,8 +22,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from perfonnx.data.sources import Feed, Shapes, merged_inputs, random_feeds
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Feed, Shapes, merged_inputs, random_feeds
 from perfonnx.model import files
 from perfonnx.model.files import ModelSource, take_in_data
 from perfonnx.model.signature import freeze_weights, overridable

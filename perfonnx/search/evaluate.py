@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from perfonnx import runtime
 from perfonnx.comparing.metrics import Metric, Quality, joined, metric_for
 from perfonnx.corrections import Corrections
+from perfonnx.data.sources import Array, Feed, batch_size
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import Array, Feed, batch_size
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.masks import ImpactMaps
 from perfonnx.model import files, signature
@@ -55,7 +55,7 @@ class BatchLike(Protocol):
 
 
 class SamplesLike(Protocol):
-    """What is needed of `perfonnx.calibration.Samples`."""
+    """What is needed of `perfonnx.data.samples.Samples`."""
 
     def __iter__(self) -> Iterator[Any]:
         """The batches (`BatchLike`), the same ones in each pass."""

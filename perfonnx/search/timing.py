@@ -28,8 +28,8 @@ import onnx
 import onnxruntime as ort
 
 from perfonnx import ops
+from perfonnx.data.sources import Feed
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
-from perfonnx.feeds import Feed
 from perfonnx.model.atomic import digest, write_atomically
 from perfonnx.model.files import LoadedModel
 from perfonnx.plan import Plan

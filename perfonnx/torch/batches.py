@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from perfonnx.calibration import Samples
+from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 
 AUGMENTATIONS = ("none", "flip", "crop+flip")

@@ -14,8 +14,8 @@ import onnx
 import torch
 from torch import nn
 
-from perfonnx.calibration import Samples
 from perfonnx.comparing.metrics import joined
+from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import MASKS, ImpactMaps, load_impact_maps
 from perfonnx.model.atomic import check_target

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from perfonnx.calibration import Samples
+from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from perfonnx.calibration import Samples
+from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.search import Progress
 from perfonnx.torch.batches import AUGMENTATIONS, Batches, Item, augmented

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 import perfonnx
-from perfonnx import feeds as sources
+from perfonnx.data import sources
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Gradients, LogLoss, Loss, Network, OutputDistance, log_loss, output_distance
 from tests import real_models

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 import perfonnx
 from perfonnx import LayerPlan, PerfonnxError, Plan, corrections, ops
-from perfonnx.calibration import Samples, model_inputs
+from perfonnx.data.samples import Samples, model_inputs
 from perfonnx.passes import repair as repair_pass
 from perfonnx.plan import REPAIRS
 from perfonnx.repair import repair

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
+from perfonnx.data.sources import Feed
 from perfonnx.errors import PerfonnxWarning
-from perfonnx.feeds import Feed
 from perfonnx.model import files
 from perfonnx.plan import LayerPlan, Plan
 from perfonnx.running.opened import OpenModel

@@ -21,13 +21,13 @@ torch = needs("torch")
 
 import perfonnx  # noqa: E402
 from perfonnx.alphas import alphas  # noqa: E402
-from perfonnx.calibration import PRESETS, Samples, model_inputs  # noqa: E402
+from perfonnx.data.samples import PRESETS, Samples, model_inputs  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.plan import LayerPlan, Plan  # noqa: E402
 from perfonnx.search import Progress  # noqa: E402
 from perfonnx.torch import Settings, finetune_model  # noqa: E402
 from tests import real_models  # noqa: E402
-from tests.search.test_commands import run  # noqa: E402
+from tests.cli.test_search import run  # noqa: E402
 from tests.search.test_tune import network, samples  # noqa: E402
 
 torch.set_num_threads(1)

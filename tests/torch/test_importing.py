@@ -14,7 +14,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 import perfonnx
-from perfonnx import feeds
+from perfonnx.data import sources as feeds
 from perfonnx.errors import PerfonnxError
 from tests import real_models
 from tests.extras import needs

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from perfonnx.data_flags import add_data_arguments
+from perfonnx.cli.data import add_data_arguments
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command != "lib":
-            from perfonnx.named_files import check_files
+            from perfonnx.cli.named_files import check_files
 
             check_files(options)
         with _libraries(options), _notes():
@@ -301,7 +301,7 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.data.sources import parse_input_shapes
     from perfonnx.inspection import inspect
     from perfonnx.render import render_inspection
 
@@ -414,9 +414,9 @@ _NOT_FOR = {
 
 
 def _rewrite(options: argparse.Namespace) -> int:
-    from perfonnx.calibration import samples_from
     from perfonnx.comparing.check_report import render_check
-    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.data.samples import samples_from
+    from perfonnx.data.sources import parse_input_shapes
     from perfonnx.plan import NO_REPAIR
     from perfonnx.render import render_report
     from perfonnx.rewriting import rewrite
@@ -465,8 +465,8 @@ def _rewrite(options: argparse.Namespace) -> int:
 
 def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
     """The rewritten model against the model on random inputs."""
-    from perfonnx import feeds
     from perfonnx.comparing.check import compare
+    from perfonnx.data import sources as feeds
     from perfonnx.running.opened import open_model
 
     first, second = (open_model(model) for model in (options.model, target))
@@ -630,9 +630,9 @@ def _status(report: CheckReport | None) -> int:
 
 
 def _compare(options: argparse.Namespace, a: Any, b: Any) -> CheckReport:
-    from perfonnx import feeds
-    from perfonnx.calibration import samples_from
     from perfonnx.comparing.check import compare
+    from perfonnx.data import sources as feeds
+    from perfonnx.data.samples import samples_from
     from perfonnx.running.opened import open_model
 
     first, second = (open_model(model, threads=options.threads) for model in (a, b))
@@ -692,8 +692,8 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from perfonnx import feeds
-    from perfonnx.calibration import model_inputs, samples_from
+    from perfonnx.data import sources as feeds
+    from perfonnx.data.samples import model_inputs, samples_from
     from perfonnx.running import bench
 
     inputs = feeds.merged_inputs([model_inputs(model) for model in options.models])
@@ -808,7 +808,7 @@ def _space(options: argparse.Namespace) -> Any:
 
 def _required_samples(options: argparse.Namespace, *, batch: int | None = None) -> Any:
     """What the flags of data ask for; `batch`: samples at a time where the model leaves it open."""
-    from perfonnx.calibration import samples_from
+    from perfonnx.data.samples import samples_from
 
     samples = samples_from(options, options.model, batch=batch)
     if samples is None:
@@ -817,7 +817,7 @@ def _required_samples(options: argparse.Namespace, *, batch: int | None = None) 
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.data.sources import parse_input_shapes
     from perfonnx.model.atomic import write_atomically
     from perfonnx.report import html_report
     from perfonnx.search import TimingCache, tune
@@ -945,7 +945,7 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.data.sources import parse_input_shapes
     from perfonnx.model.atomic import write_atomically
     from perfonnx.torch import Round, Settings, finetune_model, finetune_rounds
     from perfonnx.torch.render import render_finetuned, render_rounds
@@ -1028,7 +1028,7 @@ def _add_sensitivity(commands: Any) -> None:
 
 
 def _sensitivity(options: argparse.Namespace) -> int:
-    from perfonnx.feeds import parse_input_shapes
+    from perfonnx.data.sources import parse_input_shapes
     from perfonnx.search import render_sensitivity, sensitivity
 
     if options.seed < 0:
@@ -1139,7 +1139,3 @@ class _search_progress:  # noqa: N801
 
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

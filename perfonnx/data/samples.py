@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper
 
-from perfonnx.errors import PerfonnxError, one_line
-from perfonnx.feeds import (
+from perfonnx.data.sources import (
     Array,
     Feed,
     ImageFormat,
@@ -32,6 +31,7 @@ from perfonnx.feeds import (
     open_data,
     parse_input_shapes,
 )
+from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model import files
 from perfonnx.model.files import ModelSource
 from perfonnx.model.proto import value_type
@@ -113,8 +113,8 @@ class Samples:
 
         Args:
             data: A folder of images or .npy files, a .zip file of images, an .npz or .npy file (see
-                `perfonnx.feeds.open_data`), or an iterable of samples: arrays without a batch axis, or dictionaries of
-                them by input name. What is no sequence is read into memory.
+                `perfonnx.data.sources.open_data`), or an iterable of samples: arrays without a batch axis, or
+                dictionaries of them by input name. What is no sequence is read into memory.
             inputs: The model's inputs: a session, or `model_inputs(path)`.
             image_format: How images become numbers; None: 0..1, RGB.
             labels: Classes, as a sequence; as a .tsv or .csv file of file names and classes; `folders`, the number of
@@ -423,7 +423,7 @@ def samples_from(
     """The samples that a command line asks for, None without `--data`.
 
     Args:
-        options: Parsed flags of `perfonnx.data_flags.add_data_arguments`; `input_shape` and `seed` too, where the
+        options: Parsed flags of `perfonnx.cli.data.add_data_arguments`; `input_shape` and `seed` too, where the
             command has them.
         model: The model, or its inputs.
         batch: As for `Samples.load`.

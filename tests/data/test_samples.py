@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 import perfonnx
-from perfonnx import data_flags
-from perfonnx.calibration import PRESETS, Samples, image_format, model_inputs, samples_from
+from perfonnx.cli import data as data_flags
+from perfonnx.data.samples import PRESETS, Samples, image_format, model_inputs, samples_from
+from perfonnx.data.sources import ImageFormat, InputSpec
 from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import ImageFormat, InputSpec
 from tests import real_models
 from tests.passes import nets
 

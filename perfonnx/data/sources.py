@@ -1,7 +1,7 @@
 """Inputs for running a model: seeded random arrays, arrays from files, images from a directory.
 
 A *sample* is one entry along the first axis of the inputs; a run takes as many as the model's batch size.
-`perfonnx.calibration.Samples` makes batches of samples from files, with labels where there are some.
+`perfonnx.data.samples.Samples` makes batches of samples from files, with labels where there are some.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx.data_flags import IMAGE_SUFFIXES, LAYOUTS
+from perfonnx.cli.data import IMAGE_SUFFIXES, LAYOUTS
 from perfonnx.errors import PerfonnxError
 
 Array: TypeAlias = NDArray[Any]

@@ -3,7 +3,7 @@
 import argparse
 
 PRESETS = ("unit", "pixels", "signed", "imagenet", "imagenet-bgr-caffe", "cifar")
-"""Names of image formats, see `perfonnx.calibration.PRESETS`."""
+"""Names of image formats, see `perfonnx.data.samples.PRESETS`."""
 
 CHANNELS = ("rgb", "bgr", "gray")
 """Orders of colours."""
@@ -18,7 +18,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
 def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True, note: str | None = None) -> None:
     """The flags of data, one group for every command that feeds a model.
 
-    `perfonnx.calibration.samples_from` reads them. Earlier spellings are still understood: `-n` for `--samples`, and
+    `perfonnx.data.samples.samples_from` reads them. Earlier spellings are still understood: `-n` for `--samples`, and
     `--bgr` for `--channels bgr`.
 
     Args:

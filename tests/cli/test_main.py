@@ -30,7 +30,7 @@ from tests.model.chains import listing
 from tests.passes import nets
 from tests.passes.nets import node
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("inspect", "rewrite", "impact", "alphas", "check", "bench", "tune", "sensitivity", "lib")
 
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perfonnx import feeds
-from perfonnx.calibration import Samples
-from perfonnx.errors import PerfonnxError
-from perfonnx.feeds import (
+from perfonnx.data import sources as feeds
+from perfonnx.data.samples import Samples
+from perfonnx.data.sources import (
     Feed,
     ImageFormat,
     InputSpec,
@@ -25,6 +24,7 @@ from perfonnx.feeds import (
     random_feeds,
     resolve_shapes,
 )
+from perfonnx.errors import PerfonnxError
 
 
 def _spec(shape: Sequence[int | str | None], dtype: type = np.float32, name: str = "x") -> InputSpec:
