@@ -19,7 +19,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx.data.sources import Feed
+from perfonnx.data.inputs import Feed
 from perfonnx.errors import PerfonnxError
 from perfonnx.model import files
 from perfonnx.model.atomic import write_atomically

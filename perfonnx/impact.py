@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfonnx import ops
-from perfonnx.data.sources import Array, Feed
+from perfonnx.data.inputs import Array, Feed
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
 from perfonnx.masks import ImpactMaps, save_arrays

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 import perfonnx
-from perfonnx.data import sources as feeds
+from perfonnx.data.feeds import random_feeds
+from perfonnx.data.inputs import Feed
 from perfonnx.masks import MASKS
 from perfonnx.plan import METHODS
 from tests import real_models
@@ -27,7 +28,7 @@ def tolerance(model: onnx.ModelProto) -> float:
     return 1e-2 if half else 1e-4
 
 
-def outputs(model: onnx.ModelProto | str, feed: feeds.Feed, *, library: bool) -> list[np.ndarray]:
+def outputs(model: onnx.ModelProto | str, feed: Feed, *, library: bool) -> list[np.ndarray]:
     """All outputs of one run."""
     return perfonnx.session(model, library=library).run(None, feed)
 
@@ -56,7 +57,7 @@ def check_one(name: str, *, model: onnx.ModelProto | str | None = None, **choice
     if stem != EXPERIMENTAL:
         onnx.checker.check_model(proto, full_check=True)
     session = perfonnx.session(proto)
-    feed = real_models.suited(stem, next(feeds.random_feeds(session, n=1)))
+    feed = real_models.suited(stem, next(random_feeds(session, n=1)))
     by_kernel = session.run(None, feed)
     if report.layers:
         assert {n.domain for n in proto.graph.node} >= {"ai.perfonnx"}
@@ -140,7 +141,7 @@ def test_a_folded_and_an_unfolded_network_come_to_the_same() -> None:
         perfonnx.rewrite(real_models.path(name), rate=0.5, interpolation="zero").proto
         for name in ("cifar10_resnet20", "cifar10_resnet20_bn")
     ]
-    feed = next(feeds.random_feeds(perfonnx.session(results[0]), n=4, shapes={"input": (4, 3, 32, 32)}))
+    feed = next(random_feeds(perfonnx.session(results[0]), n=4, shapes={"input": (4, 3, 32, 32)}))
     folded, unfolded = (outputs(proto, feed, library=True) for proto in results)
     assert largest_relative_error(unfolded, folded) < 1e-4
 

@@ -31,7 +31,8 @@ from scipy.ndimage import gaussian_filter
 import models
 import perfonnx
 from perfonnx import ops
-from perfonnx.data import sources as feeds
+from perfonnx.data.feeds import random_feeds
+from perfonnx.data.inputs import Feed, parse_input_shapes
 from perfonnx.masks import MaskRequest, make_mask
 from perfonnx.model import files
 from perfonnx.model.atomic import write_atomically
@@ -234,7 +235,7 @@ def median_times(runners: Sequence[Runner], options: argparse.Namespace) -> list
     return [statistics.median(series) for series in times]
 
 
-def runner(model: onnx.ModelProto | bytes | str, feed: feeds.Feed, threads: int, *, library: bool) -> Runner:
+def runner(model: onnx.ModelProto | bytes | str, feed: Feed, threads: int, *, library: bool) -> Runner:
     """A session as a function without arguments."""
     session = perfonnx.session(model, threads=threads, library=library, options=session_options())
     return lambda: session.run(None, feed)
@@ -489,7 +490,7 @@ def _networks(options: argparse.Namespace, batch: int) -> Iterator[tuple[str, on
     paths = list(options.files)
     if options.folder:
         paths += sorted(path for path in options.folder.glob("*.onnx") if re.search(options.match, path.stem))
-    shapes = feeds.parse_input_shapes(options.input_shape)
+    shapes = parse_input_shapes(options.input_shape)
     for path in paths:
         loaded = files.load(path)
         weights = {tensor.name for tensor in loaded.proto.graph.initializer}
@@ -516,7 +517,7 @@ def _network(
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     first = perfonnx.session(proto, threads=threads, library=False)
-    feed = next(feeds.random_feeds(first, n=1))
+    feed = next(random_feeds(first, n=1))
     del first
     runners = [runner(proto, feed, threads, library=False)]
     runners += [runner(result.proto, feed, threads, library=True) for result in results.values()]

@@ -27,9 +27,8 @@ from rich.table import Table
 
 import perfonnx
 from perfonnx import cli
-from perfonnx.cli.data import add_data_arguments
-from perfonnx.data import sources as feeds
-from perfonnx.data.samples import samples_from
+from perfonnx.cli.data import add_data_arguments, samples_from
+from perfonnx.data.inputs import Feed
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Network, log_loss
 from perfonnx.impact import impact_maps
@@ -52,10 +51,10 @@ class Point:
 class Batches:
     """Batches of images with their labels, in memory; gone through as often as needed."""
 
-    feeds: list[feeds.Feed]
+    feeds: list[Feed]
     labels: np.ndarray
 
-    def __iter__(self) -> Iterator[feeds.Feed]:
+    def __iter__(self) -> Iterator[Feed]:
         return iter(self.feeds)
 
 

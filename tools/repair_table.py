@@ -16,8 +16,8 @@ import time
 import numpy as np
 
 import perfonnx
-from perfonnx.cli.data import add_data_arguments
-from perfonnx.data.samples import Samples, samples_from
+from perfonnx.cli.data import add_data_arguments, samples_from
+from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.plan import NO_REPAIR, REPAIRS
 from perfonnx.rewriting import Rewritten

@@ -24,8 +24,9 @@ import numpy as np
 from repair_table import top1
 
 import perfonnx
-from perfonnx.cli.data import add_data_arguments
-from perfonnx.data.samples import Samples, model_inputs, samples_from
+from perfonnx.cli.data import add_data_arguments, samples_from
+from perfonnx.data.inputs import model_inputs
+from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.impact import rewrite_by_impact
 from perfonnx.masks import save_arrays

@@ -301,7 +301,7 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from perfonnx.data.sources import parse_input_shapes
+    from perfonnx.data.inputs import parse_input_shapes
     from perfonnx.inspection import inspect
     from perfonnx.render import render_inspection
 
@@ -414,9 +414,9 @@ _NOT_FOR = {
 
 
 def _rewrite(options: argparse.Namespace) -> int:
+    from perfonnx.cli.data import samples_from
     from perfonnx.comparing.check_report import render_check
-    from perfonnx.data.samples import samples_from
-    from perfonnx.data.sources import parse_input_shapes
+    from perfonnx.data.inputs import parse_input_shapes
     from perfonnx.plan import NO_REPAIR
     from perfonnx.render import render_report
     from perfonnx.rewriting import rewrite
@@ -466,13 +466,14 @@ def _rewrite(options: argparse.Namespace) -> int:
 def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
     """The rewritten model against the model on random inputs."""
     from perfonnx.comparing.check import compare
-    from perfonnx.data import sources as feeds
+    from perfonnx.data.feeds import random_feeds
+    from perfonnx.data.inputs import merged_inputs, parse_input_shapes
     from perfonnx.running.opened import open_model
 
     first, second = (open_model(model) for model in (options.model, target))
-    shapes = feeds.parse_input_shapes(options.input_shape)
-    specs = feeds.merged_inputs([first.inputs, second.inputs])
-    source = feeds.random_feeds(specs, n=options.check, seed=options.seed or 0, shapes=shapes)
+    shapes = parse_input_shapes(options.input_shape)
+    specs = merged_inputs([first.inputs, second.inputs])
+    source = random_feeds(specs, n=options.check, seed=options.seed or 0, shapes=shapes)
     with _progress(options, "comparing") as step:
         return compare(first, second, source, fallback=not options.no_fallback, progress=step)
 
@@ -630,21 +631,22 @@ def _status(report: CheckReport | None) -> int:
 
 
 def _compare(options: argparse.Namespace, a: Any, b: Any) -> CheckReport:
+    from perfonnx.cli.data import samples_from
     from perfonnx.comparing.check import compare
-    from perfonnx.data import sources as feeds
-    from perfonnx.data.samples import samples_from
+    from perfonnx.data.feeds import random_feeds
+    from perfonnx.data.inputs import merged_inputs, parse_input_shapes
     from perfonnx.running.opened import open_model
 
     first, second = (open_model(model, threads=options.threads) for model in (a, b))
-    specs = feeds.merged_inputs([first.inputs, second.inputs])
+    specs = merged_inputs([first.inputs, second.inputs])
     source: Any
     if options.data is None:
         if options.held_back:
             raise PerfonnxError("--held-back is about data; give --data")
         count, options.samples = options.samples, None  # of random inputs
         samples_from(options, specs)
-        shapes = feeds.parse_input_shapes(options.input_shape)
-        source = feeds.random_feeds(specs, n=4 if count is None else count, seed=options.seed, shapes=shapes)
+        shapes = parse_input_shapes(options.input_shape)
+        source = random_feeds(specs, n=4 if count is None else count, seed=options.seed, shapes=shapes)
     else:
         source = samples_from(options, specs, batch=1)
         if options.held_back:
@@ -692,11 +694,11 @@ def _add_bench(commands: Any) -> None:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from perfonnx.data import sources as feeds
-    from perfonnx.data.samples import model_inputs, samples_from
+    from perfonnx.cli.data import samples_from
+    from perfonnx.data.inputs import merged_inputs, model_inputs, parse_input_shapes
     from perfonnx.running import bench
 
-    inputs = feeds.merged_inputs([model_inputs(model) for model in options.models])
+    inputs = merged_inputs([model_inputs(model) for model in options.models])
     samples = samples_from(options, inputs, batch=1)
     with _progress(options, "timing") as step:
         report = bench.bench(
@@ -705,7 +707,7 @@ def _bench(options: argparse.Namespace) -> int:
             runs=options.runs,
             feed=None if samples is None else next(iter(samples)).feeds,
             seed=options.seed,
-            shapes=feeds.parse_input_shapes(options.input_shape),
+            shapes=parse_input_shapes(options.input_shape),
             per_layer=options.per_layer,
             memory=options.memory,
             progress=step,
@@ -808,7 +810,7 @@ def _space(options: argparse.Namespace) -> Any:
 
 def _required_samples(options: argparse.Namespace, *, batch: int | None = None) -> Any:
     """What the flags of data ask for; `batch`: samples at a time where the model leaves it open."""
-    from perfonnx.data.samples import samples_from
+    from perfonnx.cli.data import samples_from
 
     samples = samples_from(options, options.model, batch=batch)
     if samples is None:
@@ -817,7 +819,7 @@ def _required_samples(options: argparse.Namespace, *, batch: int | None = None) 
 
 
 def _tune(options: argparse.Namespace) -> int:
-    from perfonnx.data.sources import parse_input_shapes
+    from perfonnx.data.inputs import parse_input_shapes
     from perfonnx.model.atomic import write_atomically
     from perfonnx.report import html_report
     from perfonnx.search import TimingCache, tune
@@ -945,7 +947,7 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
 
 
 def _finetune(options: argparse.Namespace) -> int:
-    from perfonnx.data.sources import parse_input_shapes
+    from perfonnx.data.inputs import parse_input_shapes
     from perfonnx.model.atomic import write_atomically
     from perfonnx.torch import Round, Settings, finetune_model, finetune_rounds
     from perfonnx.torch.render import render_finetuned, render_rounds
@@ -1028,7 +1030,7 @@ def _add_sensitivity(commands: Any) -> None:
 
 
 def _sensitivity(options: argparse.Namespace) -> int:
-    from perfonnx.data.sources import parse_input_shapes
+    from perfonnx.data.inputs import parse_input_shapes
     from perfonnx.search import render_sensitivity, sensitivity
 
     if options.seed < 0:

@@ -1,24 +1,24 @@
-"""The flags that say where data is and how images become numbers; they need nothing but the standard library."""
+"""The one dialect of data flags: where samples are, how images become numbers, and how many are used."""
+
+from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-PRESETS = ("unit", "pixels", "signed", "imagenet", "imagenet-bgr-caffe", "cifar")
-"""Names of image formats, see `perfonnx.data.samples.PRESETS`."""
+from perfonnx.data.formats import CHANNELS, IMAGE_LAYOUTS, PRESETS, ImageFormat, changed, image_format
+from perfonnx.errors import PerfonnxError
 
-CHANNELS = ("rgb", "bgr", "gray")
-"""Orders of colours."""
-
-LAYOUTS = ("nchw", "nhwc")
-"""Orders of an image input's dimensions."""
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp")
-"""By which the images in a folder or an archive are known."""
+if TYPE_CHECKING:
+    from perfonnx.data.inputs import InputSpec
+    from perfonnx.data.samples import Samples
+    from perfonnx.model.files import ModelSource
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True, note: str | None = None) -> None:
     """The flags of data, one group for every command that feeds a model.
 
-    `perfonnx.data.samples.samples_from` reads them. Earlier spellings are still understood: `-n` for `--samples`, and
+    `samples_from` reads them. Earlier spellings are still understood: `-n` for `--samples`, and
     `--bgr` for `--channels bgr`.
 
     Args:
@@ -47,9 +47,74 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True, no
     group.add_argument("--mean", metavar="M[,M,M]", help="subtracted after scaling (default 0)")
     group.add_argument("--std", metavar="S[,S,S]", help="divides after that (default 1)")
     group.add_argument("--channels", choices=CHANNELS, help="order of colours, or none (default rgb)")
-    group.add_argument("--image-layout", choices=LAYOUTS, help="order of dimensions (default: as the model's shape is)")
+    group.add_argument(
+        "--image-layout", choices=IMAGE_LAYOUTS, help="order of dimensions (default: as the model's shape is)"
+    )
     group.add_argument("--samples", type=int, metavar="N", help="use N samples at most, drawn by the seed")
     group.add_argument("-n", dest="samples", type=int, help=argparse.SUPPRESS)
     group.add_argument("--bgr", dest="channels", action="store_const", const="bgr", help=argparse.SUPPRESS)
     if seed:
         group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random choices (default 0)")
+
+
+def samples_from(
+    options: argparse.Namespace, model: ModelSource | Sequence[InputSpec], *, batch: int | None = None
+) -> Samples | None:
+    """The samples that a command line asks for, None without `--data`.
+
+    Args:
+        options: Parsed flags of `add_data_arguments`; `input_shape` and `seed` too, where the command has them.
+        model: The model, or its inputs.
+        batch: As for `Samples.load`.
+
+    Raises:
+        PerfonnxError: A flag has no meaning, or see `Samples.load`.
+    """
+    if options.data is None:
+        for name in ("labels", "preset", "size", "crop", "mean", "std", "scale", "channels", "image_layout", "samples"):
+            if getattr(options, name) is not None:
+                raise PerfonnxError(f"--{name.replace('_', '-')} is about data; give --data")
+        return None
+    from perfonnx.data.inputs import model_inputs, parse_input_shapes
+    from perfonnx.data.samples import Samples
+
+    is_inputs = isinstance(model, Sequence) and not isinstance(model, (str, bytes))
+    specs: Sequence[InputSpec] = model if is_inputs else model_inputs(model)  # type: ignore[assignment]
+    shapes = parse_input_shapes(getattr(options, "input_shape", ()))
+    samples = Samples.load(
+        options.data, specs, image_format=_format_from(options), labels=options.labels, shapes=shapes, batch=batch
+    )
+    if options.samples is None:
+        return samples
+    if options.samples < 1:
+        raise PerfonnxError(f"--samples {options.samples}: give 1 or more")
+    return samples.shuffled(getattr(options, "seed", None) or 0).take(options.samples)
+
+
+def _format_from(options: argparse.Namespace) -> ImageFormat:
+    given: dict[str, Any] = {}
+    for name in ("mean", "std"):
+        if getattr(options, name) is not None:
+            given[name] = _numbers(f"--{name}", getattr(options, name), ",", float)
+    if options.size is not None:
+        given["size"] = _numbers("--size", options.size, "x", int)
+    if options.crop is not None:
+        given["window"] = _numbers("--crop", options.crop, "x", int)
+    if options.scale is not None:
+        given["scale"] = options.scale
+    if options.image_layout is not None:
+        given["layout"] = options.image_layout
+    if options.channels is not None:
+        given |= {"bgr": options.channels == "bgr", "gray": options.channels == "gray"}
+    return changed(image_format(options.preset), given, "images")
+
+
+def _numbers(flag: str, text: str, separator: str, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        values = [kind(part) for part in text.lower().split(separator)]
+    except ValueError as error:
+        example = "224x224" if separator == "x" else "0.5,0.5,0.5"
+        raise PerfonnxError(f"{flag} {text}: give a number, or several as {example}") from error
+    if separator == "x" and len(values) > 2:
+        raise PerfonnxError(f"{flag} {text}: give one number, or height and width as 224x224")
+    return values

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from perfonnx.cli.data import IMAGE_SUFFIXES
+from perfonnx.data.formats import IMAGE_SUFFIXES
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.atomic import check_target
 

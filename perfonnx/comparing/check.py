@@ -18,8 +18,9 @@ from perfonnx.comparing.check_report import CheckReport, Noise
 from perfonnx.comparing.metrics import Metric, Quality, Scores, joined, metric_for
 from perfonnx.comparing.outputs import classifier_outputs, varying_outputs
 from perfonnx.comparing.tallies import ClassTally, ErrorTally
+from perfonnx.data.feeds import Feeds
+from perfonnx.data.inputs import Array, Feed, count_samples
 from perfonnx.data.samples import Samples
-from perfonnx.data.sources import Array, Feed, Feeds, batch_size
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.files import ModelSource
 from perfonnx.ops.common import DOMAIN
@@ -64,7 +65,7 @@ def compare(
         a: The reference.
         b: The model to judge. Its floating-point inputs may have another precision.
         feeds: Inputs for `a`: `perfonnx.data.samples.Samples`, or feeds such as
-            `perfonnx.data.sources.random_feeds` gives.
+            `perfonnx.data.feeds.random_feeds` gives.
         tolerance: Bound on `OutputError.max_rel`, or None for no bound.
         max_drop: Bound on what is lost, a number or a text such as "1%", in the metric's terms; None for no bound.
         metric: Name of what the loss is measured by (`perfonnx.comparing.metrics.METRICS`); None: the one that suits
@@ -151,7 +152,7 @@ class _Comparison:
         """Runs a batch through all models; the number of its samples."""
         given, adapted = self.first.adapt(feed), self.second.adapt(feed)
         expected, actual = self.first.run(given), self.second.run(adapted)
-        size = batch_size({name: array.shape for name, array in feed.items()})
+        size = count_samples(feed)
         for name in list(self.errors):
             if self._fits(name, expected, actual):
                 self.errors[name].add(expected[name], actual[name])

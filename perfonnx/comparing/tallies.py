@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx.data.sources import Array
+from perfonnx.data.inputs import Array
 from perfonnx.errors import PerfonnxError
 
 

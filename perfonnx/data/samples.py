@@ -1,59 +1,27 @@
 """Data to calibrate, judge and train on: images, arrays or anything iterable, as batches that fit a model.
 
-A `Samples` is read when it is iterated, batch by batch, and can be iterated again and again.
+A *sample* is one entry along the first axis of the inputs; a run takes as many as the model's batch size. A `Samples`
+is read when it is iterated, batch by batch, and can be iterated again and again.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper
 
-from perfonnx.data.sources import (
-    Array,
-    Feed,
-    ImageFormat,
-    InputSpec,
-    SessionLike,
-    Shapes,
-    ValueLike,
-    input_specs,
-    load_labels,
-    open_data,
-    parse_input_shapes,
-)
-from perfonnx.errors import PerfonnxError, one_line
-from perfonnx.model import files
-from perfonnx.model.files import ModelSource
-from perfonnx.model.proto import value_type
-from perfonnx.model.signature import fed_inputs
-
-Inputs: TypeAlias = "SessionLike | Sequence[ValueLike] | Sequence[InputSpec]"
-Labels: TypeAlias = NDArray[np.int64]
+from perfonnx.data.formats import ImageFormat
+from perfonnx.data.inputs import Feed, Inputs, InputSpec, Shapes, fixed_batch, input_specs, shape_fits
+from perfonnx.data.labels import Labels, checked_labels, find_labels
+from perfonnx.data.sources import open_data
+from perfonnx.errors import PerfonnxError
 
 DEFAULT_BATCH = 8
 """Samples per batch where the model leaves it open."""
-
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-PRESETS: dict[str, ImageFormat] = {
-    "unit": ImageFormat(),
-    "pixels": ImageFormat(scale=1.0),
-    "signed": ImageFormat(mean=(0.5,), std=(0.5,)),
-    "imagenet": ImageFormat(**_IMAGENET, size=(256,)),  # type: ignore[arg-type]
-    "imagenet-bgr-caffe": ImageFormat(scale=1.0, mean=(104.0, 117.0, 123.0), bgr=True, size=(256,)),
-    "cifar": ImageFormat(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
-}
-"""Image formats by name: values in 0..1, in 0..255, in -1..1; torchvision's and Caffe's for ImageNet (shorter side 256
-before the crop); the usual one for CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +103,12 @@ class Samples:
             opened = open_data(data, specs, image_format=image_format, shapes=shapes)
             files, path = opened.files, Path(data)
             name = (lambda i: str(files[i].relative_to(path))) if files else str
-            found = _labels(labels, path, files, opened.count)
+            found = find_labels(labels, path, files, opened.count)
             source = _Source(str(data), opened.count, opened.read, name, found)
             fixed = opened.batch
         else:
             source = _items(data, specs, labels)
-            first = next((spec.shape[0] for spec in specs if spec.shape), None)
-            fixed = first if isinstance(first, int) else None
+            fixed = fixed_batch(specs)
         if not source.count:
             raise PerfonnxError(f"data {source.where}: has no samples")
         return cls(source, fixed or batch or DEFAULT_BATCH, fixed=fixed is not None)
@@ -209,29 +176,6 @@ class _Feeds:
         return (batch.feeds for batch in self.samples)
 
 
-def model_inputs(model: ModelSource) -> list[InputSpec]:
-    """The inputs that a model must be fed.
-
-    Raises:
-        PerfonnxError: It cannot be read, or an input is no tensor of numbers.
-    """
-    loaded = files.load(model)
-    specs = []
-    for info in fed_inputs(loaded.proto.graph):
-        known = value_type(info)
-        try:
-            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(known.elem_type)) if known is not None else None
-        except KeyError:
-            dtype = None
-        if known is None or dtype is None or dtype.kind not in "fiub":
-            raise PerfonnxError(f"{loaded.name}: input '{info.name}' is no tensor of numbers")
-        specs.append(InputSpec(info.name, known.shape or (), dtype, ranked=known.shape is not None))
-    return specs
-
-
-# --- items of an iterable --------------------------------------------------------------------------------------------
-
-
 def _items(data: Iterable[Any], specs: Sequence[InputSpec], labels: str | Path | Sequence[int] | None) -> _Source:
     items = data if isinstance(data, Sequence) or hasattr(data, "__getitem__") else list(data)
     count = len(items)  # type: ignore[arg-type]
@@ -246,7 +190,7 @@ def _items(data: Iterable[Any], specs: Sequence[InputSpec], labels: str | Path |
                     raise PerfonnxError("samples of one batch differ in shape; use a batch of 1")
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    known = None if labels is None else _checked_labels(np.asarray(labels), "in memory", count)
+    known = None if labels is None else checked_labels(labels, "in memory", count)
     return _Source("in memory", count, read, str, known)
 
 
@@ -261,218 +205,12 @@ def _item(item: Any, number: int, specs: Sequence[InputSpec]) -> Feed:
             raise PerfonnxError(f"sample {number}: nothing for input '{spec.name}'")
         array = np.asarray(item[spec.name])
         wanted = spec.shape[1:]
-        fits = array.ndim == len(wanted) and all(
-            not isinstance(d, int) or d == n for d, n in zip(wanted, array.shape, strict=True)
-        )
-        if not fits or (array.dtype.kind != spec.dtype.kind and array.dtype.kind not in "iub"):
+        if not shape_fits(array.shape, wanted) or (
+            array.dtype.kind != spec.dtype.kind and array.dtype.kind not in "iub"
+        ):
             raise PerfonnxError(
                 f"sample {number}: {array.dtype} {list(array.shape)} does not fit input '{spec.name}', "
                 f"{spec.dtype} {list(wanted)} without the batch"
             )
         feed[spec.name] = array.astype(spec.dtype)
     return feed
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
-def _labels(given: str | Path | Sequence[int] | None, path: Path, files: Sequence[Path], count: int) -> Labels | None:
-    if given is None:
-        return load_labels(path, count)
-    if not isinstance(given, (str, Path)):
-        return _checked_labels(np.asarray(given), "given", count)
-    if str(given) in ("folders", *_NUMBERS) and not files:
-        raise PerfonnxError(f"labels {given}: only a folder or .zip file of images has them; {path} is none")
-    if str(given) == "folders":
-        folders = sorted({file.parent for file in files})
-        numbers = {folder: number for number, folder in enumerate(folders)}
-        return np.array([numbers[file.parent] for file in files], np.int64)
-    if str(given) in _NUMBERS:
-        return np.array([_number_in_name(file, str(given)) for file in files], np.int64)
-    if path.suffix == ".npz" and not Path(given).exists():
-        return _array_labels(path, str(given), count)
-    table = _table(Path(given))
-    names = [file.relative_to(path).as_posix() for file in files] if files else [str(i) for i in range(count)]
-    return np.array([_look_up(table, name, Path(given)) for name in names], np.int64)
-
-
-_NUMBERS = {
-    "prefix": (r"(\d{1,18})", "does not start with a number"),
-    "suffix": (r".*_(\d{1,18})$", "does not end with an underscore and a number"),
-}
-"""Kinds of labels in the name of a file, without its extension: what to look for, and what is wrong otherwise."""
-
-
-def _number_in_name(file: Path, kind: str) -> int:
-    pattern, wrong = _NUMBERS[kind]
-    number = re.match(pattern, file.stem, re.DOTALL)
-    if number is None:
-        raise PerfonnxError(f"labels {kind}: the name of {file} {wrong}")
-    return int(number.group(1))
-
-
-def _array_labels(path: Path, key: str, count: int) -> Labels:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if key not in archive.files:
-                raise PerfonnxError(
-                    f"labels {key}: neither a file nor an array in {path}, which has {', '.join(archive.files)}"
-                )
-            return _checked_labels(archive[key], f"{path}, array '{key}'", count)
-    except (OSError, ValueError) as error:
-        raise PerfonnxError(f"labels {path}: cannot be read ({one_line(error)})") from error
-
-
-def _checked_labels(labels: Array, where: str, count: int) -> Labels:
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise PerfonnxError(f"labels {where}: must be one integer per sample, not {labels.dtype} {list(labels.shape)}")
-    if len(labels) != count:
-        raise PerfonnxError(f"labels {where}: {len(labels)} labels for {count} samples")
-    return labels.astype(np.int64)
-
-
-def _table(path: Path) -> dict[str, int]:
-    """File names and classes of a .tsv or .csv file; a first line of headings is passed over."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise PerfonnxError(f"labels {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    delimiter = "\t" if path.suffix == ".tsv" or "\t" in text.partition("\n")[0] else ","
-    table = {}
-    for number, row in enumerate(csv.reader(text.splitlines(), delimiter=delimiter)):
-        cells = [cell.strip() for cell in row]
-        if not any(cells):
-            continue
-        try:
-            table[cells[0]] = int(cells[1])
-        except (IndexError, ValueError) as error:
-            if number == 0:
-                continue
-            raise PerfonnxError(f"labels {path}, line {number + 1}: needs a file name and a whole number") from error
-    return table
-
-
-def _look_up(table: Mapping[str, int], name: str, path: Path) -> int:
-    for key in (name, name.rpartition("/")[2]):
-        if key in table:
-            return table[key]
-    raise PerfonnxError(f"labels {path}: no label for {name}")
-
-
-# --- image formats ---------------------------------------------------------------------------------------------------
-
-
-def image_format(preset: str | None = None) -> ImageFormat:
-    """A preset by name, or from a JSON file with fields of `ImageFormat` (and `preset`, what it starts from).
-
-    Raises:
-        PerfonnxError: Unknown, or not such a file.
-    """
-    if preset is None:
-        return ImageFormat()
-    if preset in PRESETS:
-        return PRESETS[preset]
-    path = Path(preset)
-    if path.suffix != ".json":
-        raise PerfonnxError(f"preset {preset!r}: choose from {', '.join(PRESETS)}, or give a .json file")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PerfonnxError(f"preset {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    known = {field.name for field in fields(ImageFormat)}
-    if not isinstance(data, dict) or not set(data) <= {*known, "preset"}:
-        raise PerfonnxError(f"preset {path}: needs an object with fields of {', '.join(('preset', *sorted(known)))}")
-    start = data.pop("preset", "unit")
-    if start not in PRESETS:
-        raise PerfonnxError(f"preset {path}: starts from {start!r}; choose from {', '.join(PRESETS)}")
-    return _changed(PRESETS[start], data, f"preset {path}")
-
-
-def _changed(start: ImageFormat, given: Mapping[str, Any], where: str) -> ImageFormat:
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        sizes = name in ("size", "window")
-        if name in ("mean", "std") or sizes:
-            many = value if isinstance(value, (list, tuple)) else [value]
-            if not all(_is_number(v) and (not sizes or v == int(v)) for v in many):
-                raise PerfonnxError(f"{where}: {name} is {value!r}; give numbers")
-            values[name] = tuple(int(v) if sizes else float(v) for v in many)
-            if name == "window" and len(many) == 1:
-                values[name] = values[name] * 2
-        elif name in ("scale", "crop"):
-            if not _is_number(value):
-                raise PerfonnxError(f"{where}: {name} is {value!r}; give a number")
-            values[name] = float(value)
-        elif name in ("bgr", "gray") and not isinstance(value, bool):
-            raise PerfonnxError(f"{where}: {name} is {value!r}; give true or false")
-        else:
-            values[name] = value
-    return replace(start, **values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-# --- the command line ------------------------------------------------------------------------------------------------
-
-
-def samples_from(
-    options: argparse.Namespace, model: ModelSource | Sequence[InputSpec], *, batch: int | None = None
-) -> Samples | None:
-    """The samples that a command line asks for, None without `--data`.
-
-    Args:
-        options: Parsed flags of `perfonnx.cli.data.add_data_arguments`; `input_shape` and `seed` too, where the
-            command has them.
-        model: The model, or its inputs.
-        batch: As for `Samples.load`.
-
-    Raises:
-        PerfonnxError: A flag has no meaning, or see `Samples.load`.
-    """
-    if options.data is None:
-        for name in ("labels", "preset", "size", "crop", "mean", "std", "scale", "channels", "image_layout", "samples"):
-            if getattr(options, name) is not None:
-                raise PerfonnxError(f"--{name.replace('_', '-')} is about data; give --data")
-        return None
-    is_inputs = isinstance(model, Sequence) and not isinstance(model, (str, bytes))
-    specs: Sequence[InputSpec] = model if is_inputs else model_inputs(model)  # type: ignore[assignment]
-    shapes = parse_input_shapes(getattr(options, "input_shape", ()))
-    samples = Samples.load(
-        options.data, specs, image_format=_format_from(options), labels=options.labels, shapes=shapes, batch=batch
-    )
-    if options.samples is None:
-        return samples
-    if options.samples < 1:
-        raise PerfonnxError(f"--samples {options.samples}: give 1 or more")
-    return samples.shuffled(getattr(options, "seed", None) or 0).take(options.samples)
-
-
-def _format_from(options: argparse.Namespace) -> ImageFormat:
-    given: dict[str, Any] = {}
-    for name in ("mean", "std"):
-        if getattr(options, name) is not None:
-            given[name] = _numbers(f"--{name}", getattr(options, name), ",", float)
-    if options.size is not None:
-        given["size"] = _numbers("--size", options.size, "x", int)
-    if options.crop is not None:
-        given["window"] = _numbers("--crop", options.crop, "x", int)
-    if options.scale is not None:
-        given["scale"] = options.scale
-    if options.image_layout is not None:
-        given["layout"] = options.image_layout
-    if options.channels is not None:
-        given |= {"bgr": options.channels == "bgr", "gray": options.channels == "gray"}
-    return _changed(image_format(options.preset), given, "images")
-
-
-def _numbers(flag: str, text: str, separator: str, kind: Callable[[str], Any]) -> list[Any]:
-    try:
-        values = [kind(part) for part in text.lower().split(separator)]
-    except ValueError as error:
-        example = "224x224" if separator == "x" else "0.5,0.5,0.5"
-        raise PerfonnxError(f"{flag} {text}: give a number, or several as {example}") from error
-    if separator == "x" and len(values) > 2:
-        raise PerfonnxError(f"{flag} {text}: give one number, or height and width as 224x224")
-    return values

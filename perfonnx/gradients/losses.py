@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from perfonnx.data.sources import Array
+from perfonnx.data.inputs import Array
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients.network import Network, node_name
 from perfonnx.model.proto import is_standard

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from perfonnx import ops, runtime
-from perfonnx.data.sources import Array, Feed
+from perfonnx.data.inputs import Array, Feed
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model import files
 from perfonnx.model.files import LoadedModel, ModelSource, take_in_data

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from perfonnx import runtime
-from perfonnx.data.sources import Array, Feed
+from perfonnx.data.inputs import Array, Feed
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients.builder import Builder, Value
 from perfonnx.gradients.losses import Labels, Loss

@@ -22,7 +22,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from perfonnx.data.sources import Feed, Shapes, merged_inputs, random_feeds
+from perfonnx.data.feeds import random_feeds
+from perfonnx.data.inputs import Feed, Shapes, merged_inputs
 from perfonnx.errors import PerfonnxError
 from perfonnx.model import files
 from perfonnx.model.files import ModelSource, take_in_data

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from perfonnx import runtime
-from perfonnx.data.sources import Array, Feed, InputSpec, SessionLike, input_specs
+from perfonnx.data.inputs import Array, Feed, InputSpec, SessionLike, input_specs
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model import files
 from perfonnx.model.files import LoadedModel, ModelSource, data_files, has_external_data, take_in_data

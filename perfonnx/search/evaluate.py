@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from perfonnx import runtime
 from perfonnx.comparing.metrics import Metric, Quality, joined, metric_for
 from perfonnx.corrections import Corrections
-from perfonnx.data.sources import Array, Feed, batch_size
+from perfonnx.data.inputs import Array, Feed, count_samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.masks import ImpactMaps
@@ -334,7 +334,7 @@ def first_images(loaded: LoadedModel, feed: Feed, count: int) -> Feed:
 
 def count_images(feed: Feed) -> int:
     """How many images a feed holds."""
-    return max(1, batch_size({name: array.shape for name, array in feed.items()}))
+    return max(1, count_samples(feed))
 
 
 @dataclass

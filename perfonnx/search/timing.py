@@ -28,7 +28,7 @@ import onnx
 import onnxruntime as ort
 
 from perfonnx import ops
-from perfonnx.data.sources import Feed
+from perfonnx.data.inputs import Feed
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.model.atomic import digest, write_atomically
 from perfonnx.model.files import LoadedModel

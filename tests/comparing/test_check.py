@@ -17,7 +17,8 @@ from perfonnx import rewrite, runtime
 from perfonnx.comparing.check import compare
 from perfonnx.comparing.check_report import CheckReport, render_check
 from perfonnx.comparing.outputs import classifier_outputs, varying_outputs
-from perfonnx.data.sources import Feed, InputSpec, random_feeds
+from perfonnx.data.feeds import random_feeds
+from perfonnx.data.inputs import Feed, InputSpec
 from perfonnx.errors import PerfonnxError
 from tests import real_models
 from tests.models import small

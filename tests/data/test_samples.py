@@ -1,47 +1,25 @@
-"""Samples: every source, every kind of label, subsets, formats, and one-line errors."""
+"""Samples: batches of images, arrays and anything iterable, and what of them is used."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import perfonnx
-from perfonnx.cli import data as data_flags
-from perfonnx.data.samples import PRESETS, Samples, image_format, model_inputs, samples_from
-from perfonnx.data.sources import ImageFormat, InputSpec
+from perfonnx.data.formats import PRESETS, ImageFormat
+from perfonnx.data.inputs import model_inputs
+from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from tests import real_models
-from tests.passes import nets
-
-
-def spec(shape: list[Any], dtype: Any = np.float32, name: str = "x") -> InputSpec:
-    return InputSpec(name, tuple(shape), np.dtype(dtype))
-
-
-IMAGE = spec(["N", 3, 8, 8])
-
-
-def pictures(folder: Path, count: int = 6, size: tuple[int, int] = (8, 8)) -> Path:
-    """Pictures of one colour, red 10 * number, in two folders."""
-    for number in range(count):
-        place = folder / ("cats" if number % 2 else "dogs")
-        place.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (10 * number, 100, 200)).save(place / f"{number:03d}_a.png")
-    return folder
+from tests.data.cases import IMAGE, input_of, pictures
 
 
 def reds(samples: Samples) -> list[int]:
     return [round(float(value) * 25.5) for batch in samples for value in batch.feeds["x"][:, 0, 0, 0]]
-
-
-# --- sources ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
@@ -100,7 +78,7 @@ def test_zip_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(PerfonnxError, match=r"data\.zip: no image \(\.jpg"):
         Samples.load(file, [IMAGE])
     with pytest.raises(PerfonnxError, match="several inputs"):
-        Samples.load(file, [IMAGE, spec(["N", 2], name="z")])
+        Samples.load(file, [IMAGE, input_of(["N", 2], name="z")])
 
 
 def test_some_samples_by_their_places(tmp_path: Path) -> None:
@@ -129,7 +107,7 @@ def test_arrays(tmp_path: Path) -> None:
 def test_an_iterable() -> None:
     items = [np.full((3, 8, 8), i, np.float64) for i in range(5)]
     for data in (items, np.stack(items), (item for item in items), [{"x": item} for item in items]):
-        samples = Samples.load(data, [spec(["N", 3, 8, 8], np.float16)], labels=range(5), batch=3)
+        samples = Samples.load(data, [input_of(["N", 3, 8, 8], np.float16)], labels=range(5), batch=3)
         for _ in range(2):
             assert [b.feeds["x"][:, 0, 0, 0].tolist() for b in samples] == [[0, 1, 2], [3, 4]]
         assert all(b.feeds["x"].dtype == np.float16 for b in samples)
@@ -138,7 +116,7 @@ def test_an_iterable() -> None:
 
 def test_a_fixed_batch_leaves_out_the_rest() -> None:
     data = np.zeros((7, 3, 8, 8), np.float32)
-    samples = Samples.load(data, [spec([2, 3, 8, 8])], batch=5)
+    samples = Samples.load(data, [input_of([2, 3, 8, 8])], batch=5)
     assert len(samples) == 6
     assert [len(b.names) for b in samples] == [2, 2, 2]
     with pytest.raises(PerfonnxError, match="too few samples for the model's batch of 2"):
@@ -147,7 +125,7 @@ def test_a_fixed_batch_leaves_out_the_rest() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.uint8])
 def test_other_input_types(dtype: Any, tmp_path: Path) -> None:
-    samples = Samples.load(pictures(tmp_path), [spec([1, 8, 8, 3], dtype)], image_format=ImageFormat(scale=1.0))
+    samples = Samples.load(pictures(tmp_path), [input_of([1, 8, 8, 3], dtype)], image_format=ImageFormat(scale=1.0))
     values = [batch.feeds["x"] for batch in samples]
     assert all(v.dtype == dtype and v.shape == (1, 8, 8, 3) for v in values)
     assert [int(v[0, 0, 0, 0]) for v in values] == [10, 30, 50, 0, 20, 40]
@@ -161,11 +139,8 @@ def test_arrays_of_images_in_either_layout(tmp_path: Path) -> None:
     for data in (pixels, pixels.transpose(0, 2, 3, 1)):
         for shape, order in (((None, 3, 6, 5), (0, 1, 2, 3)), ((None, 6, 5, 3), (0, 2, 3, 1))):
             np.save(tmp_path / "d.npy", data)
-            (batch,) = Samples.load(tmp_path / "d.npy", [spec(list(shape))], image_format=mean)
+            (batch,) = Samples.load(tmp_path / "d.npy", [input_of(list(shape))], image_format=mean)
             np.testing.assert_allclose(batch.feeds["x"], wanted.transpose(order), atol=1e-6)
-
-
-# --- subsets ---------------------------------------------------------------------------------------------------------
 
 
 def test_subsets_are_disjoint_and_repeat(tmp_path: Path) -> None:
@@ -185,129 +160,6 @@ def test_subsets_are_disjoint_and_repeat(tmp_path: Path) -> None:
         samples.split(15, 6)
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
-def labels_of(path: Path, labels: Any) -> list[int]:
-    found = Samples.load(path, [IMAGE], labels=labels).labels
-    assert found is not None
-    return found.tolist()
-
-
-def test_labels(tmp_path: Path) -> None:
-    data = pictures(tmp_path / "data")
-    assert labels_of(data, "folders") == [0, 0, 0, 1, 1, 1]
-    assert labels_of(data, "prefix") == [1, 3, 5, 0, 2, 4]
-    for number, file in enumerate(sorted(data.rglob("*.png"))):
-        file.with_stem(f"9_8_{number + 3}").write_bytes(file.read_bytes())
-        file.unlink()
-    assert labels_of(data, "suffix") == [3, 4, 5, 6, 7, 8]
-    pictures(data)
-    for file in data.rglob("9_8_*"):
-        file.unlink()
-    table = tmp_path / "labels.csv"
-    names = ["cats/001_a.png", "003_a.png", "cats/005_a.png", "dogs/000_a.png", "002_a.png", "004_a.png"]
-    table.write_text("file,class\n" + "\n".join(f"{name}, {7 + i}" for i, name in enumerate(names)))
-    assert labels_of(data, table) == [7, 8, 9, 10, 11, 12]
-    table.with_suffix(".tsv").write_text("\n".join(f"{name}\t{i}" for i, name in enumerate(names)))
-    assert labels_of(data, table.with_suffix(".tsv")) == [0, 1, 2, 3, 4, 5]
-    (data / "labels.txt").write_text("5 4 3 2 1 0")
-    assert labels_of(data, None) == [5, 4, 3, 2, 1, 0]
-
-
-def test_labels_that_are_not_there(tmp_path: Path) -> None:
-    data = pictures(tmp_path / "data")
-    table = tmp_path / "labels.csv"
-    table.write_text("file,class\ncats/001_a.png,1\n")
-    with pytest.raises(PerfonnxError, match=r"labels\.csv: no label for cats/003_a\.png"):
-        Samples.load(data, [IMAGE], labels=table)
-    table.write_text("cats/001_a.png,1\ncats/003_a.png,tiger\n")
-    with pytest.raises(PerfonnxError, match=r"line 2: needs a file name and a whole number"):
-        Samples.load(data, [IMAGE], labels=table)
-    with pytest.raises(PerfonnxError, match=r"nowhere\.csv: cannot be read \(No such file"):
-        Samples.load(data, [IMAGE], labels=tmp_path / "nowhere.csv")
-    Image.new("RGB", (8, 8)).save(data / "a.png")
-    with pytest.raises(PerfonnxError, match=r"a\.png does not start with a number"):
-        Samples.load(data, [IMAGE], labels="prefix")
-    with pytest.raises(PerfonnxError, match=r"a\.png does not end with an underscore and a number"):
-        Samples.load(data, [IMAGE], labels="suffix")
-    np.savez(tmp_path / "d.npz", x=np.zeros((3, 3, 8, 8), np.float32), y=np.zeros((3, 2)))
-    with pytest.raises(PerfonnxError, match=r"only a folder or \.zip file of images has them"):
-        Samples.load(tmp_path / "d.npz", [IMAGE], labels="folders")
-    with pytest.raises(PerfonnxError, match="neither a file nor an array"):
-        Samples.load(tmp_path / "d.npz", [IMAGE], labels="z")
-    with pytest.raises(PerfonnxError, match="must be one integer per sample"):
-        Samples.load(tmp_path / "d.npz", [IMAGE], labels="y")
-    with pytest.raises(PerfonnxError, match="2 labels for 3 samples"):
-        Samples.load(np.zeros((3, 3, 8, 8), np.float32), [IMAGE], labels=[1, 2])
-
-
-# --- image formats ---------------------------------------------------------------------------------------------------
-
-
-def test_resizing_and_cropping(tmp_path: Path) -> None:
-    ramp = np.zeros((40, 60, 3), np.uint8)
-    ramp[..., 0] = np.arange(60) * 4
-    Image.fromarray(ramp).save(tmp_path / "a.png")
-
-    def row(**fields: Any) -> np.ndarray:
-        (batch,) = Samples.load(tmp_path, [IMAGE], image_format=ImageFormat(scale=0.25, **fields))
-        return batch.feeds["x"][0, 0, 4]
-
-    np.testing.assert_array_equal(row(size=(40,)), np.arange(26, 34))
-    np.testing.assert_allclose(row(size=(20,)), np.arange(26, 34) * 2 - 29.5, atol=0.5)
-    np.testing.assert_allclose(row(size=(8, 8))[1:-1], np.arange(1, 7) * 7.5 + 3.25, atol=0.5)
-    with pytest.raises(PerfonnxError, match=r"a\.png: is 6x9 after resizing, too small for 8x8; give a larger --size"):
-        row(size=(6,))
-    open_size = [spec(["N", 3, "H", "W"])]
-    (batch,) = Samples.load(tmp_path, open_size, image_format=ImageFormat(size=(40,), window=(10, 12)))
-    assert batch.feeds["x"].shape == (1, 3, 10, 12)
-    with pytest.raises(PerfonnxError, match="has another size"):
-        Samples.load(tmp_path, [IMAGE], image_format=ImageFormat(window=(10, 12)))
-    with pytest.raises(PerfonnxError, match="add --input-shape x:1,3,224,224"):
-        Samples.load(tmp_path, open_size)
-
-
-def test_channels(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8), (255, 0, 51)).save(tmp_path / "a.png")
-
-    def first(**fields: Any) -> list[float]:
-        (batch,) = Samples.load(tmp_path, [IMAGE], image_format=ImageFormat(**fields))
-        return batch.feeds["x"][0, :, 0, 0].round(3).tolist()
-
-    assert first() == pytest.approx([1, 0, 0.2])
-    assert first(bgr=True, mean=(0.1, 0, 0)) == pytest.approx([0.1, 0, 1])
-    assert len(set(first(gray=True))) == 1
-
-
-def test_presets(tmp_path: Path) -> None:
-    assert tuple(PRESETS) == data_flags.PRESETS
-    assert image_format() == image_format("unit") == PRESETS["unit"]
-    file = tmp_path / "mine.json"
-    file.write_text(json.dumps({"preset": "imagenet", "size": 232, "bgr": True}))
-    assert image_format(str(file)) == ImageFormat(
-        mean=PRESETS["imagenet"].mean, std=PRESETS["imagenet"].std, size=(232,), bgr=True
-    )
-    for text, message in (
-        ('{"means": 1}', "needs an object with fields of preset, bgr"),
-        ('{"mean": "high"}', "mean is 'high'; give numbers"),
-        ('{"bgr": 1}', "give true or false"),
-        ('{"size": [1.5]}', "size is"),
-        ('{"preset": "mine"}', "starts from 'mine'"),
-        ('{"std": 0}', "std: must not be 0"),
-        ('{"layout": "hwc"}', "layout 'hwc': choose from nchw, nhwc"),
-        ("{", "cannot be read"),
-    ):
-        file.write_text(text)
-        with pytest.raises(PerfonnxError, match=message):
-            image_format(str(file))
-    with pytest.raises(PerfonnxError, match=r"preset 'imagnet': choose from unit, pixels"):
-        image_format("imagnet")
-
-
-# --- errors ----------------------------------------------------------------------------------------------------------
-
-
 def test_data_that_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PerfonnxError, match="no image"):
@@ -319,51 +171,13 @@ def test_data_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(PerfonnxError, match="sample 0: nothing for input 'x'"):
         list(Samples.load([{"z": np.zeros((3, 8, 8))}], [IMAGE]))
     with pytest.raises(PerfonnxError, match="several inputs"):
-        list(Samples.load([np.zeros((3, 8, 8))], [IMAGE, spec(["N", 2], name="z")]))
+        list(Samples.load([np.zeros((3, 8, 8))], [IMAGE, input_of(["N", 2], name="z")]))
     with pytest.raises(PerfonnxError, match="has no samples"):
         Samples.load([], [IMAGE])
     mixed = [np.zeros((3, 8, 8)), np.zeros((3, 9, 8))]
     with pytest.raises(PerfonnxError, match="differ in shape; use a batch of 1"):
-        list(Samples.load(mixed, [spec(["N", 3, "H", "W"])]))
-    assert len(list(Samples.load(mixed, [spec(["N", 3, "H", "W"])], batch=1))) == 2
-
-
-# --- the command line ------------------------------------------------------------------------------------------------
-
-
-def parsed(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    data_flags.add_data_arguments(parser)
-    return parser.parse_args(arguments)
-
-
-def test_flags(tmp_path: Path) -> None:
-    data = str(pictures(tmp_path, 12))
-    assert samples_from(parsed(), [IMAGE]) is None
-    flags = ["--data", data, "--labels", "prefix", "--scale", "1", "--mean", "5", "--channels", "bgr", "--samples", "5"]
-    samples = samples_from(parsed(*flags, "--seed", "3"), [IMAGE])
-    assert samples is not None
-    assert samples.labels is not None
-    (batch,) = samples
-    assert (batch.feeds["x"][:, 2, 0, 0] / 10 + 0.5).tolist() == samples.labels.tolist()
-    assert samples.labels.tolist() != list(range(5))
-    for wrong, message in (
-        (["--samples", "0"], "--samples 0: give 1 or more"),
-        (["--size", "8x8x8"], "--size 8x8x8: give one number, or height and width"),
-        (["--mean", "a"], "--mean a: give a number"),
-        (["--mean", "1,2"], "has 2 values, but the model has 3 channels"),
-    ):
-        with pytest.raises(PerfonnxError, match=message):
-            list(samples_from(parsed("--data", data, *wrong), [IMAGE]) or ())
-    with pytest.raises(PerfonnxError, match="--labels is about data; give --data"):
-        samples_from(parsed("--labels", "prefix"), [IMAGE])
-
-
-def test_inputs_of_a_model() -> None:
-    (found,) = model_inputs(nets.single())
-    assert found == spec([1, 3, 12, 10])
-    (half,) = model_inputs(nets.followed_by([nets.node("Relu", ["c"], ["y"])], dtype=np.float16))
-    assert half.dtype == np.float16
+        list(Samples.load(mixed, [input_of(["N", 3, "H", "W"])]))
+    assert len(list(Samples.load(mixed, [input_of(["N", 3, "H", "W"])], batch=1))) == 2
 
 
 @pytest.mark.parametrize(

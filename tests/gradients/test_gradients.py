@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 import perfonnx
-from perfonnx.data import sources
+from perfonnx.data.feeds import random_feeds
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Gradients, LogLoss, Loss, Network, OutputDistance, log_loss, output_distance
 from tests import real_models
@@ -331,7 +331,7 @@ def real(name: str) -> tuple[Any, Any, dict[str, np.ndarray]]:
         key: tuple(2 if size == "N" else size for size in shape)
         for key, shape in real_models.SHAPES.get(stem, {}).items()
     }
-    return model, session, real_models.suited(stem, next(sources.random_feeds(session, n=1, shapes=shapes)))
+    return model, session, real_models.suited(stem, next(random_feeds(session, n=1, shapes=shapes)))
 
 
 def loss_for(model: Any, session: Any, feed: dict[str, np.ndarray]) -> tuple[Loss, Any]:

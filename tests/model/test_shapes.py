@@ -9,7 +9,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper
 
 import perfonnx
-from perfonnx.data.sources import parse_input_shapes
+from perfonnx.data.inputs import parse_input_shapes
 from perfonnx.inspection import inspect
 from perfonnx.model import files
 from perfonnx.model.layers import conv_layers

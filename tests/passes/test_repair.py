@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 
 import perfonnx
 from perfonnx import LayerPlan, PerfonnxError, Plan, corrections, ops
-from perfonnx.data.samples import Samples, model_inputs
+from perfonnx.data.inputs import model_inputs
+from perfonnx.data.samples import Samples
 from perfonnx.passes import repair as repair_pass
 from perfonnx.plan import REPAIRS
 from perfonnx.repair import repair

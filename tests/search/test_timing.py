@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto, helper
 
-from perfonnx.data.sources import Feed
+from perfonnx.data.inputs import Feed
 from perfonnx.errors import PerfonnxWarning
 from perfonnx.model import files
 from perfonnx.plan import LayerPlan, Plan

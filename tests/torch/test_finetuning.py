@@ -21,7 +21,9 @@ torch = needs("torch")
 
 import perfonnx  # noqa: E402
 from perfonnx.alphas import alphas  # noqa: E402
-from perfonnx.data.samples import PRESETS, Samples, model_inputs  # noqa: E402
+from perfonnx.data.formats import PRESETS  # noqa: E402
+from perfonnx.data.inputs import model_inputs  # noqa: E402
+from perfonnx.data.samples import Samples  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.plan import LayerPlan, Plan  # noqa: E402
 from perfonnx.search import Progress  # noqa: E402

@@ -14,7 +14,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 import perfonnx
-from perfonnx.data import sources as feeds
+from perfonnx.data.feeds import random_feeds
 from perfonnx.errors import PerfonnxError
 from tests import real_models
 from tests.extras import needs
@@ -73,7 +73,7 @@ def test_real_models_give_what_onnxruntime_gives(name: str) -> None:
     model, stem = real_models.model(name), Path(name).name
     network = from_onnx(model)
     session = perfonnx.session(model, library=False)
-    feed = next(feeds.random_feeds(session, n=1, shapes=real_models.SHAPES.get(stem)))
+    feed = next(random_feeds(session, n=1, shapes=real_models.SHAPES.get(stem)))
     feed = real_models.suited(stem, feed)
     source = onnx.load(model) if isinstance(model, str) else model
     assert largest_relative_error(results(network, feed), session.run(None, feed)) < tolerance(source)
@@ -89,7 +89,7 @@ def test_real_models_train(name: str) -> None:
     network = from_onnx(model).eval()
     session = perfonnx.session(model, library=False)
     shapes = real_models.SHAPES.get(stem)
-    single = [real_models.suited(stem, f) for f in feeds.random_feeds(session, n=2, shapes=shapes)]
+    single = [real_models.suited(stem, f) for f in random_feeds(session, n=2, shapes=shapes)]
     (input_name,) = network.input_names
     x = [torch.from_numpy(f[input_name]) for f in single]
     both = network(torch.cat(x))
@@ -111,7 +111,7 @@ def test_real_models_move_to_another_device(name: str) -> None:
     model = real_models.model(name)
     network = from_onnx(model).to("meta")
     session = perfonnx.session(model, library=False)
-    feed = next(feeds.random_feeds(session, n=1, shapes=real_models.SHAPES.get(Path(name).name)))
+    feed = next(random_feeds(session, n=1, shapes=real_models.SHAPES.get(Path(name).name)))
     outputs = network(**{key: torch.from_numpy(value).to("meta") for key, value in feed.items()})
     expected = session.run(None, feed)
     for y, known in zip(outputs if isinstance(outputs, tuple) else (outputs,), expected, strict=True):

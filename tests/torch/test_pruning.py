@@ -12,9 +12,9 @@ torch_pruning = needs("torch_pruning")
 from torch import nn  # noqa: E402
 
 import perfonnx  # noqa: E402
-import perfonnx.data.samples  # noqa: E402
-import perfonnx.data.sources  # noqa: E402
 import perfonnx.torch  # noqa: E402
+from perfonnx.data.inputs import InputSpec  # noqa: E402
+from perfonnx.data.samples import Samples  # noqa: E402
 from perfonnx.plan import LayerPlan, Plan  # noqa: E402
 from perfonnx.torch import SparsitySchedule, finetune  # noqa: E402
 from tests.torch.test_applying import EXAMPLE, Small  # noqa: E402
@@ -41,8 +41,8 @@ def test_a_pruned_network_is_sparsified_and_exported() -> None:
     perfonnx.torch.apply(model, plan, EXAMPLE)
     images = np.random.default_rng(0).standard_normal((32, 3, 12, 10)).astype(np.float32)
     labels = np.arange(32) % 5
-    specs = [perfonnx.data.sources.InputSpec("x", ("batch", 3, 12, 10), np.dtype(np.float32))]
-    samples = perfonnx.data.samples.Samples.load(images, specs, labels=labels)
+    specs = [InputSpec("x", ("batch", 3, 12, 10), np.dtype(np.float32))]
+    samples = Samples.load(images, specs, labels=labels)
     before = [p.detach().clone() for p in model.parameters()]
     finetune(model, samples, schedules=[SparsitySchedule(model)], epochs=2, batch=8, validate=0.0)
     assert any(not torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))

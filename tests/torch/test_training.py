@@ -18,8 +18,8 @@ torch = needs("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
+from perfonnx.data.inputs import InputSpec  # noqa: E402
 from perfonnx.data.samples import Samples  # noqa: E402
-from perfonnx.data.sources import InputSpec  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.search import Progress  # noqa: E402
 from perfonnx.torch import Settings, finetune  # noqa: E402
