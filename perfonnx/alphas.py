@@ -109,7 +109,7 @@ def alphas(
     for name in dict.fromkeys(gate.x for gate in gates):
         if name not in present:
             loaded.proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    opened = open_model(loaded.proto, name=loaded.name, threads=threads)
+    opened = open_model(loaded, threads=threads)
     samples = 0
     for batch in batches:
         feed = opened.adapt(batch)

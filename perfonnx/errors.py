@@ -13,7 +13,7 @@ class PerfonnxWarning(UserWarning):
     """Something was not as it should be, and it was dealt with: one line that says what and how."""
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message on one line, of at most 300 characters."""
+def one_line(error: BaseException, *, longest: int | None = 300) -> str:
+    """An error's message on one line, of at most so many characters; the kind of error where it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
+    return text if longest is None or len(text) <= longest else text[: longest - 3] + "..."

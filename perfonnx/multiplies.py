@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import onnx
@@ -14,7 +14,7 @@ from onnx import NodeProto
 
 from perfonnx import ops
 from perfonnx.model.layers import CONV, Layer, conv_layers
-from perfonnx.model.proto import TensorType, is_fixed, subgraphs, value_type
+from perfonnx.model.proto import TensorType, all_nodes, is_fixed, is_standard, subgraphs, value_type
 from perfonnx.model.signature import fed_inputs
 from perfonnx.model.workspace import Workspace
 
@@ -67,26 +67,15 @@ def _listed(inside: Counter[str]) -> str:
 
 def _heavy(nodes: Iterable[NodeProto]) -> Counter[str]:
     """The operators among nodes, and in the bodies in them, that multiply a lot."""
-    return Counter(node.op_type for node in _all(nodes) if _multiplies(_short(node.domain), node.op_type))
+    return Counter(node.op_type for node in all_nodes(nodes) if _multiplies(_domain(node), node.op_type))
 
 
 def _multiplies(domain: str, op: str) -> bool:
     return (domain, op) in _COUNTERS or (domain == "com.microsoft" and _CONTRIB.search(op) is not None)
 
 
-def _all(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for graph in subgraphs(node):
-            yield from _all(graph.node)
-
-
-def _domain(node: gs.Node) -> str:
-    return _short(node.domain or "")
-
-
-def _short(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
+def _domain(node: gs.Node | NodeProto) -> str:
+    return "" if is_standard(node) else str(node.domain)
 
 
 class _Counting:

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime as ort
 
 import perfonnx
-from perfonnx.errors import PerfonnxError
+from perfonnx.errors import PerfonnxError, one_line
 
 _LIBRARY = "libperfonnx.so"
 _OLDEST_ONNXRUNTIME = "1.19"
@@ -61,7 +61,7 @@ def register(session_options: ort.SessionOptions) -> None:
         session_options.register_custom_ops_library(path)
     except Exception as error:  # onnxruntime raises types of its own that it does not export
         raise PerfonnxError(
-            f"onnxruntime {ort.__version__} cannot load {path}: {_one_line(error)}; "
+            f"onnxruntime {ort.__version__} cannot load {path}: {one_line(error, longest=None)}; "
             f"use onnxruntime {_OLDEST_ONNXRUNTIME} or later on the machine perfonnx was built on or one like it"
         ) from error
 
@@ -112,13 +112,28 @@ def register_others(session_options: ort.SessionOptions, libraries: Iterable[Str
         try:
             session_options.register_custom_ops_library(path)
         except Exception as error:  # see register
-            raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {path}: {_one_line(error)}") from error
+            raise PerfonnxError(
+                f"onnxruntime {ort.__version__} cannot load {path}: {one_line(error, longest=None)}"
+            ) from error
 
 
-def quiet_options() -> ort.SessionOptions:
-    """Options of sessions that print nothing: what goes wrong is raised, and onnxruntime would print it as well."""
+def quiet_options(*, optimized: bool = True) -> ort.SessionOptions:
+    """Options of sessions that print nothing: what goes wrong is raised, and onnxruntime would print it as well.
+
+    Args:
+        optimized: False: the graph runs as it stands, without onnxruntime's optimizations.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def timed_options() -> ort.SessionOptions:
+    """Options of sessions that are timed in turn: quiet ones, whose idle threads leave the cores to the others."""
+    options = quiet_options()
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 
@@ -177,11 +192,7 @@ def _create(
     try:
         return ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # see register
-        message = _one_line(error)
+        message = one_line(error, longest=None)
         if "is not a registered function/op" in message:
             message += "; where another library of custom operators has it, name that with --library"
         raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {name}: {message}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

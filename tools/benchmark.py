@@ -43,6 +43,7 @@ from perfonnx.model.signature import fix_input_shapes
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation
 from perfonnx.running import memory
+from perfonnx.runtime import timed_options
 from perfonnx.sampling import interpolate
 
 Runner = Callable[[], Any]
@@ -237,16 +238,8 @@ def median_times(runners: Sequence[Runner], options: argparse.Namespace) -> list
 
 def runner(model: onnx.ModelProto | bytes | str, feed: Feed, threads: int, *, library: bool) -> Runner:
     """A session as a function without arguments."""
-    session = perfonnx.session(model, threads=threads, library=library, options=session_options())
+    session = perfonnx.session(model, threads=threads, library=library, options=timed_options())
     return lambda: session.run(None, feed)
-
-
-def session_options() -> ort.SessionOptions:
-    """Options for sessions that are timed in turn."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -445,7 +438,7 @@ def kernel_times(
     with tempfile.TemporaryDirectory() as folder:
         sessions = []
         for i, network in enumerate(networks):
-            settings = session_options()
+            settings = timed_options()
             settings.enable_profiling = True
             settings.profile_file_prefix = f"{folder}/{i}"
             sessions.append(perfonnx.session(network, threads=threads, options=settings))

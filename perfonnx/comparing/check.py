@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from perfonnx import runtime
@@ -190,8 +189,7 @@ class _Comparison:
         if all(error.report().max_rel <= self.bound for error in self.kernel.values()):
             return
         if self.plain is None:
-            options = runtime.quiet_options()
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options = runtime.quiet_options(optimized=False)
             self.plain = open_model(self.first.source, name=self.first.name, threads=self.threads, options=options)
         plain = self.plain.run(feed)
         for name in self.kernel:

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx.comparing.outputs import classifier_outputs, varying_outputs
+from perfonnx.comparing.outputs import classifier_outputs, is_class_scores, varying_outputs
+from perfonnx.comparing.tallies import decibel
 from perfonnx.errors import PerfonnxError
 from perfonnx.running.opened import OpenModel, not_numbers
 
@@ -311,7 +312,7 @@ def choose_metric(
     outputs = {n: array for n, array in outputs.items() if n not in reasons}
     if not outputs:
         raise PerfonnxError(f"no output can be compared; {'; '.join(notes)}")
-    scores = [n for n, array in outputs.items() if n in classifiers and _is_class_scores(array, images)]
+    scores = [n for n, array in outputs.items() if n in classifiers and is_class_scores(array, images)]
     pictures = [n for n, array in outputs.items() if _is_image(array, images)]
     if name is None:
         if scores:
@@ -319,7 +320,7 @@ def choose_metric(
         else:
             name = "ssim" if pictures and len(outputs) == 1 else "distance"
     if _GUIDES[name] == "KL":
-        scores = scores or [n for n, array in outputs.items() if _is_class_scores(array, images)]
+        scores = scores or [n for n, array in outputs.items() if is_class_scores(array, images)]
         if not scores:
             raise PerfonnxError(f"metric {name}: no output is a classifier's, [N, classes]; use distance")
         if name == "top1" and not labelled:
@@ -335,11 +336,6 @@ def choose_metric(
     if not pictures:
         raise PerfonnxError(f"metric {name}: no output is an image, [N, 1 or 3, height, width]; use distance")
     return Metric(name, (pictures[0],), left_out=notes)
-
-
-def _is_class_scores(array: NDArray[Any], images: int) -> bool:
-    flat = array.ndim == 2 or (array.ndim == 4 and array.shape[2:] == (1, 1))
-    return flat and array.shape[0] == images and array.shape[1] > 1 and array.dtype.kind == "f"
 
 
 def _is_image(array: NDArray[Any], images: int) -> bool:
@@ -368,7 +364,7 @@ def _psnr(a: Vector, b: Vector) -> float:
     """Peak signal-to-noise ratio in dB, the peak being the range of `a`; 100 at most."""
     noise = float(np.mean((a - b) ** 2))
     span = float(a.max() - a.min()) or 1.0
-    return min(_BEST_PSNR, 10 * math.log10(span**2 / noise)) if noise else _BEST_PSNR
+    return min(_BEST_PSNR, decibel(span**2, noise))
 
 
 def _ssim(a: Vector, b: Vector) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
-from perfonnx.model.proto import used_names, value_type
+from perfonnx.model.proto import is_standard, used_names, value_type
 from perfonnx.ops.common import DOMAIN
 
 _SIZE_INPUTS = {
@@ -29,8 +31,8 @@ _SIZE_INPUTS = {
 _VARYING = frozenset("Compress If Loop NonMaxSuppression NonZero Scan StringSplit Unique".split())  # noqa: SIM905
 """Operators whose outputs may be as long as the values make them."""
 
-_STANDARD = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "ai.perfonnx")
-"""Domains whose other operators' sizes follow from their inputs' sizes."""
+_KNOWN_DOMAINS = ("ai.onnx.ml", "com.microsoft", DOMAIN)
+"""Domains, beside the default one, whose other operators' sizes follow from their inputs' sizes."""
 
 
 def varying_outputs(proto: ModelProto) -> set[str]:
@@ -58,7 +60,8 @@ def varying_outputs(proto: ModelProto) -> set[str]:
 
 
 def _varies(node: NodeProto, of_values: Collection[str]) -> bool:
-    if node.domain not in _STANDARD or node.op_type in _VARYING:
+    known = is_standard(node) or node.domain in _KNOWN_DOMAINS
+    if not known or node.op_type in _VARYING:
         return True
     first = _SIZE_INPUTS.get(node.op_type)
     return first is not None and any(name in of_values for name in node.input[first:] if name)
@@ -94,3 +97,9 @@ def classifier_outputs(proto: onnx.ModelProto) -> set[str]:
         if node.op_type in _SOFTMAX | _LOGITS or node.domain == DOMAIN or biased:
             found.add(output.name)
     return found
+
+
+def is_class_scores(array: NDArray[Any], images: int) -> bool:
+    """Whether an output has the type and shape of a classifier's, [N, classes] or [N, classes, 1, 1], for N images."""
+    flat = array.ndim == 2 or (array.ndim == 4 and array.shape[2:] == (1, 1))
+    return flat and array.shape[0] == images and array.shape[1] > 1 and array.dtype.kind == "f"

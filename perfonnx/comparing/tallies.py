@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perfonnx.comparing.outputs import is_class_scores
 from perfonnx.data.inputs import Array
 from perfonnx.errors import PerfonnxError
 
@@ -166,8 +167,7 @@ class ClassTally:
 
     def add(self, a: Array, b: Array, batch: int) -> bool:
         """False if the shape is no classifier's for a batch of that size."""
-        scores = a.ndim == 2 or (a.ndim == 4 and a.shape[2:] == (1, 1))
-        if not scores or a.shape[0] != batch or a.shape[1] < 2 or a.dtype.kind != "f":
+        if not is_class_scores(a, batch):
             return False
         ours, theirs = (array.reshape(array.shape[:2]).argmax(axis=1) for array in (a, b))
         start, self.samples = self.samples, self.samples + len(ours)

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
-import onnxruntime as ort
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from perfonnx import ops, runtime
@@ -181,9 +180,8 @@ class Network:
         for index, name in enumerate(names):
             proto.graph.node.append(helper.make_node("Shape", [name], [f"{_PREFIX}{index}"]))
             proto.graph.output.append(helper.make_empty_tensor_value_info(f"{_PREFIX}{index}"))
-        options = runtime.quiet_options()
         # Optimized, Shape would be what onnx infers, which for some pools is not what onnxruntime computes.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options = runtime.quiet_options(optimized=False)
         session = runtime.session(proto, library=False, options=options)
         wanted = [*(f"{_PREFIX}{index}" for index in range(len(names))), *sorted(computed)]
         results = run(session, wanted, feeds, self.name) if wanted else []

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from perfonnx.errors import PerfonnxError
+from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.masks.request import Mask, Shape
 from perfonnx.model.atomic import write_atomically
 
@@ -44,10 +44,10 @@ def load_arrays(path: str | os.PathLike[str], where: str) -> dict[str, object]:
             loaded = np.load(stream, allow_pickle=False)
             arrays = {ANY_LAYER: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except OSError as error:
-        raise PerfonnxError(f"{where}: {error.strerror or _one_line(error)}") from error
+        raise PerfonnxError(f"{where}: {error.strerror or one_line(error, longest=None)}") from error
     except Exception as error:  # what numpy, zipfile and zlib raise on damaged input is no closed set
         raise PerfonnxError(
-            f"{where}: not a readable .npy or .npz file without pickled objects ({_one_line(error)})"
+            f"{where}: not a readable .npy or .npz file without pickled objects ({one_line(error, longest=None)})"
         ) from error
     if not arrays:
         raise PerfonnxError(f"{where}: holds no array; store one per layer, under the layer's name")
@@ -108,7 +108,3 @@ def as_mask(array: object, where: str) -> Mask:
     if not ((array == 0) | (array == 1)).all():
         raise PerfonnxError(f"{where}: holds values other than 0 and 1; make it a mask of booleans")
     return array.astype(np.bool_)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -46,6 +46,14 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
             yield from attribute.graphs
 
 
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, and those of the graphs in their attributes."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from all_nodes(graph.node)
+
+
 def used_names(nodes: Iterable[NodeProto]) -> Iterator[str]:
     """The names that nodes read, in the graphs in their attributes too."""
     for node in nodes:
@@ -137,16 +145,9 @@ def tidy_imports(proto: ModelProto) -> None:
     """The part of `tidy` that is about the imported domains."""
     names = ["" if i.domain == _LONG_DOMAIN else i.domain for i in proto.opset_import]
     keep_only(proto.opset_import, [i for i, name in enumerate(names) if name not in names[i + 1 :]])
-    used = {node.domain for node in _nodes_in(proto.graph)}
+    used = {node.domain for node in all_nodes(proto.graph.node)}
     for domain in sorted(used & _IMPLIED_DOMAINS.keys() - set(names)):
         proto.opset_import.append(helper.make_opsetid(domain, _IMPLIED_DOMAINS[domain]))
-
-
-def _nodes_in(graph: GraphProto) -> Iterator[NodeProto]:
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from _nodes_in(inner)
 
 
 def topological_order(nodes: Sequence[NodeProto]) -> list[int]:
@@ -179,7 +180,7 @@ def shorten_domains(proto: ModelProto) -> None:
     for imported in proto.opset_import:
         if imported.domain == _LONG_DOMAIN:
             imported.domain = ""
-    for node in _nodes_in(proto.graph):
+    for node in all_nodes(proto.graph.node):
         if node.domain == _LONG_DOMAIN:
             node.ClearField("domain")
 

@@ -7,17 +7,13 @@ memory is measured afterwards, in a process for each model.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import onnxruntime as ort
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -30,8 +26,9 @@ from perfonnx.model.files import ModelSource, take_in_data
 from perfonnx.model.signature import freeze_weights, overridable
 from perfonnx.names import shortened
 from perfonnx.running.memory import ActivationMemory, activation_memory
-from perfonnx.running.opened import OpenModel, Progress, open_loaded, open_model
-from perfonnx.running.profiles import Names, layer_times, name_of
+from perfonnx.running.opened import OpenModel, Progress, open_model
+from perfonnx.running.profiles import Names, layer_times, open_profiled, read_profile
+from perfonnx.runtime import timed_options
 
 PROFILE_RUNS = 10
 """Most runs that are profiled for the times per layer."""
@@ -200,7 +197,7 @@ def bench(
     if frozen:
         called[0] += " (weights frozen)"
     opened = [
-        open_model(model, name=name, threads=threads, options=session_options())
+        open_model(model, name=name, threads=threads, options=timed_options())
         for model, name in zip(models, _distinct(called), strict=True)
     ]
     if feed is None:
@@ -217,7 +214,7 @@ def bench(
     times = _rounds(opened, feeds, warmup + runs, report)
     layers = None
     if per_layer:
-        layers = _layers(models, opened, feeds, threads, warmup, profiled, lambda done: report(warmup + runs + done))
+        layers = _layers(models, feeds, threads, warmup, profiled, lambda done: report(warmup + runs + done))
     needs = None
     if memory:
         needs = tuple(
@@ -256,14 +253,6 @@ def _equally_frozen(models: Sequence[ModelSource]) -> tuple[Sequence[ModelSource
     return [first.proto, *models[1:]], tuple(frozen)
 
 
-def session_options() -> Any:
-    """For sessions that are timed in turn: onnxruntime is quiet, and its idle threads leave the cores to the others."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # the user asked for times, not for onnxruntime's remarks on the model
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    return options
-
-
 def _distinct(names: Sequence[str]) -> list[str]:
     """The names, with a number behind the second and later ones of a kind."""
     seen: Counter[str] = Counter()
@@ -285,9 +274,7 @@ def _rounds(
             model, feed = models[index], feeds[index]
             if done == 0:
                 model.run(feed)  # with the checks, and their message if onnxruntime refuses
-            start = time.perf_counter_ns()
-            model.session.run(None, feed)
-            times[index].append((time.perf_counter_ns() - start) / 1e6)
+            times[index].append(model.milliseconds(feed))
         report(done + 1)
     return times
 
@@ -297,7 +284,6 @@ def _rounds(
 
 def _layers(
     sources: Sequence[ModelSource],
-    opened: Sequence[OpenModel],
     feeds: Sequence[Feed],
     threads: int | None,
     warmup: int,
@@ -306,12 +292,9 @@ def _layers(
 ) -> tuple[LayerTiming, ...]:
     """Profiles every model and puts the layers side by side."""
     with tempfile.TemporaryDirectory(prefix="perfonnx-profile-") as directory:
-        profiled = []
-        for index, (source, model) in enumerate(zip(sources, opened, strict=True)):
-            profiled.append(_open_profiled(source, model, threads, str(Path(directory) / str(index))))
+        profiled = [open_profiled(files.load(source), directory, threads=threads) for source in sources]
         _rounds(profiled, feeds, warmup + runs, report)
-        # The file is written now; it has one run more than the rounds, the checked one.
-        events = [json.loads(Path(cast(Any, model.session).end_profiling()).read_bytes()) for model in profiled]
+        events = [read_profile(model) for model in profiled]  # of one run more than the rounds, the checked one
     base = Names(profiled[0].proto)
     tables = []
     for index, (model, trace) in enumerate(zip(profiled, events, strict=True)):
@@ -340,23 +323,6 @@ def _merged(orders: Sequence[Sequence[str]]) -> list[str]:
                 merged.insert(place, key)
                 place += 1
     return merged
-
-
-def _open_profiled(source: ModelSource, model: OpenModel, threads: int | None, prefix: str) -> OpenModel:
-    """Another session on a model, one that writes a profile."""
-    options = session_options()
-    options.enable_profiling = True
-    options.profile_file_prefix = prefix
-    loaded = files.load(source)
-    unnamed = [node for node in loaded.proto.graph.node if not node.name]
-    if not unnamed:
-        return open_model(source, name=model.name, threads=threads, options=options)
-    # The profile knows nodes by name only.
-    for node in unnamed:
-        node.name = name_of(node)
-    opened = open_loaded(loaded, threads=threads, options=options)
-    opened.name = model.name
-    return opened
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
 
 from perfonnx import runtime
 from perfonnx.errors import PerfonnxError
 from perfonnx.model import files
 from perfonnx.model.files import ModelSource
-from perfonnx.model.proto import is_standard, subgraphs
+from perfonnx.model.proto import is_standard, used_names
 from perfonnx.model.shapes import infer_types
 from perfonnx.model.signature import fix_input_shapes
 from perfonnx.model.workspace import Workspace
@@ -196,7 +195,7 @@ def live_bytes(model: ModelSource, shapes: Mapping[str, tuple[int, ...]] | None 
     nodes = [node for node in workspace.node_protos() if node.op_type != "Constant"]
     last: dict[str, int] = {}
     for index, node in enumerate(nodes):
-        for name in _reads(node):
+        for name in used_names([node]):
             last[name] = index
     for output in loaded.proto.graph.output:
         last[output.name] = len(nodes)
@@ -213,15 +212,6 @@ def live_bytes(model: ModelSource, shapes: Mapping[str, tuple[int, ...]] | None 
         alive.update(made)
         alive = {name: size for name, size in alive.items() if last.get(name, -1) > index}
     return peak
-
-
-def _reads(node: NodeProto) -> set[str]:
-    names = {name for name in node.input if name}
-    for graph in subgraphs(node):
-        for inner in graph.node:
-            names |= _reads(inner)
-        names |= {output.name for output in graph.output}
-    return names
 
 
 def _size(workspace: Workspace, name: str) -> int:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from perfonnx import runtime
 from perfonnx.data.inputs import Array, Feed, InputSpec, SessionLike, input_specs
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model import files
 from perfonnx.model.files import LoadedModel, ModelSource, data_files, has_external_data, take_in_data
-from perfonnx.model.proto import subgraphs, value_type
+from perfonnx.model.proto import all_nodes, value_type
 from perfonnx.ops.common import DOMAIN
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -34,7 +37,7 @@ class OpenModel:
         left_out: Outputs that `run` has met and does not give, with the reason.
     """
 
-    source: ModelSource
+    source: ModelSource | LoadedModel
     name: str
     proto: onnx.ModelProto
     session: SessionLike
@@ -71,6 +74,12 @@ class OpenModel:
                 self.left_out[name] = what
         return outputs
 
+    def milliseconds(self, feed: Feed) -> float:
+        """Runs once and says how long that took; that the feed fits, `run` has seen before."""
+        start = time.perf_counter_ns()
+        self.session.run(None, feed)
+        return (time.perf_counter_ns() - start) / 1e6
+
     def adapt(self, feed: Feed) -> Feed:
         """The feed with floating-point arrays cast to this model's types.
 
@@ -95,51 +104,51 @@ class OpenModel:
 
 
 def open_model(
-    source: ModelSource,
+    source: ModelSource | LoadedModel,
     *,
     name: str | None = None,
     threads: int | None = None,
     library: bool | None = None,
-    options: Any = None,
+    options: ort.SessionOptions | None = None,
 ) -> OpenModel:
     """Opens a model and a session on it.
 
     Args:
-        source: See `perfonnx.model.files.load`.
+        source: See `perfonnx.model.files.load`; or what that gave, whose external data stay where they are.
         name: For messages; by default the file's name.
         threads: Intra-op threads, None for onnxruntime's default.
         library: Whether to register the custom-operator library; None registers it for models that use it, so that
             all others run in onnxruntime as it comes.
-        options: `onnxruntime.SessionOptions` to start from.
+        options: Options to start from; None: `runtime.quiet_options`.
 
     Raises:
         PerfonnxError: The model cannot be read or loaded.
     """
-    loaded = files.load(source)
-    name = name or loaded.name
+    loaded = source if isinstance(source, LoadedModel) else files.load(source)
     if library is None:
         library = uses_library(loaded.proto)
-    model = source if isinstance(source, (str, bytes)) or hasattr(source, "__fspath__") else loaded.proto
-    session = runtime.session(model, threads=threads, library=library, options=options)
-    return OpenModel(source, name, loaded.proto, session)
-
-
-def open_loaded(loaded: LoadedModel, *, threads: int | None = None, options: Any = None) -> OpenModel:
-    """A session on a model in memory, whose external data stay where they are.
-
-    Data that links lead to elsewhere are read: onnxruntime follows these only with the model's own path.
-    """
     if options is None:
         options = runtime.quiet_options()
-    if loaded.directory is not None and has_external_data(loaded):
-        folder = loaded.directory.resolve()
-        if all(file.is_relative_to(folder) for file in data_files(loaded)):
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-        else:
-            loaded = LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
-            take_in_data(loaded)
-    session = runtime.session(loaded.proto, threads=threads, library=uses_library(loaded.proto), options=options)
-    return OpenModel(loaded.proto, loaded.name, loaded.proto, session)
+    # A file onnxruntime reads itself, and looks for external data beside it.
+    model = source if isinstance(source, (str, bytes, os.PathLike)) else _with_data(loaded, options)
+    session = runtime.session(model, threads=threads, library=library, options=options)
+    return OpenModel(source, name or loaded.name, loaded.proto, session)
+
+
+def _with_data(loaded: LoadedModel, options: ort.SessionOptions) -> onnx.ModelProto:
+    """The message, and in the options the place of its external data.
+
+    Data that links lead to elsewhere are taken in: onnxruntime follows these only with the model's own path.
+    """
+    if loaded.directory is None or not has_external_data(loaded):
+        return loaded.proto
+    folder = loaded.directory.resolve()
+    if all(file.is_relative_to(folder) for file in data_files(loaded)):
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        return loaded.proto
+    whole = LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
+    take_in_data(whole)
+    return whole.proto
 
 
 def uses_library(proto: onnx.ModelProto) -> bool:
@@ -149,14 +158,7 @@ def uses_library(proto: onnx.ModelProto) -> bool:
 
 def used_operators(proto: onnx.ModelProto) -> set[str]:
     """The operators of the library's domain in a graph and its sub-graphs."""
-
-    def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-        for node in graph.node:
-            yield node
-            for inner in subgraphs(node):
-                yield from nodes(inner)
-
-    return {node.op_type for node in nodes(proto.graph) if node.domain == DOMAIN}
+    return {node.op_type for node in all_nodes(proto.graph.node) if node.domain == DOMAIN}
 
 
 def not_numbers(value: Any) -> str | None:

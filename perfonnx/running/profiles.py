@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import statistics
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import onnx
+import onnxruntime as ort
 
+from perfonnx.model.files import LoadedModel
+from perfonnx.model.proto import is_standard
 from perfonnx.ops.common import DOMAIN
+from perfonnx.running.opened import OpenModel, open_model
+from perfonnx.runtime import timed_options
 
 LAYOUT = "(layout and type changes)"
 """Row of the copies and casts that onnxruntime inserts around its blocked and its float32 kernels."""
+
+
+def open_profiled(loaded: LoadedModel, directory: str, *, threads: int | None = None) -> OpenModel:
+    """A session that writes a profile into a directory.
+
+    Nodes without a name get one in a copy of the model: a profile knows nodes by name only.
+    """
+    options = timed_options()
+    options.enable_profiling = True
+    options.profile_file_prefix = tempfile.mkdtemp(dir=directory) + "/profile"
+    if not all(node.name for node in loaded.proto.graph.node):
+        loaded = LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
+        for node in loaded.proto.graph.node:
+            node.name = name_of(node)
+    return open_model(loaded, threads=threads, options=options)
+
+
+def read_profile(model: OpenModel) -> list[dict[str, Any]]:
+    """The events of all runs of a model that `open_profiled` gave; later runs are not profiled."""
+    path = Path(cast(ort.InferenceSession, model.session).end_profiling())
+    events: list[dict[str, Any]] = json.loads(path.read_bytes())
+    return events
 
 
 def layer_times(events: Sequence[Mapping[str, Any]], names: Names, runs: int) -> dict[str, tuple[str, float]]:
@@ -147,7 +178,7 @@ class Names:
 
 def is_conv(node: onnx.NodeProto) -> bool:
     """True for convolutions, ours among them."""
-    return "Conv" in node.op_type and (node.domain in ("", DOMAIN))
+    return "Conv" in node.op_type and (is_standard(node) or node.domain == DOMAIN)
 
 
 def name_of(node: onnx.NodeProto) -> str:

@@ -24,7 +24,7 @@ from perfonnx.model.proto import value_type
 from perfonnx.model.signature import fix_input_shapes
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
-from perfonnx.running.opened import OpenModel, open_loaded
+from perfonnx.running.opened import OpenModel, open_model
 
 HELD_BYTES = 1 << 30
 """Inputs, and outputs of the original, are kept in memory up to this size each; beyond it they are made anew."""
@@ -231,7 +231,7 @@ class PlanEvaluator:
     def _measured(self, task: Task) -> Outcome:
         start = time.perf_counter()
         rewritten = self.subject.rewrite(task.plan, layout=task.layout, images=task.repaired_by)
-        candidate = open_loaded(rewritten.model, threads=self.threads)
+        candidate = open_model(rewritten.model, threads=self.threads)
         scores = []
         for batch, expected in self._references(task.part, task.images):
             actual = candidate.run(candidate.adapt(batch.feeds))
@@ -257,7 +257,7 @@ class PlanEvaluator:
             yield from zip(batches, kept, strict=True)
             return
         if self._original is None:
-            self._original = open_loaded((self.reference or self.subject).original(), threads=self.threads)
+            self._original = open_model((self.reference or self.subject).original(), threads=self.threads)
         collected: list[dict[str, Array]] | None = [] if (part, images) not in self._reference else None
         size = 0
         for batch in batches:
@@ -294,7 +294,7 @@ def find_metric(
         PerfonnxError: See `metrics.choose_metric`; or the model does not run, or there is no image.
     """
     loaded = subject.original()
-    original = open_loaded(loaded, threads=threads)
+    original = open_model(loaded, threads=threads)
     batch = next(iter(samples), None)
     if batch is None:
         raise PerfonnxError("there is no image to measure on")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from perfonnx.comparing.metrics import Metric
 from perfonnx.rewriting import Rewritten
-from perfonnx.running.opened import open_loaded
+from perfonnx.running.opened import open_model
 from perfonnx.search.evaluate import SamplesLike, Subject
 
 PICTURES = 3
@@ -42,7 +42,7 @@ def output_pictures(
     pictures: list[Picture] = []
     if metric.name not in ("ssim", "psnr"):
         return pictures
-    original, rewritten = (open_loaded(loaded, threads=threads) for loaded in (subject.original(), result.model))
+    original, rewritten = (open_model(loaded, threads=threads) for loaded in (subject.original(), result.model))
     output = metric.outputs[0]
     for batch in samples:
         before, after = (model.run(model.adapt(batch.feeds)) for model in (original, rewritten))

@@ -33,10 +33,9 @@ from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.model.atomic import digest, write_atomically
 from perfonnx.model.files import LoadedModel
 from perfonnx.plan import Plan
-from perfonnx.running.bench import session_options
-from perfonnx.running.opened import OpenModel, open_loaded
-from perfonnx.running.profiles import LAYOUT, Names, layer_runs
-from perfonnx.runtime import get_library_path
+from perfonnx.running.opened import OpenModel, open_model
+from perfonnx.running.profiles import LAYOUT, Names, is_conv, layer_runs, open_profiled, read_profile
+from perfonnx.runtime import get_library_path, timed_options
 from perfonnx.search.evaluate import Subject
 
 WARMUP = 3
@@ -118,9 +117,9 @@ class PairedTimer:
         known = self.cache.get(key) if self.cache else None
         if known is not None:
             return Speed(**known)
-        candidate = open_loaded(loaded, threads=self.threads, options=session_options())
+        candidate = open_model(loaded, threads=self.threads, options=timed_options())
         if self._original is None:
-            self._original = open_loaded(self.subject.original(), threads=self.threads, options=session_options())
+            self._original = open_model(self.subject.original(), threads=self.threads, options=timed_options())
         speed = paired(
             _runner(self._original, self.feed), _runner(candidate, self.feed), seconds=seconds, precision=PRECISION
         )
@@ -159,14 +158,7 @@ def _runner(model: OpenModel, feed: Feed) -> Callable[[], float]:
     """Runs a model and returns the milliseconds; its first run is checked."""
     adapted = model.adapt(feed)
     model.run(adapted)
-    run = model.session.run
-
-    def once() -> float:
-        start = time.perf_counter_ns()
-        run(None, adapted)
-        return (time.perf_counter_ns() - start) / 1e6
-
-    return once
+    return lambda: model.milliseconds(adapted)
 
 
 def paired(
@@ -236,7 +228,7 @@ def profile(
     apart, on a machine that may have become busy in between.
 
     Args:
-        loaded: The model; unnamed nodes get names.
+        loaded: The model.
         original: What its times are related to.
         feed: The input of both.
         threads: Intra-op threads.
@@ -245,14 +237,8 @@ def profile(
     Returns:
         Parts by layer; `OTHER` for what belongs to none.
     """
-    named = [_named(model) for model in (original, loaded)]
     with tempfile.TemporaryDirectory(prefix="perfonnx-profile-") as directory:
-        models = []
-        for number, model in enumerate(named):
-            options = session_options()
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(directory) / str(number))
-            models.append(open_loaded(model, threads=threads, options=options))
+        models = [open_profiled(model, directory, threads=threads) for model in (original, loaded)]
         once = [_runner(model, feed) for model in models]
         needed = math.inf
         for _ in range(WARMUP):
@@ -267,27 +253,18 @@ def profile(
             for run in once:
                 for _ in range(in_a_row):
                     run()
-        events = [json.loads(Path(model.session.end_profiling()).read_bytes()) for model in models]  # type: ignore[attr-defined]
+        events = [read_profile(model) for model in models]
     whole, parts = (
         {name: undisturbed(times) for name, (_, times) in layer_runs(found, Names(m.proto), runs)}
-        for found, m in zip(events, named, strict=True)
+        for found, m in zip(events, models, strict=True)
     )
     total = max(sum(whole.values()), 1e-9)
-    owners = owning_convs(named[1].proto)
+    owners = owning_convs(models[1].proto)
     sums: dict[str, float] = {}
     for name, milliseconds in parts.items():
         owner = OTHER if name == LAYOUT else owners.get(name, OTHER)
         sums[owner] = sums.get(owner, 0.0) + milliseconds / total
     return sums
-
-
-def _named(model: LoadedModel) -> LoadedModel:
-    """A copy with a name on every node: the profile knows nodes by name only."""
-    named = LoadedModel(onnx.ModelProto(), model.directory, model.name)
-    named.proto.CopyFrom(model.proto)
-    for node in named.proto.graph.node:
-        node.name = node.name or next((name for name in node.output if name), node.op_type)
-    return named
 
 
 def undisturbed(times: Sequence[float]) -> float:
@@ -308,7 +285,7 @@ def owning_convs(proto: onnx.ModelProto) -> dict[str, str]:
     owners: dict[str, str] = {}
     for place, node in enumerate(nodes):
         known = max((before[name] for name in node.input if name in before), default=None)
-        if _is_conv(node):
+        if is_conv(node):
             owners[node.name] = node.name
             known = (place, node.name)
         elif known is not None and node.op_type != ops.compact.NAME:
@@ -317,15 +294,11 @@ def owning_convs(proto: onnx.ModelProto) -> dict[str, str]:
             before.update((name, known) for name in node.output if name)
     after: dict[str, str] = {}  # tensor -> the convolution that reads it, maybe through other nodes
     for node in reversed(nodes):
-        following = node.name if _is_conv(node) else next((after[n] for n in node.output if n in after), None)
+        following = node.name if is_conv(node) else next((after[n] for n in node.output if n in after), None)
         if following is not None:
             owners.setdefault(node.name, following)
             after.update((name, following) for name in node.input if name)
     return owners
-
-
-def _is_conv(node: onnx.NodeProto) -> bool:
-    return "Conv" in node.op_type and node.domain in ("", ops.DOMAIN)
 
 
 # --- cache -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.passes import Options, Skip
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
-from perfonnx.running.opened import open_loaded
+from perfonnx.running.opened import open_model
 from perfonnx.search import Metric, Progress, Quality
 from perfonnx.search.evaluate import Subject, check_same_interface, find_metric
 from perfonnx.search.state import digest
@@ -282,7 +282,7 @@ def _measure(
     metric: Metric, subject: Subject, samples: Samples, threads: int | None, candidate: LoadedModel
 ) -> Quality:
     """A model against the original, in onnxruntime."""
-    original, other = (open_loaded(loaded, threads=threads) for loaded in (subject.original(), candidate))
+    original, other = (open_model(loaded, threads=threads) for loaded in (subject.original(), candidate))
     scores = []
     for batch in samples:
         expected, actual = (opened.run(opened.adapt(batch.feeds)) for opened in (original, other))

@@ -21,7 +21,7 @@ from perfonnx.gradients.network import Network
 from perfonnx.model import files
 from perfonnx.model.tensors import is_external, tensor_bytes
 from perfonnx.running.bench import bench
-from perfonnx.running.opened import open_loaded
+from perfonnx.running.opened import open_model
 from tests.model.chains import as_bytes, chain, external, listing, whole
 from tests.passes import nets
 from tests.passes.nets import node
@@ -268,7 +268,7 @@ def test_data_that_links_lead_to_serve_every_command(tmp_path: Path) -> None:
         place(tmp_path / "cache" / name, f"../{name}")
     path = tmp_path / "cache/m.onnx"
     expected = nets.run(whole_model, nets.feed())[0]
-    opened = open_loaded(files.load(path))
+    opened = open_model(files.load(path))
     np.testing.assert_allclose(opened.run(nets.feed())["y"], expected, rtol=0, atol=1e-6)
     report = bench([path], feed=nets.feed(), runs=1, warmup=0, per_layer=True, memory=True)
     assert len(report.models) == len(report.memory) == 1
