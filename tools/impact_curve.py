@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 import perfonnx
-from perfonnx import cli
-from perfonnx.cli.data import add_data_arguments, samples_from
+from perfonnx.cli.data import add_data, samples_from
+from perfonnx.cli.flags import add_shapes
 from perfonnx.data.inputs import Feed
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Network, log_loss
@@ -68,8 +68,8 @@ def main() -> int:
     parser.add_argument("--masks", nargs="+", default=list(MASKS), choices=MASKS)
     parser.add_argument("--draws", type=int, default=3, help="seeds that random masks are averaged over")
     parser.add_argument("--json", type=Path, help="also write the figures here")
-    add_data_arguments(parser, note="--samples counts those for the impacts too.")
-    cli._add_shapes(parser)
+    add_data(parser, note="--samples counts those for the impacts too.")
+    add_shapes(parser)
     options = parser.parse_args()
     try:
         points, dense = measure(options)

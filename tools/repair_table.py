@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 import perfonnx
-from perfonnx.cli.data import add_data_arguments, samples_from
+from perfonnx.cli.data import add_data, samples_from
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.plan import NO_REPAIR, REPAIRS
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=0, metavar="N", help="timed runs of each cell (default 0)")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="of the timed runs (default: all cores)")
     parser.add_argument("-v", "--verbose", action="store_true", help="what was done to each layer")
-    add_data_arguments(parser)
+    add_data(parser)
     options = parser.parse_args()
     try:
         return run(options)

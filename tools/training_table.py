@@ -24,7 +24,7 @@ import numpy as np
 from repair_table import top1
 
 import perfonnx
-from perfonnx.cli.data import add_data_arguments, samples_from
+from perfonnx.cli.data import add_data, samples_from
 from perfonnx.data.inputs import model_inputs
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=30, help="timed runs; 0: none")
     parser.add_argument("--models", type=Path, metavar="DIR", help="where the results are kept")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
-    add_data_arguments(parser)
+    add_data(parser)
     options = parser.parse_args()
     try:
         return run(options)

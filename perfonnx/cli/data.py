@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from perfonnx.cli.flags import input_shapes
 from perfonnx.data.formats import CHANNELS, IMAGE_LAYOUTS, PRESETS, ImageFormat, changed, image_format
 from perfonnx.errors import PerfonnxError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from perfonnx.model.files import ModelSource
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True, note: str | None = None) -> None:
+def add_data(parser: argparse.ArgumentParser, *, seed: bool = True, note: str | None = None) -> None:
     """The flags of data, one group for every command that feeds a model.
 
     `samples_from` reads them. Earlier spellings are still understood: `-n` for `--samples`, and
@@ -57,13 +58,17 @@ def add_data_arguments(parser: argparse.ArgumentParser, *, seed: bool = True, no
         group.add_argument("--seed", type=int, default=0, metavar="N", help="seed of random choices (default 0)")
 
 
+ALL_SAMPLES = "All samples are used, in their order, unless --samples draws some."
+"""A note for commands that read the data through."""
+
+
 def samples_from(
     options: argparse.Namespace, model: ModelSource | Sequence[InputSpec], *, batch: int | None = None
 ) -> Samples | None:
     """The samples that a command line asks for, None without `--data`.
 
     Args:
-        options: Parsed flags of `add_data_arguments`; `input_shape` and `seed` too, where the command has them.
+        options: Parsed flags of `add_data`; `input_shape` and `seed` too, where the command has them.
         model: The model, or its inputs.
         batch: As for `Samples.load`.
 
@@ -75,20 +80,32 @@ def samples_from(
             if getattr(options, name) is not None:
                 raise PerfonnxError(f"--{name.replace('_', '-')} is about data; give --data")
         return None
-    from perfonnx.data.inputs import model_inputs, parse_input_shapes
+    from perfonnx.data.inputs import model_inputs
     from perfonnx.data.samples import Samples
 
     is_inputs = isinstance(model, Sequence) and not isinstance(model, (str, bytes))
     specs: Sequence[InputSpec] = model if is_inputs else model_inputs(model)  # type: ignore[assignment]
-    shapes = parse_input_shapes(getattr(options, "input_shape", ()))
     samples = Samples.load(
-        options.data, specs, image_format=_format_from(options), labels=options.labels, shapes=shapes, batch=batch
+        options.data,
+        specs,
+        image_format=_format_from(options),
+        labels=options.labels,
+        shapes=input_shapes(options),
+        batch=batch,
     )
     if options.samples is None:
         return samples
     if options.samples < 1:
         raise PerfonnxError(f"--samples {options.samples}: give 1 or more")
     return samples.shuffled(getattr(options, "seed", None) or 0).take(options.samples)
+
+
+def required_samples(options: argparse.Namespace, *, batch: int | None = None) -> Samples:
+    """What the flags of data ask for; `batch`: samples at a time where the model leaves it open."""
+    samples = samples_from(options, options.model, batch=batch)
+    if samples is None:
+        raise PerfonnxError(f"{options.command} measures on your data: add --data with a folder of images or a file")
+    return samples
 
 
 def _format_from(options: argparse.Namespace) -> ImageFormat:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from perfonnx.cli.data import add_data_arguments, samples_from
+from perfonnx.cli.data import add_data, samples_from
 from perfonnx.errors import PerfonnxError
 from tests.data.cases import IMAGE, pictures
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_data_arguments(parser)
+    add_data(parser)
     return parser.parse_args(arguments)
 
 

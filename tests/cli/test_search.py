@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from perfonnx import cli
-from perfonnx.cli import main
+from perfonnx.cli import main, output
 from tests.models import small
 from tests.search.test_tune import network, samples
 
@@ -58,7 +57,7 @@ def test_tune_writes_a_model_a_plan_and_a_report(here: Path, capsys: pytest.Capt
 
 def test_each_network_is_a_line_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = StringIO()
-    monkeypatch.setattr(cli, "_stderr", lambda _: Console(file=shown, force_terminal=True, width=200))
+    monkeypatch.setattr(output, "stderr", lambda _: Console(file=shown, force_terminal=True, width=200))
     arguments = ("--data", "data.npz", "--max-drop", "50%", "--report-json", "report.json", *FAST, "--no-cache")
     assert run("tune", "m.onnx", "out.onnx", *arguments) == 0
     report = json.loads((here / "report.json").read_text())

@@ -93,7 +93,7 @@ def test_every_command_that_runs_a_model(
 
 
 def test_without_the_library_the_message_names_the_flag(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run("check", model, model) == cli.BAD_INPUT
+    assert _run("check", model, model) == cli.ExitStatus.BAD_INPUT
     error = capsys.readouterr().err
     assert "NegPos" in error
     assert "--library" in error

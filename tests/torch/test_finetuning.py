@@ -253,7 +253,7 @@ def test_interrupting_leaves_a_checkpoint_and_one_line(
 
     arguments = ("finetune", "m.onnx", "out.onnx", "--rate", ".5", *FAST, "--checkpoint", "state", "-q")
     with monkeypatch.context() as patch:
-        patch.setattr("perfonnx.cli._search_progress._step", press)
+        patch.setattr("perfonnx.cli.output.SearchBar._step", press)
         assert run(*arguments) == 130
     assert capsys.readouterr().err == "perfonnx: interrupted; to go on from state, add --resume\n"
     assert (here / "state").exists()

@@ -1,0 +1,173 @@
+"""`perfonnx rewrite`: a model, rewritten."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from perfonnx.cli.choices import add_choices, choices_from
+from perfonnx.cli.command import Command, ExitStatus
+from perfonnx.cli.data import add_data, samples_from
+from perfonnx.cli.flags import (
+    add_freeze,
+    add_json,
+    add_library,
+    add_quiet,
+    add_shapes,
+    input_shapes,
+)
+from perfonnx.cli.output import Bar, exit_status, show, stderr
+from perfonnx.errors import PerfonnxError
+
+if TYPE_CHECKING:
+    from perfonnx.comparing.check_report import CheckReport
+
+_EXAMPLES = """examples:
+  perfonnx rewrite model.onnx fast.onnx
+        careful: perforates the layers that carry 1 % of the multiplies or more and gain time, at rate 0.25
+  perfonnx rewrite model.onnx fast.onnx --rate 0.5 --skip '^conv1$' --check 4
+  perfonnx rewrite model.onnx fast.onnx --method sparse --mask masks.npz
+  perfonnx rewrite model.onnx fast.onnx --input-shape image:N,3,480,640
+  perfonnx rewrite model.onnx fast.onnx --rate 0.5 --mask lattice --repair predictor --data photos/ --samples 200
+  perfonnx rewrite model.onnx fast.onnx --method radius-adaptive --open-share 0.5 --data photos/ --samples 200
+  perfonnx rewrite model.onnx --dry-run --save-plan plan.json
+  perfonnx rewrite model.onnx fast.onnx --plan plan.json
+"""
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="IN", help="the model to rewrite; it is not changed")
+    parser.add_argument("output", metavar="OUT", nargs="?", help="where the new model goes")
+    what = add_choices(parser)
+    what.add_argument(
+        "--open-share",
+        type=float,
+        default=None,
+        metavar="P",
+        help="share of pixels where radius-adaptive layers compute their 3x3 ring (default 1); below 1 gates are "
+        "fitted by least squares on --data, without training",
+    )
+    what.add_argument(
+        "--fill",
+        default=None,
+        metavar="KIND",
+        help="what masked positions hold: zero (default), or before-normalization, for layers trained with masks in "
+        "front of BatchNormalization; sparse only",
+    )
+    what.add_argument(
+        "--repair",
+        default=None,
+        metavar="KIND",
+        help="correct perforated layers by least squares on --data, without training: none (default), bias (free), "
+        "predictor (also a 1x1 convolution beside each layer), interpolation (also learned weights) or full (all)",
+    )
+    add_data(parser, seed=False)
+    model = parser.add_argument_group("the model")
+    add_shapes(model)
+    add_library(model)
+    add_freeze(model)
+    model.add_argument(
+        "--no-fallback",
+        action="store_true",
+        help="leave out the function bodies, with which the model also runs without the library",
+    )
+    model.add_argument(
+        "--layout",
+        default=None,
+        metavar="NAME",
+        help="rows (default, unless the plan says otherwise): neighbouring rewritten layers exchange rows; nchw: each "
+        "takes and gives whole maps",
+    )
+    after = parser.add_argument_group("afterwards")
+    after.add_argument(
+        "--check", type=int, default=0, metavar="N", help="run both models on N random inputs and compare them"
+    )
+    after.add_argument("--dry-run", action="store_true", help="report what would be done, write nothing but the plan")
+    after.add_argument("-v", "--verbose", action="store_true", help="list every layer that is left alone")
+    add_quiet(after)
+    add_json(after)
+
+
+def _run(options: argparse.Namespace) -> ExitStatus:
+    from perfonnx.comparing.check_report import render_check
+    from perfonnx.plan import NO_REPAIR
+    from perfonnx.render import render_report
+    from perfonnx.rewriting import rewrite
+
+    if not options.output and not options.dry_run:
+        raise PerfonnxError("rewrite needs OUT, where the new model goes, or --dry-run")
+    if options.check < 0:
+        raise PerfonnxError(f"--check {options.check}: give the number of inputs to compare on, 1 or more")
+    chosen = choices_from(options)
+    fitted = options.repair not in (None, NO_REPAIR) or options.open_share not in (None, 1)
+    if options.data is not None and not options.plan and not fitted:
+        raise PerfonnxError("--data is for --repair bias, predictor or full, or for --open-share; add one of them")
+    samples = samples_from(options, options.model)
+    console = stderr(options)
+    with console.status("reading") as status:
+        result = rewrite(
+            options.model,
+            None if options.dry_run else options.output,
+            options=chosen,
+            plan=options.plan,
+            input_shapes=input_shapes(options),
+            fallback=not options.no_fallback,
+            layout=options.layout,
+            freeze_weights=options.freeze_weights,
+            samples=samples,
+            impact_maps=options.impact_maps,
+            progress=status.update,
+        )
+    if options.save_plan:
+        result.save_plan(options.save_plan)
+    data = result.report.to_json()
+    if not options.quiet and not options.json:
+        show(options, data, render_report(result.report, verbose=options.verbose))
+        _say_what_was_not_measured(options, bool(result.report.layers))
+    report = None
+    if options.check:
+        target = result.to_bytes() if options.dry_run else options.output
+        report = _check_random(options, target)
+        data["check"] = report.to_json()
+    if options.json and not options.quiet:
+        show(options, data, None)
+    elif report is not None and not options.quiet:
+        show(options, None, render_check(report))
+    return ExitStatus.OK if report is None else exit_status(report)
+
+
+def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
+    """The rewritten model against the model on random inputs."""
+    from perfonnx.comparing.check import compare
+    from perfonnx.data.feeds import random_feeds
+    from perfonnx.data.inputs import merged_inputs
+    from perfonnx.running.opened import open_model
+
+    first, second = (open_model(model) for model in (options.model, target))
+    shapes = input_shapes(options)
+    specs = merged_inputs([first.inputs, second.inputs])
+    source = random_feeds(specs, n=options.check, seed=options.seed or 0, shapes=shapes)
+    with Bar(options, "comparing") as step:
+        return compare(first, second, source, fallback=not options.no_fallback, progress=step)
+
+
+def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> None:
+    if not anything:
+        print("Nothing was rewritten; the output is the model as it came.")
+        return
+    output = options.output or "OUT"
+    print(
+        "Accuracy was not measured. To measure it on your data:\n"
+        f"  perfonnx check {options.model} {output} --data DIR_OR_NPZ\n"
+        f"To measure the speed:\n  perfonnx bench {options.model} {output}"
+    )
+
+
+COMMAND = Command(
+    "rewrite",
+    20,
+    "rewrite a model's convolutions",
+    _EXAMPLES,
+    _add_flags,
+    _run,
+)

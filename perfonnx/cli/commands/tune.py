@@ -1,0 +1,135 @@
+"""`perfonnx tune`: the fastest model within a loss."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from perfonnx.cli.command import Command, ExitStatus
+from perfonnx.cli.data import add_data, required_samples
+from perfonnx.cli.flags import (
+    add_freeze,
+    add_json,
+    add_library,
+    add_metric,
+    add_no_fallback,
+    add_quiet,
+    add_shapes,
+    add_threads,
+    input_shapes,
+)
+from perfonnx.cli.output import SearchBar, show, write_json
+from perfonnx.cli.space import add_space, space_from
+
+_EXAMPLES = """examples:
+  perfonnx tune model.onnx fast.onnx --data photos/ --preset imagenet --max-drop 1%
+        the fastest model that answers otherwise for one photo in a hundred at most; no labels needed
+  perfonnx tune model.onnx fast.onnx --data photos/ --labels classes.csv --max-drop 1%
+        with labels: that loses one percentage point of top-1 at most
+  perfonnx tune model.onnx fast.onnx --data photos/ --speedup 1.5 --threads 1
+  perfonnx tune model.onnx fast.onnx --data data.npz --metric ssim --max-drop 0.02 --plan-out plan.json
+  perfonnx tune model.onnx fast.onnx --data photos/ --max-time 3600 --state tune.state
+        can be interrupted, and goes on from there when it is run again
+  perfonnx tune model.onnx fast.onnx --data photos/ --report report.html
+        shows what was skipped where, what it costs, and everything that was tried; report.json holds the numbers
+
+bounds: top1, agreement: a share of images, 1%; loss: nats; ssim: 1 - SSIM to the original's output, 0.02; psnr: what
+must remain, 35dB; distance: relative L2 distance to the original's output, 5%
+"""
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="IN", help="the model; it is not changed")
+    parser.add_argument("output", metavar="OUT", help="where the new model goes; the original where nothing is gained")
+    goal = parser.add_argument_group("what is wanted")
+    goal.add_argument(
+        "--max-drop", metavar="D", help="largest loss, in the metric's terms (default 1%%, 0.02 for ssim; see below)"
+    )
+    goal.add_argument(
+        "--speedup", type=float, metavar="S", help="how many times faster, with the smallest loss (within --max-drop)"
+    )
+    add_metric(goal)
+    add_space(parser)
+    how = parser.add_argument_group("how it is searched")
+    how.add_argument("--search", default="budget", metavar="NAME", help="budget (default) or greedy")
+    how.add_argument(
+        "--max-time",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="time to measure, roughly (default 900); the less it is, the fewer choices and images are looked at",
+    )
+    add_threads(how)
+    how.add_argument("--state", metavar="FILE", help="keep measurements here; an interrupted search then goes on")
+    how.add_argument(
+        "--cache-dir", metavar="DIR", help="where timings are kept between searches (default: the user's cache)"
+    )
+    how.add_argument("--no-cache", action="store_true", help="time everything anew")
+    add_data(parser)
+    add_shapes(parser)
+    add_library(parser)
+    result = parser.add_argument_group("results")
+    result.add_argument("--plan-out", metavar="FILE", help="write the plan, to edit and give to rewrite --plan")
+    result.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write a report to read in a browser, one file that needs no other, and FILE.json beside it",
+    )
+    result.add_argument(
+        "--report-json", metavar="FILE", help="write everything that was measured (default: beside --report)"
+    )
+    add_no_fallback(result)
+    add_freeze(result)
+    add_quiet(result)
+    add_json(result)
+
+
+def _run(options: argparse.Namespace) -> ExitStatus:
+    from perfonnx.model.atomic import write_atomically
+    from perfonnx.report import html_report
+    from perfonnx.search import TimingCache, tune
+    from perfonnx.search.render import render_tuned
+
+    if options.report and not options.report_json:
+        options.report_json = str(Path(options.report).with_suffix(".json"))
+    cache = TimingCache(Path(options.cache_dir)) if options.cache_dir else TimingCache.default()
+    with SearchBar(options) as step:
+        tuned = tune(
+            options.model,
+            options.output,
+            required_samples(options),
+            max_drop=options.max_drop,
+            speedup=options.speedup,
+            metric=options.metric,
+            space=space_from(options),
+            search=options.search,
+            max_time=options.max_time,
+            threads=options.threads,
+            input_shapes=input_shapes(options),
+            freeze_weights=options.freeze_weights,
+            fallback=not options.no_fallback,
+            seed=options.seed,
+            state=options.state,
+            cache=None if options.no_cache else cache,
+            progress=step,
+        )
+    if options.plan_out:
+        tuned.save_plan(options.plan_out)
+    data = tuned.to_json()
+    if options.report_json:
+        write_json(options.report_json, data)
+    if options.report:
+        write_atomically(options.report, html_report(tuned).encode("utf-8", "replace"))  # names may not be Unicode
+    if not options.quiet:
+        show(options, data, render_tuned(tuned))
+    return ExitStatus.OK
+
+
+COMMAND = Command(
+    "tune",
+    70,
+    "find the fastest model within a loss, by measuring on your data and machine",
+    _EXAMPLES,
+    _add_flags,
+    _run,
+)
