@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 _Floats = npt.NDArray[np.float32]
+_Ints = npt.NDArray[np.int32]
 _Pair = tuple[int, int]
 _Quad = tuple[int, int, int, int]
 _Triple = tuple[float, float, float]
@@ -21,6 +22,9 @@ def available_isas() -> list[str]:
 def default_isa() -> str:
     """The one kernels use: the fastest, capped by the environment variable PERFONNX_ISA."""
 
+def implementations() -> list[str]:
+    """Ways to compute a sampled product, best first; the last computes every layer."""
+
 def row_table(
     kernel: _Pair,
     strides: _Pair,
@@ -28,7 +32,7 @@ def row_table(
     dilations: _Pair,
     input_size: _Pair,
     output_width: int,
-    sites: npt.NDArray[np.int32],
+    sites: _Ints,
 ) -> npt.NDArray[np.int32]:
     """Input row (y * width + x, or -1) of each tap of each site, int32 [sites, taps]."""
 
@@ -39,9 +43,22 @@ def float_to_half(values: _Floats, isa: str | None = None) -> npt.NDArray[np.uin
     """Bits of values [n] rounded to binary16, ties to even."""
 
 class SampledProduct:
-    """Rows of an input, read through a row table, times packed weights [M, C/group, taps] plus bias [M]."""
+    """Rows of an input, read through a row table, times packed weights [M, C/group, taps] plus bias [M].
 
-    def __init__(self, w: _Floats, b: _Floats | None = None, *, group: int = 1, isa: str | None = None) -> None: ...
+    implementation is the one that computes it: the first that applies, or the one that was asked for.
+    """
+
+    def __init__(
+        self,
+        w: _Floats,
+        b: _Floats | None = None,
+        *,
+        group: int = 1,
+        isa: str | None = None,
+        implementation: str = "",
+    ) -> None: ...
+    @property
+    def implementation(self) -> str: ...
     @property
     def packed(self) -> _Floats:
         """[groups, panels, taps, C/group, panel width]; [taps, channels padded] where each group is one channel."""
@@ -49,7 +66,7 @@ class SampledProduct:
     def __call__(
         self,
         rows: _Floats,
-        table: npt.NDArray[np.int32],
+        table: _Ints,
         *,
         activation: _Triple | None = None,
         slope: _Floats | None = None,
@@ -69,7 +86,7 @@ class MaskedConv:
         w: _Floats,
         b: _Floats | None,
         mask: npt.NDArray[np.bool_],
-        source: npt.NDArray[np.int32],
+        source: _Ints,
         weight: _Floats | None = None,
         *,
         strides: _Pair = (1, 1),
@@ -120,3 +137,90 @@ class RadiusAdaptiveConv:
     ) -> None: ...
     def __call__(self, x: _Array, *, threads: int = 1) -> _Array:
         """X [N, C, H, W] to Y [N, M, OH, OW] of the same type."""
+
+class SampledRadiusAdaptiveConv:
+    """SampledRadiusAdaptiveConv."""
+
+    def __init__(
+        self,
+        w: _Floats,
+        b: _Floats | None,
+        w_alpha: _Floats,
+        b_alpha: float = 0.0,
+        b_ring: _Floats | None = None,
+        *,
+        in_shape: _Pair,
+        in_source: _Ints | None = None,
+        sites: _Ints | None = None,
+        center_gain: float = 0.0,
+        strides: _Pair = (1, 1),
+        pads: _Quad = (0, 0, 0, 0),
+        dilations: _Pair = (1, 1),
+        group: int = 1,
+        activation: _Triple = ...,
+        slope: _Floats | None = None,
+        isa: str | None = None,
+    ) -> None: ...
+    def __call__(self, s: _Array, *, threads: int = 1) -> _Array:
+        """Rows S [N, R, C] to rows [N, P, M] of the same type."""
+
+class SampledConv:
+    """SampledConv; `adds` says whether rows Z [N or 1, Pz, M] are added."""
+
+    def __init__(
+        self,
+        w: _Floats,
+        b: _Floats | None,
+        *,
+        in_shape: _Pair,
+        in_source: _Ints | None = None,
+        sites: _Ints | None = None,
+        adds: bool = False,
+        z_source: _Ints | None = None,
+        strides: _Pair = (1, 1),
+        pads: _Quad = (0, 0, 0, 0),
+        dilations: _Pair = (1, 1),
+        group: int = 1,
+        activation: _Triple = ...,
+        slope: _Floats | None = None,
+        isa: str | None = None,
+    ) -> None: ...
+    def __call__(self, s: _Array, z: _Array | None = None, *, threads: int = 1) -> _Array:
+        """Rows S [N, R, C] to rows [N, P, M] of the same type."""
+
+class SampledPool:
+    """SampledMaxPool, or SampledAveragePool where `average`."""
+
+    def __init__(
+        self,
+        kernel: _Pair,
+        *,
+        in_shape: _Pair,
+        in_source: _Ints | None = None,
+        sites: _Ints | None = None,
+        strides: _Pair = (1, 1),
+        pads: _Quad = (0, 0, 0, 0),
+        dilations: _Pair = (1, 1),
+        ceil_mode: bool = False,
+        average: bool = False,
+        count_include_pad: bool = False,
+        isa: str | None = None,
+    ) -> None: ...
+    def __call__(self, s: _Array, *, threads: int = 1) -> _Array:
+        """Rows S [N, R, C] to rows [N, P, C] of the same type."""
+
+class Compact:
+    """Compact."""
+
+    def __init__(self, sites: _Ints | None = None, shape: _Pair = (0, 0), *, isa: str | None = None) -> None: ...
+    def __call__(self, x: _Array, *, threads: int = 1) -> _Array:
+        """X [N, C, H, W] to rows [N, P, C] of the same type."""
+
+class ExpandRows:
+    """ExpandRows."""
+
+    def __init__(
+        self, source: _Ints, shape: _Pair, weight: _Floats | None = None, *, isa: str | None = None
+    ) -> None: ...
+    def __call__(self, s: _Array, *, threads: int = 1) -> _Array:
+        """Rows S [N, P, C] to a map [N, C, H, W] of the same type."""

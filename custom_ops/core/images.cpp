@@ -1,6 +1,6 @@
-#include <string>
+#include "core/images.h"
 
-#include "cpu/operators.h"
+#include <limits>
 
 namespace perfonnx {
 

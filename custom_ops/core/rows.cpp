@@ -1,15 +1,12 @@
 #include "core/rows.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace perfonnx {
 namespace {
 
 constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
-
-std::size_t product(const Rows& rows) {
-  return checked_product(static_cast<std::size_t>(rows.images * rows.rows), static_cast<std::size_t>(rows.channels));
-}
 
 }  // namespace
 
@@ -23,16 +20,6 @@ void Rows::check_size(const char* name) const {
       throw Error("input '" + std::string(name) + "': shape " + shape_text() + " is too large: at most 2^31 - 1 each");
     }
   }
-}
-
-std::string MapSize::text() const { return std::to_string(height) + " x " + std::to_string(width); }
-
-const MapSize& MapSize::checked(const char* name) const {
-  if (height < 0 || width < 0 || height > kLargest || width > kLargest || (width > 0 && height > kLargest / width)) {
-    throw Error("input '" + std::string(name) + "': a map of " + text() +
-                " is none of 0 to 2^31 - 1 positions; give its height and width");
-  }
-  return *this;
 }
 
 RowIndex::RowIndex(const char* name, const std::optional<Indices>& given, std::int64_t count)
@@ -78,25 +65,6 @@ std::vector<std::int32_t> checked_sites(const std::optional<Indices>& given, con
     sites[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(site);
   }
   return sites;
-}
-
-FloatRows::FloatRows(const Rows& rows, Context& context) : data_(static_cast<const float*>(rows.data)) {
-  if (rows.element != Element::kHalf) return;
-  const std::size_t count = product(rows);
-  copy_.emplace(context, count);
-  to_floats(static_cast<const Half*>(rows.data), static_cast<std::int64_t>(count), copy_->data(), context);
-  data_ = copy_->data();
-}
-
-FloatResult::FloatResult(void* out, Element element, std::int64_t count, Context& context)
-    : out_(out), count_(count), data_(static_cast<float*>(out)) {
-  if (element != Element::kHalf) return;
-  copy_.emplace(context, static_cast<std::size_t>(count));
-  data_ = copy_->data();
-}
-
-void FloatResult::finish(Context& context) {
-  if (copy_) from_floats(data_, count_, static_cast<Half*>(out_), context);
 }
 
 }  // namespace perfonnx

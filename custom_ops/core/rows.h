@@ -1,4 +1,4 @@
-// What the operators on rows share: rows as tensors, and the tables of a model that say which rows and which positions.
+// Rows as tensors, and the tables of a model that say which rows and which positions.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "core/common.h"
-#include "cpu/layout.h"
+#include "core/element.h"
+#include "core/geometry.h"
 
 namespace perfonnx {
 
@@ -30,15 +30,10 @@ struct Indices {
   std::int64_t count = 0;
 };
 
-// Height and width of a map, from the model's constants. Throws Error, naming the input, for a negative or too large
-// one.
-struct MapSize {
-  std::int64_t height = 0;
-  std::int64_t width = 0;
-
-  std::int64_t positions() const noexcept { return height * width; }
-  std::string text() const;
-  const MapSize& checked(const char* name) const;
+// The map that the rows S stand for: position q shows row source[q] (in_source), or row q where there is none.
+struct VirtualMap {
+  MapSize size;  // in_shape
+  std::optional<Indices> source;
 };
 
 // Which row each entry of a table reads.
@@ -68,30 +63,5 @@ class RowIndex {
 // Flat positions in a map; without `given` all of them. Each is read through `taps` taps at most: what would need a
 // table beyond reason is refused. Throws Error naming the input 'sites'.
 std::vector<std::int32_t> checked_sites(const std::optional<Indices>& given, const MapSize& map, std::int64_t taps);
-
-// float16 rows as floats for the time of one run; float rows as they are.
-class FloatRows {
- public:
-  FloatRows(const Rows& rows, Context& context);
-  const float* data() const noexcept { return data_; }
-
- private:
-  std::optional<Scratch<float>> copy_;
-  const float* data_;
-};
-
-// Where the floats of a result go: straight to the output, or through a copy that is rounded at the end.
-class FloatResult {
- public:
-  FloatResult(void* out, Element element, std::int64_t count, Context& context);
-  float* data() noexcept { return data_; }
-  void finish(Context& context);
-
- private:
-  std::optional<Scratch<float>> copy_;
-  void* out_;
-  std::int64_t count_;
-  float* data_;
-};
 
 }  // namespace perfonnx

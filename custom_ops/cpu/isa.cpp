@@ -1,58 +1,80 @@
 #include "cpu/isa.h"
 
 #include <cstdlib>
-#include <cstring>
 
-#include "core/common.h"
+#include "core/error.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace perfonnx {
 namespace {
 
 constexpr const char* kVariable = "PERFONNX_ISA";
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
 
-int level(const char* name) {
-  for (int i = 0; i < 3; ++i) {
-    if (std::strcmp(name, kNames[i]) == 0) return i;
-  }
-  return -1;
+#if defined(__x86_64__)
+
+// Asked by hand: not every compiler that has __builtin_cpu_supports knows this name.
+bool has_f16c() {
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
-std::vector<const KernelSet*> detect() {
-  std::vector<const KernelSet*> sets{&kKernelsBaseline};
-#if defined(__x86_64__)
-  __builtin_cpu_init();  // asks the operating system too whether it saves the registers
-  if (__builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0) {
-    sets.push_back(&kKernelsAvx2);
-    if (__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
-        __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512dq") != 0) {
-      sets.push_back(&kKernelsAvx512);
-    }
-  }
+bool has_avx2() { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && has_f16c(); }
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512dq") != 0;
+}
+
 #endif
-  return sets;
+
+// Best first. A new instruction set is an entry here and a kernel file, which CMakeLists.txt names.
+constexpr KernelSet kSets[] = {
+#if defined(__x86_64__)
+    {"avx512", has_avx512, &kF32Avx512, &kF16Avx512},
+    {"avx2", has_avx2, &kF32Avx2, &kF16F16c},
+#endif
+    {"baseline", [] { return true; }, &kF32Baseline, &kF16Baseline},
+};
+
+std::string names() {
+  std::string list;
+  for (const KernelSet& set : kSets) list += (list.empty() ? "" : ", ") + std::string(set.name);
+  return list;
 }
 
 }  // namespace
 
 const std::vector<const KernelSet*>& available_kernels() {
-  static const std::vector<const KernelSet*> sets = detect();
+  static const std::vector<const KernelSet*> sets = [] {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+    std::vector<const KernelSet*> found;
+    for (const KernelSet& set : kSets) {
+      if (set.runs_here()) found.push_back(&set);
+    }
+    return found;
+  }();
   return sets;
 }
 
 const KernelSet& default_kernels() {
   const char* cap = std::getenv(kVariable);
-  int most = 2;
-  if (cap != nullptr && *cap != '\0') {
-    most = level(cap);
-    if (most < 0) {
-      throw Error("environment variable " + std::string(kVariable) + "=" + cap +
-                  ": unknown instruction set; use baseline, avx2 or avx512, or unset it");
-    }
+  bool allowed = cap == nullptr || *cap == '\0';
+  const KernelSet* best = nullptr;
+  for (const KernelSet& set : kSets) {
+    allowed = allowed || set.name == std::string(cap);
+    if (allowed && best == nullptr && set.runs_here()) best = &set;
   }
-  const KernelSet* best = available_kernels().front();
-  for (const KernelSet* set : available_kernels()) {
-    if (level(set->name) <= most) best = set;
+  if (best == nullptr) {
+    throw Error("environment variable " + std::string(kVariable) + "=" + cap +
+                ": unknown instruction set; use one of " + names() + ", or unset it");
   }
   return *best;
 }

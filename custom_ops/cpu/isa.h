@@ -4,15 +4,24 @@
 #include <string>
 #include <vector>
 
+#include "cpu/kernels/f16.h"
 #include "cpu/kernels/f32.h"
 
 namespace perfonnx {
 
-// Kernel sets that this processor and its operating system can run, slowest first. Never empty.
+// The kernels of one instruction set, by precision.
+struct KernelSet {
+  const char* name;
+  bool (*runs_here)();  // whether the processor has what it needs, and the operating system saves its registers
+  const F32Kernels* f32;
+  const F16Kernels* f16;
+};
+
+// Those that this machine runs, best first. Never empty.
 const std::vector<const KernelSet*>& available_kernels();
 
-// The fastest one, or a slower one where the environment variable PERFONNX_ISA (baseline, avx2, avx512) says so: the
-// variable is a cap, it cannot ask for what the machine lacks. Throws Error for another value of the variable.
+// The best one, or a lesser one where the environment variable PERFONNX_ISA names it: the variable is a cap, it cannot
+// ask for what the machine lacks. Throws Error for a name that no instruction set has.
 const KernelSet& default_kernels();
 
 // By name, for tests. Throws Error for one that this machine does not run.

@@ -4,6 +4,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "cpu/half.h"
+
 namespace perfonnx {
 namespace {
 
@@ -70,7 +72,7 @@ void turn(const KernelSet& kernels, const float* const* from, std::int64_t offse
   const TurnArgs args{
       from, static_cast<std::size_t>(offset),   static_cast<std::size_t>(lines), static_cast<std::size_t>(length),
       to,   static_cast<std::size_t>(to_stride)};
-  kernels.turn(&args);
+  kernels.f32->turn(&args);
 }
 void turn(const KernelSet& kernels, const float* const* from, std::int64_t offset, std::int64_t lines,
           std::int64_t length, Half* to, std::int64_t to_stride) {
@@ -246,11 +248,8 @@ void expand_typed(const ExpandArgs& args, const From* rows, T* y, const KernelSe
 template <typename From>
 void expand_rows(const ExpandArgs& args, void* y, Element element, const KernelSet& kernels, Context& context) {
   const auto* rows = static_cast<const From*>(args.rows);
-  if (element == Element::kHalf) {
-    expand_typed(args, rows, static_cast<Half*>(y), kernels, context);
-  } else {
-    expand_typed(args, rows, static_cast<float*>(y), kernels, context);
-  }
+  with_type_of(element,
+               [&](auto type) { expand_typed(args, rows, static_cast<decltype(type)*>(y), kernels, context); });
 }
 
 template <typename Function>
@@ -262,35 +261,6 @@ void in_pieces(std::int64_t count, Context& context, const Function& convert_pie
   });
 }
 
-}  // namespace
-
-void map_to_rows(const MapPart& part, float* rows, const KernelSet& kernels, Context& context) {
-  if (part.element == Element::kHalf) {
-    part_to_rows(part, static_cast<const Half*>(part.data), rows, kernels, context);
-  } else {
-    part_to_rows(part, static_cast<const float*>(part.data), rows, kernels, context);
-  }
-}
-
-void rows_to_map(const RowsToMap& args, void* y, Element element, const KernelSet& kernels, Context& context) {
-  if (element == Element::kHalf) {
-    runs_to_map(args, static_cast<Half*>(y), kernels, context);
-  } else {
-    runs_to_map(args, static_cast<float*>(y), kernels, context);
-  }
-}
-
-void compact(const void* x, Element element, std::int64_t images, std::int64_t channels, std::int64_t pixels,
-             const std::int32_t* sites, std::int64_t count, void* rows, const KernelSet& kernels, Context& context) {
-  if (element == Element::kHalf) {
-    pick_rows(static_cast<const Half*>(x), images, channels, pixels, sites, count, static_cast<Half*>(rows), context);
-  } else if (sites != nullptr) {
-    pick_rows(static_cast<const float*>(x), images, channels, pixels, sites, count, static_cast<float*>(rows), context);
-  } else {
-    map_to_rows(MapPart{x, element, images, channels, pixels, 0, count}, static_cast<float*>(rows), kernels, context);
-  }
-}
-
 void to_floats(const Half* from, std::int64_t count, float* to, Context& context) {
   in_pieces(count, context, [&](std::int64_t begin, std::size_t size) { widen(from + begin, size, to + begin); });
 }
@@ -299,12 +269,62 @@ void from_floats(const float* from, std::int64_t count, Half* to, Context& conte
   in_pieces(count, context, [&](std::int64_t begin, std::size_t size) { narrow(from + begin, size, to + begin); });
 }
 
+}  // namespace
+
+void map_to_rows(const MapPart& part, float* rows, const KernelSet& kernels, Context& context) {
+  with_type_of(part.element, [&](auto type) {
+    part_to_rows(part, static_cast<const decltype(type)*>(part.data), rows, kernels, context);
+  });
+}
+
+void rows_to_map(const RowsToMap& args, void* y, Element element, const KernelSet& kernels, Context& context) {
+  with_type_of(element, [&](auto type) { runs_to_map(args, static_cast<decltype(type)*>(y), kernels, context); });
+}
+
+void compact(const void* x, Element element, std::int64_t images, std::int64_t channels, std::int64_t pixels,
+             const std::int32_t* sites, std::int64_t count, void* rows, const KernelSet& kernels, Context& context) {
+  with_type_of(element, [&](auto type) {
+    using T = decltype(type);
+    if (std::is_same_v<T, float> && sites == nullptr) {
+      map_to_rows(MapPart{x, element, images, channels, pixels, 0, count}, static_cast<float*>(rows), kernels, context);
+    } else {
+      pick_rows(static_cast<const T*>(x), images, channels, pixels, sites, count, static_cast<T*>(rows), context);
+    }
+  });
+}
+
 void expand(const ExpandArgs& args, void* y, Element element, const KernelSet& kernels, Context& context) {
-  if (args.row_element == Element::kHalf) {
-    expand_rows<Half>(args, y, element, kernels, context);
-  } else {
-    expand_rows<float>(args, y, element, kernels, context);
-  }
+  with_type_of(args.row_element, [&](auto type) { expand_rows<decltype(type)>(args, y, element, kernels, context); });
+}
+
+FloatRows::FloatRows(const Rows& rows, Context& context) {
+  with_type_of(rows.element, [&](auto type) {
+    const auto* data = static_cast<const decltype(type)*>(rows.data);
+    if constexpr (std::is_same_v<decltype(type), float>) {
+      data_ = data;
+    } else {
+      const std::size_t count =
+          checked_product(static_cast<std::size_t>(rows.images * rows.rows), static_cast<std::size_t>(rows.channels));
+      copy_.emplace(context, count);
+      to_floats(data, static_cast<std::int64_t>(count), copy_->data(), context);
+      data_ = copy_->data();
+    }
+  });
+}
+
+FloatResult::FloatResult(void* out, Element element, std::int64_t count, Context& context) : out_(out), count_(count) {
+  with_type_of(element, [&](auto type) {
+    if constexpr (std::is_same_v<decltype(type), float>) {
+      data_ = static_cast<float*>(out);
+    } else {
+      copy_.emplace(context, static_cast<std::size_t>(count));
+      data_ = copy_->data();
+    }
+  });
+}
+
+void FloatResult::finish(Context& context) {
+  if (copy_) from_floats(data_, count_, static_cast<Half*>(out_), context);
 }
 
 }  // namespace perfonnx

@@ -2,15 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
-#include "core/common.h"
-#include "core/half.h"
-#include "core/plan.h"
+#include "core/activation.h"
+#include "core/context.h"
+#include "core/element.h"
+#include "core/interpolation.h"
+#include "core/rows.h"
 #include "cpu/isa.h"
 
 namespace perfonnx {
-
-enum class Element { kFloat, kHalf };
 
 // Pixels `begin` to `end` of every image of X [images, channels, pixels].
 struct MapPart {
@@ -48,9 +49,30 @@ void rows_to_map(const RowsToMap& args, void* y, Element element, const KernelSe
 void compact(const void* x, Element element, std::int64_t images, std::int64_t channels, std::int64_t pixels,
              const std::int32_t* sites, std::int64_t count, void* rows, const KernelSet& kernels, Context& context);
 
-// Conversions of `count` elements.
-void to_floats(const Half* from, std::int64_t count, float* to, Context& context);
-void from_floats(const float* from, std::int64_t count, Half* to, Context& context);
+// float16 rows as floats for the time of one run; float rows as they are.
+class FloatRows {
+ public:
+  FloatRows(const Rows& rows, Context& context);
+  const float* data() const noexcept { return data_; }
+
+ private:
+  std::optional<Scratch<float>> copy_;
+  const float* data_;
+};
+
+// Where the floats of a result go: straight to the output, or through a copy that is rounded at the end.
+class FloatResult {
+ public:
+  FloatResult(void* out, Element element, std::int64_t count, Context& context);
+  float* data() noexcept { return data_; }
+  void finish(Context& context);
+
+ private:
+  std::optional<Scratch<float>> copy_;
+  void* out_;
+  std::int64_t count_;
+  float* data_;
+};
 
 // Rows of sites [images, sites, channels] -> Y [images, channels, positions]:
 //   Y = act(sum over k of weight * row), a missing row counting as 0.

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <type_traits>
 #include <utility>
 
 #include "cpu/operators.h"
@@ -23,14 +22,6 @@ constexpr std::int64_t kStackBytes = 8 * 1024 * 1024;
 constexpr std::int64_t kLargestReach = std::int64_t{1} << 33;
 constexpr std::int64_t kFloat = sizeof(float);
 
-// Data of an image of `size` elements.
-template <typename Data>
-Data* image_of(Data* data, Element element, std::int64_t image, std::int64_t size) {
-  using Byte = std::conditional_t<std::is_const_v<Data>, const char, char>;
-  const std::size_t bytes = element == Element::kHalf ? sizeof(Half) : sizeof(float);
-  return static_cast<Byte*>(data) + static_cast<std::size_t>(image * size) * bytes;
-}
-
 }  // namespace
 
 MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolation interpolation, const float* fill,
@@ -39,29 +30,30 @@ MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolatio
       activation_(conv.activation.opened()),
       height_(mask.height),
       width_(mask.width),
-      weights_(conv.weights, conv.bias, WeightShape{conv.outputs, conv.inputs, geometry_.taps(), conv.groups}, kernels),
-      tables_(geometry_, sites_of_mask(mask.data, mask.height, mask.width), mask.width, all_taps(geometry_)),
+      product_(conv.weights, conv.bias, WeightShape{conv.outputs, conv.inputs, geometry_.taps(), conv.groups}, kernels,
+               conv.layer),
+      sites_(sites_of_mask(mask.data, mask.height, mask.width)),
       interpolation_(std::move(interpolation)),
       fill_(static_cast<std::size_t>(conv.outputs), activation_(0.0F, 0)),
-      zero_row_(static_cast<std::size_t>(weights_.input_channels()), 0.0F) {
+      zero_row_(static_cast<std::size_t>(product_.input_channels()), 0.0F) {
   check_entries("mask", mask.positions(), 1);
-  check_entries("mask", static_cast<std::int64_t>(tables_.sites().size()), geometry_.taps());
+  check_entries("mask", static_cast<std::int64_t>(sites_.size()), geometry_.taps());
   if (fill != nullptr) std::copy_n(fill, conv.outputs, fill_.begin());
   make_bands();
 }
 
 void MaskedConv::make_bands() {
   if (height_ == 0 || width_ == 0) return;
-  const std::vector<std::int32_t>& sites = tables_.sites();
+  const std::vector<std::int32_t>& sites = sites_;
   const auto count = static_cast<std::int64_t>(sites.size());
-  const bool small = static_cast<std::int64_t>(weights_.data().size()) * kFloat <= kSmallWeightBytes;
+  const bool small = static_cast<std::int64_t>(product_.packed().size()) * kFloat <= kSmallWeightBytes;
   const std::int64_t most = std::clamp<std::int64_t>(count / (small ? kSmallStepSites : kStepSites), 1, height_);
 
   // Lines of the input that some rows of the map read, about; more than 2^53 bytes need not be exact.
   const std::int64_t reach = std::min((geometry_.kernel[0] - 1) * geometry_.dilations[0] + 1, kLargestReach);
   const std::int64_t stride = std::min(geometry_.strides[0], reach);
   const double line = static_cast<double>(width_) * static_cast<double>(geometry_.strides[1]) *
-                      static_cast<double>(weights_.input_channels() * kFloat);
+                      static_cast<double>(product_.input_channels() * kFloat);
   const auto step_bytes = [&](std::int64_t rows) { return static_cast<double>((rows - 1) * stride + reach) * line; };
   std::int64_t steps = 1;
   while (steps < most && step_bytes(ceil_div(height_, steps)) > static_cast<double>(kStepBytes)) ++steps;
@@ -103,7 +95,7 @@ void MaskedConv::make_bands() {
 
 // The positions of each band: those that copy one of its sites, and those without a site that lie in it.
 void MaskedConv::make_runs(const EvenSplit& rows_of_bands) {
-  const std::vector<std::int32_t>& sites = tables_.sites();
+  const std::vector<std::int32_t>& sites = sites_;
   std::vector<std::size_t> band_of_row(static_cast<std::size_t>(height_));
   for (std::int64_t i = 0; i < rows_of_bands.parts; ++i) {
     std::fill(band_of_row.begin() + rows_of_bands.begin(i), band_of_row.begin() + rows_of_bands.end(i),
@@ -135,7 +127,7 @@ void MaskedConv::make_runs(const EvenSplit& rows_of_bands) {
 }
 
 void MaskedConv::check(const Images& x) const {
-  x.check_channels(weights_.input_channels());
+  x.check_channels(product_.input_channels());
   const std::int64_t height = geometry_.output_size(0, x.height);
   const std::int64_t width = geometry_.output_size(1, x.width);
   if (height != height_ || width != width_) {
@@ -146,7 +138,11 @@ void MaskedConv::check(const Images& x) const {
 void MaskedConv::run(const Images& x, void* y, Context& context) const {
   check(x);
   if (x.images == 0 || bands_.empty()) return;
-  const std::shared_ptr<const RowTable> table = tables_.get(x.height, x.width);
+  const std::shared_ptr<const RowTable> table = tables_.get(x.height, x.width, [&] {
+    RowTable made = make_row_table(geometry_, x.height, x.width, sites_, width_, all_taps(geometry_));
+    find_runs(&made);
+    return made;
+  });
   const bool copies = interpolation_.copies();
   const auto all_sums = [&] {
     return checked_product(static_cast<std::size_t>(x.images * table->sites), static_cast<std::size_t>(outputs()));
@@ -162,11 +158,7 @@ void MaskedConv::run(const Images& x, void* y, Context& context) const {
   };
   const std::int64_t parts = stacks * bands;
   if (parts >= kBandsPerThread * wanted_tasks() || parts % wanted_tasks() == 0) {
-    context.parallel.run(static_cast<std::size_t>(parts), [&](std::size_t task) {
-      SerialFor serial;
-      Context inner{serial, context.allocator};
-      run_one(static_cast<std::int64_t>(task), inner);
-    });
+    for_each_alone(context, parts, run_one);
   } else {
     for (std::int64_t i = 0; i < parts; ++i) run_one(i, context);
   }
@@ -180,7 +172,7 @@ void MaskedConv::run(const Images& x, void* y, Context& context) const {
   args.channels = outputs();
   args.interpolation = &interpolation_;
   args.activation = activation_.is_identity() ? nullptr : &activation_;
-  expand(args, y, x.element, weights_.kernels(), context);
+  expand(args, y, x.element, product_.kernels(), context);
 }
 
 // sums: of all sites of all images, where to leave those of this part; null: they go to Y.
@@ -227,19 +219,19 @@ void MaskedConv::multiply(const Images& x, const RowTable& table, const Part& pa
       kept = std::min(held_end, stop) - begin;
       std::copy_n(rows.data() + (begin - held_begin) * line, kept * line, rows.data());
     }
-    const MapPart lines{image_of(x.data, x.element, part.image, x.channels * plane),
+    const MapPart lines{element_at(x.data, x.element, part.image * x.channels * plane),
                         x.element,
                         part.images,
                         x.channels,
                         plane,
                         (begin + kept) * x.width,
                         stop * x.width};
-    map_to_rows(lines, rows.data() + kept * line, weights_.kernels(), context);
+    map_to_rows(lines, rows.data() + kept * line, product_.kernels(), context);
     held_begin = begin;
     held_end = stop;
     const InputRows input{rows.data(), part.images, (stop - begin) * x.width, zero_row_.data(), begin * x.width};
-    sampled_product(input, RowTableView(table, step->site_begin, step->site_end), weights_, activation,
-                    sums + (step->site_begin - part.band->site_begin) * outputs(), outputs(), context);
+    float* const to = sums + (step->site_begin - part.band->site_begin) * outputs();
+    product_.run({input, RowTableView(table, step->site_begin, step->site_end), activation, to, outputs()}, context);
   }
 }
 
@@ -257,7 +249,7 @@ void MaskedConv::write(const Images& x, const Part& part, const float* sums, voi
     }
     const RowsToMap args{rows.data(), runs_.data() + band.run_begin,
                          static_cast<std::int64_t>(band.run_end - band.run_begin), outputs(), positions};
-    rows_to_map(args, image_of(y, x.element, part.image + n, outputs() * positions), x.element, weights_.kernels(),
+    rows_to_map(args, element_at(y, x.element, (part.image + n) * outputs() * positions), x.element, product_.kernels(),
                 context);
   }
 }

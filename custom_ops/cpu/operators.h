@@ -4,55 +4,18 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-#include "core/common.h"
-#include "core/plan.h"
-#include "core/rows.h"
+#include "core/images.h"
+#include "core/interpolation.h"
+#include "core/layer.h"
+#include "core/size_cache.h"
+#include "core/tables.h"
 #include "cpu/layout.h"
-#include "cpu/pack.h"
-#include "cpu/product.h"
+#include "cpu/product/product.h"
 #include "cpu/radius_product.h"
 
 namespace perfonnx {
-
-// The weights of a Conv: W [outputs, inputs of a group, kernel height, kernel width] and B [outputs] or null.
-struct ConvConstants {
-  const float* weights = nullptr;
-  const float* bias = nullptr;
-  std::int64_t outputs = 0;
-  std::int64_t inputs = 0;
-  std::int64_t groups = 1;
-  ConvGeometry geometry;
-  Activation activation;
-};
-
-// bool [height, width], true at the sites.
-struct Mask {
-  const bool* data = nullptr;
-  std::int64_t height = 0;
-  std::int64_t width = 0;
-  std::int64_t positions() const noexcept { return height * width; }
-};
-
-// A batch of images X [images, channels, height, width].
-struct Images {
-  const void* data = nullptr;
-  Element element = Element::kFloat;
-  std::int64_t images = 0;
-  std::int64_t channels = 0;
-  std::int64_t height = 0;
-  std::int64_t width = 0;
-
-  std::string shape_text() const;
-  // What to say where they are, or give, a map of one size and the layer was made for another.
-  std::string misfit(const char* what, const MapSize& given, const MapSize& made_for) const;
-  // Throws Error for a negative or too large dimension.
-  void check_size() const;
-  // The same, and where the convolution expects another number of channels.
-  void check_channels(std::int64_t expected) const;
-};
 
 // A convolution at the sites of a mask, and an interpolation that fills the map.
 //
@@ -66,7 +29,7 @@ class MaskedConv {
 
   // Size of Y for X: [images, outputs, height, width] of the mask. Throws Error where X does not fit.
   void check(const Images& x) const;
-  std::int64_t outputs() const noexcept { return weights_.shape().outputs; }
+  std::int64_t outputs() const noexcept { return product_.outputs(); }
   std::int64_t height() const noexcept { return height_; }
   std::int64_t width() const noexcept { return width_; }
   // Y is of X's element type.
@@ -106,8 +69,9 @@ class MaskedConv {
   Activation activation_;
   std::int64_t height_;
   std::int64_t width_;
-  PackedWeights weights_;
-  RowTableCache tables_;
+  Product product_;
+  std::vector<std::int32_t> sites_;
+  SizeCache<RowTable> tables_;
   Interpolation interpolation_;
   std::vector<float> fill_;  // the row of positions that have no site
   std::vector<float> zero_row_;
@@ -135,8 +99,6 @@ class RadiusAdaptiveConv {
   void run(const Images& x, void* y, Context& context) const;
 
  private:
-  struct Tables;
-  std::shared_ptr<const Tables> tables(std::int64_t height, std::int64_t width) const;
   // Whole images, or rows `row_begin` to `row_end` of the map of one.
   struct Part {
     std::int64_t image;
@@ -152,8 +114,7 @@ class RadiusAdaptiveConv {
   ConvGeometry geometry_;
   Activation activation_;
   RadiusProduct product_;
-  mutable std::mutex mutex_;
-  mutable std::vector<std::shared_ptr<const Tables>> cache_;
+  SizeCache<RadiusTables> tables_;
 };
 
 }  // namespace perfonnx

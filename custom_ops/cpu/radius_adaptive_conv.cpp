@@ -1,13 +1,12 @@
 #include <algorithm>
-#include <utility>
+#include <numeric>
 
-#include "core/half.h"
+#include "core/error.h"
 #include "cpu/operators.h"
 
 namespace perfonnx {
 namespace {
 
-constexpr std::size_t kCachedTables = 16;
 constexpr std::int64_t kPartsPerThread = 2;
 // Lines of the input that a band of the output reads stay in the second cache; of those, its neighbour reads again a
 // third at most.
@@ -16,20 +15,7 @@ constexpr std::int64_t kRereadShare = 3;
 // What images that are computed together may have of results.
 constexpr std::int64_t kStackFloats = 1024 * 1024;
 
-// Elements of an image, `offset` of them on.
-template <typename Byte>
-Byte* advance(Byte* data, Element element, std::int64_t offset) {
-  const std::int64_t bytes = element == Element::kHalf ? sizeof(Half) : sizeof(float);
-  return data + offset * bytes;
-}
-
 }  // namespace
-
-struct RadiusAdaptiveConv::Tables {
-  std::int64_t height;
-  std::int64_t width;
-  RadiusTables rows;
-};
 
 RadiusAdaptiveConv::RadiusAdaptiveConv(const ConvConstants& conv, const RadiusConstants& radius,
                                        const KernelSet& kernels)
@@ -45,48 +31,34 @@ void RadiusAdaptiveConv::check(const Images& x) const {
   check_entries("X", height(x) * columns, geometry_.taps());
 }
 
-std::shared_ptr<const RadiusAdaptiveConv::Tables> RadiusAdaptiveConv::tables(std::int64_t height,
-                                                                             std::int64_t width) const {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  for (const auto& entry : cache_) {
-    if (entry->height == height && entry->width == width) return entry;
-  }
-  const std::int64_t columns = geometry_.output_size(1, width);
-  std::vector<std::int32_t> sites(static_cast<std::size_t>(geometry_.output_size(0, height) * columns));
-  for (std::size_t q = 0; q < sites.size(); ++q) sites[q] = static_cast<std::int32_t>(q);
-  auto made = std::make_shared<const Tables>(
-      Tables{height, width, make_radius_tables(geometry_, height, width, sites, columns)});
-  if (cache_.size() >= kCachedTables) cache_.erase(cache_.begin());
-  cache_.push_back(made);
-  return made;
-}
-
 void RadiusAdaptiveConv::run(const Images& x, void* y, Context& context) const {
   check(x);
   const std::int64_t rows = height(x);
   const std::int64_t positions = rows * width(x);
   if (x.images == 0 || positions == 0) return;
-  const std::shared_ptr<const Tables> table = tables(x.height, x.width);
+  const std::shared_ptr<const RadiusTables> tables = tables_.get(x.height, x.width, [&] {
+    std::vector<std::int32_t> sites(static_cast<std::size_t>(positions));
+    std::iota(sites.begin(), sites.end(), 0);
+    return make_radius_tables(geometry_, x.height, x.width, sites, width(x));
+  });
 
   const std::int64_t block = product_.block_sites();
   const EvenSplit bands{rows, ceil_div(rows, band_rows(x))};
   const std::int64_t stack = bands.parts > 1 ? 1 : std::clamp<std::int64_t>(block / positions, 1, x.images);
   const std::int64_t stacks = ceil_div(x.images, stack);
   if (!product_.deep() && stacks * bands.parts >= kPartsPerThread * wanted_tasks()) {
-    context.parallel.run(static_cast<std::size_t>(stacks * bands.parts), [&](std::size_t task) {
-      SerialFor serial;
-      Context inside{serial, context.allocator};
-      const std::int64_t image = static_cast<std::int64_t>(task) / bands.parts * stack;
-      const std::int64_t band = static_cast<std::int64_t>(task) % bands.parts;
+    for_each_alone(context, stacks * bands.parts, [&](std::int64_t task, Context& inside) {
+      const std::int64_t image = task / bands.parts * stack;
+      const std::int64_t band = task % bands.parts;
       const Part part{image, std::min(stack, x.images - image), bands.begin(band), bands.end(band)};
-      run_part(x, table->rows, part, block, y, inside);
+      run_part(x, *tables, part, block, y, inside);
     });
     return;
   }
   const std::int64_t together = std::clamp<std::int64_t>(kStackFloats / outputs() / positions, 1, x.images);
   for (std::int64_t image = 0; image < x.images; image += together) {
     const Part part{image, std::min(together, x.images - image), 0, rows};
-    run_part(x, table->rows, part, product_.deep() ? block : together * positions, y, context);
+    run_part(x, *tables, part, product_.deep() ? block : together * positions, y, context);
   }
 }
 
@@ -108,7 +80,7 @@ void RadiusAdaptiveConv::run_part(const Images& x, const RadiusTables& tables, c
   const std::int64_t plane = x.height * x.width;
   const std::int64_t pixels = (end - begin) * x.width;
   Scratch<float> lines(context, static_cast<std::size_t>(part.images * pixels * x.channels));
-  const MapPart read{advance(static_cast<const char*>(x.data), x.element, part.image * x.channels * plane),
+  const MapPart read{element_at(x.data, x.element, part.image * x.channels * plane),
                      x.element,
                      part.images,
                      x.channels,
@@ -137,8 +109,8 @@ void RadiusAdaptiveConv::run_part(const Images& x, const RadiusTables& tables, c
       const std::int64_t here = std::min(to, (image + 1) * positions) - at;
       const Run run{static_cast<std::int32_t>(at % positions), static_cast<std::int32_t>(here), 0};
       const RowsToMap write{pointers.data() + (at - from), &run, 1, outputs(), positions};
-      rows_to_map(write, advance(static_cast<char*>(y), x.element, (part.image + image) * outputs() * positions),
-                  x.element, product_.kernels(), context);
+      rows_to_map(write, element_at(y, x.element, (part.image + image) * outputs() * positions), x.element,
+                  product_.kernels(), context);
       at += here;
     }
   }

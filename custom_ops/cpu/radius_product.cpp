@@ -2,7 +2,8 @@
 
 #include <algorithm>
 
-#include "cpu/operators.h"
+#include "core/error.h"
+#include "cpu/act.h"
 
 namespace perfonnx {
 namespace {
@@ -27,15 +28,16 @@ const ConvConstants& checked(const ConvConstants& conv) {
   return conv;
 }
 
-PackedWeights pack_taps(const ConvConstants& conv, const std::vector<std::int32_t>& taps, const float* bias,
-                        const KernelSet& kernels) {
+Product product_of(const ConvConstants& conv, const char* part, const std::vector<std::int32_t>& taps,
+                   const float* bias, const KernelSet& kernels) {
   std::vector<float> weights;
   weights.reserve(static_cast<std::size_t>(conv.outputs * conv.inputs) * taps.size());
   for (std::int64_t i = 0; i < conv.outputs * conv.inputs; ++i) {
     for (const std::int32_t tap : taps) weights.push_back(conv.weights[i * 9 + tap]);
   }
   const auto count = static_cast<std::int64_t>(taps.size());
-  return PackedWeights(weights.data(), bias, WeightShape{conv.outputs, conv.inputs, count, conv.groups}, kernels);
+  return Product(weights.data(), bias, WeightShape{conv.outputs, conv.inputs, count, conv.groups}, kernels,
+                 conv.layer + ", " + part);
 }
 
 }  // namespace
@@ -43,25 +45,18 @@ PackedWeights pack_taps(const ConvConstants& conv, const std::vector<std::int32_
 RadiusTables make_radius_tables(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
                                 const std::vector<std::int32_t>& sites, std::int64_t output_width,
                                 const std::int32_t* source) {
-  RadiusTables tables{make_row_table(geometry, height, width, sites, output_width, {kCentre}),
-                      make_row_table(geometry, height, width, sites, output_width, ring_taps())};
-  if (source != nullptr) {
-    for (RowTable* table : {&tables.centre, &tables.ring}) {
-      for (std::size_t i = 0; i < table->rows.size(); ++i) {
-        if (table->rows[i] >= 0) table->rows[i] = source[table->rows[i]];
-      }
-    }
-  }
-  return tables;
+  return {make_row_table(geometry, height, width, sites, output_width, {kCentre}, source),
+          make_row_table(geometry, height, width, sites, output_width, ring_taps(), source)};
 }
 
 RadiusProduct::RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels)
     : center_gain_(radius.center_gain),
       alpha_bias_(radius.alpha_bias),
-      centre_(pack_taps(checked(conv), {kCentre}, radius.center_gain == 0.0F ? conv.bias : nullptr, kernels)),
-      ring_(pack_taps(conv, ring_taps(), radius.ring_bias, kernels)),
+      centre_(
+          product_of(checked(conv), "centre", {kCentre}, radius.center_gain == 0.0F ? conv.bias : nullptr, kernels)),
+      ring_(product_of(conv, "ring", ring_taps(), radius.ring_bias, kernels)),
       zero_row_(static_cast<std::size_t>(ring_.input_channels()), 0.0F) {
-  const auto vector = static_cast<std::int64_t>(kernels.vector);
+  const auto vector = static_cast<std::int64_t>(kernels.f32->vector);
   alpha_weights_.assign(static_cast<std::size_t>(ceil_div(input_channels(), vector) * vector), 0.0F);
   std::copy_n(radius.alpha_weights, input_channels(), alpha_weights_.begin());
   if (center_gain_ != 0.0F) {  // scales the centre, but not the bias
@@ -100,7 +95,7 @@ void RadiusProduct::gate(const InputRows& input, const RowTable& table, std::int
     }
     args.sites = static_cast<std::size_t>(here);
     args.out = alpha + begin;
-    kernels().gate(&args);
+    kernels().f32->gate(&args);
   }
 }
 
@@ -131,14 +126,14 @@ void RadiusProduct::run(const InputRows& input, const RadiusTables& tables, std:
   }
   const SiteList all{numbers.data(), count};
   if (open_count == 0 && bias_.empty()) {
-    sampled_product(input, tables.centre, centre_, activation, out, outputs(), context, &all);
+    centre_.run({input, tables.centre, activation, out, outputs(), &all}, context);
     return;
   }
   Scratch<float> centre(context, size(count));
-  sampled_product(input, tables.centre, centre_, nullptr, centre.data(), outputs(), context, &all);
+  centre_.run({input, tables.centre, nullptr, centre.data(), outputs(), &all}, context);
   Scratch<float> ring(context, size(open_count));
   const SiteList list{open.data(), open_count};
-  sampled_product(input, tables.ring, ring_, nullptr, ring.data(), outputs(), context, &list);
+  ring_.run({input, tables.ring, nullptr, ring.data(), outputs(), &list}, context);
 
   for_each_item(context, pieces, [&](std::int64_t i) {
     const std::int64_t begin = i * kPiece;
@@ -152,14 +147,8 @@ void RadiusProduct::run(const InputRows& input, const RadiusTables& tables, std:
     args.channels = static_cast<std::size_t>(outputs());
     args.center_gain = center_gain_;
     args.out = out + begin * outputs();
-    if (activation != nullptr) {
-      args.activate = 1;
-      args.negative_slope = activation->negative_slope;
-      args.slopes = activation->slopes_or_null();
-      args.clip_min = activation->clip_min;
-      args.clip_max = activation->clip_max;
-    }
-    kernels().radius_sum(&args);
+    args.act = act_of(activation);
+    kernels().f32->radius_sum(&args);
   });
 }
 

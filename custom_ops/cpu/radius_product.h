@@ -5,22 +5,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/common.h"
-#include "core/plan.h"
-#include "cpu/pack.h"
-#include "cpu/product.h"
+#include "core/layer.h"
+#include "core/tables.h"
+#include "cpu/product/product.h"
 
 namespace perfonnx {
-
-struct ConvConstants;
-
-// The constants of the radius-adaptive form beside those of the convolution.
-struct RadiusConstants {
-  const float* alpha_weights = nullptr;  // [channels of X]
-  float alpha_bias = 0.0F;
-  const float* ring_bias = nullptr;  // [outputs] or null
-  float center_gain = 0.0F;
-};
 
 // The rows that feed each site.
 struct RadiusTables {
@@ -37,7 +26,7 @@ class RadiusProduct {
   // Throws Error unless the kernel is 3 x 3.
   RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels);
 
-  std::int64_t outputs() const noexcept { return ring_.shape().outputs; }
+  std::int64_t outputs() const noexcept { return ring_.outputs(); }
   std::int64_t input_channels() const noexcept { return ring_.input_channels(); }
 
   // Where sums are long, the products cost so much more than what moves between them that their own way through the
@@ -62,8 +51,8 @@ class RadiusProduct {
   float alpha_bias_;
   std::vector<float> alpha_weights_;  // padded to whole vectors
   std::vector<float> bias_;           // added behind the products; empty: the centre's own
-  PackedWeights centre_;
-  PackedWeights ring_;
+  Product centre_;
+  Product ring_;
   std::vector<float> zero_row_;
 };
 

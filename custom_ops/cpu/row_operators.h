@@ -52,12 +52,6 @@ class Expand {
   const KernelSet& kernels_;
 };
 
-// The map that the rows S stand for: position q shows row source[q] (in_source), or row q where there is none.
-struct VirtualMap {
-  MapSize size;  // in_shape
-  std::optional<Indices> source;
-};
-
 // Rows Z to add. `source` (z_source) has one entry per site, or one for all of them.
 struct AddedConstants {
   std::optional<Indices> source;
@@ -74,7 +68,7 @@ class SampledConv {
   bool adds() const noexcept { return adds_; }
   void check(const Rows& s, const Rows* z) const;
   std::int64_t sites() const noexcept { return table_.sites; }
-  std::int64_t outputs() const noexcept { return weights_.shape().outputs; }
+  std::int64_t outputs() const noexcept { return product_.outputs(); }
   // r [s.images, sites, outputs] of S's element type.
   void run(const Rows& s, const Rows* z, void* r, Context& context) const;
 
@@ -82,7 +76,7 @@ class SampledConv {
   void check_added(const Rows& z) const;
 
   Activation activation_;
-  PackedWeights weights_;
+  Product product_;
   RowIndex in_source_;
   RowTable table_;
   std::optional<RowIndex> z_source_;

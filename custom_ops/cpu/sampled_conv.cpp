@@ -12,10 +12,7 @@ RowTable table_of(const ConvGeometry& geometry, const MapSize& map, const std::o
   const MapSize output =
       MapSize{geometry.output_size(0, map.height), geometry.output_size(1, map.width)}.checked("in_shape");
   RowTable table = make_row_table(geometry, map.height, map.width, checked_sites(sites, output, geometry.taps()),
-                                  output.width, all_taps(geometry));
-  for (std::size_t i = 0; i < table.rows.size(); ++i) {
-    if (table.rows[i] >= 0) table.rows[i] = in_source[table.rows[i]];
-  }
+                                  output.width, all_taps(geometry), in_source.data());
   find_runs(&table);
   return table;
 }
@@ -25,11 +22,12 @@ RowTable table_of(const ConvGeometry& geometry, const MapSize& map, const std::o
 SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
                          const std::optional<AddedConstants>& added, const KernelSet& kernels)
     : activation_(conv.activation.opened()),
-      weights_(conv.weights, conv.bias,
-               WeightShape{conv.outputs, conv.inputs, conv.geometry.checked().taps(), conv.groups}, kernels),
+      product_(conv.weights, conv.bias,
+               WeightShape{conv.outputs, conv.inputs, conv.geometry.checked().taps(), conv.groups}, kernels,
+               conv.layer),
       in_source_("in_source", map.source, map.size.checked("in_shape").positions()),
       table_(table_of(conv.geometry, map.size, sites, in_source_)),
-      zero_row_(static_cast<std::size_t>(weights_.input_channels()), 0.0F) {
+      zero_row_(static_cast<std::size_t>(product_.input_channels()), 0.0F) {
   if (!added) return;
   std::vector<std::int32_t> repeated;
   std::optional<Indices> z_source = added->source;
@@ -56,9 +54,9 @@ void SampledConv::check_added(const Rows& z) const {
 }
 
 void SampledConv::check(const Rows& s, const Rows* z) const {
-  if (s.channels != weights_.input_channels()) {
+  if (s.channels != product_.input_channels()) {
     throw Error("input 'S': shape " + s.shape_text() + " has " + std::to_string(s.channels) +
-                " channels, but W and group expect " + std::to_string(weights_.input_channels()));
+                " channels, but W and group expect " + std::to_string(product_.input_channels()));
   }
   in_source_.check("S", s);
   if (adds_) check_added(*z);
@@ -80,9 +78,9 @@ void SampledConv::run(const Rows& s, const Rows* z, void* r, Context& context) c
   if (adds_) {
     const FloatRows z_rows(*z, context);
     const AddedRows added{z_rows.data(), z->images, z->rows, z_source_->data(), added_zero_row_.data()};
-    sampled_product(input, table_, weights_, activation, result.data(), outputs(), context, nullptr, &added);
+    product_.run({input, table_, activation, result.data(), outputs(), nullptr, &added}, context);
   } else {
-    sampled_product(input, table_, weights_, activation, result.data(), outputs(), context);
+    product_.run({input, table_, activation, result.data(), outputs()}, context);
   }
   result.finish(context);
 }

@@ -171,9 +171,9 @@ void SampledPool::run(const Rows& s, void* r, Context& context) const {
       if (average_) {
         args.repeats = repeats_.empty() ? nullptr : repeats_.data() + begin;
         args.divisor = divisors_[site];
-        kernels_->average_pool(&args);
+        kernels_->f32->average_pool(&args);
       } else {
-        kernels_->max_pool(&args);
+        kernels_->f32->max_pool(&args);
       }
     }
   });

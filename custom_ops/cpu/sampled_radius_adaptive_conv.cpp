@@ -45,11 +45,8 @@ void SampledRadiusAdaptiveConv::run(const Rows& s, void* r, Context& context) co
   } else if (blocks.parts < kBlocksPerThread * wanted_tasks()) {  // too few to share: share each step of one block
     block(0, total, context);
   } else {
-    context.parallel.run(static_cast<std::size_t>(blocks.parts), [&](std::size_t task) {
-      SerialFor serial;
-      Context inside{serial, context.allocator};
-      block(blocks.begin(static_cast<std::int64_t>(task)), blocks.end(static_cast<std::int64_t>(task)), inside);
-    });
+    for_each_alone(context, blocks.parts,
+                   [&](std::int64_t i, Context& inside) { block(blocks.begin(i), blocks.end(i), inside); });
   }
   result.finish(context);
 }

@@ -202,6 +202,7 @@ Constant KernelInfo::required(const char* name) const {
 }
 
 ConvInputs::ConvInputs(const KernelInfo& info) {
+  conv.layer = info.describe();
   const Constant weights = info.required("W");
   if (weights.dims.size() != 4) {
     throw Error("input 'W': shape " + shape_text(weights.dims) +

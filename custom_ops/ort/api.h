@@ -9,9 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "core/common.h"
+#include "core/context.h"
 #include "core/rows.h"
 #include "core/signatures.h"
+#include "cpu/half.h"
 #include "cpu/layout.h"
 #include "cpu/operators.h"
 

@@ -13,7 +13,6 @@
 #include <tuple>
 #include <vector>
 
-#include "core/half.h"
 #include "core/signatures.h"
 #include "cpu/isa.h"
 #include "cpu/operators.h"
@@ -127,24 +126,46 @@ Mask mask_of(const Bools& mask) {
   return Mask{mask.data(), mask.shape(0), mask.shape(1)};
 }
 
-// X as float32 or float16, C-contiguous; `keep` holds the array that the pointer belongs to.
+// Element type of an array of floats.
+Element element_of(const py::array& array, const char* name) {
+  if (py::dtype::of<float>().is(array.dtype())) return Element::kFloat;
+  if (array.dtype().kind() == 'f' && array.dtype().itemsize() == 2) return Element::kHalf;
+  throw Error("input '" + std::string(name) + "': it must be float32 or float16");
+}
+
+// X, C-contiguous; `keep` holds the array that the pointer belongs to.
 Images images_of(const py::array& x, py::array& keep) {
   expect_rank(x, 4, "X");
   keep = py::array::ensure(x, py::array::c_style);
-  const bool half = x.dtype().kind() == 'f' && x.dtype().itemsize() == 2;
-  if (!half && !py::dtype::of<float>().is(x.dtype())) throw Error("input 'X': it must be float32 or float16");
-  return Images{keep.data(),  half ? Element::kHalf : Element::kFloat, keep.shape(0), keep.shape(1), keep.shape(2),
-                keep.shape(3)};
+  return Images{keep.data(), element_of(x, "X"), keep.shape(0), keep.shape(1), keep.shape(2), keep.shape(3)};
+}
+
+// The same for rows.
+Rows rows_of(const py::array& s, const char* name, py::array& keep) {
+  expect_rank(s, 3, name);
+  keep = py::array::ensure(s, py::array::c_style);
+  return Rows{keep.data(), element_of(s, name), keep.shape(0), keep.shape(1), keep.shape(2)};
+}
+
+// A result of the type of `like`.
+py::array new_array(const py::array& like, const std::vector<std::int64_t>& shape) {
+  return py::array(like.dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end()));
+}
+
+// Runs an engine of rows on S; shape is that of its result.
+template <typename Run>
+py::array run_on_rows(const py::array& s, const std::vector<std::int64_t>& shape, int threads, const Run& run) {
+  py::array result = new_array(s, shape);
+  void* data = result.mutable_data();
+  with_context(threads, [&](Context& context) { run(data, context); });
+  return result;
 }
 
 template <typename Engine>
 py::array run_engine(const Engine& engine, const py::array& x, std::int64_t height, std::int64_t width,
                      const Images& images, int threads) {
-  py::array y(x.dtype(), {static_cast<py::ssize_t>(images.images), static_cast<py::ssize_t>(engine.outputs()),
-                          static_cast<py::ssize_t>(height), static_cast<py::ssize_t>(width)});
-  void* data = y.mutable_data();
-  with_context(threads, [&](Context& context) { engine.run(images, data, context); });
-  return y;
+  return run_on_rows(x, {images.images, engine.outputs(), height, width}, threads,
+                     [&](void* y, Context& context) { engine.run(images, y, context); });
 }
 
 py::array run_masked(const MaskedConv& engine, const py::array& x, int threads) {
@@ -161,14 +182,49 @@ py::array run_radius(const RadiusAdaptiveConv& engine, const py::array& x, int t
   return run_engine(engine, x, engine.height(images), engine.width(images), images, threads);
 }
 
-py::array run_sampled_radius(const SampledRadiusAdaptiveConv& engine, const Floats& s, int threads) {
-  expect_rank(s, 3, "S");
-  const Rows rows{s.data(), Element::kFloat, s.shape(0), s.shape(1), s.shape(2)};
+py::array run_sampled_radius(const SampledRadiusAdaptiveConv& engine, const py::array& s, int threads) {
+  py::array keep;
+  const Rows rows = rows_of(s, "S", keep);
   engine.check(rows);
-  Floats result({s.shape(0), static_cast<py::ssize_t>(engine.sites()), static_cast<py::ssize_t>(engine.outputs())});
-  void* data = result.mutable_data();
-  with_context(threads, [&](Context& context) { engine.run(rows, data, context); });
-  return result;
+  return run_on_rows(s, {rows.images, engine.sites(), engine.outputs()}, threads,
+                     [&](void* r, Context& context) { engine.run(rows, r, context); });
+}
+
+py::array run_sampled_conv(const SampledConv& engine, const py::array& s, const std::optional<py::array>& z,
+                           int threads) {
+  py::array keep;
+  py::array keep_z;
+  const Rows rows = rows_of(s, "S", keep);
+  std::optional<Rows> added;
+  if (z) added = rows_of(*z, "Z", keep_z);
+  if (engine.adds() != added.has_value()) throw Error("input 'Z': it must be given where the operator adds rows");
+  engine.check(rows, added ? &*added : nullptr);
+  return run_on_rows(s, {rows.images, engine.sites(), engine.outputs()}, threads,
+                     [&](void* r, Context& context) { engine.run(rows, added ? &*added : nullptr, r, context); });
+}
+
+py::array run_pool(const SampledPool& engine, const py::array& s, int threads) {
+  py::array keep;
+  const Rows rows = rows_of(s, "S", keep);
+  engine.check(rows);
+  return run_on_rows(s, {rows.images, engine.sites(), rows.channels}, threads,
+                     [&](void* r, Context& context) { engine.run(rows, r, context); });
+}
+
+py::array run_compact(const Compact& engine, const py::array& x, int threads) {
+  py::array keep;
+  const Images images = images_of(x, keep);
+  engine.check(images);
+  return run_on_rows(x, {images.images, engine.sites(images), images.channels}, threads,
+                     [&](void* rows, Context& context) { engine.run(images, rows, context); });
+}
+
+py::array run_expand(const Expand& engine, const py::array& s, int threads) {
+  py::array keep;
+  const Rows rows = rows_of(s, "S", keep);
+  engine.check(rows);
+  return run_on_rows(s, {rows.images, rows.channels, engine.map().height, engine.map().width}, threads,
+                     [&](void* y, Context& context) { engine.run(rows, y, context); });
 }
 
 Ints row_table(const Pair& kernel, const Pair& strides, const Quad& pads, const Pair& dilations, const Pair& input,
@@ -185,20 +241,25 @@ Ints row_table(const Pair& kernel, const Pair& strides, const Quad& pads, const 
 }
 
 // A sampled product on rows, weights packed once.
-class Product {
+class SampledProduct {
  public:
-  Product(const Floats& w, const std::optional<Floats>& b, std::int64_t group, const std::optional<std::string>& isa)
-      : weights_(pack(w, b, group, kernels(isa))),
-        zero_row_(static_cast<std::size_t>(weights_.input_channels()), 0.0F) {}
+  SampledProduct(const Floats& w, const std::optional<Floats>& b, std::int64_t group,
+                 const std::optional<std::string>& isa, const std::string& implementation)
+      : product_(product_of(w, b, group, kernels(isa), implementation)),
+        zero_row_(static_cast<std::size_t>(product_.input_channels()), 0.0F) {}
+
+  std::string implementation() const { return product_.implementation(); }
 
   Floats packed() const {
-    const auto& shape = weights_.shape();
+    const WeightShape& shape = product_.shape();
     const auto size = [](std::int64_t n) { return static_cast<py::ssize_t>(n); };
-    std::vector<py::ssize_t> dims{size(shape.groups), size(weights_.panels_per_group()), size(shape.taps),
-                                  size(shape.inputs), size(weights_.panel_width())};
-    if (weights_.depthwise()) dims = {size(shape.taps), size(weights_.stride())};
+    const auto whole = static_cast<py::ssize_t>(product_.packed().size());
+    const auto panel = static_cast<py::ssize_t>(product_.kernels().f32->panel);
+    std::vector<py::ssize_t> dims{size(shape.groups), -1, size(shape.taps), size(shape.inputs), panel};
+    if (implementation() == "depthwise") dims = {size(shape.taps), whole / size(shape.taps)};
+    if (dims[1] < 0) dims[1] = whole / (dims[0] * dims[2] * dims[3] * dims[4]);
     Floats result(dims);
-    std::copy_n(weights_.data().data(), weights_.data().size(), result.mutable_data());
+    std::copy_n(product_.packed().data(), product_.packed().size(), result.mutable_data());
     return result;
   }
 
@@ -206,8 +267,8 @@ class Product {
              const std::optional<Floats>& slope, std::optional<Floats> out, int threads) const {
     expect_rank(rows, 3, "rows");
     expect_rank(table, 2, "table");
-    if (rows.shape(2) != weights_.input_channels()) throw Error("input 'rows': wrong number of channels");
-    if (table.shape(1) != weights_.shape().taps) throw Error("input 'table': wrong number of taps");
+    if (rows.shape(2) != product_.input_channels()) throw Error("input 'rows': wrong number of channels");
+    if (table.shape(1) != product_.shape().taps) throw Error("input 'table': wrong number of taps");
     RowTable plan;
     plan.sites = table.shape(0);
     plan.taps = table.shape(1);
@@ -218,7 +279,7 @@ class Product {
       plan.rows[static_cast<std::size_t>(i)] = row;
     }
     find_runs(&plan);
-    const std::int64_t outputs = weights_.shape().outputs;
+    const std::int64_t outputs = product_.outputs();
     Floats result = out ? *out : Floats({rows.shape(0), table.shape(0), static_cast<py::ssize_t>(outputs)});
     expect_size(result, rows.shape(0) * table.shape(0) * outputs, "out");
     float* to = result.mutable_data();
@@ -226,21 +287,21 @@ class Product {
     Activation act;
     if (activation) act = activation_of(*activation, slope, outputs).opened();
     with_context(threads, [&](Context& context) {
-      sampled_product(input, plan, weights_, activation ? &act : nullptr, to, outputs, context);
+      product_.run({input, plan, activation ? &act : nullptr, to, outputs}, context);
     });
     return result;
   }
 
  private:
-  static PackedWeights pack(const Floats& w, const std::optional<Floats>& b, std::int64_t group,
-                            const KernelSet& kernels) {
+  static Product product_of(const Floats& w, const std::optional<Floats>& b, std::int64_t group,
+                            const KernelSet& kernels, const std::string& implementation) {
     expect_rank(w, 3, "W");
     if (b) expect_size(*b, w.shape(0), "B");
-    return PackedWeights(w.data(), b ? b->data() : nullptr, WeightShape{w.shape(0), w.shape(1), w.shape(2), group},
-                         kernels);
+    return Product(w.data(), b ? b->data() : nullptr, WeightShape{w.shape(0), w.shape(1), w.shape(2), group}, kernels,
+                   "SampledProduct", implementation);
   }
 
-  PackedWeights weights_;
+  Product product_;
   std::vector<float> zero_row_;
 };
 
@@ -288,6 +349,14 @@ std::unique_ptr<RadiusAdaptiveConv> new_radius(const Floats& w, const std::optio
   return std::make_unique<RadiusAdaptiveConv>(conv, radius, kernels(isa));
 }
 
+std::optional<Indices> list_of(const std::optional<Ints>& given) {
+  return given ? std::optional<Indices>(Indices{given->data(), given->size()}) : std::nullopt;
+}
+
+VirtualMap map_of(const Pair& in_shape, const std::optional<Ints>& in_source) {
+  return VirtualMap{MapSize{in_shape[0], in_shape[1]}, list_of(in_source)};
+}
+
 std::unique_ptr<SampledRadiusAdaptiveConv> new_sampled_radius(
     const Floats& w, const std::optional<Floats>& b, const Floats& w_alpha, float b_alpha,
     const std::optional<Floats>& b_ring, const Pair& in_shape, const std::optional<Ints>& in_source,
@@ -296,11 +365,42 @@ std::unique_ptr<SampledRadiusAdaptiveConv> new_sampled_radius(
     const std::optional<std::string>& isa) {
   const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation, slope);
   const RadiusConstants radius = radius_of(conv, w_alpha, b_alpha, b_ring, center_gain);
-  const auto list = [](const std::optional<Ints>& given) {
-    return given ? std::optional<Indices>(Indices{given->data(), given->size()}) : std::nullopt;
-  };
-  const VirtualMap map{MapSize{in_shape[0], in_shape[1]}, list(in_source)};
-  return std::make_unique<SampledRadiusAdaptiveConv>(conv, radius, map, list(sites), kernels(isa));
+  return std::make_unique<SampledRadiusAdaptiveConv>(conv, radius, map_of(in_shape, in_source), list_of(sites),
+                                                     kernels(isa));
+}
+
+std::unique_ptr<SampledConv> new_sampled_conv(const Floats& w, const std::optional<Floats>& b, const Pair& in_shape,
+                                              const std::optional<Ints>& in_source, const std::optional<Ints>& sites,
+                                              bool adds, const std::optional<Ints>& z_source, const Pair& strides,
+                                              const Quad& pads, const Pair& dilations, std::int64_t group,
+                                              const Triple& activation, const std::optional<Floats>& slope,
+                                              const std::optional<std::string>& isa) {
+  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation, slope);
+  std::optional<AddedConstants> added;
+  if (adds) added = AddedConstants{list_of(z_source), std::nullopt};
+  return std::make_unique<SampledConv>(conv, map_of(in_shape, in_source), list_of(sites), added, kernels(isa));
+}
+
+std::unique_ptr<SampledPool> new_pool(const Pair& kernel, const Pair& in_shape, const std::optional<Ints>& in_source,
+                                      const std::optional<Ints>& sites, const Pair& strides, const Quad& pads,
+                                      const Pair& dilations, bool ceil_mode, bool average, bool count_include_pad,
+                                      const std::optional<std::string>& isa) {
+  const PoolWindow window{geometry_of(kernel, strides, pads, dilations), ceil_mode, average, count_include_pad};
+  return std::make_unique<SampledPool>(window, map_of(in_shape, in_source), list_of(sites), kernels(isa));
+}
+
+std::unique_ptr<Compact> new_compact(const std::optional<Ints>& sites, const Pair& shape,
+                                     const std::optional<std::string>& isa) {
+  return std::make_unique<Compact>(list_of(sites), MapSize{shape[0], shape[1]}, kernels(isa));
+}
+
+std::unique_ptr<Expand> new_expand(const Ints& source, const Pair& shape, const std::optional<Floats>& weight,
+                                   const std::optional<std::string>& isa) {
+  const MapSize map = MapSize{shape[0], shape[1]}.checked("shape");
+  expect_rank(source, 2, "source");
+  expect_size(source, map.positions() * source.shape(1), "source");
+  if (weight) expect_size(*weight, source.size(), "weight");
+  return std::make_unique<Expand>(map, source.data(), weight ? weight->data() : nullptr, source.shape(1), kernels(isa));
 }
 
 // Inputs (name, type, whether it may be omitted) and attributes (name, type, whether a node must have it).
@@ -332,18 +432,22 @@ PYBIND11_MODULE(_engine, m) {
   m.def("operators", operators);
   m.def("available_isas", [] {
     std::vector<std::string> names;
-    for (const KernelSet* set : available_kernels()) names.emplace_back(set->name);
+    for (const KernelSet* set : available_kernels()) names.insert(names.begin(), set->name);
     return names;
   });
   m.def("default_isa", [] { return std::string(default_kernels().name); });
+  m.def("implementations", [] {
+    std::vector<std::string> names;
+    for (const Implementation* implementation : implementations()) names.emplace_back(implementation->name());
+    return names;
+  });
   m.def("row_table", row_table, arg("kernel"), arg("strides"), arg("pads"), arg("dilations"), arg("input_size"),
         arg("output_width"), arg("sites"));
   m.def(
       "half_to_float",
       [](const Bits& bits, const std::optional<std::string>& isa) {
         Floats result(bits.size());
-        half_kernels(kernels(isa).name)
-            .widen(bits.data(), static_cast<std::size_t>(bits.size()), result.mutable_data());
+        kernels(isa).f16->widen(bits.data(), static_cast<std::size_t>(bits.size()), result.mutable_data());
         return result;
       },
       arg("bits"), arg("isa") = py::none());
@@ -351,17 +455,19 @@ PYBIND11_MODULE(_engine, m) {
       "float_to_half",
       [](const Floats& values, const std::optional<std::string>& isa) {
         Bits result(values.size());
-        half_kernels(kernels(isa).name)
-            .narrow(values.data(), static_cast<std::size_t>(values.size()), result.mutable_data());
+        kernels(isa).f16->narrow(values.data(), static_cast<std::size_t>(values.size()), result.mutable_data());
         return result;
       },
       arg("values"), arg("isa") = py::none());
 
-  py::class_<Product>(m, "SampledProduct")
-      .def(py::init<const Floats&, const std::optional<Floats>&, std::int64_t, const std::optional<std::string>&>(),
-           arg("w"), arg("b") = py::none(), py::kw_only(), arg("group") = 1, arg("isa") = py::none())
-      .def_property_readonly("packed", &Product::packed)
-      .def("__call__", &Product::run, arg("rows"), arg("table"), py::kw_only(), arg("activation") = py::none(),
+  py::class_<SampledProduct>(m, "SampledProduct")
+      .def(py::init<const Floats&, const std::optional<Floats>&, std::int64_t, const std::optional<std::string>&,
+                    const std::string&>(),
+           arg("w"), arg("b") = py::none(), py::kw_only(), arg("group") = 1, arg("isa") = py::none(),
+           arg("implementation") = "")
+      .def_property_readonly("packed", &SampledProduct::packed)
+      .def_property_readonly("implementation", &SampledProduct::implementation)
+      .def("__call__", &SampledProduct::run, arg("rows"), arg("table"), py::kw_only(), arg("activation") = py::none(),
            arg("slope") = py::none(), arg("out") = py::none(), arg("threads") = 1);
 
   // Perforated and sparse convolutions are one class of the engine, told apart by how they are made.
@@ -389,4 +495,27 @@ PYBIND11_MODULE(_engine, m) {
            arg("dilations") = ones, arg("group") = 1, arg("activation") = kNoActivation, arg("slope") = py::none(),
            arg("isa") = py::none())
       .def("__call__", run_sampled_radius, arg("s"), py::kw_only(), arg("threads") = 1);
+
+  py::class_<SampledConv>(m, "SampledConv")
+      .def(py::init(&new_sampled_conv), arg("w"), arg("b"), py::kw_only(), arg("in_shape"),
+           arg("in_source") = py::none(), arg("sites") = py::none(), arg("adds") = false, arg("z_source") = py::none(),
+           arg("strides") = ones, arg("pads") = zeros, arg("dilations") = ones, arg("group") = 1,
+           arg("activation") = kNoActivation, arg("slope") = py::none(), arg("isa") = py::none())
+      .def("__call__", run_sampled_conv, arg("s"), arg("z") = py::none(), py::kw_only(), arg("threads") = 1);
+
+  py::class_<SampledPool>(m, "SampledPool")
+      .def(py::init(&new_pool), arg("kernel"), py::kw_only(), arg("in_shape"), arg("in_source") = py::none(),
+           arg("sites") = py::none(), arg("strides") = ones, arg("pads") = zeros, arg("dilations") = ones,
+           arg("ceil_mode") = false, arg("average") = false, arg("count_include_pad") = false, arg("isa") = py::none())
+      .def("__call__", run_pool, arg("s"), py::kw_only(), arg("threads") = 1);
+
+  py::class_<Compact>(m, "Compact")
+      .def(py::init(&new_compact), arg("sites") = py::none(), arg("shape") = Pair{0, 0}, py::kw_only(),
+           arg("isa") = py::none())
+      .def("__call__", run_compact, arg("x"), py::kw_only(), arg("threads") = 1);
+
+  py::class_<Expand>(m, "ExpandRows")
+      .def(py::init(&new_expand), arg("source"), arg("shape"), arg("weight") = py::none(), py::kw_only(),
+           arg("isa") = py::none())
+      .def("__call__", run_expand, arg("s"), py::kw_only(), arg("threads") = 1);
 }

@@ -287,3 +287,62 @@ def test_unknown_instruction_set_is_a_clear_error() -> None:
 def test_instruction_set_the_machine_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="not available"):
         _engine.SampledProduct(np.ones((1, 1, 1), np.float32), isa="mmx")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("channels", "outputs", "group"), [(24, 70, 1), (6, 18, 3), (5, 5, 5)])
+def test_every_implementation_computes_the_same(isa: str, channels: int, outputs: int, group: int) -> None:
+    rows, table, w, b = _case(0, 2, 40, channels, outputs, 9, group)
+    expected = _expected(rows, table, w, b, group)
+    refused = []
+    for name in _engine.implementations():
+        try:
+            product = _engine.SampledProduct(w, b, group=group, isa=isa, implementation=name)
+        except ValueError as error:
+            assert f"'{name}' does not apply: " in str(error)  # noqa: PT017
+            refused.append(name)
+            continue
+        assert product.implementation == name
+        np.testing.assert_allclose(product(rows, table), expected, rtol=1e-4, atol=1e-4)
+    assert refused == ([] if group == channels else ["depthwise"])
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "taps", "group", "chosen"),
+    [
+        (8, 8, 9, 8, "depthwise"),
+        (8, 16, 9, 8, "direct"),
+        (256, 8, 9, 1, "direct"),
+        (257, 8, 9, 1, "gathered"),
+        (1024, 8, 1, 1, "gathered"),
+    ],
+)
+def test_the_first_implementation_that_applies_is_taken(
+    channels: int, outputs: int, taps: int, group: int, chosen: str
+) -> None:
+    assert _engine.implementations() == ["depthwise", "direct", "gathered"]
+    w = np.ones((outputs, channels // group, taps), np.float32)
+    assert _engine.SampledProduct(w, group=group).implementation == chosen
+
+
+def test_an_implementation_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no implementation 'fastest'"):
+        _engine.SampledProduct(np.ones((1, 1, 1), np.float32), implementation="fastest")
+
+
+@pytest.mark.parametrize(("value", "lines"), [("1", 1), ("0", 0), ("", 0)])
+def test_verbose_says_once_what_runs_and_why_not_what_is_better(value: str, lines: int) -> None:
+    code = """
+import numpy as np
+from perfonnx import _engine
+product = _engine.SampledProduct(np.ones((3, 257, 9), np.float32))
+for _ in range(2):
+    product(np.ones((1, 9, 257), np.float32), np.zeros((4, 9), np.int32))
+"""
+    environment = {**os.environ, "PERFONNX_VERBOSE": value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said = done.stderr.splitlines()
+    assert len(said) == lines
+    for line in said:
+        assert line.startswith("perfonnx: SampledProduct: gathered (not depthwise: ")
+        assert "not direct: a panel of 2313 inputs does not fit" in line

@@ -1,4 +1,5 @@
-// The boundary to the conversions that are compiled per instruction set; see f32.h for why it is this narrow.
+// The boundary to the conversions of binary16 that are compiled per instruction set; see f32.h for why it is this
+// narrow.
 #pragma once
 
 #include <stddef.h>
@@ -6,11 +7,15 @@
 
 namespace perfonnx {
 
+struct F16Kernels {
+  void (*widen)(const uint16_t* from, size_t count, float* to);
+  void (*narrow)(const float* from, size_t count, uint16_t* to);
+};
+
+extern const F16Kernels kF16Baseline;
 #if defined(__x86_64__)
-void widen_f16c(const uint16_t* from, size_t count, float* to);
-void narrow_f16c(const float* from, size_t count, uint16_t* to);
-void widen_avx512(const uint16_t* from, size_t count, float* to);
-void narrow_avx512(const float* from, size_t count, uint16_t* to);
+extern const F16Kernels kF16F16c;
+extern const F16Kernels kF16Avx512;
 #endif
 
 }  // namespace perfonnx

@@ -24,7 +24,6 @@ inline __attribute__((always_inline)) void narrow_vector(const float* from, uint
 
 namespace perfonnx {
 
-void widen_avx512(const uint16_t* from, size_t count, float* to) { widen_all(from, count, to); }
-void narrow_avx512(const float* from, size_t count, uint16_t* to) { narrow_all(from, count, to); }
+extern constexpr F16Kernels kF16Avx512 = {widen_all, narrow_all};
 
 }  // namespace perfonnx

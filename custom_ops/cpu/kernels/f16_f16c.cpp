@@ -24,7 +24,6 @@ inline __attribute__((always_inline)) void narrow_vector(const float* from, uint
 
 namespace perfonnx {
 
-void widen_f16c(const uint16_t* from, size_t count, float* to) { widen_all(from, count, to); }
-void narrow_f16c(const float* from, size_t count, uint16_t* to) { narrow_all(from, count, to); }
+extern constexpr F16Kernels kF16F16c = {widen_all, narrow_all};
 
 }  // namespace perfonnx

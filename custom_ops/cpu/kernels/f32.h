@@ -22,6 +22,15 @@ struct Segment {
   int line;  // depthwise: so many segments from this one on each read what the one before reads at the next site; or 0
 };
 
+// An activation: min(max(v < 0 ? slope * v : v, clip_min), clip_max).
+struct Act {
+  int on;  // 0: none, and nothing else is read
+  float negative_slope;
+  const float* slopes;  // of all output channels, instead of negative_slope; null: none
+  float clip_min;
+  float clip_max;
+};
+
 // One tile of the sampled product: `sites` rows of output times one panel of `channels` output channels, over a slice
 // of the sum over taps and input channels. The inputs are read where they are (`segments`, or `rows` where the sites do
 // not lie in a line) or were copied (`gathered`).
@@ -41,14 +50,10 @@ struct TileArgs {
   size_t out_stride;              // floats
   size_t channels;                // output channels to store, at most the panel width
   const float* const* added;      // [sites] rows to add to the finished sums, before the activation; null: none
-  size_t column;                  // first output channel of the panel, added to every such pointer and slopes
+  size_t column;                  // first output channel of the panel, added to every such pointer and to slopes
   const float* const* next_rows;  // like rows, of a tile to bring near meanwhile; null: none
   int accumulate;                 // start from out instead of bias
-  int activate;                   // apply the activation below
-  float negative_slope;
-  const float* slopes;  // of all output channels, instead of negative_slope; null: none
-  float clip_min;
-  float clip_max;
+  Act act;
 };
 
 // Depthwise: out[p, c] = bias[c] + sum over taps of (base[t] + p * stride[t])[c] * weights[t][c].
@@ -64,11 +69,7 @@ struct DepthwiseArgs {
   size_t out_stride;
   size_t channels;
   const float* const* added;  // [sites] rows to add before the activation; null: none
-  int activate;
-  float negative_slope;
-  const float* slopes;  // [channels] instead of negative_slope; null: none
-  float clip_min;
-  float clip_max;
+  Act act;
 };
 
 // One pooled row: out[c] = max over k of rows[k][offset + c], or sum over k of repeats[k] * rows[k][offset + c],
@@ -116,11 +117,7 @@ struct RadiusSumArgs {
   size_t channels;
   float center_gain;
   float* out;  // [sites][channels]
-  int activate;
-  float negative_slope;
-  const float* slopes;  // [channels] instead of negative_slope; null: none
-  float clip_min;
-  float clip_max;
+  Act act;
 };
 
 typedef void (*TileFunction)(const TileArgs*);
@@ -132,9 +129,8 @@ typedef void (*RadiusSumFunction)(const RadiusSumArgs*);
 
 enum { kMaxSiteTile = 16 };
 
-// The kernels of one instruction set.
-struct KernelSet {
-  const char* name;
+// The kernels of one instruction set, in float.
+struct F32Kernels {
   size_t vector;     // floats in a vector
   size_t panel;      // output channels of a panel: two vectors
   size_t site_tile;  // most sites in a tile
@@ -150,10 +146,10 @@ struct KernelSet {
   RadiusSumFunction radius_sum;
 };
 
-extern const KernelSet kKernelsBaseline;
+extern const F32Kernels kF32Baseline;
 #if defined(__x86_64__)
-extern const KernelSet kKernelsAvx2;
-extern const KernelSet kKernelsAvx512;
+extern const F32Kernels kF32Avx2;
+extern const F32Kernels kF32Avx512;
 #endif
 
 }  // namespace perfonnx

@@ -1,6 +1,5 @@
 // What every processor of the architecture has: SSE2 on x86-64 (16 registers), NEON on AArch64 (32 registers).
-#define PERFONNX_KERNELS kKernelsBaseline
-#define PERFONNX_ISA_NAME "baseline"
+#define PERFONNX_KERNELS kF32Baseline
 #define PERFONNX_VECTOR 4
 #if defined(__aarch64__)
 #define PERFONNX_SITE_TILE 12

@@ -1,7 +1,7 @@
 // The kernels, written once with the vector extensions of GCC and Clang and compiled once per instruction set.
 //
 // A file that includes this defines
-//   PERFONNX_KERNELS      the KernelSet to define, with PERFONNX_ISA_NAME its name;
+//   PERFONNX_KERNELS      the F32Kernels to define;
 //   PERFONNX_VECTOR       floats in a vector of this instruction set;
 //   PERFONNX_SITE_TILE    sites in a tile, so that 2 * sites accumulators, two weight vectors and (where an instruction
 //                         cannot broadcast from memory) an input vector fill the registers.
@@ -87,12 +87,6 @@ PERFONNX_INLINE void store_some(float* p, Vec v, size_t count) {
 #endif
 }
 
-struct Act {
-  float negative_slope;
-  float clip_min;
-  float clip_max;
-};
-
 // Comparisons with NaN are false, so NaN passes.
 PERFONNX_INLINE Vec clip(Vec v, const Act& act) {
   const Vec zero = {};
@@ -154,20 +148,19 @@ PERFONNX_INLINE void finish(const TileArgs* args, const float* const* added, flo
       }
     }
   }
-  if (args->activate != 0) {
-    const Act act = {args->negative_slope, args->clip_min, args->clip_max};
-    if (args->slopes == nullptr) {
+  if (args->act.on != 0) {
+    if (args->act.slopes == nullptr) {
       PERFONNX_UNROLL
       for (size_t p = 0; p < SITES; ++p) {
         PERFONNX_UNROLL
-        for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = apply(sum[p][v], act);
+        for (size_t v = 0; v < VECTORS; ++v) sum[p][v] = apply(sum[p][v], args->act);
       }
     } else {
       PERFONNX_UNROLL
       for (size_t v = 0; v < VECTORS; ++v) {
-        const Vec slope = load_some(args->slopes + args->column + v * kVector, v + 1 < VECTORS ? kVector : last);
+        const Vec slope = load_some(args->act.slopes + args->column + v * kVector, v + 1 < VECTORS ? kVector : last);
         PERFONNX_UNROLL
-        for (size_t p = 0; p < SITES; ++p) sum[p][v] = apply(sum[p][v], slope, act);
+        for (size_t p = 0; p < SITES; ++p) sum[p][v] = apply(sum[p][v], slope, args->act);
       }
     }
   }
@@ -333,15 +326,14 @@ PERFONNX_INLINE void depthwise_vector(const DepthwiseArgs* args, size_t site, si
     PERFONNX_UNROLL
     for (size_t p = 0; p < SITES; ++p) sum[p] += load_some(args->added[site + p] + channel, count);
   }
-  if (args->activate != 0) {
-    const Act act = {args->negative_slope, args->clip_min, args->clip_max};
-    if (args->slopes == nullptr) {
+  if (args->act.on != 0) {
+    if (args->act.slopes == nullptr) {
       PERFONNX_UNROLL
-      for (size_t p = 0; p < SITES; ++p) sum[p] = apply(sum[p], act);
+      for (size_t p = 0; p < SITES; ++p) sum[p] = apply(sum[p], args->act);
     } else {
-      const Vec slope = load_some(args->slopes + channel, count);
+      const Vec slope = load_some(args->act.slopes + channel, count);
       PERFONNX_UNROLL
-      for (size_t p = 0; p < SITES; ++p) sum[p] = apply(sum[p], slope, act);
+      for (size_t p = 0; p < SITES; ++p) sum[p] = apply(sum[p], slope, args->act);
     }
   }
   float* out = args->out + site * args->out_stride + channel;
@@ -548,9 +540,9 @@ PERFONNX_INLINE Vec radius_sum_vector(const RadiusSumArgs* args, size_t site, si
   if (row >= 0) {
     sum += (zero + alpha) * load_some(args->ring + static_cast<size_t>(row) * args->channels + channel, count);
   }
-  if (args->activate == 0) return sum;
-  const Act act = {args->negative_slope, args->clip_min, args->clip_max};
-  return args->slopes == nullptr ? apply(sum, act) : apply(sum, load_some(args->slopes + channel, count), act);
+  if (args->act.on == 0) return sum;
+  return args->act.slopes == nullptr ? apply(sum, args->act)
+                                     : apply(sum, load_some(args->act.slopes + channel, count), args->act);
 }
 
 void radius_sum(const RadiusSumArgs* args) {
@@ -586,18 +578,17 @@ PERFONNX_TILE_OR_NULL(gathered_tile)
 }  // namespace
 
 // Constant initialisation: no code of this file runs before it is chosen.
-extern constexpr KernelSet PERFONNX_KERNELS = {PERFONNX_ISA_NAME,
-                                               kVector,
-                                               kPanel,
-                                               PERFONNX_SITE_TILE,
-                                               {PERFONNX_TILES(strided_tiles, 1), PERFONNX_TILES(strided_tiles, 2)},
-                                               {PERFONNX_TILES(direct_tile, 1), PERFONNX_TILES(direct_tile, 2)},
-                                               {PERFONNX_TILES(gathered_tile, 1), PERFONNX_TILES(gathered_tile, 2)},
-                                               depthwise,
-                                               pool<Max>,
-                                               pool<Average>,
-                                               turn,
-                                               gate,
-                                               radius_sum};
+extern constexpr F32Kernels PERFONNX_KERNELS = {kVector,
+                                                kPanel,
+                                                PERFONNX_SITE_TILE,
+                                                {PERFONNX_TILES(strided_tiles, 1), PERFONNX_TILES(strided_tiles, 2)},
+                                                {PERFONNX_TILES(direct_tile, 1), PERFONNX_TILES(direct_tile, 2)},
+                                                {PERFONNX_TILES(gathered_tile, 1), PERFONNX_TILES(gathered_tile, 2)},
+                                                depthwise,
+                                                pool<Max>,
+                                                pool<Average>,
+                                                turn,
+                                                gate,
+                                                radius_sum};
 
 }  // namespace perfonnx

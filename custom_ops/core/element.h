@@ -1,13 +1,15 @@
-// IEEE 754 binary16, as its bits: one at a time for any machine, and many at once with what this machine has.
+// The element types of tensors.
 //
-// All ways give the same bits: rounding to nearest, ties to even, and a NaN becomes a quiet one that keeps the upper
-// bits of its payload, as the conversion instructions of x86-64 and AArch64 do it.
+// IEEE 754 binary16 is its bits, converted here one at a time for any machine: rounding to nearest, ties to even, and a
+// NaN becomes a quiet one that keeps the upper bits of its payload, as the conversion instructions of x86-64 and
+// AArch64 do it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <string>
+#include <stdexcept>
+#include <type_traits>
 
 namespace perfonnx {
 
@@ -73,18 +75,26 @@ inline Half from_float<Half>(float f) noexcept {
   return to_half(f);
 }
 
-// `count` elements. The arrays may not overlap.
-void widen(const Half* from, std::size_t count, float* to);
-void narrow(const float* from, std::size_t count, Half* to);
+enum class Element { kFloat, kHalf };
 
-// The conversions of one instruction set.
-struct HalfKernels {
-  void (*widen)(const std::uint16_t* from, std::size_t count, float* to);
-  void (*narrow)(const float* from, std::size_t count, std::uint16_t* to);
-};
+// function(T()) for the type T of an element; std::logic_error for one that nobody knows.
+template <typename Function>
+auto with_type_of(Element element, const Function& function) {
+  switch (element) {
+    case Element::kFloat:
+      return function(float());
+    case Element::kHalf:
+      return function(Half());
+  }
+  throw std::logic_error("an element type that nobody knows");
+}
 
-// Those that go with an instruction set of isa.h: on x86-64 the baseline has none and AVX2 has them where the processor
-// has F16C too; without, they are done one at a time. Throws Error for a set that this machine does not run.
-const HalfKernels& half_kernels(const std::string& isa);
+// Where element number `index` of a tensor lies.
+template <typename Data>
+Data* element_at(Data* data, Element element, std::int64_t index) {
+  using Byte = std::conditional_t<std::is_const_v<Data>, const char, char>;
+  const auto bytes = with_type_of(element, [](auto value) { return static_cast<std::int64_t>(sizeof value); });
+  return static_cast<Byte*>(data) + index * bytes;
+}
 
 }  // namespace perfonnx

@@ -1,0 +1,70 @@
+#include "core/tables.h"
+
+#include <limits>
+#include <optional>
+
+namespace perfonnx {
+namespace {
+
+// Runs that are shorter on average do not pay for looking them up.
+constexpr std::int64_t kShortestRun = 4;
+constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
+
+}  // namespace
+
+RowTable make_row_table(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
+                        const std::vector<std::int32_t>& sites, std::int64_t output_width,
+                        const std::vector<std::int32_t>& taps, const std::int32_t* source) {
+  if (height < 0 || width < 0 || (width > 0 && height > kLargest / width)) {
+    throw Error("input 'X': an image of " + std::to_string(height) + " x " + std::to_string(width) +
+                " has more than 2^31 - 1 pixels; split it");
+  }
+  RowTable table;
+  table.sites = static_cast<std::int64_t>(sites.size());
+  table.taps = static_cast<std::int64_t>(taps.size());
+  table.rows = AlignedArray<std::int32_t>(checked_product(sites.size(), taps.size()));
+  std::int32_t* out = table.rows.data();
+  for (const std::int32_t site : sites) {
+    const std::int64_t top = site / output_width * geometry.strides[0] - geometry.pads[0];
+    const std::int64_t left = site % output_width * geometry.strides[1] - geometry.pads[1];
+    for (const std::int32_t tap : taps) {
+      const std::int64_t y = top + tap / geometry.kernel[1] * geometry.dilations[0];
+      const std::int64_t x = left + tap % geometry.kernel[1] * geometry.dilations[1];
+      const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+      const std::int64_t position = y * width + x;
+      *out++ = !inside ? -1 : source != nullptr ? source[position] : static_cast<std::int32_t>(position);
+    }
+  }
+  return table;
+}
+
+void find_runs(RowTable* table) {
+  // The step from one site to the next; nullopt where their taps disagree about it.
+  const auto step_after = [&](std::int64_t site) -> std::optional<std::int32_t> {
+    const std::int32_t* here = table->rows.data() + site * table->taps;
+    const std::int32_t* next = here + table->taps;
+    std::optional<std::int32_t> step;
+    for (std::int64_t t = 0; t < table->taps; ++t) {
+      if (here[t] < 0 && next[t] < 0) continue;
+      if (here[t] < 0 || next[t] < 0 || (step && next[t] - here[t] != *step)) return std::nullopt;
+      step = next[t] - here[t];
+    }
+    return step.value_or(0);
+  };
+  table->runs.clear();
+  for (std::int64_t site = 0; site < table->sites;) {
+    const std::int64_t begin = site++;
+    std::int32_t step = 0;
+    if (site < table->sites) {
+      if (const std::optional<std::int32_t> first = step_after(begin)) {
+        step = *first;
+        do ++site;
+        while (site < table->sites && step_after(site - 1) == step);
+      }
+    }
+    table->runs.push_back({static_cast<std::int32_t>(begin), step});
+  }
+  if (static_cast<std::int64_t>(table->runs.size()) * kShortestRun > table->sites) table->runs = {};
+}
+
+}  // namespace perfonnx

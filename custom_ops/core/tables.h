@@ -1,0 +1,53 @@
+// Row tables: the geometry of a convolution and its sites, resolved into numbers of rows.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/geometry.h"
+#include "core/memory.h"
+
+namespace perfonnx {
+
+// Consecutive sites, from `begin` on, whose taps read rows at a constant distance: where site `begin` reads row r, site
+// begin + i reads row r + i * step, and where it reads the zero row, they all do.
+struct SiteRun {
+  std::int32_t begin;
+  std::int32_t step;
+};
+
+// int32 [sites, taps]: the input row (y * width + x of an NCHW image) that feeds each tap of each site; -1 = the zero
+// row. sites are flat positions in an output map of output_width columns. taps selects kernel positions (flat).
+struct RowTable {
+  std::int64_t sites = 0;
+  std::int64_t taps = 0;
+  AlignedArray<std::int32_t> rows;
+  // Ascending; each ends where the next begins. Empty where they would be too short to help.
+  std::vector<SiteRun> runs;
+};
+
+// Finds the runs of a table whose rows are final.
+void find_runs(RowTable* table);
+
+// Consecutive sites of a table.
+struct RowTableView {
+  RowTableView(const RowTable& table) : RowTableView(table, 0, table.sites) {}  // implicit: all of them
+  RowTableView(const RowTable& table, std::int64_t begin, std::int64_t end)
+      : sites(end - begin),
+        taps(table.taps),
+        rows(table.rows.data() + begin * table.taps),
+        runs(&table.runs),
+        first(begin) {}
+  std::int64_t sites;
+  std::int64_t taps;
+  const std::int32_t* rows;
+  const std::vector<SiteRun>* runs;  // of the whole table,
+  std::int64_t first;                // in which this is the number of the first site
+};
+// source: the row that stands at each position of the input map, -1 zeros; null: row q at position q.
+RowTable make_row_table(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
+                        const std::vector<std::int32_t>& sites, std::int64_t output_width,
+                        const std::vector<std::int32_t>& taps, const std::int32_t* source = nullptr);
+
+}  // namespace perfonnx

@@ -1,0 +1,46 @@
+// The sampled product of a layer: rows of the input, read through a row table, times its weights.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/context.h"
+#include "cpu/product/implementation.h"
+
+namespace perfonnx {
+
+// Best first. The last computes every layer: it is the reference.
+const std::vector<const Implementation*>& implementations();
+
+class Product {
+ public:
+  // weights [outputs, inputs, taps]; bias [outputs] or null: zeros. `layer` is what PERFONNX_VERBOSE calls it; `only`
+  // names the implementation to take instead of the best that applies. Throws Error for a shape that no convolution
+  // has, and where `only` does not apply.
+  Product(const float* weights, const float* bias, const WeightShape& shape, const KernelSet& kernels,
+          std::string layer, const std::string& only = {});
+
+  const WeightShape& shape() const noexcept { return shape_; }
+  const KernelSet& kernels() const noexcept { return kernels_; }
+  std::int64_t outputs() const noexcept { return shape_.outputs; }
+  std::int64_t input_channels() const noexcept { return shape_.input_channels(); }
+  const char* implementation() const noexcept { return name_; }
+  const AlignedArray<float>& packed() const noexcept { return prepared_->packed(); }
+
+  // out [images * table.sites, out_stride] or [list.count, out_stride], of which the first `outputs` floats of each row
+  // are written: bias + product (+ added), through the activation if one is given. Sites are stacked over the batch.
+  void run(const ProductRun& run, Context& context) const;
+
+ private:
+  WeightShape shape_;
+  const KernelSet& kernels_;
+  const char* name_ = nullptr;
+  std::unique_ptr<const PreparedProduct> prepared_;
+  std::string decision_;  // to be said at the first run; empty: nothing
+  mutable std::atomic<bool> said_{false};
+};
+
+}  // namespace perfonnx
