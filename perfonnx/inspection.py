@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from perfonnx.model import files, signature
 from perfonnx.model.files import ModelSource
 from perfonnx.model.layers import (
     conv_layers,
@@ -16,7 +15,7 @@ from perfonnx.model.layers import (
     unreachable_convs,
 )
 from perfonnx.model.shapes import contradiction_note, infer_types
-from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.signature import load_fixed
 from perfonnx.model.validity import check_input
 from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
@@ -109,10 +108,7 @@ def inspect(
     Raises:
         PerfonnxError: Not a model that can be read.
     """
-    loaded = files.load(model)
-    if freeze_weights:
-        signature.freeze_weights(loaded)
-    fix_input_shapes(loaded, input_shapes or {})
+    loaded = load_fixed(model, input_shapes, freeze=freeze_weights)
     workspace = Workspace.open(loaded)
     check_input(workspace)
     infer_types(workspace)

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import NodeProto
 
 from perfonnx import ops
 from perfonnx.model.layers import CONV, Layer, conv_layers
-from perfonnx.model.proto import TensorType, all_nodes, is_fixed, is_standard, subgraphs, value_type
+from perfonnx.model.proto import TensorType, all_nodes, is_standard, subgraphs, value_type
+from perfonnx.model.shapes import types_of_one_image
 from perfonnx.model.signature import fed_inputs
 from perfonnx.model.workspace import Workspace
 
@@ -88,8 +88,8 @@ class _Counting:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._one_image: dict[str, TensorType] | None = None
-        self.inputs = fed_inputs(workspace.proto.graph)
-        known = value_type(self.inputs[0]) if self.inputs else None
+        inputs = fed_inputs(workspace.proto.graph)
+        known = value_type(inputs[0]) if inputs else None
         first = known.shape[0] if known is not None and known.shape else 1
         self.batch = first if isinstance(first, int) and first > 0 else None
 
@@ -114,29 +114,11 @@ class _Counting:
         found = _numbers(self.workspace.types.get(tensor.name))
         if found is None and self.batch is None:
             if self._one_image is None:
-                self._one_image = self._inferred()
+                self._one_image = types_of_one_image(self.workspace)
             found = _numbers(self._one_image.get(tensor.name))
         if found is None:
             raise ValueError(f"the shape of {tensor.name!r} is not known")
         return found
-
-    def _inferred(self) -> dict[str, TensorType]:
-        """The types of all tensors, for a batch of one."""
-        model = self.workspace.skeleton()
-        del model.graph.value_info[:]
-        fed = {info.name for info in self.inputs}
-        for info in model.graph.input:
-            dims = info.type.tensor_type.shape.dim
-            if info.name in fed and dims and not is_fixed(dims[0]):
-                dims[0].dim_value = 1
-        for info in model.graph.output:
-            info.type.tensor_type.ClearField("shape")
-        try:
-            model = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False, data_prop=True)
-        except Exception:  # the C++ side throws several kinds; what is not known is then not counted
-            return {}
-        infos = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-        return {info.name: known for info in infos if (known := value_type(info)) is not None}
 
 
 _Sizes: TypeAlias = Callable[[gs.Tensor], Shape]

@@ -1,6 +1,8 @@
-"""Names in tables."""
+"""Names: made unique, and shortened for tables."""
 
 from __future__ import annotations
+
+from collections.abc import Container
 
 LONGEST = 60
 """Characters of a name that a table shows; exporters write some of several hundred."""
@@ -12,3 +14,10 @@ def shortened(name: str, longest: int = LONGEST) -> str:
         return name
     before = (longest - 1) * 2 // 5
     return f"{name[:before]}…{name[before + 1 - longest :]}"
+
+
+def unique(name: str, taken: Container[str]) -> str:
+    """The name, with as many underscores behind it as it needs to be none of those that are taken."""
+    while name in taken:
+        name += "_"
+    return name

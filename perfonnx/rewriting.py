@@ -19,13 +19,13 @@ from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.masks import ImpactMaps, Mask, as_mask, load_impact_maps, load_masks, save_arrays
-from perfonnx.model import files, signature
+from perfonnx.model import files
 from perfonnx.model.atomic import check_target, digest
 from perfonnx.model.files import LoadedModel, ModelSource, has_external_data, model_bytes
 from perfonnx.model.layers import Layer, activation_bytes, conv_layers, layer_output, rewritten_nodes
 from perfonnx.model.proto import value_type
 from perfonnx.model.shapes import symbolic_input_flag
-from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.signature import fix_input_shapes, load_fixed
 from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import dense_multiplies
@@ -392,9 +392,7 @@ def _load(
     freeze_weights: bool = False,
 ) -> LoadedModel:
     """The model with the sizes that are given or planned."""
-    loaded = files.load(model)
-    if freeze_weights:
-        signature.freeze_weights(loaded)
+    loaded = load_fixed(model, None, freeze=freeze_weights)
     fix_input_shapes(loaded, {**(_planned_shapes(loaded, plan) if plan else {}), **(input_shapes or {})})
     if plan:
         _check_shapes(loaded, plan)

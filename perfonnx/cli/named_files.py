@@ -13,7 +13,7 @@ from pathlib import Path
 
 from perfonnx.data.formats import IMAGE_SUFFIXES
 from perfonnx.errors import PerfonnxError
-from perfonnx.model.atomic import check_target
+from perfonnx.model.atomic import check_target, mentions
 
 _WRITTEN = ("output", "save_plan", "plan_out", "report", "report_json", "state", "checkpoint", "images")
 _MODELS = ("model", "a", "b", "models")
@@ -96,12 +96,15 @@ def _read(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
 
 def _data_of(model: Path) -> Iterator[Path]:
     """The files of a model's external data; what is wrong with it is said when it is opened."""
+    if not model.is_file() or not mentions(model, "location"):  # the key of every such file's name
+        return
+
     import onnx
 
     from perfonnx.model.tensors import all_tensors
 
     try:
-        proto = onnx.load(model, load_external_data=False) if model.is_file() else onnx.ModelProto()
+        proto = onnx.load(model, load_external_data=False)
     except Exception:  # protobuf raises many kinds
         return
     locations = {e.value for t in all_tensors(proto) for e in t.external_data if e.key == "location"}

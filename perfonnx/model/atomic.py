@@ -197,7 +197,7 @@ def _own_data(target: Path) -> list[Path]:
     if not target.is_file():
         return []
     named = [file for file in target.parent.iterdir() if file.is_file() and _model_of(file.name) == target.name]
-    return [file for file in named if _mentions(target, file.name)]
+    return [file for file in named if mentions(target, file.name)]
 
 
 def _model_of(name: str) -> str | None:
@@ -212,12 +212,12 @@ def _drop_unread(directory: Path, names: Iterable[str]) -> None:
         model = _model_of(name)
         if model is None:
             continue
-        if not any(_mentions(reader, name) for reader in {directory / model, *directory.glob("*.onnx")}):
+        if not any(mentions(reader, name) for reader in {directory / model, *directory.glob("*.onnx")}):
             (directory / name).unlink(missing_ok=True)
 
 
-def _mentions(model: Path, name: str) -> bool:
-    """Whether a file has a name in it; also where it cannot be read, to be careful."""
+def mentions(model: Path, name: str) -> bool:
+    """Whether a file has a name in it, found without reading the file into memory; True where it cannot be read."""
     try:
         if not model.is_file() or not model.stat().st_size:
             return False

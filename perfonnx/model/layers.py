@@ -19,6 +19,7 @@ from perfonnx.masks import PoolWindow
 from perfonnx.model.constants import why_not_constant
 from perfonnx.model.proto import is_standard, subgraphs, value_type
 from perfonnx.model.workspace import Workspace
+from perfonnx.names import unique
 from perfonnx.ops.common import Activation, ConvAttributes, conv_attributes, dense_multiplies
 
 CONV = "Conv"
@@ -95,9 +96,7 @@ def conv_layers(workspace: Workspace) -> list[Layer]:
             continue
         name = str(node.name)
         if not name or names[name] > 1:  # the output's name is unique among tensors, and now among nodes
-            name = str(node.outputs[0].name)
-            while name in taken:
-                name += "_"
+            name = unique(str(node.outputs[0].name), taken)
             taken.add(name)
         result.append(_layer(workspace, node, name))
     return result

@@ -188,13 +188,14 @@ def shorten_domains(proto: ModelProto) -> None:
 # --- editing ----------------------------------------------------------------------------------------------------------
 
 
-def copy_field(source: Any, target: Any, name: str) -> None:
-    """Give a message the value that a field has in another one."""
-    value = getattr(source, name)
-    if isinstance(value, (int, str)):
-        setattr(target, name, value)
+def set_field(message: Any, name: str, value: Any) -> None:
+    """Give a field of a message, of whatever kind, the value that a field of its kind has elsewhere."""
+    if isinstance(value, (int, float, str, bytes)):
+        setattr(message, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(message, name).CopyFrom(value)
     else:
-        getattr(target, name).extend(value)
+        getattr(message, name).extend(value)
 
 
 def keep_only(repeated: Any, indices: Sequence[int]) -> None:

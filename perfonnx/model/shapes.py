@@ -21,6 +21,7 @@ from perfonnx.model.layers import pool_window
 from perfonnx.model.proto import TensorType, is_fixed, is_standard, subgraphs, used_names, value_type
 from perfonnx.model.signature import fed_inputs
 from perfonnx.model.workspace import Workspace
+from perfonnx.names import unique
 from perfonnx.replay import Replay, Values, ancestors
 
 Shape = tuple[int | str | None, ...]
@@ -78,10 +79,10 @@ def infer_types(workspace: Workspace) -> None:
 def _infer(workspace: Workspace, skeleton: ModelProto, earlier: Mapping[str, TensorType]) -> None:
     """Run onnx's shape inference; a tensor keeps what was known `earlier` through rewriting, reached again or not."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, check_type=False, strict_mode=False, data_prop=True)
+        found = _inferred(skeleton)
     except Exception as error:  # the C++ side throws several kinds
         raise PerfonnxError(f"{workspace.model.name}: shape inference fails: {one_line(error)}") from error
-    types, graph = workspace.types, inferred.graph
+    types = workspace.types
     types.clear()
     for tensor in workspace.held():
         types[tensor.name] = TensorType(tensor.data_type, tuple(tensor.dims))
@@ -90,12 +91,35 @@ def _infer(workspace: Workspace, skeleton: ModelProto, earlier: Mapping[str, Ten
             values = workspace.constant_proto(node.outputs[0])
             if values is not None:
                 types[node.outputs[0].name] = TensorType(values.data_type, tuple(values.dims))
-    for info in (*graph.input, *graph.value_info, *graph.output):
-        known = value_type(info)
-        if known is not None and info.name not in types:
-            types[info.name] = known
+    for name, known in found.items():
+        types.setdefault(name, known)
     for name, known in earlier.items():
         types[name] = _completed(types.get(name), known)
+
+
+def _inferred(model: ModelProto) -> _Types:
+    """What onnx's shape inference says of all tensors of a model; it throws several kinds of errors."""
+    graph = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False, data_prop=True).graph
+    found = _Types()
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        known = value_type(info)
+        if known is not None:
+            found.setdefault(info.name, known)
+    return found
+
+
+def types_of_one_image(workspace: Workspace) -> dict[str, TensorType]:
+    """The types that tensors have where the inputs' open batch is 1; none where shape inference fails."""
+    model = _undeclared(workspace, folded=False)
+    fed = {info.name for info in fed_inputs(workspace.proto.graph)}
+    for info in model.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name in fed and dims and not is_fixed(dims[0]):
+            dims[0].dim_value = 1
+    try:
+        return _inferred(model)
+    except Exception:  # what is not known is then not counted
+        return {}
 
 
 # --- what a file declares --------------------------------------------------------------------------------------------
@@ -146,11 +170,8 @@ def _name_open_dimensions(inputs: Iterable[ValueInfoProto]) -> frozenset[str]:
     names = {d.dim_param for _, _, d in opened}
     for info, axis, dimension in opened:
         if not dimension.dim_param:
-            name = f"{info.name}.{axis}"
-            while name in names:
-                name += "_"
-            names.add(name)
-            dimension.dim_param = name
+            dimension.dim_param = unique(f"{info.name}.{axis}", names)
+            names.add(dimension.dim_param)
     return frozenset(names)
 
 

@@ -8,7 +8,7 @@ from numbers import Integral
 from onnx import GraphProto, ModelProto, ValueInfoProto
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.model.files import LoadedModel
+from perfonnx.model.files import LoadedModel, ModelSource, load
 from perfonnx.model.proto import is_fixed, keep_only, names_in, value_type
 
 
@@ -25,6 +25,21 @@ def overridable(proto: ModelProto) -> set[str]:
         return set()
     sparse = {t.values.name for t in graph.sparse_initializer}
     return {i.name for i in graph.input} & ({t.name for t in graph.initializer} | sparse)
+
+
+def load_fixed(
+    source: ModelSource, shapes: Mapping[str, Sequence[int | str | None]] | None, *, freeze: bool
+) -> LoadedModel:
+    """Open a model with sizes put into the shapes of its inputs, and, to `freeze`, with its weights made constant.
+
+    Raises:
+        PerfonnxError: See `perfonnx.model.files.load` and `fix_input_shapes`.
+    """
+    loaded = load(source)
+    if freeze:
+        freeze_weights(loaded)
+    fix_input_shapes(loaded, shapes or {})
+    return loaded
 
 
 def fix_input_shapes(model: LoadedModel, shapes: Mapping[str, Sequence[int | str | None]]) -> None:

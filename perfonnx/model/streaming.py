@@ -9,6 +9,7 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.atomic import Digested
+from perfonnx.model.proto import set_field
 from perfonnx.model.tensors import external_location, is_external, tensor_bytes
 
 _STREAMED = 1 << 24  # bytes; tensors from here on are written one by one
@@ -47,7 +48,7 @@ def _without(message: Any, field_name: str) -> Any:
     result = type(message)()
     for descriptor, value in message.ListFields():
         if descriptor.name != field_name:
-            _set_field(result, descriptor.name, value)
+            set_field(result, descriptor.name, value)
     return result
 
 
@@ -64,15 +65,6 @@ def _field_head(number: int, length: int) -> bytes:
 def _field_bytes(length: int) -> int:
     """Size of a length-delimited field, head and content."""
     return len(_field_head(1, length)) + length
-
-
-def _set_field(message: Any, name: str, value: Any) -> None:
-    if isinstance(value, (int, float, str, bytes)):
-        setattr(message, name, value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(message, name).CopyFrom(value)
-    else:
-        getattr(message, name).extend(value)
 
 
 # --- external data ----------------------------------------------------------------------------------------------------

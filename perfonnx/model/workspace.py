@@ -32,11 +32,11 @@ from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model.files import LoadedModel
 from perfonnx.model.proto import (
     TensorType,
-    copy_field,
     default_opset,
     is_standard,
     keep_only,
     names_in,
+    set_field,
     shorten_domains,
     subgraphs,
     tidy,
@@ -45,6 +45,7 @@ from perfonnx.model.proto import (
     used_names,
 )
 from perfonnx.model.tensors import constant_value, is_external, to_array
+from perfonnx.names import unique
 
 _SMALL_TENSOR = 1024  # elements that shape inference may want to read (shapes, axes, scales)
 
@@ -203,21 +204,22 @@ class Workspace:
         """A new initializer. An equal one of that name is shared; a name that is taken by another gets a number."""
         proto = numpy_helper.from_array(np.ascontiguousarray(values), name)
         tensors = self.graph.tensors()
-        unique, count = name, 0
-        while unique in tensors or unique in self.added or unique in self._initializers or unique in self._reserved:
-            known = self.added.get(unique) or self._initializers.get(unique)
-            if known is not None and unique not in self.overridable() and _same_values(known, proto):
+        taken = (tensors, self.added, self._initializers, self._reserved)
+        numbered, count = name, 0
+        while any(numbered in names for names in taken):
+            known = self.added.get(numbered) or self._initializers.get(numbered)
+            if known is not None and numbered not in self.overridable() and _same_values(known, proto):
                 break
             count += 1
-            unique = f"{name}_{count}"
+            numbered = f"{name}_{count}"
         else:
-            proto.name = unique
-            self.added[unique] = proto
-            self.types[unique] = TensorType(proto.data_type, tuple(proto.dims))
-        existing = self._constants.get(unique) or tensors.get(unique)
+            proto.name = numbered
+            self.added[numbered] = proto
+            self.types[numbered] = TensorType(proto.data_type, tuple(proto.dims))
+        existing = self._constants.get(numbered) or tensors.get(numbered)
         if not isinstance(existing, gs.Constant):
-            existing = gs.Constant(unique, values)
-        self._constants[unique] = existing  # it may be asked for again before a node reads it
+            existing = gs.Constant(numbered, values)
+        self._constants[numbered] = existing  # it may be asked for again before a node reads it
         return existing
 
     def replace(self, old: gs.Node, new: gs.Node) -> None:
@@ -258,7 +260,7 @@ class Workspace:
         """
         result = ModelProto()
         for name in ("ir_version", "opset_import", "functions", "domain"):
-            copy_field(self.proto, result, name)
+            set_field(result, name, getattr(self.proto, name))
         source, graph = self.proto.graph, result.graph
         graph.name = source.name or "graph"
         hidden = self.folded if folded else {}
@@ -325,8 +327,7 @@ class Workspace:
                 if inherited is not None:
                     exported.MergeFrom(inherited)
                 else:  # a name of our own making gives way to the model's
-                    while exported.name in kept:
-                        exported.name += "_"
+                    exported.name = unique(exported.name, kept)
                     kept.add(exported.name)
                 result.append(exported)
                 continue

@@ -18,10 +18,9 @@ from perfonnx.data.inputs import Array, Feed, count_samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.masks import ImpactMaps
-from perfonnx.model import files, signature
 from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.model.proto import value_type
-from perfonnx.model.signature import fix_input_shapes
+from perfonnx.model.signature import load_fixed
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.running.opened import OpenModel, open_model
@@ -133,11 +132,7 @@ class Subject:
 
     def original(self) -> LoadedModel:
         """The model as it came, with the sizes that were given."""
-        loaded = files.load(self.source)
-        if self.freeze_weights:
-            signature.freeze_weights(loaded)
-        fix_input_shapes(loaded, self.input_shapes)
-        return loaded
+        return load_fixed(self.source, self.input_shapes, freeze=self.freeze_weights)
 
     def serialized(self) -> bytes:
         """The original as bytes that are the same for the same model."""

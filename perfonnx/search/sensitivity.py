@@ -34,7 +34,7 @@ from perfonnx.search.evaluate import (
 )
 from perfonnx.search.groups import Units, alone, by_layer
 from perfonnx.search.impacts import IMPACT, with_impacts
-from perfonnx.search.state import Records, digest
+from perfonnx.search.state import Records, fingerprint
 
 MASK_CHOICES = ("lattice", "uniform", "pooling-structure")
 RATES = (0.25, 0.5, 0.75)
@@ -99,7 +99,7 @@ def plan_key(plan: Plan) -> str:
     data = plan.to_json()
     data.pop("notes", None)
     data["layers"] = dict(sorted(data["layers"].items()))
-    return digest(str(data))
+    return fingerprint(str(data))
 
 
 @dataclass(frozen=True)

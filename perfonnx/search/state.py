@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
-from perfonnx.model import atomic
-from perfonnx.model.atomic import check_target, write_atomically
+from perfonnx.model.atomic import check_target, digest, write_atomically
 
 FORMAT = 1
 
@@ -145,7 +144,7 @@ _MARK = "perfonnx_search"  # in the first line of every such file
 
 def _checked(record: Mapping[str, Any]) -> str:
     """A line with a digest of itself."""
-    return json.dumps({**record, "check": atomic.digest(json.dumps(record, sort_keys=True))}, sort_keys=True)
+    return json.dumps({**record, "check": digest(json.dumps(record, sort_keys=True))}, sort_keys=True)
 
 
 def _read_checked(line: str) -> dict[str, Any] | None:
@@ -155,11 +154,11 @@ def _read_checked(line: str) -> dict[str, Any] | None:
         check = record.pop("check")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if check == atomic.digest(json.dumps(record, sort_keys=True)) else None
+    return record if check == digest(json.dumps(record, sort_keys=True)) else None
 
 
-def digest(*parts: bytes | str) -> str:
-    """A short name for some content."""
+def fingerprint(*parts: bytes | str) -> str:
+    """What some content is known by in records: 24 hexadecimal digits."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

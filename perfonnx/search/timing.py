@@ -140,7 +140,7 @@ class PairedTimer:
         return times
 
     def _key(self, what: str, loaded: LoadedModel, detail: str) -> str:
-        digest = hashlib.sha256()
+        total = hashlib.sha256()
         for part in (
             what,
             detail,
@@ -148,10 +148,10 @@ class PairedTimer:
             str(self.threads),
             ",".join(f"{name}{list(array.shape)}" for name, array in sorted(self.feed.items())),
         ):
-            digest.update(part.encode() + b"\0")
+            total.update(part.encode() + b"\0")
         for proto in (self.subject.original().proto, loaded.proto):
-            digest.update(hashlib.sha256(proto.SerializeToString(deterministic=True)).digest())
-        return digest.hexdigest()
+            total.update(hashlib.sha256(proto.SerializeToString(deterministic=True)).digest())
+        return total.hexdigest()
 
 
 def _runner(model: OpenModel, feed: Feed) -> Callable[[], float]:

@@ -53,7 +53,7 @@ from perfonnx.search.pictures import output_pictures
 from perfonnx.search.result import Progress, Target, Tuned
 from perfonnx.search.search import Search
 from perfonnx.search.sensitivity import Space, eligible, plan_key
-from perfonnx.search.state import Records, digest
+from perfonnx.search.state import Records, fingerprint
 from perfonnx.search.timing import PairedTimer, Timer, TimingCache, machine
 from perfonnx.search.verdict import told
 
@@ -261,9 +261,9 @@ def _fingerprint(
     seed: int,
 ) -> dict[str, Any]:
     """What a state file is about; another time limit is no other search."""
-    data = digest(*(array.tobytes() for _, array in sorted(feed.items())))
+    data = fingerprint(*(array.tobytes() for _, array in sorted(feed.items())))
     return {
-        "model": digest(subject.serialized()),
+        "model": fingerprint(subject.serialized()),
         "data": f"{len(samples)} images, {data}",
         "metric": metric.name,
         "target": asdict(target),
@@ -271,6 +271,6 @@ def _fingerprint(
         "search": search,
         "threads": threads,
         "seed": seed,
-        "machine": digest(machine()),
-        **({} if start is None else {"start": plan_key(start), "reference": digest(reference.serialized())}),
+        "machine": fingerprint(machine()),
+        **({} if start is None else {"start": plan_key(start), "reference": fingerprint(reference.serialized())}),
     }

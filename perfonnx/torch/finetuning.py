@@ -26,7 +26,7 @@ from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.running.opened import open_model
 from perfonnx.search import Metric, Progress, Quality
 from perfonnx.search.evaluate import Subject, check_same_interface, find_metric
-from perfonnx.search.state import digest
+from perfonnx.search.state import fingerprint
 from perfonnx.torch.applying import apply, export
 from perfonnx.torch.batches import Batches
 from perfonnx.torch.checkpoints import Checkpoint
@@ -155,9 +155,9 @@ def finetune_model(
     settings = replace(settings, loss=_loss(metric, subject) if settings.loss == "auto" else settings.loss)
 
     student, teacher = (from_onnx(source, input_shapes=shapes) for source in (model, subject.source))
-    about = {"model": digest(Subject(model, shapes).serialized()), "rounds": rounds}
+    about = {"model": fingerprint(Subject(model, shapes).serialized()), "rounds": rounds}
     if original is not None:
-        about["original"] = digest(subject.serialized())
+        about["original"] = fingerprint(subject.serialized())
     histories = []
     for number, file in enumerate(files, 1):
         step = _scaled(plan, number / rounds)
@@ -172,7 +172,7 @@ def finetune_model(
                 settings=settings,
                 checkpoint=file,
                 resume=resume,
-                about={**about, "plan": digest(str(step.to_json()))},
+                about={**about, "plan": fingerprint(str(step.to_json()))},
                 progress=progress,
             )
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
-from perfonnx.search.state import Records, digest
+from perfonnx.search.state import Records, fingerprint
 
 SEARCH = {"model": "m", "seed": 0}
 
@@ -104,6 +104,6 @@ def test_a_file_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
         Records.open(tmp_path / "no" / "state", SEARCH)
 
 
-def test_digests_keep_parts_apart() -> None:
-    assert digest("ab", "c") != digest("a", "bc")
-    assert digest("a") == digest(b"a")
+def test_fingerprints_keep_parts_apart() -> None:
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+    assert fingerprint("a") == fingerprint(b"a")
