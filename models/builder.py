@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from perfonnx import ops
-from perfonnx.ops import radius_adaptive_conv
 from perfonnx.ops.common import Activation
+from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV
 from perfonnx.passes.finish import FUNCTION_IR_VERSION
 
 Array = NDArray[np.float32]
@@ -188,9 +188,9 @@ class Net:
         standard = helper.make_opsetid("", self.opset)
         model = helper.make_model(graph, opset_imports=[standard], producer_name="perfonnx-models")
         model.ir_version = helper.find_min_ir_version_for([standard])
-        if any(node.op_type == radius_adaptive_conv.NAME for node in self._nodes):
+        if any(node.op_type == RADIUS_ADAPTIVE_CONV.name for node in self._nodes):
             model.opset_import.append(helper.make_opsetid(ops.DOMAIN, ops.VERSION))
-            model.functions.append(radius_adaptive_conv.function_body(self.opset, TensorProto.FLOAT))
+            model.functions.append(RADIUS_ADAPTIVE_CONV.function_body(self.opset, TensorProto.FLOAT))
             model.ir_version = max(model.ir_version, FUNCTION_IR_VERSION)
         model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
         if self._weights:
@@ -210,7 +210,7 @@ class Net:
         inputs.append(self._gate(f"{name}.gate", channels))
         inputs += [self._zeros(f"{name}.gate_bias", 1), self._zeros(f"{name}.ring_bias", filters)]
         attributes = {**attributes, **Activation().attributes(), "center_gain": 0.0}
-        return self._node(radius_adaptive_conv.NAME, name, inputs, filters, domain=ops.DOMAIN, **attributes)
+        return self._node(RADIUS_ADAPTIVE_CONV.name, name, inputs, filters, domain=ops.DOMAIN, **attributes)
 
     def _gate(self, name: str, channels: int) -> str:
         shape = (1, channels, 1, 1)

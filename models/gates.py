@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from perfonnx.ops import radius_adaptive_conv
+from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV
 
 
 def set_open_share(model: onnx.ModelProto, share: float, seed: int) -> None:
@@ -31,7 +31,7 @@ def set_open_share(model: onnx.ModelProto, share: float, seed: int) -> None:
     noise = (noise - np.float32(0.5)) * np.float32(np.sqrt(12))  # of second moment 1
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for position, node in enumerate(model.graph.node):
-        if node.op_type != radius_adaptive_conv.NAME:
+        if node.op_type != RADIUS_ADAPTIVE_CONV.name:
             continue
         x = _value(model, position, node.input[0], noise)
         gate = numpy_helper.to_array(tensors[node.input[3]]).reshape(-1)

@@ -24,12 +24,13 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.model import files
 from perfonnx.model.atomic import write_atomically
 from perfonnx.model.files import ModelSource, take_in_data
-from perfonnx.model.layers import own_nodes
+from perfonnx.model.layers import constant_input, input_of, own_nodes
 from perfonnx.model.workspace import Workspace
 from perfonnx.names import shortened
-from perfonnx.ops import radius_adaptive_conv, sampled_radius_adaptive_conv
 from perfonnx.ops.common import ConvAttributes, conv_attributes
+from perfonnx.ops.radius_adaptive_conv import CENTRE, RADIUS_ADAPTIVE_CONV, under_centre
 from perfonnx.ops.rows import virtual_map
+from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
 from perfonnx.running.opened import open_model
 
 _CELL = 224
@@ -124,7 +125,7 @@ def alphas(
     return Alphas(loaded.name, samples, [gate.shares() for gate in gates], maps)
 
 
-_OPERATORS = (radius_adaptive_conv.NAME, sampled_radius_adaptive_conv.NAME)
+_OPERATORS = (RADIUS_ADAPTIVE_CONV.name, SAMPLED_RADIUS_ADAPTIVE_CONV.name)
 
 
 @dataclass
@@ -146,29 +147,27 @@ class _Gate:
 
     @classmethod
     def of(cls, workspace: Workspace, node: gs.Node) -> _Gate:
-        def constant(position: int) -> NDArray[Any]:
-            values = workspace.constant(node.inputs[position])
+        def constant(name: str) -> NDArray[Any]:
+            values = constant_input(workspace, node, name)
             if values is None:
-                raise PerfonnxError(f"layer {node.name!r}: its {names[position]} is not constant")
+                raise PerfonnxError(f"layer {node.name!r}: its {name} is not constant")
             return values
 
-        on_rows = node.op == sampled_radius_adaptive_conv.NAME
-        names = (sampled_radius_adaptive_conv if on_rows else radius_adaptive_conv).INPUTS
-        biased = len(node.inputs) > 4 and node.inputs[4].name
+        on_rows = node.op == SAMPLED_RADIUS_ADAPTIVE_CONV.name
         return cls(
             node.name or node.outputs[0].name,
             node.inputs[0].name,
-            constant(3).reshape(-1).astype(np.float32),
-            float(constant(4).reshape(())) if biased else 0.0,
-            conv_attributes(radius_adaptive_conv.CENTRE, node.attrs),
-            (constant(6), constant(7), constant(8)) if on_rows else None,
+            constant("W_alpha").reshape(-1).astype(np.float32),
+            float(constant("B_alpha").reshape(())) if input_of(node, "B_alpha") is not None else 0.0,
+            conv_attributes(CENTRE, node.attrs),
+            (constant("in_source"), constant("in_shape"), constant("sites")) if on_rows else None,
         )
 
     def add(self, x: NDArray[Any], keep: int) -> int:
         """Count a batch, keep the maps of its first `keep` samples, and give the number of samples."""
         if self.rows is not None:
             x = virtual_map(x, *self.rows[:2])
-        pixels = radius_adaptive_conv.under_centre(x.astype(np.float32), self.attributes)
+        pixels = under_centre(x.astype(np.float32), self.attributes)
         alpha = np.clip(np.tensordot(pixels, self.weight, (1, 0)) + np.float32(self.bias), 0, 1)
         self.output_shape = (int(alpha.shape[1]), int(alpha.shape[2]))
         flat = alpha.reshape(len(alpha), -1)

@@ -19,7 +19,6 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx import ops
 from perfonnx.data.inputs import Array, Feed
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
@@ -30,6 +29,7 @@ from perfonnx.model.constants import fold_constants
 from perfonnx.model.files import ModelSource
 from perfonnx.model.layers import conv_layers, rewritten_nodes
 from perfonnx.model.workspace import Workspace
+from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV
 from perfonnx.passes.fold import folded_output
 from perfonnx.plan import LAYOUTS, LayerPlan, Plan
 from perfonnx.rewriting import Rewritten, rewrite
@@ -125,7 +125,7 @@ def layer_tensors(model: ModelSource, network: Network) -> dict[str, str]:
         if len(layer.w_shape) == 4:
             tensors[layer.name] = folded_output(workspace, layer.node, layer.w_shape[0]).name
     for node in rewritten_nodes(workspace):
-        if node.op != ops.radius_adaptive_conv.NAME:
+        if node.op != RADIUS_ADAPTIVE_CONV.name:
             tensors[node.name] = _convolved(network, node.outputs[0].name)
     return tensors
 

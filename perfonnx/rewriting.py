@@ -22,7 +22,7 @@ from perfonnx.masks import ImpactMaps, Mask, as_mask, load_impact_maps, load_mas
 from perfonnx.model import files
 from perfonnx.model.atomic import check_target, digest
 from perfonnx.model.files import LoadedModel, ModelSource, has_external_data, model_bytes
-from perfonnx.model.layers import Layer, activation_bytes, conv_layers, layer_output, rewritten_nodes
+from perfonnx.model.layers import Layer, activation_bytes, constant_input, conv_layers, layer_output, rewritten_nodes
 from perfonnx.model.proto import value_type
 from perfonnx.model.shapes import symbolic_input_flag
 from perfonnx.model.signature import fix_input_shapes, load_fixed
@@ -528,13 +528,6 @@ def _rewritten_multiplies(workspace: Workspace) -> int:
 
 def positions_computed(workspace: Workspace, node: gs.Node) -> int | None:
     """How many output positions one of our layers computes per image; None where unknown."""
-    if node.op in ops.CONVS_ON_ROWS:
-        position = ops.CONVS_ON_ROWS[node.op].SITES_INPUT
-        layers = workspace.constant(node.inputs[position]) if len(node.inputs) > position else None
-        return None if layers is None else int(layers.size)
-    mask_input = ops.OPERATORS[node.op].MASK_INPUT
-    if mask_input is not None:
-        mask = workspace.constant(node.inputs[mask_input])
-        return None if mask is None else int(mask.sum())
-    size = layer_output(workspace, node)
-    return None if size is None else size[0] * size[1]
+    count = ops.OPERATORS[node.op].positions
+    assert count is not None
+    return count(lambda name: constant_input(workspace, node, name), layer_output(workspace, node))

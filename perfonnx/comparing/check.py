@@ -22,7 +22,7 @@ from perfonnx.data.inputs import Array, Feed, count_samples
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.files import ModelSource
-from perfonnx.ops.common import DOMAIN
+from perfonnx.ops import DOMAIN
 from perfonnx.running.opened import OpenModel, Progress, open_model, used_operators
 
 KERNEL_BOUND = 1e-4

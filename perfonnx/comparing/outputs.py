@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from perfonnx.model.proto import is_standard, used_names, value_type
-from perfonnx.ops.common import DOMAIN
+from perfonnx.ops import DOMAIN
 
 _SIZE_INPUTS = {
     "CenterCropPad": 1,

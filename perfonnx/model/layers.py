@@ -111,13 +111,32 @@ def table_obstacle(positions: int, kernel: Sequence[int]) -> str | None:
 
 def own_nodes(workspace: Workspace) -> list[gs.Node]:
     """The nodes of our own domain."""
-    known = ops.OPERATORS.keys() | ops.LOWERED.keys()
-    return [n for n in workspace.graph.nodes if n.domain == ops.DOMAIN and n.op in known]
+    return [n for n in workspace.graph.nodes if n.domain == ops.DOMAIN and n.op in ops.OPERATORS]
 
 
 def rewritten_nodes(workspace: Workspace) -> list[gs.Node]:
     """Those of them that stand for a convolution of the model as it was."""
-    return [n for n in own_nodes(workspace) if n.op in ops.OPERATORS or n.op in ops.CONVS_ON_ROWS]
+    return [n for n in own_nodes(workspace) if ops.OPERATORS[n.op].is_layer]
+
+
+def input_of(node: gs.Node, name: str) -> gs.Tensor | None:
+    """What one of our nodes reads as the input that its operator gives this name; None where it is left out."""
+    position = ops.OPERATORS[node.op].position(name)
+    return node.inputs[position] if position < len(node.inputs) and node.inputs[position].name else None
+
+
+def set_input(node: gs.Node, name: str, tensor: gs.Tensor) -> None:
+    """Let one of our nodes read a tensor as the input of this name, whether or not it had it."""
+    position = ops.OPERATORS[node.op].position(name)
+    while len(node.inputs) <= position:
+        node.inputs.append(gs.Variable.empty())
+    node.inputs[position] = tensor
+
+
+def constant_input(workspace: Workspace, node: gs.Node, name: str) -> NDArray[Any] | None:
+    """The value of that input; None where it is left out or not constant."""
+    tensor = input_of(node, name)
+    return None if tensor is None else workspace.constant(tensor)
 
 
 def unreachable_convs(workspace: Workspace) -> list[Unreachable]:
@@ -476,8 +495,8 @@ def dense_multiplies_of(workspace: Workspace, node: gs.Node) -> int:
 
 def layer_output(workspace: Workspace, node: gs.Node) -> tuple[int, int] | None:
     """Height and width of the map that one of our layers gives, or that its rows stand for; None where unknown."""
-    if node.op in ops.CONVS_ON_ROWS:
-        w, shape = (workspace.constant(node.inputs[i]) for i in (1, ops.CONVS_ON_ROWS[node.op].SHAPE_INPUT))
+    if ops.OPERATORS[node.op].lowered:
+        w, shape = (constant_input(workspace, node, name) for name in ("W", "in_shape"))
         if w is None or shape is None:
             return None
         return conv_attributes(w, node.attrs).output_shape(int(shape[0]), int(shape[1]))

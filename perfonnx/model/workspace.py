@@ -8,7 +8,7 @@ the graph, and `Workspace.commit` writes back only what changed. Everything else
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,18 +117,17 @@ class Workspace:
         from perfonnx.ops import foreign
 
         for node in self.graph.nodes:
-            if node.domain != ops.DOMAIN or not (node.op in ops.OPERATORS or node.op in ops.LOWERED):
+            if node.domain != ops.DOMAIN or node.op not in ops.OPERATORS:
                 continue
+            operator = ops.OPERATORS[node.op]
 
-            names = (ops.OPERATORS.get(node.op) or ops.LOWERED[node.op]).INPUTS
-
-            def constant(position: int, node: gs.Node = node, names: Sequence[str] = names) -> NDArray[Any] | None:
+            def constant(position: int, node: gs.Node = node, operator: ops.Operator = operator) -> NDArray[Any] | None:
                 proto = self.constant_proto(node.inputs[position])
-                if proto is None or names[position] in foreign.TABLES:
+                if proto is None or operator.inputs[position].is_table:
                     return None if proto is None else to_array(proto, self.model.directory)
                 return np.broadcast_to(np.float32(0), tuple(proto.dims))
 
-            problem = foreign.misfit(node.op, node.attrs, [tensor.name for tensor in node.inputs], constant)
+            problem = foreign.misfit(operator, node.attrs, [tensor.name for tensor in node.inputs], constant)
             if problem is not None:
                 raise PerfonnxError(f"{self.model.name}: {node.op} node {node.name!r}: {problem}")
 

@@ -1,69 +1,57 @@
-"""The operators of domain `ai.perfonnx`. Importing this package makes them known to onnx's checker and inference."""
+"""The operators of domain `ai.perfonnx`. Importing this package makes them known to onnx's checker and inference.
+
+Each is described in a module of its own, and found there: a new operator is its module, its kernel and its test.
+"""
 
 from __future__ import annotations
 
-from types import ModuleType, SimpleNamespace
+import importlib
+import pkgutil
+from collections.abc import Iterator
 
 import onnx
 
-from perfonnx.ops import (
-    compact,
-    expand,
-    perforated_conv,
-    radius_adaptive_conv,
-    sampled_conv,
-    sampled_pool,
-    sampled_radius_adaptive_conv,
-    sparse_conv,
+from perfonnx.ops.base import DOMAIN, VERSION, Operator
+
+__all__ = ["CANONICAL", "DOMAIN", "LOWERED", "OPERATORS", "REFERENCE_OPS", "VERSION", "Operator"]
+
+_FIRST = (
+    "PerforatedConv",
+    "SparseConv",
+    "RadiusAdaptiveConv",
+    "Compact",
+    "ExpandRows",
+    "SampledConv",
+    "SampledRadiusAdaptiveConv",
+    "SampledMaxPool",
+    "SampledAveragePool",
 )
-from perfonnx.ops.common import DOMAIN, VERSION
+"""Function bodies are written in the order of `OPERATORS`; this one keeps models what they are, to the byte."""
 
-__all__ = [
-    "CONVS_ON_ROWS",
-    "DOMAIN",
-    "LOWERED",
-    "OPERATORS",
-    "REFERENCE_OPS",
-    "VERSION",
-    "compact",
-    "expand",
-    "perforated_conv",
-    "radius_adaptive_conv",
-    "sampled_conv",
-    "sampled_pool",
-    "sampled_radius_adaptive_conv",
-    "sparse_conv",
-]
 
-OPERATORS: dict[str, ModuleType] = {
-    module.NAME: module for module in (perforated_conv, sparse_conv, radius_adaptive_conv)
-}
-"""The canonical operators, NCHW in and out."""
+def _described() -> Iterator[Operator]:
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        yield from (value for value in vars(module).values() if isinstance(value, Operator))
 
-LOWERED: dict[str, ModuleType | SimpleNamespace] = {
-    module.NAME: module
-    for module in (
-        compact,
-        expand,
-        sampled_conv,
-        sampled_radius_adaptive_conv,
-        sampled_pool.max_pool,
-        sampled_pool.average_pool,
-    )
-}
-"""The operators on rows."""
 
-CONVS_ON_ROWS: dict[str, ModuleType] = {module.NAME: module for module in (sampled_conv, sampled_radius_adaptive_conv)}
-"""Those of them that stand for a convolution; `SHAPE_INPUT` and `SITES_INPUT` say where they have these inputs."""
+def _in_order() -> dict[str, Operator]:
+    found = {operator.name: operator for operator in _described()}
+    return {name: found[name] for name in (*_FIRST, *sorted(found.keys() - set(_FIRST)))}
 
-REFERENCE_OPS = [module.Reference for module in (*OPERATORS.values(), *LOWERED.values())]
+
+OPERATORS: dict[str, Operator] = _in_order()
+"""All of them, by name."""
+
+CANONICAL = {name: operator for name, operator in OPERATORS.items() if not operator.lowered}
+"""Those from map to map."""
+
+LOWERED = {name: operator for name, operator in OPERATORS.items() if operator.lowered}
+"""Those on rows."""
+
+REFERENCE_OPS = [operator.evaluator() for operator in OPERATORS.values()]
 """For `onnx.reference.ReferenceEvaluator(model, new_ops=REFERENCE_OPS)`."""
 
-
-def _register_schemas() -> None:
-    for module in (*OPERATORS.values(), *LOWERED.values()):
-        if not onnx.defs.has(module.NAME, DOMAIN):
-            onnx.defs.register_schema(module.schema())
-
-
-_register_schemas()
+for _operator in OPERATORS.values():
+    if not onnx.defs.has(_operator.name, DOMAIN):
+        onnx.defs.register_schema(_operator.schema())

@@ -1,4 +1,4 @@
-"""What the operators share: convolution attributes, the activation, the numpy convolution, schema pieces."""
+"""What the convolution operators share: attributes, activation, inputs, the numpy convolution, shape inference."""
 
 from __future__ import annotations
 
@@ -8,21 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import AttributeProto, TypeProto
 
-DOMAIN = "ai.perfonnx"
-VERSION = 1
-
-MISFIT = "made_for_another_height_and_width"
-"""Name of the node of a function body that refuses a map of another size."""
+from perfonnx.ops.base import Attribute, Constants, Default, Given, Inference, Input, Known, refuse
 
 FLOAT_MAX = float(np.finfo(np.float32).max)
-
-_OpSchema = onnx.defs.OpSchema
-FLOAT_CONSTRAINT = ("T", ["tensor(float)", "tensor(float16)"], "float32 or float16")
-FACTORS_CONSTRAINT = ("F", ["tensor(float)", "tensor(float16)"], "float32, or float16 where a converter made it that")
 
 
 @dataclass(frozen=True)
@@ -159,278 +149,14 @@ def activation_from(attributes: Mapping[str, Any]) -> Activation:
     return Activation(numbers["negative_slope"], numbers["clip_min"], numbers["clip_max"])
 
 
-# --- schema pieces ---------------------------------------------------------------------------------------------------
+def geometry_of(given: Given) -> ConvAttributes:
+    """The geometry that a node says."""
+    return conv_attributes(given["W"], given.attributes)
 
 
-def formal(name: str, type_str: str, doc: str, *, optional: bool = False) -> onnx.defs.OpSchema.FormalParameter:
-    """One formal input or output of a schema."""
-    option = _OpSchema.FormalParameterOption.Optional if optional else _OpSchema.FormalParameterOption.Single
-    return _OpSchema.FormalParameter(name, type_str, doc, param_option=option)
-
-
-def schema_attributes() -> list[onnx.defs.OpSchema.Attribute]:
-    """The attributes that every convolution operator of the domain has."""
-    kinds = _OpSchema.AttrType
-    make = onnx.helper.make_attribute
-    return [
-        _OpSchema.Attribute("kernel_shape", kinds.INTS, "Height and width of the kernel.", required=False),
-        _OpSchema.Attribute("strides", make("strides", [1, 1]), "Stride along height and width."),
-        _OpSchema.Attribute("pads", make("pads", [0, 0, 0, 0]), "Padding: top, left, bottom, right."),
-        _OpSchema.Attribute("dilations", make("dilations", [1, 1]), "Dilation along height and width."),
-        _OpSchema.Attribute("group", make("group", 1), "Number of groups, as in Conv."),
-        _OpSchema.Attribute("negative_slope", make("negative_slope", 1.0), "Factor for negative values; 0 is Relu."),
-        _OpSchema.Attribute("clip_min", make("clip_min", -math.inf), "Lower bound of the output."),
-        _OpSchema.Attribute("clip_max", make("clip_max", math.inf), "Upper bound of the output."),
-    ]
-
-
-def slope_input() -> onnx.defs.OpSchema.FormalParameter:
-    """The last input of every convolution operator of the domain."""
-    return formal("slope", "T", "[M], factors of negative_slope, one for each channel; absent: all 1.", optional=True)
-
-
-def conv_schema(
-    name: str,
-    doc: str,
-    inputs: Sequence[onnx.defs.OpSchema.FormalParameter],
-    attributes: Sequence[onnx.defs.OpSchema.Attribute] = (),
-    constraints: Sequence[tuple[str, Sequence[str], str]] = (),
-    *,
-    mask_input: int | None,
-) -> onnx.defs.OpSchema:
-    """Schema of a convolution from map to map: X, W, B, the operator's own `inputs` and `attributes`, slope."""
-    result = _OpSchema(
-        name,
-        DOMAIN,
-        VERSION,
-        doc,
-        inputs=[
-            formal("X", "T", "Input [N, C, H, W]."),
-            formal("W", "T", "Weights [M, C/group, kh, kw]."),
-            formal("B", "T", "Bias [M].", optional=True),
-            *inputs,
-            slope_input(),
-        ],
-        outputs=[formal("Y", "T", "Output [N, M, OH, OW].")],
-        type_constraints=[FLOAT_CONSTRAINT, *constraints],
-        attributes=[*schema_attributes(), *attributes],
-    )
-    result.set_type_and_shape_inference_function(lambda context: infer_conv_output(context, mask_input=mask_input))
-    return result
-
-
-def inferred_attributes(context: Any, kernel: Sequence[int]) -> ConvAttributes:
-    """The convolution attributes of the node under shape inference."""
-    named = {}
-    for name in ("kernel_shape", "strides", "pads", "dilations", "group"):
-        attribute = context.get_attribute(name)
-        if attribute is not None:
-            named[name] = onnx.helper.get_attribute_value(attribute)
-    return conv_attributes(np.empty([1, 1, *kernel], np.bool_), named)
-
-
-def infer_conv_output(context: Any, *, mask_input: int | None) -> None:
-    """Shape inference of all convolution operators: [N, M, OH, OW], OH and OW from the mask or from the geometry."""
-    x_type, w_type = context.get_input_type(0), context.get_input_type(1)
-    if x_type is None:  # inference did not reach the input
-        return
-    x, w = x_type.tensor_type, TypeProto().tensor_type if w_type is None else w_type.tensor_type
-    result = TypeProto()
-    result.tensor_type.elem_type = x.elem_type
-    if not x.HasField("shape"):
-        context.set_output_type(0, result)
-        return
-    if len(x.shape.dim) != 4:
-        raise onnx.shape_inference.InferenceError(f"X must have rank 4, not {len(x.shape.dim)}")
-    dims = result.tensor_type.shape.dim
-    dims.add().CopyFrom(x.shape.dim[0])
-    channels = dims.add()
-    has_weight_shape = w.HasField("shape")
-    if has_weight_shape:
-        if len(w.shape.dim) != 4:
-            raise onnx.shape_inference.InferenceError(f"W must have rank 4, not {len(w.shape.dim)}")
-        channels.CopyFrom(w.shape.dim[0])
-    height, width = dims.add(), dims.add()
-    geometry: list[int | None] = [None, None]
-    sizes = [d.dim_value if d.HasField("dim_value") else None for d in x.shape.dim[2:]]
-    if has_weight_shape and all(d.HasField("dim_value") for d in w.shape.dim[2:]):
-        attributes = inferred_attributes(context, [d.dim_value for d in w.shape.dim[2:]])
-        known = attributes.output_shape(*(0 if size is None else size for size in sizes))
-        geometry = [None if size is None else out for size, out in zip(sizes, known, strict=True)]
-    if mask_input is not None:
-        mask_type = context.get_input_type(mask_input)
-        mask = TypeProto().tensor_type if mask_type is None else mask_type.tensor_type
-        if mask.HasField("shape") and len(mask.shape.dim) == 2:
-            for axis, dim in enumerate(mask.shape.dim):
-                if not dim.HasField("dim_value"):
-                    continue
-                if geometry[axis] is not None and geometry[axis] != dim.dim_value:
-                    raise onnx.shape_inference.InferenceError(
-                        f"the mask is {dim.dim_value} long on axis {axis}, the output {geometry[axis]}"
-                    )
-                geometry[axis] = dim.dim_value
-    for dim, size in zip((height, width), geometry, strict=True):
-        if size is not None:
-            dim.dim_value = size
-    context.set_output_type(0, result)
-
-
-def dense_multiplies(w_shape: Sequence[int], positions: int) -> int:
-    """Multiplies of a convolution per image: `positions` outputs of M x C/group x kh x kw each."""
-    return positions * int(np.prod(w_shape, dtype=np.int64))
-
-
-# --- function bodies -------------------------------------------------------------------------------------------------
-
-_ATTRIBUTE_TYPES = {
-    "kernel_shape": AttributeProto.INTS,
-    "strides": AttributeProto.INTS,
-    "pads": AttributeProto.INTS,
-    "dilations": AttributeProto.INTS,
-    "group": AttributeProto.INT,
-    "negative_slope": AttributeProto.FLOAT,
-    "clip_min": AttributeProto.FLOAT,
-    "clip_max": AttributeProto.FLOAT,
-    "center_gain": AttributeProto.FLOAT,
-    "interpolation": AttributeProto.STRING,
-    "ceil_mode": AttributeProto.INT,
-    "count_include_pad": AttributeProto.INT,
-}
-
-
-_FIRST = np.zeros((1, 1), np.int64)
-
-
-class FunctionBuilder:
-    """Collects the nodes of a model-local function, valid for one version of the standard operators.
-
-    Args:
-        opset: Version of the default domain that the model imports (7 or later).
-        elem_type: Float type of the operator's X. Below version 9 a body serves this type only. From 9 on it serves
-            all: a converter may change the types of a model around it.
-    """
-
-    def __init__(self, opset: int, elem_type: int) -> None:
-        self.opset = opset
-        self.elem_type = elem_type
-        self.nodes: list[onnx.NodeProto] = []
-
-    def add(self, op: str, *inputs: str, refs: Mapping[str, str] | None = None, **attributes: Any) -> str:
-        """Append a node and return its output's name; `refs` maps its attributes to the function's."""
-        output = f"{op.lower()}_{len(self.nodes)}"
-        node = onnx.helper.make_node(op, list(inputs), [output], **attributes)
-        for name, target in (refs or {}).items():
-            node.attribute.append(AttributeProto(name=name, ref_attr_name=target, type=_ATTRIBUTE_TYPES[target]))
-        self.nodes.append(node)
-        return output
-
-    def constant(self, value: NDArray[Any]) -> str:
-        """A constant of the array's own type."""
-        if self.opset >= 9 or value.dtype == np.float32:
-            return self.add("Constant", value=onnx.numpy_helper.from_array(value))
-        as_float = self.constant(value.astype(np.float32))  # Constant was for floats only
-        return self.add("Cast", as_float, to=onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
-
-    def factors(self, value: str, like: str) -> str:
-        """Cast float factors to the type of the tensor `like`."""
-        if self.opset >= 15:
-            return self.add("CastLike", value, like)
-        if self.elem_type == onnx.TensorProto.FLOAT:  # a converter that changes `like` changes them too
-            return value
-        return self.add("Cast", value, to=self.elem_type)
-
-    def number(self, value: float, like: str) -> str:
-        """A scalar of the type of the tensor `like`, which has an entry at least."""
-        if self.opset >= 15:
-            return self.add("CastLike", self.constant(np.array(value, np.float32)), like)
-        if self.opset < 9:
-            return self.add("Cast", self.constant(np.array(value, np.float32)), to=self.elem_type)
-        # No CastLike yet; EyeLike makes a 1 of another tensor's type, and LeakyRelu(-1) is -alpha.
-        entry = self.add("Gather", self.add("Reshape", like, self.constant(np.array([-1]))), self.constant(_FIRST))
-        one = self.add("Reshape", self.add("EyeLike", entry), self.constant(np.array([], np.int64)))
-        return one if value == 1 else self.add("LeakyRelu", self.add("Neg", one), alpha=float(-value))
-
-    def float_attribute(self, name: str, like: str) -> str:
-        """A float attribute of the function as a scalar of the type of `like`."""
-        if self.opset >= 15:
-            return self.add("CastLike", self.add("Constant", refs={"value_float": name}), like)
-        return self.add("Neg", self.add("LeakyRelu", self.number(-1, like), refs={"alpha": name}))
-
-    def conv(self, x: str, w: str, b: str = "", *, one_group: bool = False) -> str:
-        """A Conv with the function's own geometry."""
-        refs = {name: name for name in ("kernel_shape", "strides", "pads", "dilations")}
-        inputs = (x, w, b) if b else (x, w)
-        if one_group:
-            return self.add("Conv", *inputs, refs=refs, group=1)
-        return self.add("Conv", *inputs, refs={**refs, "group": "group"})
-
-    def clip(self, value: str, low: str, high: str) -> str:
-        """Clip between two float attributes of the function, which has weights W."""
-        if self.opset < 11:
-            return self.add("Clip", value, refs={"min": low, "max": high})
-        return self.add("Clip", value, self.float_attribute(low, "W"), self.float_attribute(high, "W"))
-
-    def clip_unit(self, value: str) -> str:
-        """Clip to [0, 1], in a function that has weights W."""
-        if self.opset < 11:
-            return self.add("Clip", value, min=0.0, max=1.0)
-        return self.add("Clip", value, self.number(0, "W"), self.number(1, "W"))
-
-    def activate(self, value: str, *, sloped: bool, channels_last: bool = False) -> str:
-        """The activation given by the attributes of a function that has weights W, and a slope [M] where `sloped`."""
-        factor = self.float_attribute("negative_slope", "W")
-        if sloped:
-            shape = np.array([-1] if channels_last else [-1, 1, 1], np.int64)
-            factor = self.add("Mul", self.add("Reshape", "slope", self.constant(shape)), factor)
-        leaky = self.add("PRelu", value, factor)
-        return self.clip(leaky, "clip_min", "clip_max")
-
-    def front_of(self, x: str, size: str = "") -> str:
-        """The first two sizes of a map x [N, C, H, W], int64 [2].
-
-        Where (H, W) is not `size`, int64 [2], it fails when the function runs; a `size` of 0 allows any. Standard
-        operators have no assertion: the two numbers are reshaped, which only their own count of elements allows.
-        """
-        shape = self.add("Shape", x)
-        front = self.add("Gather", shape, self.constant(np.array([0, 1], np.int64)), axis=0)
-        if not size:
-            return front
-        here = self.add("Gather", shape, self.constant(np.array([2, 3], np.int64)), axis=0)
-        apart = self.add("Abs", self.add("Mul", self.add("Sub", here, size), size))
-        checked = self.add("Reshape", front, self.add("Add", apart, self.constant(np.array([1, 2], np.int64))))
-        self.nodes[-1].name = MISFIT  # which onnxruntime names in its message
-        # a second Reshape would take the list back, but onnxruntime makes one of two, and nothing would be checked
-        return self.add("Gather", checked, self.constant(np.array(0, np.int64)), axis=0)
-
-    def with_size_of(self, value: str, conv: str, mask: str) -> str:
-        """`value`, which has the positions of `mask`, as a map like `conv`; fails where that has another size."""
-        size = self.add("Shape", mask)
-        return self.add("Reshape", value, self.add("Concat", self.front_of(conv, size), size, axis=0))
-
-    def sum_last_axis(self, value: str, axis: int) -> str:
-        """Sum over `axis`, which is dropped."""
-        if self.opset < 13:
-            return self.add("ReduceSum", value, axes=[axis], keepdims=0)
-        return self.add("ReduceSum", value, self.constant(np.array([axis], np.int64)), keepdims=0)
-
-    def pad(self, value: str, pads: Sequence[int]) -> str:
-        """Pad with zeros."""
-        if self.opset < 11:
-            return self.add("Pad", value, pads=list(pads))
-        return self.add("Pad", value, self.constant(np.array(pads, np.int64)))
-
-    def build(self, name: str, inputs: Sequence[str], result: str, attributes: Sequence[str]) -> onnx.FunctionProto:
-        """Finish the function; its output is called Y."""
-        self.nodes.append(onnx.helper.make_node("Identity", [result], ["Y"]))
-        return onnx.helper.make_function(
-            DOMAIN,
-            name,
-            list(inputs),
-            ["Y"],
-            self.nodes,
-            [onnx.helper.make_opsetid("", self.opset)],
-            attributes=list(attributes),
-        )
+def activation_of(given: Given) -> Activation:
+    """The activation that a node says, with its slopes."""
+    return activation_from(given.attributes).with_slopes(given["slope"])
 
 
 def cast_like(value: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
@@ -439,13 +165,102 @@ def cast_like(value: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
         return value.astype(x.dtype)
 
 
-COMMON_ATTRIBUTES = (
-    "kernel_shape",
-    "strides",
-    "pads",
-    "dilations",
-    "group",
-    "negative_slope",
-    "clip_min",
-    "clip_max",
+def dense_multiplies(w_shape: Sequence[int], positions: int) -> int:
+    """Multiplies of a convolution per image: `positions` outputs of M x C/group x kh x kw each."""
+    return positions * int(np.prod(w_shape, dtype=np.int64))
+
+
+# --- what the descriptions share -------------------------------------------------------------------------------------
+
+
+def outputs_of(known: Known) -> tuple[np.dtype[Any], int]:
+    """Type of the weights W, and M."""
+    dtype, sizes = known("W")
+    assert sizes[0] is not None
+    return dtype, sizes[0]
+
+
+def _zeros(known: Known) -> NDArray[Any]:
+    dtype, outputs = outputs_of(known)
+    return np.zeros(outputs, dtype)
+
+
+def _ones(known: Known) -> NDArray[Any]:
+    dtype, outputs = outputs_of(known)
+    return np.ones(outputs, dtype)
+
+
+ZEROS = Default("zeros", _zeros)
+"""[M] zeros."""
+
+X = Input("X", "T", "Input [N, C, H, W].")
+W = Input("W", "T", "Weights [M, C/group, kh, kw].", rank=4)
+B = Input("B", "T", "Bias [M].", optional=True, default=ZEROS, rank=1)
+MASK = Input("mask", "tensor(bool)", "[OH, OW], true at the sites.", rank=2, is_table=True)
+SLOPE = Input(
+    "slope",
+    "T",
+    "[M], factors of negative_slope, one for each channel; absent: all 1.",
+    optional=True,
+    default=Default("slope", _ones),
+    by_model=True,
+    rank=1,
 )
+"""The last input of every convolution operator of the domain."""
+Y = Input("Y", "T", "Output [N, M, OH, OW].")
+
+ATTRIBUTES = (
+    Attribute("kernel_shape", "Height and width of the kernel.", length=2, least=1),
+    Attribute("strides", "Stride along height and width.", [1, 1], least=1),
+    Attribute("pads", "Padding: top, left, bottom, right.", [0, 0, 0, 0], least=0),
+    Attribute("dilations", "Dilation along height and width.", [1, 1], least=1),
+    Attribute("group", "Number of groups, as in Conv.", 1, least=1),
+    Attribute("negative_slope", "Factor for negative values; 0 is Relu.", 1.0),
+    Attribute("clip_min", "Lower bound of the output.", -math.inf),
+    Attribute("clip_max", "Upper bound of the output.", math.inf),
+)
+"""The attributes of every convolution operator of the domain."""
+
+
+def at_mask(constant: Constants, size: Sequence[int] | None) -> int | None:
+    """How many positions a mask lets be computed."""
+    mask = constant("mask")
+    return None if mask is None else int(mask.sum())
+
+
+def everywhere(constant: Constants, size: Sequence[int] | None) -> int | None:
+    """The number of all positions."""
+    return None if size is None else size[0] * size[1]
+
+
+def inferred_attributes(node: Inference, kernel: Sequence[int]) -> ConvAttributes:
+    """The convolution attributes of the node under shape inference."""
+    return conv_attributes(np.empty([1, 1, *kernel], np.bool_), node.attributes())
+
+
+def infer_map(node: Inference) -> None:
+    """Shape inference from map to map: [N, M, OH, OW], OH and OW from the mask or from the geometry."""
+    if node.type("X") is None:  # inference did not reach it
+        return
+    x, w = node.dims("X"), node.dims("W")
+    if x is None:
+        node.give(None)
+        return
+    if len(x) != 4:
+        refuse(f"X must have rank 4, not {len(x)}")
+    if w is not None and len(w) != 4:
+        refuse(f"W must have rank 4, not {len(w)}")
+    out: list[int | None] = [None, None]
+    sizes = [d.dim_value if d.HasField("dim_value") else None for d in x[2:]]
+    if w is not None and all(d.HasField("dim_value") for d in w[2:]):
+        attributes = inferred_attributes(node, [d.dim_value for d in w[2:]])
+        known = attributes.output_shape(*(0 if size is None else size for size in sizes))
+        out = [None if size is None else found for size, found in zip(sizes, known, strict=True)]
+    mask = node.dims("mask", 2) if node.operator.has_input("mask") else None
+    for axis, dim in enumerate(mask or ()):
+        if not dim.HasField("dim_value"):
+            continue
+        if out[axis] is not None and out[axis] != dim.dim_value:
+            refuse(f"the mask is {dim.dim_value} long on axis {axis}, the output {out[axis]}")
+        out[axis] = dim.dim_value
+    node.give([x[0], None if w is None else w[0], *out])

@@ -5,80 +5,65 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-from perfonnx import ops
+from perfonnx.ops.base import Attribute, Input, Operator
 
-_LENGTHS = {"kernel_shape": 2, "strides": 2, "dilations": 2, "pads": 4}
-TABLES: dict[str, tuple[type, int]] = {
-    "mask": (np.bool_, 2),
-    "source": (np.int32, 2),
-    "weight": (np.float32, 2),
-    "in_source": (np.int32, 1),
-    "sites": (np.int32, 1),
-    "z_source": (np.int32, 1),
-    "in_shape": (np.int64, 1),
-    "shape": (np.int64, 1),
-}
-"""Type and rank of the inputs that are tables."""
-_LEAST = {"in_source": -1, "z_source": -1, "sites": 0, "in_shape": 0, "shape": 0}
-_RANKS = {"W": 4, "W_alpha": 4, "B": 1, "B_alpha": 1, "B_ring": 1, "fill": 1, "slope": 1}
 _LARGEST = 2**31 - 1
 
 
 def misfit(
-    op: str, attributes: Mapping[str, Any], inputs: Sequence[str], constant: Callable[[int], NDArray[Any] | None]
+    operator: Operator,
+    attributes: Mapping[str, Any],
+    inputs: Sequence[str],
+    constant: Callable[[int], NDArray[Any] | None],
 ) -> str | None:
     """What is wrong with a node, in a few words; None where it is as its operator wants it, as far as that is constant.
 
     Args:
-        op: Name of an operator of the domain.
+        operator: The node's operator.
         attributes: The node's attributes.
         inputs: Names of its inputs, empty where one is left out.
-        constant: The value of the input at a position, of those in `TABLES`; an array of the right shape of others;
-            None where it is not constant.
+        constant: The value of the input at a position, of tables; an array of the right shape of others; None where it
+            is not constant.
     """
-    for name, length in _LENGTHS.items():
-        values = attributes.get(name)
-        if values is None:
-            continue
-        if not isinstance(values, (list, tuple)) or len(values) != length or any(type(v) is not int for v in values):
-            return f"attribute {name} is {values!r}, not {length} whole numbers"
-        if not all((name != "pads") <= v <= _LARGEST for v in values):
-            return f"attribute {name} is {list(values)}"
-    group = attributes.get("group", 1)
-    if type(group) is not int or group < 1:
-        return f"attribute group is {group!r}"
-    module = ops.OPERATORS.get(op) or ops.LOWERED[op]
-    for position, known in enumerate(onnx.defs.get_schema(op, ops.DOMAIN).inputs):
-        given = position < len(inputs) and inputs[position]
-        if not given and known.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+    for attribute in operator.attributes:
+        value = attributes.get(attribute.name)
+        if value is not None and attribute.least is not None and (problem := _attribute_misfit(attribute, value)):
+            return f"attribute {attribute.name} is {problem}"
+    for position, known in enumerate(operator.inputs):
+        if not known.optional and (position >= len(inputs) or not inputs[position]):
             return f"input {known.name} is missing"
-    found = {name: constant(i) for i, (name, given) in enumerate(zip(module.INPUTS, inputs, strict=False)) if given}
-    for name, value in found.items():
-        if value is not None and (problem := _value_misfit(name, value)):
-            return f"input {name} {problem}"
+    found = {}
+    for position, (known, given) in enumerate(zip(operator.inputs, inputs, strict=False)):
+        value = found[known.name] = constant(position) if given else None
+        if value is not None and (problem := _value_misfit(known, value)):
+            return f"input {known.name} {problem}"
     return _misfit_of_two(found, attributes)
 
 
-def _value_misfit(name: str, value: NDArray[Any]) -> str | None:
-    if name in _RANKS and value.ndim != _RANKS[name]:
-        return f"has {value.ndim} dimensions, not {_RANKS[name]}"
-    if name == "W" and 0 in value.shape:
-        return f"is empty: {list(value.shape)}"
-    if name not in TABLES:
-        return None
-    dtype, rank = TABLES[name]
-    if value.dtype != dtype or value.ndim != rank:
-        return f"is {value.dtype} of {value.ndim} dimensions, not {np.dtype(dtype)} of {rank}"
-    if name in ("in_shape", "shape"):
+def _attribute_misfit(attribute: Attribute, value: Any) -> str | None:
+    assert attribute.least is not None
+    if attribute.count is None:
+        return None if type(value) is int and value >= attribute.least else repr(value)
+    if not isinstance(value, (list, tuple)) or len(value) != attribute.count or any(type(v) is not int for v in value):
+        return f"{value!r}, not {attribute.count} whole numbers"
+    return None if all(attribute.least <= v <= _LARGEST for v in value) else str(list(value))
+
+
+def _value_misfit(known: Input, value: NDArray[Any]) -> str | None:
+    if not known.is_table:
+        if known.rank is not None and value.ndim != known.rank:
+            return f"has {value.ndim} dimensions, not {known.rank}"
+        return f"is empty: {list(value.shape)}" if known.name == "W" and 0 in value.shape else None
+    if value.dtype not in known.dtypes or value.ndim != known.rank:
+        return f"is {value.dtype} of {value.ndim} dimensions, not {known.dtypes[0]} of {known.rank}"
+    if known.name in ("in_shape", "shape"):
         if value.shape != (2,):
             return f"holds {value.size} numbers, not height and width"
         if value.min() < 0 or int(value[0]) * int(value[1]) > _LARGEST:
             return f"is {value.tolist()}, which is no size of a map"
-    if name in _LEAST and value.size and int(value.min()) < _LEAST[name]:
+    if known.least is not None and value.size and int(value.min()) < known.least:
         return f"holds {int(value.min())}"
     return None
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx.reference.op_run import OpRun
 
 from perfonnx.ops import common
-
-NAME = "RadiusAdaptiveConv"
-INPUTS = ("X", "W", "B", "W_alpha", "B_alpha", "B_ring", "slope")
-ATTRIBUTES = (*common.COMMON_ATTRIBUTES, "center_gain")
-MASK_INPUT = None
+from perfonnx.ops.base import Attribute, Default, Given, Input, Known, Operator
+from perfonnx.ops.bodies import FunctionBuilder
 
 DOC = """With alpha = clip(x . W_alpha + B_alpha, 0, 1) of the pixel x under the centre tap, the output is
 (1 + center_gain * alpha) * centre + B + alpha * (ring + B_ring), then the activation: centre is the convolution with
@@ -25,73 +22,46 @@ CENTRE = np.zeros((1, 1, 3, 3), np.float32)
 CENTRE[..., 1, 1] = 1
 
 
-def schema() -> onnx.defs.OpSchema:
-    """The operator's signature for onnx's checker and shape inference."""
-    return common.conv_schema(
-        NAME,
-        DOC,
-        gate_inputs(),
-        [gain_attribute()],
-        mask_input=MASK_INPUT,
-    )
+def _one_zero(known: Known) -> NDArray[Any]:
+    return np.zeros(1, common.outputs_of(known)[0])
 
 
-def gate_inputs() -> list[onnx.defs.OpSchema.FormalParameter]:
-    """The inputs that the radius-adaptive form has beside those of a convolution."""
-    return [
-        common.formal("W_alpha", "T", "[1, C, 1, 1], weights of the gate."),
-        common.formal("B_alpha", "T", "[1], bias of the gate; absent: 0.", optional=True),
-        common.formal("B_ring", "T", "[M], added to the ring before alpha scales it; absent: 0.", optional=True),
-    ]
+GATE_INPUTS = (
+    Input("W_alpha", "T", "[1, C, 1, 1], weights of the gate.", rank=4),
+    Input(
+        "B_alpha",
+        "T",
+        "[1], bias of the gate; absent: 0.",
+        optional=True,
+        default=Default("zeros", _one_zero),
+        rank=1,
+    ),
+    Input(
+        "B_ring",
+        "T",
+        "[M], added to the ring before alpha scales it; absent: 0.",
+        optional=True,
+        default=common.ZEROS,
+        rank=1,
+    ),
+)
+"""The inputs that the radius-adaptive form has beside those of a convolution."""
+
+ATTRIBUTES = (
+    *common.ATTRIBUTES,
+    Attribute("center_gain", "How much alpha adds to the centre's factor of 1.", 0.0),
+)
 
 
-def gain_attribute() -> onnx.defs.OpSchema.Attribute:
-    """The attribute that it has beside them."""
-    return onnx.defs.OpSchema.Attribute(
-        "center_gain",
-        onnx.helper.make_attribute("center_gain", 0.0),
-        "How much alpha adds to the centre's factor of 1.",
-    )
-
-
-def reference(
-    x: NDArray[Any],
-    w: NDArray[Any],
-    b: NDArray[Any] | None,
-    w_alpha: NDArray[Any],
-    b_alpha: NDArray[Any] | None = None,
-    b_ring: NDArray[Any] | None = None,
-    slope: NDArray[Any] | None = None,
-    *,
-    attributes: common.ConvAttributes,
-    activation: common.Activation | None = None,
-    center_gain: float = 0.0,
-) -> NDArray[Any]:
-    """The operator in numpy; shapes as in `schema`. Computes in float64 and rounds once, to the type of `x`."""
-    activation = (activation or common.Activation()).with_slopes(slope)
-    total = adaptive_sum(x, w, b, w_alpha, b_alpha, b_ring, attributes, center_gain)
-    return common.cast_like(activation(total, channel_axis=1), x)
-
-
-def adaptive_sum(
-    x: NDArray[Any],
-    w: NDArray[Any],
-    b: NDArray[Any] | None,
-    w_alpha: NDArray[Any],
-    b_alpha: NDArray[Any] | None,
-    b_ring: NDArray[Any] | None,
-    attributes: common.ConvAttributes,
-    center_gain: float,
-) -> NDArray[np.float64]:
-    """The sum [N, M, OH, OW] before the activation, in float64."""
-    one_group = common.ConvAttributes(
-        attributes.kernel_shape, attributes.strides, attributes.pads, attributes.dilations, 1
-    )
-    alpha = np.clip(common.convolve(x, w_alpha * CENTRE, b_alpha, one_group), 0, 1)
-    centre = common.convolve(x, w * CENTRE, None, attributes)
-    ring = common.convolve(x, w * (1 - CENTRE), b_ring, attributes)
+def adaptive_sum(given: Given, x: NDArray[Any]) -> NDArray[np.float64]:
+    """The sum [N, M, OH, OW] of the map `x` before the activation, in float64."""
+    w, b, geometry = given["W"], given["B"], common.geometry_of(given)
+    alpha = common.convolve(x, given["W_alpha"] * CENTRE, given["B_alpha"], replace(geometry, group=1))
+    alpha = np.clip(alpha, 0, 1)
+    centre = common.convolve(x, w * CENTRE, None, geometry)
+    ring = common.convolve(x, w * (1 - CENTRE), given["B_ring"], geometry)
     bias = np.zeros(w.shape[0]) if b is None else b.astype(np.float64)
-    return (1 + center_gain * alpha) * centre + bias[:, None, None] + alpha * ring
+    return (1 + float(given.attributes["center_gain"]) * alpha) * centre + bias[:, None, None] + alpha * ring
 
 
 def under_centre(x: NDArray[Any], attributes: common.ConvAttributes) -> NDArray[Any]:
@@ -103,40 +73,8 @@ def under_centre(x: NDArray[Any], attributes: common.ConvAttributes) -> NDArray[
     return padded[:, :, down::step_y, across::step_x][:, :, :height, :width]
 
 
-class Reference(OpRun):
-    """The numpy form for onnx's `ReferenceEvaluator(model, new_ops=[...])`."""
-
-    op_domain = common.DOMAIN
-
-    def _run(
-        self,
-        x: NDArray[Any],
-        w: NDArray[Any],
-        b: NDArray[Any] | None,
-        w_alpha: NDArray[Any],
-        b_alpha: NDArray[Any] | None = None,
-        b_ring: NDArray[Any] | None = None,
-        slope: NDArray[Any] | None = None,
-        **attributes: Any,
-    ) -> tuple[NDArray[Any]]:
-        geometry, activation = common.conv_attributes(w, attributes), common.activation_from(attributes)
-        gain = float(attributes.get("center_gain") or 0.0)
-        inputs = (x, w, b, w_alpha, b_alpha, b_ring, slope)
-        return (reference(*inputs, attributes=geometry, activation=activation, center_gain=gain),)
-
-
-Reference.__name__ = NAME  # onnx finds the operator by the class's name
-
-
-def function_body(opset: int, elem_type: int, *, sloped: bool = False) -> onnx.FunctionProto:
-    """The operator in standard operators: three Convs of the same geometry (gate, centre, ring) and their sum."""
-    f = common.FunctionBuilder(opset, elem_type)
-    result = f.activate(body_sum(f, "X"), sloped=sloped)
-    return f.build(NAME, INPUTS if sloped else INPUTS[:-1], result, ATTRIBUTES)
-
-
-def body_sum(f: common.FunctionBuilder, x: str) -> str:
-    """Nodes that compute the sum of the map `x`, before the activation."""
+def body_sum(f: FunctionBuilder, x: str) -> str:
+    """Nodes that compute the sum of the map `x`, before the activation: three Convs of the same geometry."""
     one = f.add("Reshape", f.number(1, "W"), f.constant(np.array([1, 1, 1, 1], np.int64)))
     centre_tap = f.pad(one, [0, 0, 1, 1, 0, 0, 1, 1])
     w_centre = f.add("Mul", "W", centre_tap)
@@ -147,3 +85,25 @@ def body_sum(f: common.FunctionBuilder, x: str) -> str:
     bias = f.add("Reshape", "B", f.constant(np.array([1, -1, 1, 1], np.int64)))
     base = f.add("Add", f.add("Add", centre, extra), bias)
     return f.add("Add", base, f.add("Mul", alpha, ring))
+
+
+def _compute(given: Given) -> NDArray[Any]:
+    total = adaptive_sum(given, given["X"])
+    return common.cast_like(common.activation_of(given)(total, channel_axis=1), given["X"])
+
+
+def _body(f: FunctionBuilder, given: Collection[str]) -> str:
+    return f.activate(body_sum(f, "X"), sloped="slope" in given)
+
+
+RADIUS_ADAPTIVE_CONV = Operator(
+    name="RadiusAdaptiveConv",
+    doc=DOC,
+    inputs=(common.X, common.W, common.B, *GATE_INPUTS, common.SLOPE),
+    output=common.Y,
+    attributes=ATTRIBUTES,
+    infer=common.infer_map,
+    compute=_compute,
+    body=_body,
+    positions=common.everywhere,
+)

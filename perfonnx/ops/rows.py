@@ -6,14 +6,15 @@ function body below opset 12 could not make a shape of an attribute).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TypeProto
 
 from perfonnx.ops import common
+from perfonnx.ops.base import Constants, Default, Inference, Input, refuse
+from perfonnx.ops.bodies import FunctionBuilder
 
 
 def virtual_map(s: NDArray[Any], in_source: NDArray[np.int32] | None, in_shape: NDArray[np.int64]) -> NDArray[Any]:
@@ -31,7 +32,7 @@ def take_sites(y: NDArray[Any], sites: NDArray[np.int32] | None) -> NDArray[Any]
     return (flat if sites is None else flat[:, :, sites]).transpose(0, 2, 1)
 
 
-def body_map(f: common.FunctionBuilder, rows: str, source: str, shape: str, weight: str = "") -> str:
+def body_map(f: FunctionBuilder, rows: str, source: str, shape: str, weight: str = "") -> str:
     """Nodes that build a map [N, C, H, W] from rows, through `source` [H*W] or [H*W, K]."""
     columns = f.add("Flatten", f.add("Transpose", rows, perm=[0, 2, 1]), axis=2)
     index = f.add("Add", source, f.constant(np.array(1, np.int32)))
@@ -44,7 +45,7 @@ def body_map(f: common.FunctionBuilder, rows: str, source: str, shape: str, weig
     return f.add("Reshape", values, f.add("Concat", front, shape, axis=0))
 
 
-def body_rows(f: common.FunctionBuilder, x: str, sites: str, size: str = "") -> str:
+def body_rows(f: FunctionBuilder, x: str, sites: str, size: str = "") -> str:
     """Nodes that take rows [N, P, C] at flat positions from a map, which must have the height and width `size`."""
     values = f.add("Gather", f.add("Flatten", x, axis=2), sites, axis=1)
     front = f.front_of(x, size)
@@ -52,47 +53,55 @@ def body_rows(f: common.FunctionBuilder, x: str, sites: str, size: str = "") -> 
     return f.add("Transpose", f.add("Reshape", values, shape), perm=[0, 2, 1])
 
 
-def infer_rows(context: Any, *, sites_input: int, channels: Any, positions: int | None) -> None:
+# --- what the descriptions share -------------------------------------------------------------------------------------
+
+
+def numbers(name: str, doc: str, *, least: int) -> Input:
+    """An optional list of numbers, `least` at least."""
+    return Input(name, "tensor(int32)", doc, optional=True, rank=1, least=least, is_table=True)
+
+
+def sites(doc: str) -> Input:
+    """The positions that are computed."""
+    return numbers("sites", doc, least=0)
+
+
+def map_size(name: str, doc: str, *, optional: bool = False, default: Default | None = None) -> Input:
+    """Height and width of a map."""
+    return Input(name, "tensor(int64)", doc, optional, default, rank=1, least=0, is_table=True)
+
+
+S = Input("S", "T", "Rows [N, Pin, C].")
+IN_SOURCE = numbers("in_source", "[H*W], row numbers; absent: 0, 1, 2, ...", least=-1)
+IN_SHAPE = map_size("in_shape", "[2]: H, W of the map that S stands for.")
+
+
+def at_sites(constant: Constants, size: Sequence[int] | None) -> int | None:
+    """How many positions a list names."""
+    named = constant("sites")
+    return None if named is None else int(named.size)
+
+
+def infer_rows(node: Inference, *, channels: Any, positions: int | None) -> None:
     """Shape [N, P, M]: P from `sites`, or `positions` where that is absent; M is the dimension `channels`."""
-    s = context.get_input_type(0)
-    if s is None:
+    dims = node.dims(node.operator.inputs[0].name)
+    if dims is None:
+        node.give(None)
         return
-    result = TypeProto()
-    result.tensor_type.elem_type = s.tensor_type.elem_type
-    if s.tensor_type.HasField("shape"):
-        if len(s.tensor_type.shape.dim) not in (3, 4):  # 4: the map of Compact
-            raise onnx.shape_inference.InferenceError(f"rows must have rank 3, not {len(s.tensor_type.shape.dim)}")
-        dims = result.tensor_type.shape.dim
-        dims.add().CopyFrom(s.tensor_type.shape.dim[0])
-        count = dims.add()
-        sites = context.get_input_type(sites_input) if context.get_num_inputs() > sites_input else None
-        if sites is not None and len(sites.tensor_type.shape.dim) == 1:
-            count.CopyFrom(sites.tensor_type.shape.dim[0])
-        elif sites is None and positions is not None:
-            count.dim_value = positions
-        last = dims.add()
-        if channels is not None:
-            last.CopyFrom(channels)
-    context.set_output_type(0, result)
+    if len(dims) not in (3, 4):  # 4: the map of Compact
+        refuse(f"rows must have rank 3, not {len(dims)}")
+    named = node.dims("sites", 1)
+    count = None if named is None else named[0]
+    node.give([dims[0], positions if node.type("sites") is None else count, channels])
 
 
-def infer_conv_rows(context: Any, *, shape_input: int, sites_input: int) -> None:
-    """Shape [N, P, M] of a convolution: P from `sites`, or from the geometry; M from the weights, input 1."""
-    w, shape = context.get_input_type(1), constant_shape(context, shape_input)
-    known = w is not None and w.tensor_type.HasField("shape") and len(w.tensor_type.shape.dim) == 4
+def infer_conv(node: Inference) -> None:
+    """Shape [N, P, M] of a convolution: P from `sites`, or from the geometry; M from the weights."""
+    if node.type("S") is None:
+        return
+    w, shape = node.dims("W", 4), node.map_size("in_shape")
     positions = None
-    if known and shape is not None:
-        kernel = [d.dim_value for d in w.tensor_type.shape.dim[2:]]
-        out = common.inferred_attributes(context, kernel).output_shape(*shape)
+    if w is not None and shape is not None:
+        out = common.inferred_attributes(node, [d.dim_value for d in w[2:]]).output_shape(*shape)
         positions = out[0] * out[1]
-    channels = w.tensor_type.shape.dim[0] if known else None
-    infer_rows(context, sites_input=sites_input, channels=channels, positions=positions)
-
-
-def constant_shape(context: Any, position: int) -> tuple[int, int] | None:
-    """The value of an `in_shape` input during shape inference, where it is known."""
-    data = context.get_input_data(position)
-    if data is None:
-        return None
-    values = onnx.numpy_helper.to_array(data)
-    return (int(values[0]), int(values[1])) if values.shape == (2,) else None
+    infer_rows(node, channels=None if w is None else w[0], positions=positions)

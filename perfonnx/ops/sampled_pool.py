@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import SimpleNamespace
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx.reference.op_run import OpRun
 
 from perfonnx.masks import PoolWindow
 from perfonnx.ops import common, rows
-
-INPUTS = ("S", "in_source", "in_shape", "sites")
-MAX, AVERAGE = "SampledMaxPool", "SampledAveragePool"
-"""Two operators, since a function body cannot choose by an attribute."""
+from perfonnx.ops.base import Attribute, Given, Inference, Input, Operator
+from perfonnx.ops.bodies import FunctionBuilder
 
 DOC = """Pooling of the map that S stands for (position q of it is row in_source[q], -1 zeros), at the pooled positions
 `sites`. Average pooling counts repeated rows and divides by the true window; a global pool has the map's size."""
@@ -40,105 +36,72 @@ def window(attributes: Mapping[str, Any]) -> PoolWindow:
     )
 
 
-def reference(
-    s: NDArray[Any],
-    in_source: NDArray[np.int32] | None,
-    in_shape: NDArray[np.int64],
-    sites: NDArray[np.int32] | None = None,
-    *,
-    window: PoolWindow,
-    average: bool = False,
-    count_include_pad: bool = False,
-) -> NDArray[Any]:
-    """The operators in numpy; shapes as in `schema`. Averages are taken in float64 and rounded once."""
-    x = rows.virtual_map(s, in_source, in_shape).astype(np.float64)
+def _infer(node: Inference) -> None:
+    if node.type("S") is None:
+        return
+    shape, named, positions = node.map_size("in_shape"), node.attributes(), None
+    if shape is not None and "kernel_shape" in named:
+        out = window(named).output_shape(shape)
+        positions = out[0] * out[1]
+    dims = node.dims("S", 3)
+    rows.infer_rows(node, channels=None if dims is None else dims[2], positions=positions)
+
+
+def _compute(given: Given, *, average: bool) -> NDArray[Any]:
+    pool = window(given.attributes)
+    x = rows.virtual_map(given["S"], given["in_source"], given["in_shape"]).astype(np.float64)
     height, width = x.shape[2:]
-    out_h, out_w = window.output_shape((height, width))
+    out_h, out_w = pool.output_shape((height, width))
     result = np.zeros((*x.shape[:2], out_h, out_w))
     for oy in range(out_h):
-        ys = oy * window.strides[0] - window.pads[0] + window.dilations[0] * np.arange(window.kernel[0])
+        ys = oy * pool.strides[0] - pool.pads[0] + pool.dilations[0] * np.arange(pool.kernel[0])
         for ox in range(out_w):
-            xs = ox * window.strides[1] - window.pads[1] + window.dilations[1] * np.arange(window.kernel[1])
+            xs = ox * pool.strides[1] - pool.pads[1] + pool.dilations[1] * np.arange(pool.kernel[1])
             inside = x[:, :, ys[(ys >= 0) & (ys < height)]][:, :, :, xs[(xs >= 0) & (xs < width)]]
             if not average:
                 result[:, :, oy, ox] = inside.max(axis=(2, 3), initial=-np.inf)
                 continue
             count = inside.shape[2] * inside.shape[3]
-            if count_include_pad:  # padding counts, what a ceil_mode window reaches beyond it does not
-                count = int((ys < height + window.pads[2]).sum() * (xs < width + window.pads[3]).sum())
+            if given.attributes["count_include_pad"]:  # not what a ceil_mode window reaches beyond the padding
+                count = int((ys < height + pool.pads[2]).sum() * (xs < width + pool.pads[3]).sum())
             result[:, :, oy, ox] = inside.sum(axis=(2, 3)) / max(count, 1)
-    return common.cast_like(rows.take_sites(result, sites), s)
+    return common.cast_like(rows.take_sites(result, given["sites"]), given["S"])
 
 
-def _operator(name: str) -> SimpleNamespace:
-    """One of the two operators, with the members that a module of this package has."""
-    average = name == AVERAGE
-    own = "count_include_pad" if average else "dilations"
-    names = ("kernel_shape", "strides", "pads", "ceil_mode", own)
+def _body(f: FunctionBuilder, _: Collection[str], *, op: str) -> str:
+    refs = {name: name for name in f.attributes}
+    if f.opset < 10:  # neither attribute was there; the rewriter does not ask for them then
+        refs.pop("ceil_mode")
+        refs.pop("dilations", None)
+    pooled = f.add(op, rows.body_map(f, "S", "in_source", "in_shape"), refs=refs)
+    return rows.body_rows(f, pooled, "sites")
 
-    def schema() -> onnx.defs.OpSchema:
-        kinds, make, attribute = onnx.defs.OpSchema.AttrType, onnx.helper.make_attribute, onnx.defs.OpSchema.Attribute
-        attributes = [
-            attribute("kernel_shape", kinds.INTS, "Height and width of the window.", required=True),
-            attribute("strides", make("strides", [1, 1]), "Stride along height and width."),
-            attribute("pads", make("pads", [0, 0, 0, 0]), "Padding: top, left, bottom, right."),
-            attribute("ceil_mode", make("ceil_mode", 0), "1 rounds the output size up."),
-        ]
-        if average:
-            attributes.append(attribute(own, make(own, 0), "1 counts padding in the divisor."))
-        else:
-            attributes.append(attribute(own, make(own, [1, 1]), "Dilation along height and width."))
-        result = onnx.defs.OpSchema(
-            name,
-            common.DOMAIN,
-            common.VERSION,
-            DOC,
-            inputs=[
-                common.formal("S", "T", "Rows [N, Pin, C]."),
-                common.formal("in_source", "tensor(int32)", "[H*W], row numbers; absent: 0, 1, 2, ...", optional=True),
-                common.formal("in_shape", "tensor(int64)", "[2]: H, W of the map that S stands for."),
-                common.formal("sites", "tensor(int32)", "[P], flat pooled positions; absent: all.", optional=True),
-            ],
-            outputs=[common.formal("R", "T", "Rows [N, P, C].")],
-            type_constraints=[common.FLOAT_CONSTRAINT],
-            attributes=attributes,
-        )
-        result.set_type_and_shape_inference_function(infer)
-        return result
 
-    def infer(context: Any) -> None:
-        s, shape, positions = context.get_input_type(0), rows.constant_shape(context, 2), None
-        named = {n: onnx.helper.get_attribute_value(a) for n in names if (a := context.get_attribute(n)) is not None}
-        if shape is not None and "kernel_shape" in named:
-            out = window(named).output_shape(shape)
-            positions = out[0] * out[1]
-        known = s is not None and s.tensor_type.HasField("shape") and len(s.tensor_type.shape.dim) == 3
-        channels = s.tensor_type.shape.dim[2] if known else None
-        rows.infer_rows(context, sites_input=3, channels=channels, positions=positions)
-
-    def run(self: OpRun, *inputs: Any, **attributes: Any) -> tuple[NDArray[Any]]:
-        include = bool(attributes.get("count_include_pad") or 0)
-        return (reference(*inputs, window=window(attributes), average=average, count_include_pad=include),)
-
-    def function_body(opset: int, elem_type: int) -> onnx.FunctionProto:
-        f = common.FunctionBuilder(opset, elem_type)
-        refs = {n: n for n in names}
-        if opset < 10:  # neither attribute was there; the rewriter does not ask for them then
-            refs.pop("ceil_mode")
-            refs.pop("dilations", None)
-        op = "AveragePool" if average else "MaxPool"
-        pooled = f.add(op, rows.body_map(f, "S", "in_source", "in_shape"), refs=refs)
-        return f.build(name, INPUTS, rows.body_rows(f, pooled, "sites"), names)
-
-    return SimpleNamespace(
-        NAME=name,
-        INPUTS=INPUTS,
-        ATTRIBUTES=names,
-        schema=schema,
-        function_body=function_body,
-        Reference=type(name, (OpRun,), {"op_domain": common.DOMAIN, "_run": run}),
+def _operator(kind: str, own: Attribute) -> Operator:
+    """One of the two operators: a function body cannot choose by an attribute."""
+    return Operator(
+        name=f"Sampled{kind}",
+        doc=DOC,
+        inputs=(
+            rows.S,
+            rows.IN_SOURCE,
+            rows.IN_SHAPE,
+            rows.sites("[P], flat pooled positions; absent: all."),
+        ),
+        output=Input("R", "T", "Rows [N, P, C]."),
+        attributes=(
+            Attribute("kernel_shape", "Height and width of the window.", required=True, length=2, least=1),
+            Attribute("strides", "Stride along height and width.", [1, 1], least=1),
+            Attribute("pads", "Padding: top, left, bottom, right.", [0, 0, 0, 0], least=0),
+            Attribute("ceil_mode", "1 rounds the output size up.", 0),
+            own,
+        ),
+        infer=_infer,
+        compute=partial(_compute, average=kind == "AveragePool"),
+        body=partial(_body, op=kind),
+        lowered=True,
     )
 
 
-max_pool = _operator(MAX)
-average_pool = _operator(AVERAGE)
+SAMPLED_MAX_POOL = _operator("MaxPool", Attribute("dilations", "Dilation along height and width.", [1, 1], least=1))
+SAMPLED_AVERAGE_POOL = _operator("AveragePool", Attribute("count_include_pad", "1 counts padding in the divisor.", 0))

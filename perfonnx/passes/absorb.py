@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from perfonnx import ops
-from perfonnx.model.layers import activation_of, numpy_type, only_consumer
+from perfonnx.model.layers import activation_of, constant_input, input_of, numpy_type, only_consumer, set_input
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation, activation_from
+from perfonnx.ops.sparse_conv import SPARSE_CONV
 from perfonnx.passes.base import Change, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.plan import BEFORE_NORMALIZATION
@@ -28,7 +28,7 @@ class Absorb(Pass):
             if activation is None or follower.inputs[0] is not node.outputs[0]:
                 continue
             activate(workspace, node, activation)
-            if node.op == ops.sparse_conv.NAME and state.decisions[name].plan.fill == BEFORE_NORMALIZATION:
+            if node.op == SPARSE_CONV.name and state.decisions[name].plan.fill == BEFORE_NORMALIZATION:
                 _activate_fill(workspace, node, activation)
             known = workspace.types.get(node.outputs[0].name)
             workspace.bypass(node, follower)
@@ -40,7 +40,7 @@ class Absorb(Pass):
 
 def has_activation(workspace: Workspace, node: gs.Node) -> bool:
     """Whether a convolution of ours has one already."""
-    slope = slope_input(node)
+    slope = input_of(node, "slope")
     if slope is not None:
         values = workspace.constant(slope)
         if values is None or (values != 1).any():
@@ -48,34 +48,16 @@ def has_activation(workspace: Workspace, node: gs.Node) -> bool:
     return not activation_from(node.attrs).is_identity
 
 
-def slope_input(node: gs.Node) -> gs.Tensor | None:
-    """The slopes of a convolution of ours, one for each channel; None where it has none."""
-    position = _slope_position(node)
-    return node.inputs[position] if position < len(node.inputs) and node.inputs[position].name else None
-
-
 def activate(workspace: Workspace, node: gs.Node, activation: Activation) -> None:
     """Give a convolution of ours, which has none, an activation."""
     node.attrs.update(activation.attributes())
     if activation.slopes:
         dtype = numpy_type(workspace.types[node.inputs[1].name].elem_type)
-        set_slope(node, add_table(workspace, "slope", np.array(activation.slopes, dtype)))
-
-
-def set_slope(node: gs.Node, slope: gs.Tensor) -> None:
-    """Make a tensor the last input of a convolution of ours, behind those that are left out."""
-    position = _slope_position(node)
-    while len(node.inputs) <= position:
-        node.inputs.append(gs.Variable.empty())
-    node.inputs[position] = slope
-
-
-def _slope_position(node: gs.Node) -> int:
-    return len((ops.OPERATORS.get(node.op) or ops.CONVS_ON_ROWS[node.op]).INPUTS) - 1
+        set_input(node, "slope", add_table(workspace, "slope", np.array(activation.slopes, dtype)))
 
 
 def _activate_fill(workspace: Workspace, node: gs.Node, activation: Activation) -> None:
     """The operator writes `fill` after its activation: what training put before it has to pass it here."""
-    fill = workspace.constant(node.inputs[ops.sparse_conv.FILL_INPUT])
+    fill = constant_input(workspace, node, "fill")
     assert fill is not None
-    node.inputs[ops.sparse_conv.FILL_INPUT] = add_table(workspace, "fill", activation(fill).astype(fill.dtype))
+    set_input(node, "fill", add_table(workspace, "fill", activation(fill).astype(fill.dtype)))

@@ -15,6 +15,9 @@ from perfonnx.model.layers import numpy_type
 from perfonnx.model.proto import TensorType
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation
+from perfonnx.ops.perforated_conv import PERFORATED_CONV
+from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV
+from perfonnx.ops.sparse_conv import SPARSE_CONV
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.plan import BEFORE_NORMALIZATION
 from perfonnx.sampling import interpolate
@@ -87,7 +90,7 @@ class Perforate(Convert):
     """Perforated convolution: `mask`, and the table of `source` positions that the interpolation gives."""
 
     method = "perforate"
-    op = ops.perforated_conv.NAME
+    op = PERFORATED_CONV.name
 
     def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
         """See `Convert.describe`."""
@@ -107,7 +110,7 @@ class Sparsify(Convert):
     """Semi-structured activation sparsity: `mask`, and a `fill`: zeros, or what folding made of them."""
 
     method = "sparse"
-    op = ops.sparse_conv.NAME
+    op = SPARSE_CONV.name
 
     def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
         """See `Convert.describe`."""
@@ -127,7 +130,7 @@ class RadiusAdaptive(Convert):
     """
 
     method = "radius-adaptive"
-    op = ops.radius_adaptive_conv.NAME
+    op = RADIUS_ADAPTIVE_CONV.name
 
     def describe(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], Mapping[str, Any], str]:
         """See `Convert.describe`."""

@@ -6,22 +6,23 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import FunctionProto, TensorProto, helper
 
 from perfonnx import ops
 from perfonnx.model.constants import read_directly
-from perfonnx.model.layers import own_nodes
+from perfonnx.model.layers import input_of, numpy_type, own_nodes, set_input
 from perfonnx.model.shapes import contradictions, infer_types, known_infos
 from perfonnx.model.signature import fed_inputs
 from perfonnx.model.validity import check_output
 from perfonnx.model.workspace import Workspace
+from perfonnx.ops.base import Known
 from perfonnx.passes.base import Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.plan import Plan
@@ -63,8 +64,7 @@ class Finish(Pass):
             _complete_attributes(workspace)
         _stamp(workspace, state)
         _set_versions(workspace)
-        known = {*ops.OPERATORS, *ops.LOWERED}
-        kept = [f for f in proto.functions if f.domain != ops.DOMAIN or f.name not in known]
+        kept = [f for f in proto.functions if f.domain != ops.DOMAIN or f.name not in ops.OPERATORS]
         del proto.functions[:]
         proto.functions.extend([*kept, *functions])
         infer_types(workspace)
@@ -81,56 +81,52 @@ class Finish(Pass):
 def _complete_attributes(workspace: Workspace) -> None:
     """Write the attributes that a foreign tool left to the schema: a function body's attributes have no defaults."""
     for node in workspace.proto.graph.node:
-        if node.domain != ops.DOMAIN or not (node.op_type in ops.OPERATORS or node.op_type in ops.LOWERED):
+        if node.domain != ops.DOMAIN or node.op_type not in ops.OPERATORS:
             continue
         present = {attribute.name for attribute in node.attribute}
-        for name, attribute in sorted(onnx.defs.get_schema(node.op_type, ops.DOMAIN).attributes.items()):
-            if name in present:
+        for known in sorted(ops.OPERATORS[node.op_type].attributes, key=lambda attribute: attribute.name):
+            if known.name in present:
                 continue
-            if attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
-                node.attribute.append(attribute.default_value)
-            elif name == "kernel_shape":
+            if known.default is not None:
+                node.attribute.append(known.proto())
+            elif known.name == "kernel_shape":
                 w = workspace.types.get(node.input[1])
                 if w is not None and w.shape is not None and all(isinstance(d, int) for d in w.shape):
-                    node.attribute.append(helper.make_attribute(name, w.shape[2:]))
-
-
-BY_MODEL = ("weight", "slope")
-"""Optional inputs that all of a model's nodes of one operator have, or none: they cost something to compute with."""
+                    node.attribute.append(helper.make_attribute(known.name, w.shape[2:]))
 
 
 def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:
     """Give every node all optional inputs: a function body cannot ask which are there."""
-    given = {name: _ops_with(nodes, name) for name in BY_MODEL}
+    given = _given_by_model(nodes)
     for node in nodes:
-        while node.inputs and not node.inputs[-1].name:
-            del node.inputs[-1]
-        if node.op == ops.compact.NAME and len(node.inputs) == 2:  # from a version that did not ask for the size
-            node.inputs.append(add_table(workspace, "shape", _map_size(workspace, node.inputs[0])))
-        if node.op not in ops.OPERATORS and node.op not in ops.CONVS_ON_ROWS:
-            continue
-        names = (ops.OPERATORS.get(node.op) or ops.CONVS_ON_ROWS[node.op]).INPUTS
-        for position, name in enumerate(names):
-            present = position < len(node.inputs) and node.inputs[position].name
-            if present or (name in BY_MODEL and node.op not in given[name]):
+        for known in ops.OPERATORS[node.op].inputs:
+            left_out = known.by_model and known.name not in given[node.op]
+            if known.default is None or left_out or input_of(node, known.name) is not None:
                 continue
-            if node.op in ops.CONVS_ON_ROWS and name not in BY_MODEL:
-                continue  # the lowering writes all others
-            default = _default_input(workspace, node, name)
-            while len(node.inputs) <= position:
-                node.inputs.append(gs.Variable.empty())
-            node.inputs[position] = default
+            values = known.default.make(_known_inputs(workspace, node))
+            set_input(node, known.name, add_table(workspace, known.default.kind, values))
 
 
-def _ops_with(nodes: list[gs.Node], name: str) -> set[str]:
-    """The operators of which some node has an input of this name."""
-    found = set()
+def _known_inputs(workspace: Workspace, node: gs.Node) -> Known:
+    """What is known of a node's inputs, by name."""
+
+    def known(name: str) -> tuple[np.dtype[Any], Sequence[int | None]]:
+        position = ops.OPERATORS[node.op].position(name)
+        found = workspace.types.get(node.inputs[position].name)
+        if found is None or found.shape is None:
+            return np.dtype(np.float32), (None,) * 4
+        sizes = [size if isinstance(size, int) else None for size in found.shape]
+        return np.dtype(numpy_type(found.elem_type)), sizes
+
+    return known
+
+
+def _given_by_model(nodes: list[gs.Node]) -> dict[str, set[str]]:
+    """For each operator, which inputs that all of a model's nodes have or none some node has."""
+    given: dict[str, set[str]] = {node.op: set() for node in nodes}
     for node in nodes:
-        module = ops.OPERATORS.get(node.op) or ops.LOWERED.get(node.op)
-        position = module.INPUTS.index(name) if module is not None and name in module.INPUTS else len(node.inputs)
-        if position < len(node.inputs) and node.inputs[position].name:
-            found.add(node.op)
-    return found
+        given[node.op] |= {name for name in ops.OPERATORS[node.op].by_model if input_of(node, name) is not None}
+    return given
 
 
 def _give_own_constants(workspace: Workspace, nodes: list[gs.Node]) -> None:
@@ -186,44 +182,16 @@ def _next_larger(values: NDArray[Any]) -> NDArray[Any]:
     return result.reshape(values.shape)
 
 
-def _map_size(workspace: Workspace, x: gs.Tensor) -> NDArray[np.int64]:
-    """Height and width of a map; 0 where they are not known."""
-    known = workspace.types.get(x.name)
-    sizes = (None, None) if known is None or known.shape is None else known.shape[2:]
-    return np.array([size if isinstance(size, int) else 0 for size in sizes], np.int64)
-
-
-def _default_input(workspace: Workspace, node: gs.Node, name: str) -> gs.Constant:
-    w_type = workspace.types[node.inputs[1].name]
-    dtype = helper.tensor_dtype_to_np_dtype(w_type.elem_type)
-    if name == "weight":
-        source = workspace.types[node.inputs[4].name].shape
-        assert source is not None
-        return add_table(workspace, "weight", np.ones(source, np.float32))  # type: ignore[arg-type]
-    assert w_type.shape is not None
-    assert isinstance(w_type.shape[0], int)
-    if name == "slope":
-        return add_table(workspace, "slope", np.ones(w_type.shape[0], dtype))
-    return add_table(workspace, "zeros", np.zeros(1 if name == "B_alpha" else w_type.shape[0], dtype))
-
-
 def _function_bodies(workspace: Workspace, nodes: list[gs.Node]) -> list[FunctionProto]:
     bodies = []
-    weighted, sloped = (_ops_with(nodes, name) for name in BY_MODEL)
-    for name, module in (*ops.OPERATORS.items(), *ops.LOWERED.items()):
+    given = _given_by_model(nodes)
+    for name, operator in ops.OPERATORS.items():
         used = [n for n in nodes if n.op == name]
         if not used:
             continue
         known = workspace.types.get(used[0].inputs[0].name)
         elem_type = known.elem_type if known else TensorProto.FLOAT
-        given: dict[str, bool] = {}
-        if name in ops.OPERATORS or name in ops.CONVS_ON_ROWS:
-            given["sloped"] = name in sloped
-        if name == ops.perforated_conv.NAME:
-            given["weighted"] = name in weighted
-        elif name == ops.expand.NAME:
-            given["weighted"] = False
-        bodies.append(module.function_body(workspace.opset, elem_type, **given))
+        bodies.append(operator.function_body(workspace.opset, elem_type, given[name]))
     return bodies
 
 

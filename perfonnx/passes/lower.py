@@ -17,10 +17,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from perfonnx import ops
-from perfonnx.model.layers import activation_of, numpy_type, only_consumer, slope_of
+from perfonnx.model.layers import activation_of, input_of, numpy_type, only_consumer, set_input, slope_of
 from perfonnx.model.proto import TensorType, is_standard
 from perfonnx.model.workspace import Workspace
-from perfonnx.passes.absorb import activate, has_activation, set_slope, slope_input
+from perfonnx.ops.compact import COMPACT
+from perfonnx.ops.expand import EXPAND
+from perfonnx.ops.perforated_conv import PERFORATED_CONV
+from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV
+from perfonnx.ops.sampled_conv import SAMPLED_CONV
+from perfonnx.ops.sampled_pool import SAMPLED_AVERAGE_POOL
+from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
+from perfonnx.passes.absorb import activate, has_activation
 from perfonnx.passes.base import Change, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.passes.positions import MOVES_POSITIONS, moved_positions
@@ -149,7 +156,7 @@ class _Lowering:
 
     def _rule(self, node: gs.Node) -> Callable[[gs.Node], bool] | None:
         if id(node) in self.sampled:
-            return self._radius_adaptive if node.op == ops.radius_adaptive_conv.NAME else self._sampled_conv
+            return self._radius_adaptive if node.op == RADIUS_ADAPTIVE_CONV.name else self._sampled_conv
         if node.op in ("Flatten", "Reshape") and is_standard(node) and node.inputs[0].name in self.rows:
             return self._flatten
         if not self.regions.passes(node) or not any(t.name in self.rows for t in node.inputs):
@@ -177,7 +184,7 @@ class _Lowering:
         source = rank
         if mask.all() and is_pointwise(node):
             sites, source = _distinct(rows_in.source)
-        elif node.op == ops.perforated_conv.NAME:
+        elif node.op == PERFORATED_CONV.name:
             positions = self.workspace.constant(node.inputs[4])
             assert positions is not None
             source = np.where(positions[:, 0] < 0, -1, rank[positions[:, 0]]).astype(np.int32)
@@ -185,9 +192,10 @@ class _Lowering:
         assert known.shape is not None
         channels = int(known.shape[1])  # type: ignore[arg-type]
         dtype = numpy_type(rows_in.elem_type)
-        attributes = {k: v for k, v in node.attrs.items() if k in ops.sampled_conv.ATTRIBUTES}
+        taken = {attribute.name for attribute in SAMPLED_CONV.attributes}
+        attributes = {k: v for k, v in node.attrs.items() if k in taken}
         new = self._emit(
-            ops.sampled_conv.NAME,
+            SAMPLED_CONV.name,
             node.name,
             [
                 rows_in.tensor,
@@ -229,7 +237,7 @@ class _Lowering:
             self._table("index", positions),
         ]
         result = Rows(y, positions.size, positions, (height, width), channels, rows_in.elem_type, rows_in.batch)
-        op = ops.sampled_radius_adaptive_conv.NAME
+        op = SAMPLED_RADIUS_ADAPTIVE_CONV.name
         self._stands_for(self._emit(op, node.name, inputs, dict(node.attrs), y, result), node)
         return True
 
@@ -241,9 +249,9 @@ class _Lowering:
 
     def _stands_for(self, new: gs.Node, old: gs.Node) -> None:
         """Record that one of our layers is on rows now, with its slopes."""
-        slope = slope_input(old)
+        slope = input_of(old, "slope")
         if slope is not None:
-            set_slope(new, slope)
+            set_input(new, "slope", slope)
         self.workspace.inherit(new, old)
         if old.name in self.state.rewritten:
             self.state.rewritten[old.name] = new
@@ -499,7 +507,7 @@ class _Lowering:
             }
             dilations = list(window.dilations)
         attributes["ceil_mode"] = 0  # type: ignore[assignment]
-        if op == ops.sampled_pool.AVERAGE:
+        if op == SAMPLED_AVERAGE_POOL.name:
             attributes["count_include_pad"] = int(node.attrs.get("count_include_pad", 0))  # type: ignore[assignment]
         else:
             attributes["dilations"] = dilations
@@ -543,7 +551,7 @@ class _Lowering:
                 gs.Variable(name), positions.size, positions, (height, width), channels, known.elem_type, known.shape[0]
             )
             inputs = [tensor, self._table("index", positions), self._table("shape", np.array(rows.shape, np.int64))]
-            node = gs.Node(ops.compact.NAME, f"{self.visited}/{name}", {}, inputs, [rows.tensor], domain=ops.DOMAIN)
+            node = gs.Node(COMPACT.name, f"{self.visited}/{name}", {}, inputs, [rows.tensor], domain=ops.DOMAIN)
             self.nodes.append(node)
             self.workspace.types[name] = TensorType(known.elem_type, (known.shape[0], rows.count, channels))
             self._let_stand(rows, tensor)
@@ -561,7 +569,7 @@ class _Lowering:
             self._table("shape", np.array(rows.shape, np.int64)),
         ]
         name = self._unique(f"{tensor.name}.map")
-        self.nodes.append(gs.Node(ops.expand.NAME, name, {}, inputs, [tensor], domain=ops.DOMAIN))
+        self.nodes.append(gs.Node(EXPAND.name, name, {}, inputs, [tensor], domain=ops.DOMAIN))
         self.maps.add(tensor.name)
 
     def _emit_standard(
@@ -652,7 +660,7 @@ class _Formula:
         table = self.lowering._table
         sites = np.arange(shape[0] // kernel[0], dtype=np.int32)
         return self(
-            ops.sampled_pool.AVERAGE,
+            SAMPLED_AVERAGE_POOL.name,
             x,
             table("index", source),
             table("shape", np.array(shape, np.int64)),

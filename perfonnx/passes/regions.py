@@ -16,6 +16,10 @@ from perfonnx.model.layers import pool_window, slope_of, table_obstacle
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import activation_from
+from perfonnx.ops.perforated_conv import PERFORATED_CONV
+from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV
+from perfonnx.ops.sampled_pool import SAMPLED_AVERAGE_POOL, SAMPLED_MAX_POOL
+from perfonnx.ops.sparse_conv import SPARSE_CONV
 from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions
 
 ZERO_TO_ZERO = frozenset(
@@ -29,9 +33,9 @@ JOINING = ("Add", "Sum", "Concat")
 LRN = "LRN"
 INSTANCE_NORMALIZATION = "InstanceNormalization"
 NORMALIZATIONS = frozenset([LRN, INSTANCE_NORMALIZATION])
-GLOBAL_POOLS = {"GlobalAveragePool": ops.sampled_pool.AVERAGE, "GlobalMaxPool": ops.sampled_pool.MAX}
+GLOBAL_POOLS = {"GlobalAveragePool": SAMPLED_AVERAGE_POOL.name, "GlobalMaxPool": SAMPLED_MAX_POOL.name}
 KEEP_COARSE = ELEMENTWISE | NORMALIZATIONS | MOVES_POSITIONS | frozenset(JOINING)
-POOLS = {"AveragePool": ops.sampled_pool.AVERAGE, "MaxPool": ops.sampled_pool.MAX}
+POOLS = {"AveragePool": SAMPLED_AVERAGE_POOL.name, "MaxPool": SAMPLED_MAX_POOL.name}
 
 
 def is_pointwise(node: gs.Node) -> bool:
@@ -62,15 +66,15 @@ def is_sampled(workspace: Workspace, node: gs.Node) -> bool:
         return False
     if workspace.constant_proto(node.inputs[3]) is None:
         return False
-    if node.op == ops.radius_adaptive_conv.NAME:
+    if node.op == RADIUS_ADAPTIVE_CONV.name:
         return True
     mask, output = workspace.constant(node.inputs[3]), workspace.types[node.outputs[0].name].shape
     if mask is None or output is None or mask.size == 0 or mask.shape != tuple(output[2:]):
         return False
-    if node.op == ops.sparse_conv.NAME:
+    if node.op == SPARSE_CONV.name:
         fill = workspace.constant(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4].name else None
         return fill is None or not fill.any()
-    if node.op != ops.perforated_conv.NAME or (len(node.inputs) > 5 and node.inputs[5].name):
+    if node.op != PERFORATED_CONV.name or (len(node.inputs) > 5 and node.inputs[5].name):
         return False
     source = workspace.constant(node.inputs[4])
     if source is None or source.shape != (mask.size, 1) or source.min() < -1 or source.max() >= mask.size:

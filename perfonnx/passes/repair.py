@@ -32,6 +32,7 @@ from perfonnx.model.layers import activation_of, numpy_type, only_consumer
 from perfonnx.model.proto import TensorType, is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation, ConvAttributes
+from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
 from perfonnx.passes.regions import Regions, is_sampled
@@ -420,7 +421,7 @@ def _join(workspace: Workspace, state: State, predictors: list[gs.Node]) -> None
         channels, height, width = (int(d) for d in known.shape[1:])  # type: ignore[arg-type]
         everywhere = np.ones((height, width), bool)
         new = gs.Node(
-            ops.perforated_conv.NAME,
+            PERFORATED_CONV.name,
             conv.name,
             {**conv.attrs, **Activation().attributes(), "interpolation": "nearest"},
             [

@@ -19,7 +19,7 @@ from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model import files
 from perfonnx.model.files import LoadedModel, ModelSource, data_files, has_external_data, take_in_data
 from perfonnx.model.proto import all_nodes, value_type
-from perfonnx.ops.common import DOMAIN
+from perfonnx.ops import DOMAIN
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the samples (or runs) done and their total, 0 where that is not known."""

@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from perfonnx.model.files import LoadedModel
 from perfonnx.model.proto import is_standard
-from perfonnx.ops.common import DOMAIN
+from perfonnx.ops import DOMAIN
 from perfonnx.running.opened import OpenModel, open_model
 from perfonnx.runtime import timed_options
 

@@ -27,11 +27,11 @@ from typing import Any, Protocol
 import onnx
 import onnxruntime as ort
 
-from perfonnx import ops
 from perfonnx.data.inputs import Feed
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.model.atomic import digest, write_atomically
 from perfonnx.model.files import LoadedModel
+from perfonnx.ops.compact import COMPACT
 from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel, open_model
 from perfonnx.running.profiles import LAYOUT, Names, is_conv, layer_runs, open_profiled, read_profile
@@ -288,7 +288,7 @@ def owning_convs(proto: onnx.ModelProto) -> dict[str, str]:
         if is_conv(node):
             owners[node.name] = node.name
             known = (place, node.name)
-        elif known is not None and node.op_type != ops.compact.NAME:
+        elif known is not None and node.op_type != COMPACT.name:
             owners[node.name] = known[1]
         if known is not None:
             before.update((name, known) for name in node.output if name)

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from perfonnx import runtime
 from perfonnx.errors import PerfonnxError
-from perfonnx.ops import DOMAIN, VERSION, sparse_conv
+from perfonnx.ops import DOMAIN, VERSION
+from perfonnx.ops.sparse_conv import SPARSE_CONV
 
 OPSET = 17
 
@@ -113,7 +114,7 @@ def sampled(*, body: bool = True, wrong_by: float = 0.0) -> onnx.ModelProto:
     )
     functions = []
     if body:
-        function = sparse_conv.function_body(OPSET, TensorProto.FLOAT)
+        function = SPARSE_CONV.function_body(OPSET, TensorProto.FLOAT)
         if wrong_by:
             last = function.node[-1]
             result = last.output[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,15 +33,13 @@ class Case:
     def model(self, *, fallback: bool) -> onnx.ModelProto:
         """A model of one node; with `fallback` omitted optional inputs are filled in, as a body needs them."""
         constants = dict(self.constants)
-        module = ops.OPERATORS[self.op]
+        operator = ops.OPERATORS[self.op]
         elem_type = helper.np_dtype_to_tensor_dtype(self.x.dtype)
         functions = []
         if fallback:
-            constants.update(default_inputs(self))
-            kwargs = {"sloped": constants.get("slope") is not None}
-            if self.op == "PerforatedConv":
-                kwargs["weighted"] = constants.get("weight") is not None
-            functions = [module.function_body(self.opset, elem_type, **kwargs)]
+            write_out(operator, {"X": self.x, **constants}, constants)
+            given = [name for name in operator.by_model if constants.get(name) is not None]
+            functions = [operator.function_body(self.opset, elem_type, given)]
         names = ["X", *(name if value is not None else "" for name, value in constants.items())]
         while not names[-1]:
             names.pop()
@@ -60,23 +59,23 @@ class Case:
 
     def reference(self) -> np.ndarray:
         """The numpy reference's answer."""
-        extra = {k: v for k, v in self.extra.items() if k != "interpolation"}
-        module = ops.OPERATORS[self.op]
-        return module.reference(
-            self.x, *self.constants.values(), attributes=self.geometry, activation=self.activation, **extra
-        )
+        attributes = {**self.geometry.attributes(), **self.activation.attributes(), **self.extra}
+        return ops.OPERATORS[self.op].reference(self.x, *self.constants.values(), **attributes)
 
 
-def default_inputs(case: Case) -> dict[str, np.ndarray]:
-    """The optional inputs that a function body cannot do without."""
-    w = case.constants["W"]
-    assert w is not None
-    defaults = {"B": w.shape[0], "fill": w.shape[0], "B_alpha": 1, "B_ring": w.shape[0]}
-    return {
-        name: np.zeros(size, w.dtype)
-        for name, size in defaults.items()
-        if name in case.constants and case.constants[name] is None
-    }
+def write_out(
+    operator: ops.Operator, given: Mapping[str, np.ndarray | None], into: dict[str, np.ndarray | None]
+) -> None:
+    """Add the optional inputs that are absent and that a function body cannot do without."""
+
+    def known(name: str) -> tuple[np.dtype, Sequence[int]]:
+        value = given[name]
+        assert value is not None
+        return value.dtype, value.shape
+
+    for i in operator.inputs:
+        if i.name in into and into[i.name] is None and i.default is not None and not i.by_model:
+            into[i.name] = i.default.make(known)
 
 
 ACTIVATIONS = (

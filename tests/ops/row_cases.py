@@ -13,8 +13,12 @@ from onnx import helper, numpy_helper
 
 from perfonnx import ops
 from perfonnx.masks import PoolWindow
-from perfonnx.ops.common import Activation, ConvAttributes
-from tests.ops.cases import ACTIVATIONS, draw_slope
+from perfonnx.ops.common import Activation, ConvAttributes, conv_attributes
+from perfonnx.ops.sampled_conv import SAMPLED_CONV
+from perfonnx.ops.sampled_pool import SAMPLED_AVERAGE_POOL
+from perfonnx.ops.sampled_pool import window as window_of
+from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
+from tests.ops.cases import ACTIVATIONS, draw_slope, write_out
 
 OPERATORS = list(ops.LOWERED)
 
@@ -49,11 +53,10 @@ class RowCase:
         assert value is not None
         elem_type = helper.np_dtype_to_tensor_dtype(value.dtype)
         if fallback:
+            operator = ops.OPERATORS[self.op]
             fill_in(inputs, self.op, self.attributes)
-            extra = {"weighted": inputs.get("weight") is not None} if self.op == "ExpandRows" else {}
-            if self.op in ops.CONVS_ON_ROWS:
-                extra["sloped"] = inputs.get("slope") is not None
-            functions = [ops.LOWERED[self.op].function_body(self.opset, elem_type, **extra)]
+            given = [name for name in operator.by_model if inputs.get(name) is not None]
+            functions = [operator.function_body(self.opset, elem_type, given)]
         names = [name if v is not None else "" for name, v in inputs.items()]
         while not names[-1]:
             names.pop()
@@ -79,20 +82,18 @@ def fill_in(inputs: dict[str, np.ndarray | None], op: str, attributes: dict[str,
     if op == "Compact" and x is not None:
         if inputs["sites"] is None:
             inputs["sites"] = np.arange(x.shape[2] * x.shape[3], dtype=np.int32)
-        if inputs["shape"] is None:
+        if inputs["shape"] is None:  # any size
             inputs["shape"] = np.zeros(2, np.int64)
-    if op in (ops.sampled_pool.MAX, ops.sampled_pool.AVERAGE) and inputs["sites"] is None and shape is not None:
-        out = ops.sampled_pool.window(attributes).output_shape((int(shape[0]), int(shape[1])))
+    if "Pool" in op and inputs["sites"] is None and shape is not None:
+        out = window_of(attributes).output_shape((int(shape[0]), int(shape[1])))
         inputs["sites"] = np.arange(out[0] * out[1], dtype=np.int32)
-    if op in ops.CONVS_ON_ROWS:
+    write_out(ops.OPERATORS[op], dict(inputs), inputs)
+    if ops.OPERATORS[op].is_layer:
         w = inputs["W"]
         assert w is not None
         assert shape is not None
-        for name, size in {"B": w.shape[0], "B_alpha": 1, "B_ring": w.shape[0]}.items():
-            if name in inputs and inputs[name] is None:
-                inputs[name] = np.zeros(size, w.dtype)
         if inputs["sites"] is None:
-            out = ops.common.conv_attributes(w, attributes).output_shape(int(shape[0]), int(shape[1]))
+            out = conv_attributes(w, attributes).output_shape(int(shape[0]), int(shape[1]))
             inputs["sites"] = np.arange(out[0] * out[1], dtype=np.int32)
     if op == "SampledConv":
         sites, z = inputs["sites"], inputs["Z"]
@@ -121,14 +122,14 @@ def row_cases(draw: st.DrawFn, op: str) -> RowCase:
         x = _floats(rng, (batch, channels, height, width), dtype)
         sites = _sites(draw, rng, height * width)
         inputs = {"X": x, "sites": sites, "shape": draw(st.sampled_from([shape, shape * [0, 1], None]))}
-        return RowCase(op, inputs, {}, ops.compact.reference(*inputs.values()))
+        return RowCase(op, inputs, {}, ops.OPERATORS[op].reference(*inputs.values()))
     rows = draw(st.integers(1, 12)) if draw(st.booleans()) else height * width
     s = _floats(rng, (batch, rows, channels), dtype)
     if op == "ExpandRows":
         source = rng.integers(-1, rows, (height * width, draw(st.integers(1, 3)))).astype(np.int32)
         weight = rng.standard_normal(source.shape).astype(np.float32) if draw(st.booleans()) else None
         inputs = {"S": s, "source": source, "shape": shape, "weight": weight}
-        return RowCase(op, inputs, {}, ops.expand.reference(*inputs.values()))
+        return RowCase(op, inputs, {}, ops.OPERATORS[op].reference(*inputs.values()))
     in_source = None
     if rows != height * width or draw(st.booleans()):
         in_source = rng.integers(-1, rows, height * width).astype(np.int32)
@@ -187,7 +188,7 @@ def _sampled_conv(
         "z_source": z_source,
         "slope": draw_slope(draw, rng, outputs, s.dtype),
     }
-    expected = ops.sampled_conv.reference(*inputs.values(), attributes=geometry, activation=activation)
+    expected = SAMPLED_CONV.reference(*inputs.values(), **geometry.attributes(), **activation.attributes())
     return RowCase("SampledConv", inputs, {**geometry.attributes(), **activation.attributes()}, expected)
 
 
@@ -226,10 +227,8 @@ def _sampled_radius(
     }
     activation: Activation = draw(st.sampled_from(ACTIVATIONS))
     gain = draw(st.sampled_from([0.0, 1.0]))
-    expected = ops.sampled_radius_adaptive_conv.reference(
-        *inputs.values(), attributes=geometry, activation=activation, center_gain=gain
-    )
     attributes = {**geometry.attributes(), **activation.attributes(), "center_gain": gain}
+    expected = SAMPLED_RADIUS_ADAPTIVE_CONV.reference(*inputs.values(), **attributes)
     return RowCase("SampledRadiusAdaptiveConv", inputs, attributes, expected)
 
 
@@ -241,7 +240,7 @@ def _sampled_pool(
     in_source: np.ndarray | None,
     shape: np.ndarray,
 ) -> RowCase:
-    average = op == ops.sampled_pool.AVERAGE
+    average = op == SAMPLED_AVERAGE_POOL.name
     kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 3)))
     if draw(st.integers(0, 4)) == 0:
         kernel = (int(shape[0]), int(shape[1]))
@@ -255,7 +254,7 @@ def _sampled_pool(
         attributes["count_include_pad"] = draw(st.integers(0, 1))
     else:
         attributes["dilations"] = list(draw(st.tuples(st.integers(1, 2), st.integers(1, 2))))
-    window: PoolWindow = ops.sampled_pool.window(attributes)
+    window: PoolWindow = window_of(attributes)
     height, width = int(shape[0]), int(shape[1])
     extent = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
     assume(extent[0] <= height + attributes["pads"][0] + attributes["pads"][2])
@@ -263,15 +262,7 @@ def _sampled_pool(
     out_h, out_w = window.output_shape((height, width))
     assume(out_h >= 1 and out_w >= 1)
     sites = _sites(draw, rng, out_h * out_w)
-    expected = ops.sampled_pool.reference(
-        s,
-        in_source,
-        shape,
-        sites,
-        window=window,
-        average=average,
-        count_include_pad=bool(attributes.get("count_include_pad")),
-    )
+    expected = ops.OPERATORS[op].reference(s, in_source, shape, sites, **attributes)
     assume(np.isfinite(expected.astype(np.float64)).all())  # a window wholly in the padding is nobody's
     inputs = {"S": s, "in_source": in_source, "in_shape": shape, "sites": sites}
     return RowCase(op, inputs, attributes, expected)

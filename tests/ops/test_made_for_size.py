@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from onnx import helper
 
 import perfonnx
-from perfonnx import ops
+from perfonnx.ops.bodies import MISFIT
+from perfonnx.ops.common import Activation, ConvAttributes
+from perfonnx.ops.compact import COMPACT
+from perfonnx.ops.rows import body_rows
 from tests.engine.reference import nearest_source
 from tests.ops.cases import Case
 from tests.ops.row_cases import RowCase
@@ -35,7 +39,7 @@ def _case(op: str, opset: int, shape: tuple[int, int]) -> Case | RowCase:
     else:
         constants.update(fill=None)
     extra = {"interpolation": "nearest"} if op == "PerforatedConv" else {}
-    return Case(op, x, constants, ops.common.ConvAttributes((1, 1)), ops.common.Activation(), extra, opset)
+    return Case(op, x, constants, ConvAttributes((1, 1)), Activation(), extra, opset)
 
 
 def _free(case: Case | RowCase, *, fallback: bool) -> onnx.ModelProto:
@@ -77,14 +81,14 @@ def test_function_bodies_refuse_another_size(op: str, opset: int) -> None:
 def test_a_misfit_that_no_standard_operator_would_notice_is_named() -> None:
     model = _free(_case("Compact", 17, (4, 8)), fallback=True)
     message = _refusal(model, {"X": np.ones((1, 3, 8, 4), np.float32)}, library=False)
-    assert ops.common.MISFIT in message
+    assert MISFIT in message
 
 
 @pytest.mark.parametrize("shape", OTHERS, ids=str)
 def test_compact_refuses_in_reference_and_inference(shape: tuple[int, int]) -> None:
     x, made_for = np.ones((1, 3, *shape), np.float32), np.array([4, 8])
     with pytest.raises(ValueError, match="made for 4 x 8"):
-        ops.compact.reference(x, np.zeros(1, np.int32), made_for)
+        COMPACT.reference(x, np.zeros(1, np.int32), made_for)
     with pytest.raises(onnx.shape_inference.InferenceError, match="made for 4 x 8"):
         onnx.shape_inference.infer_shapes(_case("Compact", 17, shape).model(fallback=False), strict_mode=True)
 
@@ -128,8 +132,8 @@ def test_models_from_before_the_size_was_asked_still_run_and_learn_it_when_rewri
     (compact,) = (node for node in model.graph.node if node.op_type == "Compact")
     del compact.input[2]
     (body,) = (f for f in model.functions if f.name == "Compact")
-    f = ops.common.FunctionBuilder(13, onnx.TensorProto.FLOAT)
-    body.CopyFrom(f.build("Compact", ("X", "sites"), ops.rows.body_rows(f, "X", "sites"), ()))
+    older = replace(COMPACT, inputs=COMPACT.inputs[:2], body=lambda f, _: body_rows(f, "X", "sites"))
+    body.CopyFrom(older.function_body(13, onnx.TensorProto.FLOAT))
     feed = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 16), np.float32)}
     expected = perfonnx.session(current, library=library, threads=1).run(None, feed)[0]
     np.testing.assert_array_equal(perfonnx.session(model, library=library, threads=1).run(None, feed)[0], expected)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from onnx import helper
 
 import perfonnx
-from perfonnx import ops
 from perfonnx.ops.common import Activation, ConvAttributes
+from perfonnx.ops.sampled_conv import SAMPLED_CONV
+from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
 from tests.ops.cases import assert_close
 from tests.ops.row_cases import OPERATORS, RowCase, row_cases
 
@@ -84,7 +85,7 @@ def _conv_case(
     if sloped:
         inputs["slope"] = rng.standard_normal(channels[1]).astype(np.float32)
     activation = Activation(negative_slope=0.1, clip_max=1.0)
-    expected = ops.sampled_conv.reference(*inputs.values(), attributes=geometry, activation=activation)
+    expected = SAMPLED_CONV.reference(*inputs.values(), **geometry.attributes(), **activation.attributes())
     return RowCase("SampledConv", inputs, {**geometry.attributes(), **activation.attributes()}, expected)
 
 
@@ -121,9 +122,7 @@ def test_z_may_come_from_the_graph(images: int, dtype: type[np.floating[Any]]) -
     for name in ("S", "W", "B", "Z"):
         inputs[name] = inputs[name].astype(dtype)
     inputs["Z"] = z = inputs["Z"][:images]
-    geometry = ops.common.conv_attributes(np.empty((1, 1, 3, 3)), case.attributes)
-    activation = ops.common.activation_from(case.attributes)
-    expected = ops.sampled_conv.reference(*inputs.values(), attributes=geometry, activation=activation)
+    expected = SAMPLED_CONV.reference(*inputs.values(), **case.attributes)
     got = perfonnx.session(_fed(case, "Z")).run(None, {**case.feed, "Z": z})[0]
     assert_close(got, expected)
 
@@ -133,9 +132,7 @@ def test_one_row_of_z_for_all_sites() -> None:
     for one in (3, -1):
         full, single = case.inputs | {"z_source": np.full(case.inputs["sites"].size, one, np.int32)}, dict(case.inputs)
         single["z_source"] = np.array([one], np.int32)
-        geometry = ops.common.conv_attributes(np.empty((1, 1, 3, 3)), case.attributes)
-        activation = ops.common.activation_from(case.attributes)
-        expected = ops.sampled_conv.reference(*full.values(), attributes=geometry, activation=activation)  # type: ignore[arg-type]
+        expected = SAMPLED_CONV.reference(*full.values(), **case.attributes)
         got = RowCase("SampledConv", single, case.attributes, expected)
         assert_close(perfonnx.session(got.model(fallback=False)).run(None, got.feed)[0], expected)
         assert_close(perfonnx.session(got.model(fallback=True), library=False).run(None, got.feed)[0], expected)
@@ -211,10 +208,8 @@ def _radius_case(
         "sites": np.flatnonzero(rng.random(positions) < 0.9).astype(np.int32),
     }
     activation = Activation(negative_slope=0.1, clip_max=1.0)
-    expected = ops.sampled_radius_adaptive_conv.reference(
-        *inputs.values(), attributes=geometry, activation=activation, center_gain=gain
-    )
     attributes = {**geometry.attributes(), **activation.attributes(), "center_gain": gain}
+    expected = SAMPLED_RADIUS_ADAPTIVE_CONV.reference(*inputs.values(), **attributes)
     return RowCase("SampledRadiusAdaptiveConv", inputs, attributes, expected)
 
 

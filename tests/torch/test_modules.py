@@ -12,9 +12,11 @@ torch = needs("torch")
 import numpy as np  # noqa: E402
 from torch import nn  # noqa: E402
 
-from perfonnx import ops  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.ops.common import ConvAttributes  # noqa: E402
+from perfonnx.ops.perforated_conv import PERFORATED_CONV  # noqa: E402
+from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV  # noqa: E402
+from perfonnx.ops.sparse_conv import SPARSE_CONV  # noqa: E402
 from perfonnx.sampling import interpolate  # noqa: E402
 from perfonnx.torch.modules import (  # noqa: E402
     STEEPNESS,
@@ -65,8 +67,8 @@ def test_perforated_layer_is_the_operator(geometry: str, interpolation: str) -> 
     layer, attributes, x = dense(geometry)
     sampling = interpolate(random_mask(attributes.output_shape(7, 9)), interpolation)
     module = PerforatedConv2d(layer, sampling)
-    expected = ops.perforated_conv.reference(
-        x.numpy(), *numpy_of(layer), sampling.mask, sampling.source, sampling.weight, attributes=attributes
+    expected = PERFORATED_CONV.reference(
+        x.numpy(), *numpy_of(layer), sampling.mask, sampling.source, sampling.weight, **attributes.attributes()
     )
     np.testing.assert_allclose(module(x).detach().numpy(), expected, atol=1e-6)
 
@@ -76,7 +78,7 @@ def test_sparse_layer_is_the_operator(geometry: str) -> None:
     layer, attributes, x = dense(geometry)
     mask = random_mask(attributes.output_shape(7, 9))
     module = SparseConv2d(layer, mask)
-    expected = ops.sparse_conv.reference(x.numpy(), *numpy_of(layer), mask, attributes=attributes)
+    expected = SPARSE_CONV.reference(x.numpy(), *numpy_of(layer), mask, **attributes.attributes())
     np.testing.assert_allclose(module(x).detach().numpy(), expected, atol=1e-6)
 
 
@@ -93,13 +95,13 @@ def test_radius_adaptive_layer_is_the_operator(geometry: str, center_gain: float
             module.ring_bias.normal_()
     y = module(x)
     assert 0 < float((module.alpha == 0).double().mean()) < 0.9
-    expected = ops.radius_adaptive_conv.reference(
+    expected = RADIUS_ADAPTIVE_CONV.reference(
         x.numpy(),
         *numpy_of(layer),
         STEEPNESS * module.gate.detach().numpy(),
         STEEPNESS * module.gate_bias.detach().numpy(),
         None if module.ring_bias is None else module.ring_bias.detach().numpy(),
-        attributes=attributes,
+        **attributes.attributes(),
         center_gain=center_gain,
     )
     np.testing.assert_allclose(y.detach().numpy(), expected, atol=1e-6)
