@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from perfonnx.data.inputs import Array, Feed
+from perfonnx.data.inputs import Array, Feed, feed_size
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
 from perfonnx.masks import ImpactMaps, save_arrays
@@ -144,7 +144,7 @@ def _batches(samples: Samples, labels: Labels) -> Iterator[tuple[Feed, Labels]]:
     for batch in samples:
         feeds, own = (batch, None) if isinstance(batch, Mapping) else (batch.feeds, batch.labels)
         if own is None and labels is not None:
-            size = next((len(array) for array in feeds.values() if np.ndim(array)), 0)
+            size = feed_size(feeds)
             own = _slice(labels, start, start + size)
             start += size
         yield feeds, own

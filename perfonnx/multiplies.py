@@ -13,9 +13,9 @@ from onnx import NodeProto
 
 from perfonnx import ops
 from perfonnx.model.layers import CONV, Layer, conv_layers
-from perfonnx.model.proto import TensorType, all_nodes, is_standard, subgraphs, value_type
+from perfonnx.model.proto import TensorType, all_nodes, is_standard, subgraphs
 from perfonnx.model.shapes import types_of_one_image
-from perfonnx.model.signature import fed_inputs
+from perfonnx.model.signature import fed_shapes, fixed_batch
 from perfonnx.model.workspace import Workspace
 
 Shape: TypeAlias = "tuple[int, ...]"
@@ -88,10 +88,7 @@ class _Counting:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._one_image: dict[str, TensorType] | None = None
-        inputs = fed_inputs(workspace.proto.graph)
-        known = value_type(inputs[0]) if inputs else None
-        first = known.shape[0] if known is not None and known.shape else 1
-        self.batch = first if isinstance(first, int) and first > 0 else None
+        self.batch = fixed_batch(fed_shapes(workspace.proto.graph))
 
     def of_conv(self, layer: Layer) -> int | None:
         """Of a convolution; None where it is not known."""

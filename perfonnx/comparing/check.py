@@ -18,7 +18,7 @@ from perfonnx.comparing.metrics import Metric, Quality, Scores, joined, metric_f
 from perfonnx.comparing.outputs import classifier_outputs, varying_outputs
 from perfonnx.comparing.tallies import ClassTally, ErrorTally
 from perfonnx.data.feeds import Feeds
-from perfonnx.data.inputs import Array, Feed, count_samples
+from perfonnx.data.inputs import Array, Feed, feed_size
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.files import ModelSource
@@ -151,7 +151,7 @@ class _Comparison:
         """Runs a batch through all models; the number of its samples."""
         given, adapted = self.first.adapt(feed), self.second.adapt(feed)
         expected, actual = self.first.run(given), self.second.run(adapted)
-        size = count_samples(feed)
+        size = feed_size(feed)
         for name in list(self.errors):
             if self._fits(name, expected, actual):
                 self.errors[name].add(expected[name], actual[name])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perfonnx.data.inputs import Array, Feed, Inputs, Shapes, batch_size, input_specs, resolve_shapes
+from perfonnx.data.inputs import Array, Feed, Inputs, Shapes, count_samples, input_specs, resolve_shapes
 from perfonnx.errors import PerfonnxError
 
 
@@ -58,7 +58,7 @@ def random_feeds(
         raise PerfonnxError(f"number of samples {n}: must be 1 or more")
     specs = input_specs(inputs)
     resolved = resolve_shapes(specs, shapes)
-    size = batch_size(resolved.values())
+    size = count_samples(resolved.values())
     batches = math.ceil(n / size) if size else 1
 
     def generate() -> Iterator[Feed]:

@@ -219,20 +219,14 @@ def resolve_shapes(specs: Sequence[InputSpec], shapes: Shapes | None) -> dict[st
     return resolved
 
 
-def fixed_batch(specs: Sequence[InputSpec]) -> int | None:
-    """Samples per run, 1 or more, where the inputs fix it: by the first dimension of the first one that has any."""
-    first = next((spec.shape[0] for spec in specs if spec.shape), 1)
-    return max(1, first) if isinstance(first, int) else None
-
-
-def batch_size(shapes: Iterable[Sequence[int]]) -> int:
+def count_samples(shapes: Iterable[Sequence[int]]) -> int:
     """Samples in arrays of these shapes: the first dimension of the first one that has any."""
     return next((shape[0] for shape in shapes if shape), 1)
 
 
-def count_samples(feed: Feed) -> int:
+def feed_size(feed: Feed) -> int:
     """Samples in a feed."""
-    return batch_size(array.shape for array in feed.values())
+    return count_samples(array.shape for array in feed.values())
 
 
 def shape_fits(actual: Sequence[int | str | None], wanted: Sequence[int | str | None]) -> bool:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfonnx.data.formats import ImageFormat
-from perfonnx.data.inputs import Feed, Inputs, InputSpec, Shapes, fixed_batch, input_specs, shape_fits
+from perfonnx.data.inputs import Feed, Inputs, InputSpec, Shapes, input_specs, shape_fits
 from perfonnx.data.labels import Labels, checked_labels, find_labels
 from perfonnx.data.sources import open_data
 from perfonnx.errors import PerfonnxError
+from perfonnx.model.signature import fixed_batch
 
 DEFAULT_BATCH = 8
 """Samples per batch where the model leaves it open."""
@@ -108,7 +109,7 @@ class Samples:
             fixed = opened.batch
         else:
             source = _items(data, specs, labels)
-            fixed = fixed_batch(specs)
+            fixed = fixed_batch(spec.shape for spec in specs)
         if not source.count:
             raise PerfonnxError(f"data {source.where}: has no samples")
         return cls(source, fixed or batch or DEFAULT_BATCH, fixed=fixed is not None)

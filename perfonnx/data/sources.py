@@ -13,9 +13,10 @@ import numpy as np
 from perfonnx.data.arrays import converter, load_numpy, member, open_npy, stack_samples
 from perfonnx.data.formats import IMAGE_SUFFIXES, ImageFormat
 from perfonnx.data.images import image_reader, only_images
-from perfonnx.data.inputs import Array, Feed, Inputs, InputSpec, Shapes, fixed_batch, input_specs, narrowed
+from perfonnx.data.inputs import Array, Feed, Inputs, InputSpec, Shapes, input_specs, narrowed
 from perfonnx.data.labels import LABEL_NAMES
 from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.model.signature import fixed_batch
 
 _Take: TypeAlias = Callable[[int, int], Array]
 """Gives the samples from a first to before a last one, as the model wants them."""
@@ -94,7 +95,7 @@ def open_data(
         count = len(files)
     else:
         raise PerfonnxError(f"data {path}: give a directory, an .npz file, an .npy file or a .zip file of images")
-    return Data(count, files, fixed_batch(specs), takes)
+    return Data(count, files, fixed_batch(spec.shape for spec in specs), takes)
 
 
 def _arrays(

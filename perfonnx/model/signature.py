@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 
 from onnx import GraphProto, ModelProto, ValueInfoProto
@@ -16,6 +16,21 @@ def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
     """The inputs that a caller must feed: those that no initializer has a value for."""
     valued = {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
     return [info for info in graph.input if info.name not in valued]
+
+
+def fed_shapes(graph: GraphProto) -> list[tuple[int | str | None, ...]]:
+    """The declared shapes of the inputs that a caller must feed; empty for what is no tensor or has no shape."""
+    known = (value_type(info) for info in fed_inputs(graph))
+    return [tuple(k.shape) if k is not None and k.shape else () for k in known]
+
+
+def fixed_batch(shapes: Iterable[Sequence[int | str | None]]) -> int | None:
+    """How many samples a model with inputs of these shapes takes at once, 1 or more; None where it leaves that open.
+
+    The first dimension of the first input that has any counts them.
+    """
+    first = next((shape[0] for shape in shapes if shape), 1)
+    return max(1, first) if isinstance(first, int) else None
 
 
 def overridable(proto: ModelProto) -> set[str]:

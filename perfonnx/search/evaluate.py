@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from perfonnx import runtime
 from perfonnx.comparing.metrics import Metric, Quality, joined, metric_for
 from perfonnx.corrections import Corrections
-from perfonnx.data.inputs import Array, Feed, count_samples
+from perfonnx.data.inputs import Array, Feed, feed_size
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.masks import ImpactMaps
 from perfonnx.model.files import LoadedModel, ModelSource
-from perfonnx.model.proto import value_type
-from perfonnx.model.signature import load_fixed
+from perfonnx.model.signature import fed_shapes, fixed_batch, load_fixed
 from perfonnx.plan import NO_REPAIR, Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.running.opened import OpenModel, open_model
@@ -295,7 +294,7 @@ def find_metric(
         raise PerfonnxError("there is no image to measure on")
     feed = original.adapt(first_images(loaded, batch.feeds, FEW))
     outputs = original.run(feed)
-    images = count_images(feed)
+    images = max(1, feed_size(feed))
     times = [_seconds(original, feed)]
     while len(times) < 3 and sum(times) < QUICK:
         times.append(_seconds(original, feed))
@@ -310,26 +309,11 @@ def _seconds(model: OpenModel, feed: Feed) -> float:
     return time.perf_counter() - start
 
 
-def fixed_batch(loaded: LoadedModel, feed: Feed) -> int | None:
-    """How many images a model takes at once; None where it leaves that open."""
-    for value in loaded.proto.graph.input:
-        if value.name in feed:
-            known = value_type(value)
-            first = known.shape[0] if known is not None and known.shape else None
-            return first if isinstance(first, int) else None
-    return None
-
-
 def first_images(loaded: LoadedModel, feed: Feed, count: int) -> Feed:
     """The first images of a feed; as many as the model fixes, where it does."""
-    available, count = count_images(feed), fixed_batch(loaded, feed) or count
+    available, count = feed_size(feed), fixed_batch(fed_shapes(loaded.proto.graph)) or count
     batched = (name for name, array in feed.items() if array.ndim and len(array) == available)
     return {**feed, **{name: feed[name][:count] for name in batched}}
-
-
-def count_images(feed: Feed) -> int:
-    """How many images a feed holds."""
-    return max(1, count_samples(feed))
 
 
 @dataclass
@@ -351,7 +335,7 @@ class Held:
             return self
         kept, count = [], 0
         for batch in self.batches:
-            size = count_images(batch.feeds)
+            size = feed_size(batch.feeds)
             if count + size > n:
                 break
             kept.append(batch)

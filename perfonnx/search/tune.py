@@ -30,6 +30,7 @@ from perfonnx.comparing.metrics import Metric
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
+from perfonnx.model.signature import fed_shapes, fixed_batch
 from perfonnx.plan import NO_REPAIR, Plan, is_own_mask
 from perfonnx.search.evaluate import (
     CHOOSING,
@@ -42,7 +43,6 @@ from perfonnx.search.evaluate import (
     check_same_interface,
     find_metric,
     first_images,
-    fixed_batch,
     hold,
 )
 from perfonnx.search.groups import meeting_layers, together
@@ -155,7 +155,7 @@ def tune(
     records = Records.open(state, about)
     seconds = records.ask("seconds per image", lambda: seconds)
     inspection = subject.inspect()
-    layers, batch = len(eligible(inspection)), fixed_batch(subject.original(), feed) or 1
+    layers, batch = len(eligible(inspection)), fixed_batch(fed_shapes(subject.original().proto.graph)) or 1
     sizes = Sizes.within(max_time, seconds, layers=layers, choosing=len(first), held_back=len(second), batch=batch)
     parts = {CHOOSING: hold(first.take(sizes.choosing)), HELD_BACK: hold(second.take(sizes.held_back))}
     subject = replace(subject, calibration=parts[CHOOSING])

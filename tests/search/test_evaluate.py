@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import perfonnx
+from perfonnx.model.signature import fed_shapes, fixed_batch
 from perfonnx.plan import LayerPlan, Plan
 from perfonnx.running.opened import OpenModel
 from perfonnx.search import Task
@@ -18,7 +19,6 @@ from perfonnx.search.evaluate import (
     Subject,
     find_metric,
     first_images,
-    fixed_batch,
     hold,
 )
 from tests.search.arrays import Batch
@@ -98,7 +98,7 @@ def test_a_batch_below_one_is_open(declared: int | str, batch: int | None) -> No
     if isinstance(declared, int):
         dimension.dim_value = declared
     feed = {"x": np.zeros((8, 3, 16, 14), np.float32)}
-    assert fixed_batch(loaded, feed) == batch
+    assert fixed_batch(fed_shapes(loaded.proto.graph)) == batch
     assert len(first_images(loaded, feed, 3)["x"]) == (batch or 3)
 
 

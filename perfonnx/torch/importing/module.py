@@ -23,7 +23,7 @@ from perfonnx.model.workspace import Workspace
 from perfonnx.torch.importing.children import Nursery
 from perfonnx.torch.importing.node import Node
 from perfonnx.torch.importing.operators import OPERATORS, SETTINGS
-from perfonnx.torch.importing.steps import Step, check_supported, fixed_batch, pruned, scaled_steps, scaled_target
+from perfonnx.torch.importing.steps import Step, agreed_batch, check_supported, pruned, scaled_steps, scaled_target
 from perfonnx.torch.importing.tensors import FLOATS, HALF, constants_of, to_torch, write
 from perfonnx.torch.importing.weights import trainable
 
@@ -103,7 +103,7 @@ class OnnxModule(nn.Module):
         self.input_names = tuple(i.name for i in inputs)
         self.output_names = tuple(o.name for o in proto.graph.output)
         self._half = {i.name for i in inputs if i.type.tensor_type.elem_type in HALF}
-        self._batch = fixed_batch(value_type(i) for i in inputs)
+        self._batch = agreed_batch(value_type(i) for i in inputs)
         nodes = [Node.of(n, workspace.opset) for n in proto.graph.node if n.op_type != "Constant"]
         weights = {name: nn.Parameter(to_torch(constants[name])) for name in trainable(nodes, constants)}
         steps = self._with_modules(nodes, Nursery(nodes, constants, weights, conv_layers(workspace)))

@@ -117,7 +117,7 @@ def pruned(steps: Sequence[Step], outputs: Sequence[str]) -> list[Step]:
     return result[::-1]
 
 
-def fixed_batch(types: Iterable[TensorType | None]) -> int | None:
+def agreed_batch(types: Iterable[TensorType | None]) -> int | None:
     """The batch that a model's inputs agree on; None where it is free, or they do not."""
     sizes = {known.shape[0] if known is not None and known.shape else None for known in types}
     (size,) = sizes if len(sizes) == 1 else (None,)
