@@ -118,7 +118,7 @@ def measure(options: argparse.Namespace) -> tuple[list[Point], tuple[float, floa
 
 def load(options: argparse.Namespace) -> tuple[Batches, Batches]:
     """The images for the impacts, and those to judge on."""
-    samples = samples_from(options, str(options.model), batch=1)
+    samples = samples_from(options, batch=1)
     if samples is None or samples.labels is None:
         raise PerfonnxError("give labelled images with --data")
     batches = list(samples.feeds())

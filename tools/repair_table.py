@@ -51,7 +51,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    samples = samples_from(options, options.model)
+    samples = samples_from(options)
     if samples is None or samples.labels is None:
         raise PerfonnxError("give labelled images with --data")
     calibration, test = samples.split(options.calibration, options.test, options.seed)

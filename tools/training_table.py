@@ -95,10 +95,10 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
-    samples = samples_from(options, options.model)
+    samples = samples_from(options)
     if samples is None:
         raise PerfonnxError("give images with --data")
-    test = samples_from(argparse.Namespace(**{**vars(options), **_test_data(options)}), options.model)
+    test = samples_from(argparse.Namespace(**{**vars(options), **_test_data(options)}))
     if test is None or test.labels is None:
         raise PerfonnxError("give labelled images with --test")
     print(f"dense: {top1(options.model, test):.2%} of {len(test)} images; training: {len(samples)} images")

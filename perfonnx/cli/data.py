@@ -13,7 +13,6 @@ from perfonnx.errors import PerfonnxError
 if TYPE_CHECKING:
     from perfonnx.data.inputs import InputSpec
     from perfonnx.data.samples import Samples
-    from perfonnx.model.files import ModelSource
 
 
 def add_data(parser: argparse.ArgumentParser, *, seed: bool = True, note: str | None = None) -> None:
@@ -62,32 +61,46 @@ ALL_SAMPLES = "All samples are used, in their order, unless --samples draws some
 """A note for commands that read the data through."""
 
 
+_ABOUT_DATA = ("labels", "preset", "size", "crop", "mean", "std", "scale", "channels", "image_layout")
+
+
+def refuse_without_data(options: argparse.Namespace, *more: str) -> None:
+    """Refuse flags that say something of data where there is none.
+
+    Args:
+        options: Parsed flags of `add_data`, without `--data`.
+        more: Names of other flags that have no meaning then.
+
+    Raises:
+        PerfonnxError: One is there.
+    """
+    for name in (*_ABOUT_DATA, *more):
+        if getattr(options, name) is not None and getattr(options, name) is not False:
+            raise PerfonnxError(f"--{name.replace('_', '-')} is about data; give --data")
+
+
 def samples_from(
-    options: argparse.Namespace, model: ModelSource | Sequence[InputSpec], *, batch: int | None = None
+    options: argparse.Namespace, inputs: Sequence[InputSpec] | None = None, *, batch: int | None = None
 ) -> Samples | None:
     """The samples that a command line asks for, None without `--data`.
 
     Args:
         options: Parsed flags of `add_data`; `input_shape` and `seed` too, where the command has them.
-        model: The model, or its inputs.
+        inputs: The model's inputs; None: those of `options.model`.
         batch: As for `Samples.load`.
 
     Raises:
         PerfonnxError: A flag has no meaning, or see `Samples.load`.
     """
     if options.data is None:
-        for name in ("labels", "preset", "size", "crop", "mean", "std", "scale", "channels", "image_layout", "samples"):
-            if getattr(options, name) is not None:
-                raise PerfonnxError(f"--{name.replace('_', '-')} is about data; give --data")
+        refuse_without_data(options, "samples")
         return None
     from perfonnx.data.inputs import model_inputs
     from perfonnx.data.samples import Samples
 
-    is_inputs = isinstance(model, Sequence) and not isinstance(model, (str, bytes))
-    specs: Sequence[InputSpec] = model if is_inputs else model_inputs(model)  # type: ignore[assignment]
     samples = Samples.load(
         options.data,
-        specs,
+        model_inputs(options.model) if inputs is None else inputs,
         image_format=_format_from(options),
         labels=options.labels,
         shapes=input_shapes(options),
@@ -101,8 +114,16 @@ def samples_from(
 
 
 def required_samples(options: argparse.Namespace, *, batch: int | None = None) -> Samples:
-    """What the flags of data ask for; `batch`: samples at a time where the model leaves it open."""
-    samples = samples_from(options, options.model, batch=batch)
+    """The samples that a command line asks for, which has to ask for some.
+
+    Args:
+        options: As for `samples_from`.
+        batch: As for `Samples.load`.
+
+    Raises:
+        PerfonnxError: There is no `--data`, or see `samples_from`.
+    """
+    samples = samples_from(options, batch=batch)
     if samples is None:
         raise PerfonnxError(f"{options.command} measures on your data: add --data with a folder of images or a file")
     return samples

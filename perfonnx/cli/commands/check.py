@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from perfonnx.cli.command import Command, ExitStatus
-from perfonnx.cli.data import add_data, samples_from
+from perfonnx.cli.data import add_data, refuse_without_data, samples_from
 from perfonnx.cli.flags import (
     add_json,
     add_library,
@@ -16,7 +16,6 @@ from perfonnx.cli.flags import (
     input_shapes,
 )
 from perfonnx.cli.output import Bar, exit_status, show
-from perfonnx.errors import PerfonnxError
 
 if TYPE_CHECKING:
     from perfonnx.comparing.check_report import CheckReport
@@ -71,12 +70,9 @@ def _compare(options: argparse.Namespace) -> CheckReport:
     specs = merged_inputs([first.inputs, second.inputs])
     source: Any
     if options.data is None:
-        if options.held_back:
-            raise PerfonnxError("--held-back is about data; give --data")
-        count, options.samples = options.samples, None  # of random inputs
-        samples_from(options, specs)
-        shapes = input_shapes(options)
-        source = random_feeds(specs, n=4 if count is None else count, seed=options.seed, shapes=shapes)
+        refuse_without_data(options, "held_back")
+        count = 4 if options.samples is None else options.samples
+        source = random_feeds(specs, n=count, seed=options.seed, shapes=input_shapes(options))
     else:
         source = samples_from(options, specs, batch=1)
         if options.held_back:

@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
     fitted = options.repair not in (None, NO_REPAIR) or options.open_share not in (None, 1)
     if options.data is not None and not options.plan and not fitted:
         raise PerfonnxError("--data is for --repair bias, predictor or full, or for --open-share; add one of them")
-    samples = samples_from(options, options.model)
+    samples = samples_from(options)
     console = stderr(options)
     with console.status("reading") as status:
         result = rewrite(
@@ -144,9 +144,8 @@ def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
     from perfonnx.running.opened import open_model
 
     first, second = (open_model(model) for model in (options.model, target))
-    shapes = input_shapes(options)
     specs = merged_inputs([first.inputs, second.inputs])
-    source = random_feeds(specs, n=options.check, seed=options.seed or 0, shapes=shapes)
+    source = random_feeds(specs, n=options.check, seed=options.seed or 0, shapes=input_shapes(options))
     with Bar(options, "comparing") as step:
         return compare(first, second, source, fallback=not options.no_fallback, progress=step)
 
