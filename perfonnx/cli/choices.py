@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from perfonnx.cli.named_files import Read, ReadPlan, WrittenPlan
 from perfonnx.errors import PerfonnxError
 
 
@@ -17,13 +18,16 @@ def add_choices(parser: argparse.ArgumentParser) -> Any:
     )
     what.add_argument(
         "--mask",
+        type=Read,
         default=None,
         metavar="NAME|FILE",
         help="uniform, grid, grid-square, lattice, stripes-rows, stripes-columns, pooling-structure, propagated, "
         "impact, or a .npy file (one mask) or .npz file (one mask per layer name); default: pooling-structure where a "
         "pool follows, else grid; propagated for sparse",
     )
-    what.add_argument("--impact-maps", metavar="FILE", help="maps that perfonnx impact wrote, for the mask impact")
+    what.add_argument(
+        "--impact-maps", type=Read, metavar="FILE", help="maps that perfonnx impact wrote, for the mask impact"
+    )
     what.add_argument(
         "--interpolation", default=None, metavar="NAME", help="nearest (default), zero or barycentric; perforate only"
     )
@@ -36,8 +40,12 @@ def add_choices(parser: argparse.ArgumentParser) -> Any:
         "--only", action="append", default=[], metavar="RE", help="layers whose name this finds; repeatable"
     )
     which.add_argument("--skip", action="append", default=[], metavar="RE", help="not these layers; repeatable")
-    which.add_argument("--plan", metavar="FILE", help="do what this JSON plan says, instead of the options above")
-    which.add_argument("--save-plan", metavar="FILE", help="write what was done as a plan, to edit and use again")
+    which.add_argument(
+        "--plan", type=ReadPlan, metavar="FILE", help="do what this JSON plan says, instead of the options above"
+    )
+    which.add_argument(
+        "--save-plan", type=WrittenPlan, metavar="FILE", help="write what was done as a plan, to edit and use again"
+    )
     return what
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perfonnx.cli.flags import input_shapes
+from perfonnx.cli.named_files import Read
 from perfonnx.data.formats import CHANNELS, IMAGE_LAYOUTS, PRESETS, ImageFormat, changed, image_format
 from perfonnx.errors import PerfonnxError
 
@@ -29,17 +30,22 @@ def add_data(parser: argparse.ArgumentParser, *, seed: bool = True, note: str | 
     group = parser.add_argument_group("data", note)
     group.add_argument(
         "--data",
+        type=Read,
         metavar="PATH",
         help="a folder of images or .npy files, or one .zip file of images, .npz or .npy file",
     )
     group.add_argument(
         "--labels",
+        type=Read,
         metavar="PATH|folders|prefix|suffix|ARRAY",
         help="classes: a .tsv or .csv file (file name, class), the order of the folders, the number in front of a "
         "file's name or behind its last underscore, or an array of the .npz file",
     )
     group.add_argument(
-        "--preset", metavar="NAME|FILE", help=f"how images become numbers: {', '.join(PRESETS)}, or a JSON file"
+        "--preset",
+        type=Read,
+        metavar="NAME|FILE",
+        help=f"how images become numbers: {', '.join(PRESETS)}, or a JSON file",
     )
     group.add_argument("--size", metavar="N|HxW", help="resize images: their shorter side, or height and width")
     group.add_argument("--crop", metavar="HxW", help="centre crop (default: the model's size)")

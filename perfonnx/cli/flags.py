@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
+from perfonnx.cli.named_files import Read
 from perfonnx.errors import PerfonnxError
 
 Flags: TypeAlias = "argparse._ActionsContainer"
@@ -35,6 +36,7 @@ def add_library(parser: Flags) -> None:
     """Other libraries of operators; every command that has the flag runs with them."""
     parser.add_argument(
         "--library",
+        type=Read,
         action="append",
         default=[],
         metavar="FILE",

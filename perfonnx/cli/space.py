@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from perfonnx.cli.named_files import ReadList
 from perfonnx.errors import PerfonnxError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     choices = parser.add_argument_group("what is tried in each layer")
     choices.add_argument(
         "--masks",
+        type=ReadList,
         metavar="NAME,...",
         help="mask names or files (default lattice,uniform,pooling-structure; impact, for classifiers, measures what "
         "it needs on the data)",

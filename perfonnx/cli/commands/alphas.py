@@ -13,6 +13,7 @@ from perfonnx.cli.flags import (
     add_threads,
     check_suffix,
 )
+from perfonnx.cli.named_files import ReadModel, Written
 from perfonnx.cli.output import Bar, show
 
 _EXAMPLES = """examples:
@@ -23,8 +24,10 @@ _EXAMPLES = """examples:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model with radius-adaptive layers")
-    parser.add_argument("--images", metavar="FILE", help="write maps of alpha of the first 4 samples, a .png file")
+    parser.add_argument("model", type=ReadModel, metavar="MODEL", help="a model with radius-adaptive layers")
+    parser.add_argument(
+        "--images", type=Written, metavar="FILE", help="write maps of alpha of the first 4 samples, a .png file"
+    )
     add_data(parser, note=ALL_SAMPLES)
     add_shapes(parser)
     add_library(parser)

@@ -13,6 +13,7 @@ from perfonnx.cli.flags import (
     add_threads,
     input_shapes,
 )
+from perfonnx.cli.named_files import ReadModel
 from perfonnx.cli.output import Bar, show
 
 _EXAMPLES = """examples:
@@ -24,7 +25,9 @@ _EXAMPLES = """examples:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="the first one is what the others are compared with")
+    parser.add_argument(
+        "models", type=ReadModel, metavar="MODEL", nargs="+", help="the first one is what the others are compared with"
+    )
     add_threads(parser)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs of each model (default 20)")
     parser.add_argument(

@@ -15,6 +15,7 @@ from perfonnx.cli.flags import (
     add_threads,
     input_shapes,
 )
+from perfonnx.cli.named_files import ReadModel
 from perfonnx.cli.output import Bar, exit_status, show
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ _EXAMPLES = """examples:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="the reference")
-    parser.add_argument("b", metavar="B", help="the model to judge")
+    parser.add_argument("a", type=ReadModel, metavar="A", help="the reference")
+    parser.add_argument("b", type=ReadModel, metavar="B", help="the model to judge")
     parser.add_argument("--tolerance", type=float, metavar="T", help="exit 1 if an output's relative error is above T")
     parser.add_argument(
         "--max-drop", metavar="D", help="exit 1 if more than this is lost, in the metric's terms, as in perfonnx tune"

@@ -17,6 +17,7 @@ from perfonnx.cli.flags import (
     add_shapes,
     input_shapes,
 )
+from perfonnx.cli.named_files import ReadModel, Written
 from perfonnx.cli.output import SearchBar, show, write_json
 from perfonnx.errors import PerfonnxError
 
@@ -55,8 +56,8 @@ _SETTINGS = {
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="IN", help="the model; it is not changed")
-    parser.add_argument("output", metavar="OUT", help="where the new model goes")
+    parser.add_argument("model", type=ReadModel, metavar="IN", help="the model; it is not changed")
+    parser.add_argument("output", type=Written, metavar="OUT", help="where the new model goes")
     what = add_choices(parser)
     what.add_argument(
         "--open-share",
@@ -82,7 +83,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", metavar="NAME", help="cpu (default) or cuda")
     how.add_argument("--threads", type=int, metavar="N", help="threads (default: all cores)")
     how.add_argument(
-        "--checkpoint", metavar="FILE", help="keep here where the training is, after each epoch and on Ctrl-C"
+        "--checkpoint",
+        type=Written,
+        metavar="FILE",
+        help="keep here where the training is, after each epoch and on Ctrl-C",
     )
     how.add_argument("--resume", action="store_true", help="go on from --checkpoint where it is there")
     model = parser.add_argument_group("the model")
@@ -91,7 +95,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--layout", metavar="NAME", help="rows (default) or nchw, as in perfonnx rewrite")
     add_no_fallback(model)
     result = parser.add_argument_group("results")
-    result.add_argument("--report-json", metavar="FILE", help="write everything that was measured")
+    result.add_argument("--report-json", type=Written, metavar="FILE", help="write everything that was measured")
     add_quiet(result)
     add_json(result)
 

@@ -13,6 +13,7 @@ from perfonnx.cli.flags import (
     add_threads,
     check_suffix,
 )
+from perfonnx.cli.named_files import ReadModel, Written
 from perfonnx.cli.output import Bar
 
 _EXAMPLES = """examples:
@@ -26,8 +27,10 @@ Labels come with the data (see check); without them the model's own choice is th
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="the original, or a rewritten model with its function bodies")
-    parser.add_argument("output", metavar="OUT", help="where the maps go, a .npz file with one per layer")
+    parser.add_argument(
+        "model", type=ReadModel, metavar="MODEL", help="the original, or a rewritten model with its function bodies"
+    )
+    parser.add_argument("output", type=Written, metavar="OUT", help="where the maps go, a .npz file with one per layer")
     add_data(parser, note=ALL_SAMPLES)
     add_shapes(parser)
     add_library(parser)

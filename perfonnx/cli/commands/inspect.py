@@ -12,6 +12,7 @@ from perfonnx.cli.flags import (
     add_shapes,
     input_shapes,
 )
+from perfonnx.cli.named_files import ReadModel
 from perfonnx.cli.output import show
 
 _EXAMPLES = """examples:
@@ -22,7 +23,7 @@ _EXAMPLES = """examples:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", type=ReadModel, metavar="MODEL")
     add_freeze(parser)
     add_shapes(parser)
     add_library(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from perfonnx.cli.choices import add_choices, choices_from
@@ -16,6 +17,7 @@ from perfonnx.cli.flags import (
     add_shapes,
     input_shapes,
 )
+from perfonnx.cli.named_files import Named, ReadModel, Written
 from perfonnx.cli.output import Bar, exit_status, show, stderr
 from perfonnx.errors import PerfonnxError
 
@@ -35,9 +37,14 @@ _EXAMPLES = """examples:
 """
 
 
+class _Output(Written):
+    def files(self, name: str, options: argparse.Namespace) -> Iterator[Named]:
+        return iter(()) if options.dry_run else super().files(name, options)
+
+
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="IN", help="the model to rewrite; it is not changed")
-    parser.add_argument("output", metavar="OUT", nargs="?", help="where the new model goes")
+    parser.add_argument("model", type=ReadModel, metavar="IN", help="the model to rewrite; it is not changed")
+    parser.add_argument("output", type=_Output, metavar="OUT", nargs="?", help="where the new model goes")
     what = add_choices(parser)
     what.add_argument(
         "--open-share",

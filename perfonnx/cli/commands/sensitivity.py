@@ -15,6 +15,7 @@ from perfonnx.cli.flags import (
     add_threads,
     input_shapes,
 )
+from perfonnx.cli.named_files import ReadModel
 from perfonnx.cli.output import Bar, show
 from perfonnx.cli.space import add_space, space_from
 
@@ -25,7 +26,7 @@ _EXAMPLES = """examples:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("model", type=ReadModel, metavar="MODEL")
     add_space(parser)
     add_metric(parser)
     add_threads(parser)

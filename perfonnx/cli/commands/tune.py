@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 from perfonnx.cli.command import Command, ExitStatus
@@ -18,6 +19,7 @@ from perfonnx.cli.flags import (
     add_threads,
     input_shapes,
 )
+from perfonnx.cli.named_files import Named, ReadModel, Written, WrittenPlan
 from perfonnx.cli.output import SearchBar, show, write_json
 from perfonnx.cli.space import add_space, space_from
 
@@ -38,9 +40,24 @@ must remain, 35dB; distance: relative L2 distance to the original's output, 5%
 """
 
 
+class _PlanWithMaps(WrittenPlan):
+    arrays = (*WrittenPlan.arrays, ".impact.npz")
+
+
+class _Report(Written):
+    """A page, and its numbers beside it where they get no name of their own."""
+
+    def files(self, name: str, options: argparse.Namespace) -> Iterator[Named]:
+        yield from super().files(name, options)
+        if not options.report_json:
+            yield "--report-json", Path(self).with_suffix(".json")
+
+
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="IN", help="the model; it is not changed")
-    parser.add_argument("output", metavar="OUT", help="where the new model goes; the original where nothing is gained")
+    parser.add_argument("model", type=ReadModel, metavar="IN", help="the model; it is not changed")
+    parser.add_argument(
+        "output", type=Written, metavar="OUT", help="where the new model goes; the original where nothing is gained"
+    )
     goal = parser.add_argument_group("what is wanted")
     goal.add_argument(
         "--max-drop", metavar="D", help="largest loss, in the metric's terms (default 1%%, 0.02 for ssim; see below)"
@@ -60,7 +77,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="time to measure, roughly (default 900); the less it is, the fewer choices and images are looked at",
     )
     add_threads(how)
-    how.add_argument("--state", metavar="FILE", help="keep measurements here; an interrupted search then goes on")
+    how.add_argument(
+        "--state", type=Written, metavar="FILE", help="keep measurements here; an interrupted search then goes on"
+    )
     how.add_argument(
         "--cache-dir", metavar="DIR", help="where timings are kept between searches (default: the user's cache)"
     )
@@ -69,14 +88,20 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_shapes(parser)
     add_library(parser)
     result = parser.add_argument_group("results")
-    result.add_argument("--plan-out", metavar="FILE", help="write the plan, to edit and give to rewrite --plan")
+    result.add_argument(
+        "--plan-out", type=_PlanWithMaps, metavar="FILE", help="write the plan, to edit and give to rewrite --plan"
+    )
     result.add_argument(
         "--report",
+        type=_Report,
         metavar="FILE.html",
         help="write a report to read in a browser, one file that needs no other, and FILE.json beside it",
     )
     result.add_argument(
-        "--report-json", metavar="FILE", help="write everything that was measured (default: beside --report)"
+        "--report-json",
+        type=Written,
+        metavar="FILE",
+        help="write everything that was measured (default: beside --report)",
     )
     add_no_fallback(result)
     add_freeze(result)
