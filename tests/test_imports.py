@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import perfonnx
-from tests.cli.test_main import COMMANDS
+from tests.cli.running import COMMANDS
 
 LARGE = ("numpy", "scipy", "onnx", "onnxruntime", "onnx_graphsurgeon", "rich", "PIL", "torch")
 

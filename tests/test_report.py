@@ -17,7 +17,7 @@ from PIL import Image
 from perfonnx.report import MASK_WINDOW, _ticks, html_report, mask_image
 from perfonnx.search import Space, Tuned, tune
 from perfonnx.search.pictures import Picture, as_pixels
-from tests.cli.test_search import FAST, run
+from tests.cli.running import FAST, run
 from tests.passes import nets
 from tests.search.arrays import Arrays
 from tests.search.test_tune import Invented, invented, network, samples

@@ -29,7 +29,7 @@ from perfonnx.plan import LayerPlan, Plan  # noqa: E402
 from perfonnx.search import Progress  # noqa: E402
 from perfonnx.torch import Settings, finetune_model  # noqa: E402
 from tests import real_models  # noqa: E402
-from tests.cli.test_search import run  # noqa: E402
+from tests.cli.running import run  # noqa: E402
 from tests.search.test_tune import network, samples  # noqa: E402
 
 torch.set_num_threads(1)

@@ -22,7 +22,7 @@ from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.search import Space, Speed, Task, tune  # noqa: E402
 from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Subject  # noqa: E402
 from perfonnx.torch import Round, Settings, finetune_rounds, rounds  # noqa: E402
-from tests.cli.test_search import run  # noqa: E402
+from tests.cli.running import run  # noqa: E402
 from tests.search.test_tune import SPACE, Invented, network  # noqa: E402
 from tests.torch.test_finetuning import data  # noqa: E402
 
