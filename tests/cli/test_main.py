@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from perfonnx.cli import commands
 from perfonnx.errors import PerfonnxError
 from tests.cli.running import COMMANDS, refused, run
 
@@ -77,3 +79,27 @@ def test_errors_of_our_own_are_not_swallowed(here: Path, monkeypatch: pytest.Mon
         run("inspect", "m.onnx")
     monkeypatch.undo()
     assert issubclass(PerfonnxError, Exception)
+
+
+def test_a_command_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is listed and runs, with nothing else said of it anywhere."""
+    (tmp_path / "count.py").write_text(
+        """
+from perfonnx.cli.command import Command, ExitStatus
+from perfonnx.cli.named_files import Read
+
+def run(options):
+    print(len(options.words.split()))
+    return ExitStatus.CHECK_FAILED
+
+COMMAND = Command("count", 15, "count words", "examples: none", lambda p: p.add_argument("words", type=Read), run)
+"""
+    )
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    assert run("--help") == 0
+    listed = re.findall(r"^    (\w+)", capfd.readouterr().out, re.MULTILINE)
+    assert listed[:3] == ["inspect", "count", "rewrite"]
+    assert run("count", "a b c") == 1
+    assert capfd.readouterr() == ("3\n", "")
