@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -184,6 +185,18 @@ def session(
     if not path.is_file():
         raise PerfonnxError(f"{path}: no such file; give the path of an ONNX model")
     return _create(str(path), str(path), options, providers)
+
+
+def run(session: Any, outputs: Sequence[str], feed: Mapping[str, Any], name: str) -> list[Any]:
+    """What a session gives for a feed, in the order of `outputs`.
+
+    Raises:
+        PerfonnxError: onnxruntime refuses; the message begins with `name`.
+    """
+    try:
+        return list(session.run(list(outputs), dict(feed)))
+    except Exception as error:  # see register
+        raise PerfonnxError(f"{name}: onnxruntime cannot run it: {one_line(error)}") from error
 
 
 def _create(

@@ -16,7 +16,6 @@ import perfonnx
 from perfonnx import LayerPlan, PerfonnxError, Plan, TrainedGate, ops
 from perfonnx.ops.common import ConvAttributes, convolve
 from perfonnx.plan import BEFORE_NORMALIZATION
-from perfonnx.repair import repair
 from perfonnx.rewriting import decide
 from tests.passes import nets
 from tests.passes.nets import node
@@ -109,8 +108,10 @@ def test_masks_of_a_saved_plan_can_be_replaced_one_by_one(tmp_path: Path) -> Non
 def test_a_saved_plan_with_masks_can_be_repaired(tmp_path: Path) -> None:
     plan = Plan({"conv2": LayerPlan("perforate")})
     perfonnx.rewrite(network(), plan=plan, masks={"conv2": random_mask()}).save_plan(tmp_path / "p.json")
-    found = repair(network(), Plan.load(tmp_path / "p.json"), [nets.feed(4, 3, 12, 10)], "bias")
-    np.testing.assert_array_equal(found["conv2"].mask, random_mask())
+    saved = Plan.load(tmp_path / "p.json")
+    repaired = replace(saved, layers={name: replace(layer, repair="bias") for name, layer in saved.layers.items()})
+    result = perfonnx.rewrite(network(), plan=repaired, samples=[nets.feed(4, 3, 12, 10)])
+    np.testing.assert_array_equal(result.corrections["conv2"].mask, random_mask())
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from onnx import TensorProto
 
 from perfonnx.data.inputs import Array
 from perfonnx.errors import PerfonnxError
-from perfonnx.gradients.network import Network, node_name
-from perfonnx.model.proto import is_standard
+from perfonnx.gradients.network import Network
+from perfonnx.model.proto import is_standard, node_name
 
 Labels: TypeAlias = "Array | Mapping[str, Array] | None"
 """What a loss compares with: classes, or target outputs; sliced along the first axis together with the inputs."""
@@ -158,8 +158,8 @@ def _classifier(network: Network, output: str) -> _BoundLogLoss | None:
         return None
     if node.op_type in ("Sigmoid", "HardSigmoid"):
         raise PerfonnxError(
-            f"{network.name}: output {output!r} comes out of {node.op_type} {node_name(node)}, not of a Softmax; take "
-            "the distance of outputs as the loss"
+            f"{network.name}: output {output!r} comes out of {node.op_type} {node_name(node)!r}, not of a Softmax; "
+            "take the distance of outputs as the loss"
         )
     if node.op_type not in ("Softmax", "LogSoftmax"):
         return None

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
@@ -17,7 +16,7 @@ from perfonnx.data.inputs import Array, Feed
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model import files
 from perfonnx.model.files import LoadedModel, ModelSource, take_in_data
-from perfonnx.model.proto import default_opset, is_standard, subgraphs, tidy, value_type
+from perfonnx.model.proto import default_opset, node_name, operator_name, subgraphs, tidy, value_type
 from perfonnx.model.signature import fed_inputs
 
 _RANDOM = frozenset(
@@ -48,7 +47,7 @@ class Node:
     @property
     def op(self) -> str:
         """The operator's name, behind its domain where that is not the standard one."""
-        return operator_of(self.proto)
+        return operator_name(self.proto)
 
     @property
     def inputs(self) -> Sequence[str]:
@@ -94,17 +93,7 @@ class Node:
 
     def refuse(self, why: str) -> PerfonnxError:
         """The error of a node that has no gradient; `why` goes on after its name."""
-        return PerfonnxError(f"node {node_name(self.proto)} ({self.op}): {why}")
-
-
-def node_name(proto: NodeProto) -> str:
-    """A node's name for messages: its own, or that of its output."""
-    return repr(proto.name or next(iter(proto.output), ""))
-
-
-def operator_of(proto: NodeProto) -> str:
-    """See `Node.op`."""
-    return proto.op_type if is_standard(proto) else f"{proto.domain}.{proto.op_type}"
+        return PerfonnxError(f"node {node_name(self.proto)!r} ({self.op}): {why}")
 
 
 def inputs_of(proto: NodeProto) -> Iterator[str]:
@@ -184,7 +173,7 @@ class Network:
         options = runtime.quiet_options(optimized=False)
         session = runtime.session(proto, library=False, options=options)
         wanted = [*(f"{_PREFIX}{index}" for index in range(len(names))), *sorted(computed)]
-        results = run(session, wanted, feeds, self.name) if wanted else []
+        results = runtime.run(session, wanted, feeds, self.name) if wanted else []
         shapes = {name: tuple(int(d) for d in shape) for name, shape in zip(names, results, strict=False)}
         values = dict(zip(sorted(computed), results[len(names) :], strict=True))
         return shapes, {**known, **values}
@@ -211,7 +200,7 @@ def _inlined(loaded: LoadedModel) -> ModelProto:
     bare = [n for n in proto.graph.node if n.domain == ops.DOMAIN and n.op_type not in bodies]
     if bare:
         raise PerfonnxError(
-            f"{loaded.name}: {bare[0].op_type} {node_name(bare[0])} has no function body, which its gradient is made "
+            f"{loaded.name}: {bare[0].op_type} {node_name(bare[0])!r} has no function body, which its gradient is made "
             "from; rewrite the model without --no-fallback"
         )
     if not proto.functions:
@@ -220,15 +209,3 @@ def _inlined(loaded: LoadedModel) -> ModelProto:
         return onnx.inliner.inline_local_functions(proto)
     except Exception as error:  # the C++ side throws several kinds
         raise PerfonnxError(f"{loaded.name}: its functions cannot be inlined: {one_line(error)}") from error
-
-
-def run(session: Any, names: Sequence[str], feeds: Feed, what: str) -> list[Array]:
-    """Runs a session.
-
-    Raises:
-        PerfonnxError: onnxruntime refuses; the message begins with `what`.
-    """
-    try:
-        return [np.asarray(value) for value in session.run(list(names), feeds)]
-    except Exception as error:  # onnxruntime raises types of its own that it does not export
-        raise PerfonnxError(f"{what}: onnxruntime cannot run it: {one_line(error)}") from error

@@ -16,9 +16,10 @@ from perfonnx.data.inputs import Array, Feed
 from perfonnx.errors import PerfonnxError
 from perfonnx.gradients.builder import Builder, Value
 from perfonnx.gradients.losses import Labels, Loss
-from perfonnx.gradients.network import Network, Node, inputs_of, node_name, operator_of, run
+from perfonnx.gradients.network import Network, Node, inputs_of
 from perfonnx.gradients.rules import FLAT, RULES
 from perfonnx.model.files import ModelSource
+from perfonnx.model.proto import node_name, operator_name
 
 Tensors: TypeAlias = dict[str, tuple[Array, NDArray[np.float32]]]
 """Value and gradient of each wanted tensor, by name."""
@@ -119,7 +120,7 @@ class Gradients:
     def _run(self, feeds: Feed, labels: Labels) -> tuple[NDArray[np.float64], Tensors]:
         step = self._step(feeds)
         what = self.network.name
-        values = dict(zip(step.fetched, run(step.forward, step.fetched, feeds, what), strict=True))
+        values = dict(zip(step.fetched, runtime.run(step.forward, step.fetched, feeds, what), strict=True))
         losses, seeds = self.loss({name: values[name] for name in self.loss.tensors}, labels)
         gradients: dict[str, Array] = {}
         if step.backward is not None:
@@ -127,7 +128,7 @@ class Gradients:
             given = {own: np.asarray(values[name], builder.numpy_type(own)) for own, name in builder.saved.items()}
             given |= {own: seeds[name] for name, own in builder.seeds.items()}
             names = list(builder.outputs.values())
-            results = run(step.backward, names, given, f"{what}, backward")
+            results = runtime.run(step.backward, names, given, f"{what}, backward")
             gradients = dict(zip(builder.outputs, results, strict=True))
         tensors: Tensors = {}
         for name in self.wanted:
@@ -222,8 +223,8 @@ def _path(network: Network, wanted: Sequence[str], losses: Sequence[str]) -> tup
             hidden = active.intersection(inputs_of(node)) - set(node.input)
             if hidden:
                 raise PerfonnxError(
-                    f"node {node_name(node)} ({operator_of(node)}): reads {min(hidden)!r} in its body; gradients do "
-                    "not go into bodies, choose tensors behind it"
+                    f"node {node_name(node)!r} ({operator_name(node)}): reads {min(hidden)!r} in its body; gradients "
+                    "do not go into bodies, choose tensors behind it"
                 )
             path.append(node)
             needed.update(name for name in node.input if name in active)
@@ -233,4 +234,4 @@ def _path(network: Network, wanted: Sequence[str], losses: Sequence[str]) -> tup
 def _is_flat(node: NodeProto) -> bool:
     if node.op_type == "Cast":
         return any(a.name == "to" and a.i not in _FLOATS for a in node.attribute)
-    return operator_of(node) in FLAT
+    return operator_name(node) in FLAT

@@ -31,6 +31,16 @@ def is_standard(node: gs.Node | NodeProto) -> bool:
     return node.domain in (None, "", _LONG_DOMAIN)
 
 
+def operator_name(node: NodeProto) -> str:
+    """The operator, behind its domain where that is not the default one."""
+    return str(node.op_type) if is_standard(node) else f"{node.domain}.{node.op_type}"
+
+
+def node_name(node: NodeProto) -> str:
+    """A node's name; one that has none is called after its result."""
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
 def default_opset(proto: ModelProto) -> int | None:
     """The version of the standard operators that a model imports; of two, the last one counts, as in onnxruntime."""
     versions = [imported.version for imported in proto.opset_import if imported.domain in ("", _LONG_DOMAIN)]

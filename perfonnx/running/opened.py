@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from perfonnx import runtime
 from perfonnx.data.inputs import Array, Feed, InputSpec, SessionLike, input_specs
-from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.errors import PerfonnxError
 from perfonnx.model import files
 from perfonnx.model.files import LoadedModel, ModelSource, data_files, has_external_data, take_in_data
 from perfonnx.model.proto import all_nodes, value_type
@@ -61,10 +61,7 @@ class OpenModel:
             PerfonnxError: onnxruntime refuses.
         """
         names = [value.name for value in self.session.get_outputs()]
-        try:
-            values = self.session.run(names, feed)
-        except Exception as error:  # onnxruntime raises types of its own that it does not export
-            raise PerfonnxError(f"{self.name}: onnxruntime cannot run it: {one_line(error)}") from error
+        values = runtime.run(self.session, names, feed, self.name)
         outputs = {}
         for name, value in zip(names, values, strict=True):
             what = not_numbers(value)

@@ -14,12 +14,12 @@ import onnx
 import onnxruntime as ort
 
 from perfonnx.model.files import LoadedModel
-from perfonnx.model.proto import is_standard
+from perfonnx.model.proto import is_standard, node_name
 from perfonnx.ops import DOMAIN
 from perfonnx.running.opened import OpenModel, open_model
 from perfonnx.runtime import timed_options
 
-LAYOUT = "(layout and type changes)"
+CONVERSIONS = "(layout and type changes)"
 """Row of the copies and casts that onnxruntime inserts around its blocked and its float32 kernels."""
 
 
@@ -34,7 +34,7 @@ def open_profiled(loaded: LoadedModel, directory: str, *, threads: int | None = 
     if not all(node.name for node in loaded.proto.graph.node):
         loaded = LoadedModel(copy.deepcopy(loaded.proto), loaded.directory, loaded.name)
         for node in loaded.proto.graph.node:
-            node.name = name_of(node)
+            node.name = node_name(node)
     return open_model(loaded, threads=threads, options=options)
 
 
@@ -104,8 +104,8 @@ class Names:
     """
 
     def __init__(self, model: onnx.ModelProto, base: Names | None = None) -> None:
-        self._order = {name_of(node): index for index, node in enumerate(model.graph.node)}
-        self._nodes: dict[str, onnx.NodeProto] = {name_of(node): node for node in model.graph.node}
+        self._order = {node_name(node): index for index, node in enumerate(model.graph.node)}
+        self._nodes: dict[str, onnx.NodeProto] = {node_name(node): node for node in model.graph.node}
         self._producers: dict[str, onnx.NodeProto] = {
             name: node for node in model.graph.node for name in node.output if name
         }
@@ -119,18 +119,18 @@ class Names:
         for event, operator in dict(events).items():
             node = self._node(event)
             if operator.startswith("Reorder") or (operator == "Cast" and event.startswith(_CAST)):
-                keys[event] = LAYOUT
+                keys[event] = CONVERSIONS
             elif node is None:
                 keys[event] = event
             elif "Conv" in operator and not is_conv(node):
                 fused[event] = node
             else:
-                claimed.add(name_of(node))
+                claimed.add(node_name(node))
                 keys[event] = self._key(node)
         # Convolutions that carry their own name are settled: what was fused belongs to one of the others.
-        for event, node in sorted(fused.items(), key=lambda item: self._order[name_of(item[1])]):
+        for event, node in sorted(fused.items(), key=lambda item: self._order[node_name(item[1])]):
             conv = self._conv_before(node, claimed)
-            claimed.add(name_of(conv or node))
+            claimed.add(node_name(conv or node))
             keys[event] = self._key(conv or node)
         return keys
 
@@ -150,9 +150,9 @@ class Names:
         """The nearest convolution, not yet claimed, whose result reaches `node` through operators that fuse."""
         level = [node]
         while level:
-            nearest = [item for item in level if is_conv(item) and name_of(item) not in claimed]
+            nearest = [item for item in level if is_conv(item) and node_name(item) not in claimed]
             if nearest:
-                return max(nearest, key=lambda item: self._order[name_of(item)])
+                return max(nearest, key=lambda item: self._order[node_name(item)])
             level = [
                 self._producers[name]
                 for item in level
@@ -163,7 +163,7 @@ class Names:
         return None
 
     def _key(self, node: onnx.NodeProto) -> str:
-        name = name_of(node)
+        name = node_name(node)
         if self._base is None or name in self._base._nodes:
             return name
         for tensor in node.output:
@@ -172,15 +172,10 @@ class Names:
                 # The rewritten layer absorbed what followed the convolution.
                 twin = self._base._conv_before(twin, set()) or twin
             if twin is not None:
-                return name_of(twin)
+                return node_name(twin)
         return name
 
 
 def is_conv(node: onnx.NodeProto) -> bool:
     """True for convolutions, ours among them."""
     return "Conv" in node.op_type and (is_standard(node) or node.domain == DOMAIN)
-
-
-def name_of(node: onnx.NodeProto) -> str:
-    """A node's name in profiles; one that has none is called after its result."""
-    return node.name or next((name for name in node.output if name), node.op_type)

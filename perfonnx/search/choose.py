@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 CAP = 4096
 """Selections kept while layers are joined, for each state. Up to here the frontier is exact."""
 
-DENSE = -1
+UNCHANGED = -1
 """The pick of a layer that is left as it is."""
 
 
@@ -56,7 +56,7 @@ Chain: TypeAlias = Mapping[str, Layer]
 
 @dataclass(frozen=True)
 class Selection:
-    """What every layer gets, the place of an option or `DENSE`, with the sums of times and errors."""
+    """What every layer gets, the place of an option or `UNCHANGED`, with the sums of times and errors."""
 
     picks: Mapping[str, int]
     time: float
@@ -78,10 +78,10 @@ def pareto(options: Sequence[Option]) -> list[int]:
 
 def total_time(chain: Chain, picks: Mapping[str, int]) -> float:
     """The time of a selection."""
-    sampled = [place for place, name in enumerate(chain) if picks[name] != DENSE]
+    sampled = [place for place, name in enumerate(chain) if picks[name] != UNCHANGED]
     time = 0.0
     for place, (name, layer) in enumerate(chain.items()):
-        if picks[name] != DENSE:
+        if picks[name] != UNCHANGED:
             time += layer.options[picks[name]].time
             time += layer.enter if place == sampled[0] else 0.0
             time += layer.leave if place == sampled[-1] else 0.0
@@ -117,9 +117,9 @@ def frontier(chain: Chain, *, cap: int = CAP) -> list[Selection]:
         useful = pareto(layer.options)
         sampled = [(i, layer.options[i].time, layer.options[i].error) for i in useful]
         moves = [  # from, to, pick, time, error
-            (BEFORE, BEFORE, DENSE, layer.dense, 0.0),
-            (INSIDE, INSIDE, DENSE, layer.inside, 0.0),
-            (BEHIND, BEHIND, DENSE, layer.dense, 0.0),
+            (BEFORE, BEFORE, UNCHANGED, layer.dense, 0.0),
+            (INSIDE, INSIDE, UNCHANGED, layer.inside, 0.0),
+            (BEHIND, BEHIND, UNCHANGED, layer.dense, 0.0),
         ]
         for pick, time, error in sampled:
             moves += [

@@ -34,7 +34,7 @@ from perfonnx.model.files import LoadedModel
 from perfonnx.ops.compact import COMPACT
 from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel, open_model
-from perfonnx.running.profiles import LAYOUT, Names, is_conv, layer_runs, open_profiled, read_profile
+from perfonnx.running.profiles import CONVERSIONS, Names, is_conv, layer_runs, open_profiled, read_profile
 from perfonnx.runtime import get_library_path, timed_options
 from perfonnx.search.evaluate import Subject
 
@@ -262,7 +262,7 @@ def profile(
     owners = owning_convs(models[1].proto)
     sums: dict[str, float] = {}
     for name, milliseconds in parts.items():
-        owner = OTHER if name == LAYOUT else owners.get(name, OTHER)
+        owner = OTHER if name == CONVERSIONS else owners.get(name, OTHER)
         sums[owner] = sums.get(owner, 0.0) + milliseconds / total
     return sums
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from perfonnx.plan import LayerPlan
-from perfonnx.search.choose import DENSE, Layer, Option, frontier, total_time
+from perfonnx.search.choose import UNCHANGED, Layer, Option, frontier, total_time
 from perfonnx.search.costs import LayerCosts
 from perfonnx.search.groups import Units, by_layer
 from perfonnx.search.result import MIN_SPEEDUP
@@ -87,8 +87,8 @@ class Way:
         """The best selections, from the mildest that is worth a change to the boldest."""
         options = {unit: self.options(errors, unit, kinds) for unit in self.units}
         chain = self._chain(options)
-        unchanged = total_time(chain, dict.fromkeys(chain, DENSE))
-        best = [s for s in frontier(chain) if any(pick != DENSE for pick in s.picks.values())]
+        unchanged = total_time(chain, dict.fromkeys(chain, UNCHANGED))
+        best = [s for s in frontier(chain) if any(pick != UNCHANGED for pick in s.picks.values())]
         rest, whole = self.costs.rest, unchanged + self.costs.rest
         worth = [s for s in best if (s.time + rest) * MIN_SPEEDUP <= whole] or best[-1:]
         kept = worth[:1]
@@ -101,7 +101,7 @@ class Way:
         """Single units that are worth a change by themselves, by growing error."""
         options = {unit: self.options(errors, unit) for unit in self.units}
         chain = self._chain(options)
-        unchanged = dict.fromkeys(chain, DENSE)
+        unchanged = dict.fromkeys(chain, UNCHANGED)
         whole = total_time(chain, unchanged) + self.costs.rest
         found = []
         for unit, known in options.items():
@@ -117,5 +117,5 @@ class Way:
     def _selected(
         self, options: Mapping[str, Mapping[LayerPlan, Option]], picks: Mapping[str, int], time: float, error: float
     ) -> Selected:
-        chosen = {unit: list(options[unit])[pick] for unit, pick in picks.items() if pick != DENSE}
+        chosen = {unit: list(options[unit])[pick] for unit, pick in picks.items() if pick != UNCHANGED}
         return Selected(by_layer(self.units, chosen), error, time + self.costs.rest)

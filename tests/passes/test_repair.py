@@ -19,7 +19,6 @@ from perfonnx.data.inputs import model_inputs
 from perfonnx.data.samples import Samples
 from perfonnx.passes import repair as repair_pass
 from perfonnx.plan import REPAIRS
-from perfonnx.repair import repair
 from perfonnx.replay import Replay
 from tests.passes import nets
 from tests.passes.nets import node
@@ -238,14 +237,18 @@ def test_a_plan_can_be_fitted_anew(tmp_path: Path) -> None:
     assert again.corrections["conv3"].after != result.corrections["conv3"].after
 
 
-def test_repair_returns_the_corrections() -> None:
+def test_what_is_found_is_told_and_the_plan_stays() -> None:
     model = chain()
-    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "lattice"), "conv3": LayerPlan("sparse", 0.5, "uniform")})
+    layers = {
+        "conv2": LayerPlan("perforate", 0.5, "lattice", repair="bias"),
+        "conv3": LayerPlan("sparse", 0.5, "uniform"),
+    }
+    plan = Plan(dict(layers))
     samples = Samples.load([feed["x"][0] for feed in batches()], model_inputs(model))
-    found = repair(model, plan, samples, "bias")
+    found = perfonnx.rewrite(model, plan=plan, samples=samples).corrections
     assert list(found) == ["conv2"]
     assert found["conv2"].bias.shape == (8,)
-    assert plan.layers["conv2"].repair == "none"
+    assert plan == Plan(layers)
 
 
 def edited(path: Path, **fields: Any) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from perfonnx import runtime
 from perfonnx.errors import PerfonnxError
 from perfonnx.running.bench import BenchReport, ModelTiming, _merged, bench, render_bench
-from perfonnx.running.profiles import LAYOUT, Names, layer_times
+from perfonnx.running.profiles import CONVERSIONS, Names, layer_times
 from tests import real_models
 from tests.models import small
 from tests.passes import nets
@@ -148,9 +148,9 @@ def test_names_that_onnxruntime_makes_up() -> None:
     )
     assert keys == {
         "r1_nchwc": "conv1",
-        "ReorderOutput_token_5": LAYOUT,
+        "ReorderOutput_token_5": CONVERSIONS,
         "InsertedPrecisionFreeCast_s2_nchwc": "conv2",
-        "InsertedPrecisionFreeCast_x": LAYOUT,
+        "InsertedPrecisionFreeCast_x": CONVERSIONS,
         "fc/MatMulAddFusion": "fc",
         "pool": "pool",
         "something_else": "something_else",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfonnx.search.choose import DENSE, Layer, Option, Selection, frontier, pareto, total_time
+from perfonnx.search.choose import UNCHANGED, Layer, Option, Selection, frontier, pareto, total_time
 
 numbers = st.integers(0, 20).map(float)
 options = st.builds(Option, numbers, numbers)
@@ -22,7 +22,7 @@ def _all(chain: dict[str, Layer]) -> list[tuple[float, float]]:
     found = []
     for picks in itertools.product(*(range(-1, len(layer.options)) for layer in chain.values())):
         chosen = dict(zip(chain, picks, strict=True))
-        error = sum(chain[n].options[p].error for n, p in chosen.items() if p != DENSE)
+        error = sum(chain[n].options[p].error for n, p in chosen.items() if p != UNCHANGED)
         found.append((error, total_time(chain, chosen)))
     return found
 
@@ -50,7 +50,7 @@ def test_pareto_leaves_out_what_is_beaten(found: list[Option]) -> None:
 def test_total_time_knows_the_region() -> None:
     option = (Option(1.0, 0.5),)
     chain = {name: Layer(10.0, 20.0, option, 3.0, 4.0) for name in "abcd"}
-    picks = dict.fromkeys("abcd", DENSE)
+    picks = dict.fromkeys("abcd", UNCHANGED)
     assert total_time(chain, picks) == 40
     assert total_time(chain, {**picks, "b": 0}) == 10 + (1 + 3 + 4) + 10 + 10
     assert total_time(chain, {**picks, "a": 0, "d": 0}) == (1 + 3) + 20 + 20 + (1 + 4)
@@ -61,7 +61,7 @@ def test_sampling_a_few_layers_far_apart_may_not_pay() -> None:
     chain = {"first": Layer(10, 10, option), "middle": Layer(10, 30), "last": Layer(10, 10, option)}
     dense, sampled = frontier(chain)
     assert (dense.time, sampled.time) == (30, 25)  # both would be 5 + 30 + 5
-    assert sorted(sampled.picks.values()) == [DENSE, DENSE, 0]
+    assert sorted(sampled.picks.values()) == [UNCHANGED, UNCHANGED, 0]
 
 
 @pytest.mark.parametrize("cap", [8, 64])

@@ -102,7 +102,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> ExitStatus:
     from perfonnx.torch import Round, Settings, finetune_model, finetune_rounds
-    from perfonnx.torch.render import render_finetuned, render_rounds
+    from perfonnx.torch.render_finetuned import render_finetuned, render_rounds
     from perfonnx.torch.rounds import rounds_to_json
 
     if options.resume and not options.checkpoint:

@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
     from perfonnx.model.atomic import write_atomically
     from perfonnx.report import html_report
     from perfonnx.search import TimingCache, tune
-    from perfonnx.search.render import render_tuned
+    from perfonnx.search.render_tuned import render_tuned
 
     if options.report and not options.report_json:
         options.report_json = str(Path(options.report).with_suffix(".json"))

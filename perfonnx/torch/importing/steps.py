@@ -11,7 +11,7 @@ from torch import Tensor
 
 from perfonnx import ops
 from perfonnx.errors import PerfonnxError
-from perfonnx.model.proto import TensorType, is_standard
+from perfonnx.model.proto import TensorType, is_standard, node_name, operator_name
 from perfonnx.torch.importing.node import Node
 from perfonnx.torch.importing.operators import OPERATORS
 
@@ -49,15 +49,11 @@ def check_supported(proto: ModelProto) -> None:
         if reason is None and missing:
             reason = f"it reads {missing[0]!r}, which nothing before it gives"
         if reason is not None:
-            raise PerfonnxError(f"node {node.name or next(iter(node.output), '')!r} ({_operator(node)}): {reason}")
+            raise PerfonnxError(f"node {node_name(node)!r} ({operator_name(node)}): {reason}")
         known.update(node.output if node.op_type == "Split" else node.output[:1])
     for output in proto.graph.output:
         if output.name not in known:
             raise PerfonnxError(f"output {output.name!r}: no operator that can be trained gives it")
-
-
-def _operator(node: NodeProto) -> str:
-    return node.op_type if is_standard(node) else f"{node.domain}.{node.op_type}"
 
 
 def _obstacle(node: NodeProto) -> str | None:
