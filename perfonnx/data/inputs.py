@@ -20,8 +20,10 @@ from perfonnx.model.signature import fed_inputs
 Array: TypeAlias = NDArray[Any]
 
 Feed: TypeAlias = dict[str, Array]
+"""Arrays by input name, samples along the first axis."""
 
 Shapes: TypeAlias = Mapping[str, Sequence[int | str | None]]
+"""Sizes by input name; a name or None keeps a dimension open."""
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -37,6 +39,7 @@ _DTYPES = {
     "tensor(uint64)": np.uint64,
     "tensor(bool)": np.bool_,
 }
+"""What can be fed, by the types as onnxruntime writes them."""
 
 
 class ValueLike(Protocol):

@@ -68,6 +68,19 @@ def test_bad_commands(arguments: tuple[str, ...], here: Path, capfd: pytest.Capt
     refused(capfd, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("bench m.onnx --seed -1", "--seed -1: give a whole number from 0 up"),
+        ("impact m.onnx maps.npz --data x.npy --samples 1 --seed -1", "--seed -1"),
+        ("check m.onnx m.onnx --threads 0", "--threads 0: give 1 or more"),
+        ("alphas m.onnx --data x.npy --threads -2", "--threads -2"),
+    ],
+)
+def test_values_that_no_command_takes(line: str, message: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capfd, *line.split())
+
+
 def test_errors_of_our_own_are_not_swallowed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only `PerfonnxError` becomes one line: a mistake in the program shows as what it is."""
 
