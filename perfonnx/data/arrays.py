@@ -10,8 +10,9 @@ import numpy as np
 
 from perfonnx.data.formats import ImageFormat
 from perfonnx.data.images import image_layout, normalize
-from perfonnx.data.inputs import Array, InputSpec, shape_fits, shape_text
+from perfonnx.data.inputs import Array, InputSpec, shape_fits
 from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.model.proto import shape_text
 
 
 def load_numpy(path: Path) -> Any:

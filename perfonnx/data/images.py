@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfonnx.data.formats import IMAGE_SUFFIXES, ImageFormat
-from perfonnx.data.inputs import Array, InputSpec, open_dimensions, shape_fits, shape_text
+from perfonnx.data.inputs import Array, InputSpec, open_dimensions, shape_fits
 from perfonnx.errors import PerfonnxError, one_line
+from perfonnx.model.proto import shape_text
 
 _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
 """What an image may be inside. Pillow knows many more, and starts Ghostscript for one of them."""

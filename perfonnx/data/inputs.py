@@ -14,7 +14,7 @@ from onnx import helper
 from perfonnx.errors import PerfonnxError
 from perfonnx.model import files
 from perfonnx.model.files import ModelSource
-from perfonnx.model.proto import value_type
+from perfonnx.model.proto import shape_text, value_type
 from perfonnx.model.signature import fed_inputs
 
 Array: TypeAlias = NDArray[Any]
@@ -247,8 +247,3 @@ def open_dimensions(spec: InputSpec) -> PerfonnxError:
         f"input '{spec.name}' has open dimensions {shape_text(spec.shape)}: add --input-shape {example} "
         "with the size you use"
     )
-
-
-def shape_text(shape: Sequence[int | str | None]) -> str:
-    """A shape for messages."""
-    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"

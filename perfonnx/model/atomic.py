@@ -48,7 +48,12 @@ def check_target(path: str | os.PathLike[str]) -> None:
         if not os.access(target.parent, os.W_OK | os.X_OK):
             raise PerfonnxError(f"{target}: cannot be written: no permission to write in {target.parent}")
     except OSError as error:
-        raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise unwritable(target, error) from error
+
+
+def unwritable(target: Path, error: OSError) -> PerfonnxError:
+    """What is raised where a file turns out not to be writable."""
+    return PerfonnxError(f"{target}: cannot be written: {error.strerror or error}")
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -65,7 +70,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             draft.write_bytes(content.encode() if isinstance(content, str) else content)
             publish(draft, target)
     except OSError as error:
-        raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise unwritable(target, error) from error
 
 
 @contextmanager

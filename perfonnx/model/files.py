@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from perfonnx.errors import PerfonnxError, one_line
-from perfonnx.model.atomic import check_target, data_name, drafts, publish_model
+from perfonnx.model.atomic import check_target, data_name, drafts, publish_model, unwritable
 from perfonnx.model.proto import default_opset
 from perfonnx.model.streaming import externalized, point_to, write_message
 from perfonnx.model.tensors import (
@@ -286,4 +286,4 @@ def save(model: LoadedModel, path: str | os.PathLike[str]) -> None:
                     write_message(model.proto, stream)
                 publish_model(draft, target, None, name, keep)
     except OSError as error:
-        raise PerfonnxError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise unwritable(target, error) from error

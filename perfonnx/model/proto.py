@@ -119,6 +119,11 @@ def value_type(info: ValueInfoProto) -> TensorType | None:
     )
 
 
+def shape_text(shape: Sequence[int | str | None]) -> str:
+    """A shape for messages."""
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
 def is_fixed(dimension: TensorShapeProto.Dimension) -> bool:
     """Whether a declared dimension says a size."""
     return bool(dimension.HasField("dim_value") and dimension.dim_value > 0)

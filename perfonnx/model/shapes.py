@@ -18,7 +18,7 @@ from perfonnx import ops  # noqa: F401  (its import makes the operators known to
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model.constants import fold_constants
 from perfonnx.model.layers import pool_window
-from perfonnx.model.proto import TensorType, is_fixed, is_standard, subgraphs, used_names, value_type
+from perfonnx.model.proto import TensorType, is_fixed, is_standard, shape_text, subgraphs, used_names, value_type
 from perfonnx.model.signature import fed_inputs
 from perfonnx.model.workspace import Workspace
 from perfonnx.names import unique
@@ -246,13 +246,9 @@ def contradiction_note(workspace: Workspace) -> str | None:
         return None
     first, count = found[0], f"{len(found)} tensor{'s' * (len(found) > 1)}"
     return (
-        f"the file's value_info contradicts its inputs at {count} (first: {first.name!r} is {_text(first.true)}, not "
-        f"{_text(first.declared)}); ignored"
+        f"the file's value_info contradicts its inputs at {count} (first: {first.name!r} is {shape_text(first.true)}, "
+        f"not {shape_text(first.declared)}); ignored"
     )
-
-
-def _text(shape: Shape) -> str:
-    return "[" + ", ".join("?" if d is None else str(d) for d in shape) + "]"
 
 
 def _contradicts(declared: Shape, true: Shape) -> bool:

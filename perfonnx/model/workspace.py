@@ -28,6 +28,7 @@ from onnx import (
 )
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from perfonnx import ops
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.model.files import LoadedModel
 from perfonnx.model.proto import (
@@ -46,6 +47,7 @@ from perfonnx.model.proto import (
 )
 from perfonnx.model.tensors import constant_value, is_external, to_array
 from perfonnx.names import unique
+from perfonnx.ops import foreign
 
 _SMALL_TENSOR = 1024  # elements that shape inference may want to read (shapes, axes, scales)
 
@@ -113,9 +115,6 @@ class Workspace:
 
     def _check_own_nodes(self) -> None:
         """Refuse nodes of our domain that no kernel takes: everything that follows relies on what they say."""
-        from perfonnx import ops
-        from perfonnx.ops import foreign
-
         for node in self.graph.nodes:
             if node.domain != ops.DOMAIN or node.op not in ops.OPERATORS:
                 continue

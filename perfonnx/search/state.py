@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
-from perfonnx.model.atomic import check_target, digest, write_atomically
+from perfonnx.model.atomic import check_target, digest, unwritable, write_atomically
 
 FORMAT = 1
 
@@ -132,7 +132,7 @@ class Records:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise PerfonnxError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+            raise unwritable(self.path, error) from error
 
     def _write(self, lines: list[str]) -> None:
         assert self.path is not None
