@@ -15,6 +15,7 @@ from typing import ClassVar, TypeAlias, TypeVar
 
 from perfonnx.data.formats import IMAGE_SUFFIXES
 from perfonnx.errors import PerfonnxError
+from perfonnx.model.atomic import check_target, mentions
 
 Named: TypeAlias = "tuple[str, Path]"
 """What a file is called in messages, and where it is."""
@@ -51,13 +52,16 @@ class ReadModel(Read):
 
     def with_it(self) -> Iterator[Named]:
         """The files of its external data."""
+        model = Path(self)
+        if not model.is_file() or not mentions(model, "location"):  # the key under which a model names such a file
+            return
+
         import onnx
 
         from perfonnx.model.tensors import all_tensors
 
-        model = Path(self)
         try:
-            proto = onnx.load(model, load_external_data=False) if model.is_file() else onnx.ModelProto()
+            proto = onnx.load(model, load_external_data=False)
         except Exception:  # protobuf raises many kinds
             return
         locations = {e.value for t in all_tensors(proto) for e in t.external_data if e.key == "location"}
@@ -113,8 +117,6 @@ def check_files(options: argparse.Namespace) -> None:
             file to read, by whatever name or link; is the external data of a model to read, or a file of the folder of
             data; or two of them are one.
     """
-    from perfonnx.model.atomic import check_target
-
     read = list(_given(options, Read))
     for name, value in read:
         for path in value.paths():
