@@ -1,4 +1,4 @@
-"""Timing: bookkeeping of the runs, and the layer behind each name in onnxruntime's profile."""
+"""Timing: bookkeeping of the runs, and the layers of several models side by side."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
 from rich.console import Console
 
 from perfonnx import runtime
 from perfonnx.errors import PerfonnxError
 from perfonnx.running.bench import BenchReport, ModelTiming, _merged, bench, render_bench
-from perfonnx.running.profiles import CONVERSIONS, Names, layer_times
+from perfonnx.running.profiles import Names
 from tests import real_models
 from tests.models import small
 from tests.passes import nets
@@ -131,46 +130,6 @@ def test_layers_are_found_by_the_tensor_they_compute() -> None:
     assert Names(other, Names(base)).keys(iter([("renamed", "SparseConv")])) == {"renamed": "c1"}
 
 
-def test_names_that_onnxruntime_makes_up() -> None:
-    names = Names(small.classifier())
-    keys = names.keys(
-        iter(
-            [
-                ("r1_nchwc", "Conv"),
-                ("ReorderOutput_token_5", "ReorderOutput"),
-                ("InsertedPrecisionFreeCast_s2_nchwc", "Conv"),
-                ("InsertedPrecisionFreeCast_x", "Cast"),
-                ("fc/MatMulAddFusion", "Gemm"),
-                ("pool", "GlobalAveragePool"),
-                ("something_else", "Transpose"),
-            ]
-        )
-    )
-    assert keys == {
-        "r1_nchwc": "conv1",
-        "ReorderOutput_token_5": CONVERSIONS,
-        "InsertedPrecisionFreeCast_s2_nchwc": "conv2",
-        "InsertedPrecisionFreeCast_x": CONVERSIONS,
-        "fc/MatMulAddFusion": "fc",
-        "pool": "pool",
-        "something_else": "something_else",
-    }
-
-
-def test_a_residual_sum_belongs_to_the_convolution_that_lost_its_name() -> None:
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"], name="main"),
-        helper.make_node("Conv", ["x", "v"], ["b"], name="shortcut"),
-        helper.make_node("Add", ["a", "b"], ["s"], name="sum"),
-        helper.make_node("Relu", ["s"], ["y"], name="relu"),
-    ]
-    model = small.make(nodes, {}, input_shape=[1], output_shape=[1])
-    for own, other in (("a", "main"), ("b", "shortcut")):
-        keys = Names(model).keys(iter([(f"{own}_nchwc", "Conv"), ("y_nchwc", "Conv")]))
-        assert keys[f"{own}_nchwc"] == other
-        assert keys["y_nchwc"] == ({"main", "shortcut"} - {other}).pop()
-
-
 def test_layers_that_only_another_model_has_stand_where_it_runs_them() -> None:
     assert _merged([["a", "b", "c"], ["a", "new", "also", "b", "c", "last"]]) == ["a", "new", "also", "b", "c", "last"]
     assert _merged([["a", "b"], ["first", "b", "a"]]) == ["first", "a", "b"]
@@ -183,18 +142,6 @@ def test_a_rewritten_layer_stands_beside_its_original() -> None:
     layer = next(layer for layer in report.layers if layer.name == "conv")
     assert layer.operators == ("Conv", "SparseConv")
     assert None not in layer.times
-
-
-def test_layer_times_are_medians_of_the_last_runs() -> None:
-    events: list[dict[str, object]] = [{"name": "session_initialization", "cat": "Session", "ts": 0, "dur": 5}]
-    for run, micro in enumerate((900, 10, 20, 60)):  # the first run is warm-up
-        start = 1000 * (run + 1)
-        events.append({"name": "model_run", "cat": "Session", "ts": start, "dur": 950})
-        for part in range(2):  # a node that runs twice in a run, as in a loop, counts with its sum
-            event = {"cat": "Node", "name": "conv1_kernel_time", "ts": start + part, "dur": micro}
-            events.append({**event, "args": {"op_name": "Conv"}})
-        events.append({"cat": "Node", "name": "conv1_fence_before", "ts": start, "dur": 7, "args": {"op_name": "Conv"}})
-    assert layer_times(events, Names(small.classifier()), 3) == {"conv1": ("Conv", 0.04)}
 
 
 @pytest.mark.parametrize(
