@@ -11,6 +11,7 @@ from rich.text import Text
 
 from perfonnx.inspection import Inspection
 from perfonnx.names import shortened
+from perfonnx.passes import Skip
 from perfonnx.rewriting import Report
 
 
@@ -77,7 +78,7 @@ def render_report(report: Report, *, verbose: bool = False) -> RenderableType:
         parts.append(_layers(report))
     parts.append(_totals(report))
     parts += _not_counted(report.not_counted)
-    parts += [*_skips(report, verbose), *_notes(report.notes)]
+    parts += [*_skips(report, verbose), *(_left_on_maps(report) if verbose else ()), *_notes(report.notes)]
     if report.little_to_gain:
         parts.append(Text(report.little_to_gain, "yellow"))
     parts += _missing(report.missing)
@@ -155,12 +156,7 @@ def _skips(report: Report, verbose: bool) -> list[RenderableType]:
     if not report.skips:
         return []
     if verbose or len(report.skips) <= 12:
-        table = Table(title=left_as_they_are(len(report.skips)), title_justify="left")
-        table.add_column("layer", overflow="fold")
-        table.add_column("reason", overflow="fold")
-        for skip in report.skips:
-            table.add_row(Text(shortened(skip.layer)), Text(skip.reason))
-        return [table]
+        return [_reasons(left_as_they_are(len(report.skips)), report.skips)]
     reasons = Counter(_kind(skip.reason) for skip in report.skips)
     table = Table(title=f"{left_as_they_are(len(report.skips))} (-v lists them)", title_justify="left")
     table.add_column("layers", justify="right")
@@ -168,6 +164,19 @@ def _skips(report: Report, verbose: bool) -> list[RenderableType]:
     for reason, number in reasons.most_common():
         table.add_row(str(number), Text(reason))
     return [table]
+
+
+def _left_on_maps(report: Report) -> list[RenderableType]:
+    return [_reasons("rows reach them, but they stay on maps", report.left_on_maps)] if report.left_on_maps else []
+
+
+def _reasons(title: str, skips: Sequence[Skip]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("reason", overflow="fold")
+    for skip in skips:
+        table.add_row(Text(shortened(skip.layer)), Text(skip.reason))
+    return table
 
 
 def left_as_they_are(number: int) -> str:

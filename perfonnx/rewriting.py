@@ -86,6 +86,7 @@ class LayerReport:
 class Report:
     """What a rewrite did. Pairs are (before, after), per image; `activations` in bytes.
 
+    `left_on_maps` says of the nodes that stay on maps, though rows reach them, why they do.
     `not_counted` names the layers whose multiplies are in no total, such as `2 LSTM of unknown shape`; `missing` the
     flags without which layers could not be looked at, each with the number of these layers; `notes` say what else there
     is to say of the model as a whole.
@@ -94,6 +95,7 @@ class Report:
     model: str
     layers: list[LayerReport] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    left_on_maps: list[Skip] = field(default_factory=list)
     multiplies: tuple[int, int] = (0, 0)
     conv_multiplies: tuple[int, int] = (0, 0)
     activations: tuple[int, int] = (0, 0)
@@ -500,6 +502,7 @@ def _after(workspace: Workspace, state: State, changes: list[Change], report: Re
         )
     report.multiplies = (report.multiplies[0], report.multiplies[0] - saved)
     report.conv_multiplies = (report.conv_multiplies[0], report.conv_multiplies[0] - saved)
+    report.left_on_maps = list(state.left_on_maps)
     report.activations = (report.activations[0], activation_bytes(workspace))
 
 

@@ -29,7 +29,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Skip:
-    """A layer that is left as it is, and the reason, as a person says it."""
+    """A layer that is left as it is, or a node that stays on maps, and the reason, as a person says it."""
 
     layer: str
     reason: str
@@ -79,8 +79,9 @@ class State:
     """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes.
 
     `on_maps` names the layers that stay canonical though they could work on rows, `kept` holds by id the other nodes
-    that stay on maps though rows reach them. `corrections` are what repair found or was given; `strict` says whether
-    the model passed strict shape inference before; `notes` are about the model as a whole.
+    that stay on maps though rows reach them, and `left_on_maps` says of all that rows reach why they stay on maps.
+    `corrections` are what repair found or was given; `strict` says whether the model passed strict shape inference
+    before; `notes` are about the model as a whole.
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class State:
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
     on_maps: set[str] = field(default_factory=set)
     kept: dict[int, gs.Node] = field(default_factory=dict)
+    left_on_maps: list[Skip] = field(default_factory=list)
     corrections: Corrections = field(default_factory=dict)
     strict: bool = False
     notes: list[str] = field(default_factory=list)

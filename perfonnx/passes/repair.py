@@ -35,7 +35,8 @@ from perfonnx.ops.common import Activation, ConvAttributes
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.passes.base import Change, Decision, Pass, PassResult, State
 from perfonnx.passes.convert import add_table
-from perfonnx.passes.regions import Regions, is_sampled
+from perfonnx.passes.regions import Regions
+from perfonnx.passes.rules import is_sampled
 from perfonnx.plan import NO_REPAIR, PREDICTING
 from perfonnx.replay import Replay, ancestors
 from perfonnx.sampling import Sampling, interpolate

@@ -16,7 +16,10 @@ from perfonnx.model.layers import Layer, conv_layers, table_obstacle
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
-from perfonnx.passes.regions import GLOBAL_POOLS, INSTANCE_NORMALIZATION, JOINING, POOLS, Regions, is_map
+from perfonnx.passes.regions import Regions
+from perfonnx.passes.rules import joins, rule_of
+from perfonnx.passes.rules.normalizations import INSTANCE_NORMALIZATION
+from perfonnx.passes.rules.rule import is_map
 from perfonnx.plan import ZERO, LayerPlan
 
 NOTICEABLE = 50_000.0
@@ -172,7 +175,7 @@ class _Layout:
             else:
                 total += self.costs.of_canonical(layer, decision.share)
         for i, node in self.seen.items():
-            if node.op == INSTANCE_NORMALIZATION:
+            if rule_of(node) is INSTANCE_NORMALIZATION:
                 total += self._normalization(node)[i in self.on_rows]
         for tensor in self._tensors().values():
             compact, expand = tensor.turns(self.on_rows)
@@ -201,7 +204,8 @@ class _Layout:
             return False
         output = node.outputs[0].name
         # A pool computes every position, but reads only the rows that there are.
-        read = self.flow.maps(node)[0] if node.op in POOLS or node.op in GLOBAL_POOLS else output
+        rule = rule_of(node)
+        read = output if rule is None or rule.keeps_rows else self.flow.maps(node)[0]
         return output in self.flow.share and (output in self.flow.wanted or self.flow.share.get(read, 1.0) < 1)
 
     def _on_rows(self, i: int) -> float:
@@ -246,8 +250,8 @@ class _Layout:
             if i in self.shares:
                 network.add(network.ROWS, i, self._on_maps(i))  # cut where the layer is on maps
                 network.add(i, network.MAPS, self._on_rows(i))
-            elif node.op not in JOINING:  # only what comes as rows stays rows
-                if node.op == INSTANCE_NORMALIZATION:
+            elif not joins(node):  # only what comes as rows stays rows
+                if rule_of(node) is INSTANCE_NORMALIZATION:
                     on_maps, on_rows = self._normalization(node)
                     network.add(network.ROWS, i, on_maps)
                     network.add(i, network.MAPS, on_rows)

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
+import onnx_graphsurgeon as gs
+
 from perfonnx.model.files import LoadedModel
 from perfonnx.model.layers import conv_layers
 from perfonnx.model.shapes import infer_types
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.positions import MOVES_POSITIONS
-from perfonnx.passes.regions import JOINING, KEEP_COARSE, works_on_rows
+from perfonnx.passes.rules import joins, rule_of, works_on_rows
 from perfonnx.plan import PREDICTING, LayerPlan, is_mask_file
 
 Units: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -45,15 +47,21 @@ def meeting_layers(model: LoadedModel) -> list[tuple[str, ...]]:
             continue
         if id(node) in names:
             behind[node.outputs[0].name] = {names[id(node)]}
-        elif id(node) in folded or (works_on_rows(workspace, node) and node.op in KEEP_COARSE - MOVES_POSITIONS):
+        elif id(node) in folded or (works_on_rows(workspace, node) and _keeps_positions(node)):
             met = set().union(*(behind.get(tensor.name, set()) for tensor in node.inputs))
             behind[node.outputs[0].name] = met
-            if node.op in JOINING and met:
+            if joins(node) and met:
                 group = set().union(*(groups[name] for name in met))
                 groups.update(dict.fromkeys(group, group))
     refused = {layer.name for layer in layers if layer.obstacle}
     found = [tuple(name for name in names.values() if name in groups[first]) for first in names.values()]
     return [group for group in dict.fromkeys(found) if len(group) > 1 and not refused & set(group)]
+
+
+def _keeps_positions(node: gs.Node) -> bool:
+    """Whether rows go through a node that works on them as they are."""
+    rule = rule_of(node)
+    return rule is not None and rule.keeps_rows and node.op not in MOVES_POSITIONS
 
 
 def alone(layers: Sequence[str]) -> Units:

@@ -90,7 +90,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--check", type=int, default=0, metavar="N", help="run both models on N random inputs and compare them"
     )
     after.add_argument("--dry-run", action="store_true", help="report what would be done, write nothing but the plan")
-    after.add_argument("-v", "--verbose", action="store_true", help="list every layer that is left alone")
+    after.add_argument(
+        "-v", "--verbose", action="store_true", help="list all layers left alone, and what stays on maps"
+    )
     add_quiet(after)
     add_json(after)
 

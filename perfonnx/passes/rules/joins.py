@@ -1,0 +1,122 @@
+"""Add, Sum and Concat: on the common refinement of the samplings, which is exact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from perfonnx.model.layers import set_input
+from perfonnx.model.proto import TensorType
+from perfonnx.model.workspace import Workspace
+from perfonnx.passes.base import Skip
+from perfonnx.passes.rules.rule import NO_MAP, NO_WORK_SAVED, Match, Rows, Rule, Table, is_map, skip
+
+if TYPE_CHECKING:
+    from perfonnx.passes.lower import Lowering
+
+
+def _obstacle(workspace: Workspace, node: gs.Node) -> str | None:
+    if node.op == "Concat" and node.attrs.get("axis", 1) not in (1, -3):
+        return "it joins along another axis than the channels"
+    if len(node.inputs) < 2:
+        return "it joins nothing"
+    if not all(is_map(workspace, tensor) for tensor in node.inputs):
+        return NO_MAP
+    sizes = [workspace.types[tensor.name].shape or () for tensor in (*node.inputs, node.outputs[0])]
+    alike = {size[2:] if node.op == "Concat" else size[1:] for size in sizes}
+    return None if len(alike) == 1 else "its inputs have different sizes"
+
+
+def _rows_beside(own: Rows, other: Rows) -> Table | None:
+    """For each row the other's row, -1 for zeros, where that is one row for all positions a row stands for."""
+    if own.has_fill:
+        return np.arange(own.count, dtype=np.int32) if own.same_sampling(other) else None
+    beside = np.full(own.count, -1, np.int32)
+    beside[own.source] = other.source
+    return beside if np.array_equal(beside[own.source], other.source) else None
+
+
+def _join(lowering: Lowering, node: gs.Node) -> Match | Skip:
+    output = node.outputs[0]
+    known = [lowering.rows.get(t.name) for t in node.inputs]
+    if not all(known) and not lowering.goes_on(output):
+        return skip(node, "not all that it reads comes as rows, and no sampled layer follows that would read its rows")
+    if any(r is not None and r.has_fill for r in known) and not _all_alike(known):
+        return skip(node, "positions without a row hold zeros in one of its inputs and something else in another")
+    parts = [lowering.rows_of(t) for t in node.inputs]
+    first = parts[0]
+    source: NDArray[Any]
+    alike = all(part.same_sampling(first) for part in parts)
+    if node.op != "Concat" and len(parts) == 2 and _add_into_conv(lowering, node, parts):
+        return Match("added by the layer before it")
+    if alike:
+        source, count, tensors = first.source, first.count, [part.tensor for part in parts]
+    else:
+        keys, source = np.unique(np.stack([p.source for p in parts], axis=1), axis=0, return_inverse=True)
+        source, count = source.reshape(-1).astype(np.int32), len(keys)
+        if count >= first.source.size and not lowering.goes_on(output):
+            return skip(node, NO_WORK_SAVED)
+        tensors = [_take(lowering, part, keys[:, i]) for i, part in enumerate(parts)]
+    attributes = dict(node.attrs)
+    channels = first.channels
+    if node.op == "Concat":
+        attributes["axis"] = 2
+        channels = sum(part.channels for part in parts)
+    known_output = lowering.workspace.types[output.name].shape
+    assert known_output is not None
+    result = Rows(output, count, source, first.shape, channels, first.elem_type, known_output[0])
+    lowering.emit_standard(node, tensors, attributes, output, result)
+    return Match("on rows")
+
+
+def _add_into_conv(lowering: Lowering, node: gs.Node, parts: list[Rows]) -> bool:
+    """Let one operand's convolution add the other operand before its activation.
+
+    Each of its rows has to stand for positions that have one row in the other operand too.
+    """
+    if not _one_batch(parts[0], parts[1]):
+        return False  # the convolution's result has the batch of its own input, the sum may have the other's
+    for own, other in ((1, 0), (0, 1)):
+        conv = lowering.open_conv(node.inputs[own], node)
+        if conv is None or conv.name in lowering.adding or node.inputs[0] is node.inputs[1]:
+            continue
+        z_source = _rows_beside(parts[own], parts[other])
+        if z_source is None:
+            continue
+        lowering.adding.add(conv.name)
+        set_input(conv, "Z", parts[other].tensor)
+        set_input(conv, "z_source", lowering.table("index", z_source))
+        position = next(i for i, emitted in enumerate(lowering.nodes) if emitted is conv)
+        lowering.nodes.append(lowering.nodes.pop(position))  # behind the other operand
+        lowering.let_stand(parts[own], node.outputs[0])
+        return True
+    return False
+
+
+def _one_batch(a: Rows, b: Rows) -> bool:
+    """Whether neither of two batches can be 1 where the other is more."""
+    return a.batch is not None and a.batch == b.batch
+
+
+def _all_alike(known: list[Rows | None]) -> bool:
+    first = known[0]
+    return first is not None and all(r is not None and r.same_sampling(first) for r in known)
+
+
+def _take(lowering: Lowering, rows: Rows, numbers: Table) -> gs.Tensor:
+    """Rows picked by number, repeated where a number is."""
+    if rows.count == numbers.size and np.array_equal(numbers, np.arange(numbers.size)):
+        return rows.tensor
+    index = lowering.table("index", numbers.astype(np.int32))
+    name = lowering.unique(f"{rows.tensor.name}.picked")
+    picked = gs.Variable(name)
+    node = gs.Node("Gather", name, {"axis": 1}, [rows.tensor, index], [picked])
+    lowering.nodes.append(node)
+    lowering.workspace.types[name] = TensorType(rows.elem_type, (rows.batch, int(numbers.size), rows.channels))
+    return picked
+
+
+JOINS = Rule(["Add", "Sum", "Concat"], _join, _obstacle, joins=True)
