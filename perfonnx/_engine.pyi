@@ -184,7 +184,12 @@ class SampledConv:
         activation: _Triple = ...,
         slope: _Floats | None = None,
         isa: str | None = None,
+        implementation: str = "",
     ) -> None: ...
+    @property
+    def implementation(self) -> str:
+        """What computes its product."""
+
     def __call__(self, s: _Array, z: _Array | None = None, *, threads: int = 1) -> _Array:
         """Rows S [N, R, C] to rows [N, P, M] of the same type."""
 

@@ -11,7 +11,8 @@ namespace perfonnx {
 
 // The weights of a Conv: W [outputs, inputs of a group, kernel height, kernel width] and B [outputs] or null.
 struct ConvConstants {
-  std::string layer;  // what messages call it
+  std::string layer;           // what messages call it
+  std::string implementation;  // of its product, instead of the best that applies; empty: that
   const float* weights = nullptr;
   const float* bias = nullptr;
   std::int64_t outputs = 0;

@@ -30,7 +30,7 @@ MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolatio
       activation_(conv.activation.opened()),
       height_(mask.height),
       width_(mask.width),
-      product_(conv.weights, conv.bias, WeightShape{conv.outputs, conv.inputs, geometry_.taps(), conv.groups}, kernels,
+      product_({conv.weights, conv.bias, {conv.outputs, conv.inputs, geometry_.taps(), conv.groups}, kernels, nullptr},
                conv.layer),
       sites_(sites_of_mask(mask.data, mask.height, mask.width)),
       interpolation_(std::move(interpolation)),

@@ -36,7 +36,7 @@ Product product_of(const ConvConstants& conv, const char* part, const std::vecto
     for (const std::int32_t tap : taps) weights.push_back(conv.weights[i * 9 + tap]);
   }
   const auto count = static_cast<std::int64_t>(taps.size());
-  return Product(weights.data(), bias, WeightShape{conv.outputs, conv.inputs, count, conv.groups}, kernels,
+  return Product({weights.data(), bias, {conv.outputs, conv.inputs, count, conv.groups}, kernels, nullptr},
                  conv.layer + ", " + part);
 }
 

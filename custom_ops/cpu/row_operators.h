@@ -64,11 +64,13 @@ class SampledConv {
   SampledConv(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
               const std::optional<AddedConstants>& added, const KernelSet& kernels);
 
+  // Of its product.
+  const char* implementation() const noexcept { return product_->implementation(); }
   // Whether run wants Z.
   bool adds() const noexcept { return adds_; }
   void check(const Rows& s, const Rows* z) const;
   std::int64_t sites() const noexcept { return table_.sites; }
-  std::int64_t outputs() const noexcept { return product_.outputs(); }
+  std::int64_t outputs() const noexcept { return product_->outputs(); }
   // r [s.images, sites, outputs] of S's element type.
   void run(const Rows& s, const Rows* z, void* r, Context& context) const;
 
@@ -76,7 +78,7 @@ class SampledConv {
   void check_added(const Rows& z) const;
 
   Activation activation_;
-  Product product_;
+  std::optional<Product> product_;
   RowIndex in_source_;
   RowTable table_;
   std::optional<RowIndex> z_source_;

@@ -6,13 +6,14 @@
 namespace perfonnx {
 namespace {
 
+MapSize output_of(const ConvGeometry& geometry, const MapSize& map) {
+  return MapSize{geometry.output_size(0, map.height), geometry.output_size(1, map.width)}.checked("in_shape");
+}
+
 // The taps of every site, resolved to rows of S: geometry, sites and the producer's interpolation in one table.
-RowTable table_of(const ConvGeometry& geometry, const MapSize& map, const std::optional<Indices>& sites,
-                  const RowIndex& in_source) {
-  const MapSize output =
-      MapSize{geometry.output_size(0, map.height), geometry.output_size(1, map.width)}.checked("in_shape");
-  RowTable table = make_row_table(geometry, map.height, map.width, checked_sites(sites, output, geometry.taps()),
-                                  output.width, all_taps(geometry), in_source.data());
+RowTable table_of(const SiteGrid& grid) {
+  RowTable table = make_row_table(grid.geometry, grid.input.height, grid.input.width, grid.sites, grid.output_width,
+                                  all_taps(grid.geometry), grid.source);
   find_runs(&table);
   return table;
 }
@@ -22,12 +23,14 @@ RowTable table_of(const ConvGeometry& geometry, const MapSize& map, const std::o
 SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
                          const std::optional<AddedConstants>& added, const KernelSet& kernels)
     : activation_(conv.activation.opened()),
-      product_(conv.weights, conv.bias,
-               WeightShape{conv.outputs, conv.inputs, conv.geometry.checked().taps(), conv.groups}, kernels,
-               conv.layer),
-      in_source_("in_source", map.source, map.size.checked("in_shape").positions()),
-      table_(table_of(conv.geometry, map.size, sites, in_source_)),
-      zero_row_(static_cast<std::size_t>(product_.input_channels()), 0.0F) {
+      in_source_("in_source", map.source, map.size.checked("in_shape").positions()) {
+  const MapSize output = output_of(conv.geometry.checked(), map.size);
+  const std::vector<std::int32_t> positions = checked_sites(sites, output, conv.geometry.taps());
+  const SiteGrid grid{conv.geometry, map.size, output.width, positions, in_source_.data()};
+  const WeightShape shape{conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups};
+  product_.emplace(ProductLayer{conv.weights, conv.bias, shape, kernels, &grid}, conv.layer, conv.implementation);
+  table_ = table_of(grid);
+  zero_row_.assign(static_cast<std::size_t>(product_->input_channels()), 0.0F);
   if (!added) return;
   std::vector<std::int32_t> repeated;
   std::optional<Indices> z_source = added->source;
@@ -54,9 +57,9 @@ void SampledConv::check_added(const Rows& z) const {
 }
 
 void SampledConv::check(const Rows& s, const Rows* z) const {
-  if (s.channels != product_.input_channels()) {
+  if (s.channels != product_->input_channels()) {
     throw Error("input 'S': shape " + s.shape_text() + " has " + std::to_string(s.channels) +
-                " channels, but W and group expect " + std::to_string(product_.input_channels()));
+                " channels, but W and group expect " + std::to_string(product_->input_channels()));
   }
   in_source_.check("S", s);
   if (adds_) check_added(*z);
@@ -78,9 +81,9 @@ void SampledConv::run(const Rows& s, const Rows* z, void* r, Context& context) c
   if (adds_) {
     const FloatRows z_rows(*z, context);
     const AddedRows added{z_rows.data(), z->images, z->rows, z_source_->data(), added_zero_row_.data()};
-    product_.run({input, table_, activation, result.data(), outputs(), nullptr, &added}, context);
+    product_->run({input, table_, activation, result.data(), outputs(), nullptr, &added}, context);
   } else {
-    product_.run({input, table_, activation, result.data(), outputs()}, context);
+    product_->run({input, table_, activation, result.data(), outputs()}, context);
   }
   result.finish(context);
 }

@@ -297,8 +297,8 @@ class SampledProduct {
                             const KernelSet& kernels, const std::string& implementation) {
     expect_rank(w, 3, "W");
     if (b) expect_size(*b, w.shape(0), "B");
-    return Product(w.data(), b ? b->data() : nullptr, WeightShape{w.shape(0), w.shape(1), w.shape(2), group}, kernels,
-                   "SampledProduct", implementation);
+    const WeightShape shape{w.shape(0), w.shape(1), w.shape(2), group};
+    return Product({w.data(), b ? b->data() : nullptr, shape, kernels, nullptr}, "SampledProduct", implementation);
   }
 
   Product product_;
@@ -374,8 +374,11 @@ std::unique_ptr<SampledConv> new_sampled_conv(const Floats& w, const std::option
                                               bool adds, const std::optional<Ints>& z_source, const Pair& strides,
                                               const Quad& pads, const Pair& dilations, std::int64_t group,
                                               const Triple& activation, const std::optional<Floats>& slope,
-                                              const std::optional<std::string>& isa) {
-  const ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation, slope);
+                                              const std::optional<std::string>& isa,
+                                              const std::string& implementation) {
+  ConvConstants conv = conv_of(w, b, strides, pads, dilations, group, activation, slope);
+  conv.layer = "SampledConv";
+  conv.implementation = implementation;
   std::optional<AddedConstants> added;
   if (adds) added = AddedConstants{list_of(z_source), std::nullopt};
   return std::make_unique<SampledConv>(conv, map_of(in_shape, in_source), list_of(sites), added, kernels(isa));
@@ -500,7 +503,10 @@ PYBIND11_MODULE(_engine, m) {
       .def(py::init(&new_sampled_conv), arg("w"), arg("b"), py::kw_only(), arg("in_shape"),
            arg("in_source") = py::none(), arg("sites") = py::none(), arg("adds") = false, arg("z_source") = py::none(),
            arg("strides") = ones, arg("pads") = zeros, arg("dilations") = ones, arg("group") = 1,
-           arg("activation") = kNoActivation, arg("slope") = py::none(), arg("isa") = py::none())
+           arg("activation") = kNoActivation, arg("slope") = py::none(), arg("isa") = py::none(),
+           arg("implementation") = "")
+      .def_property_readonly("implementation",
+                             [](const SampledConv& engine) { return std::string(engine.implementation()); })
       .def("__call__", run_sampled_conv, arg("s"), arg("z") = py::none(), py::kw_only(), arg("threads") = 1);
 
   py::class_<SampledPool>(m, "SampledPool")

@@ -104,6 +104,48 @@ struct GateArgs {
   float* out;  // [sites]
 };
 
+// Winograd's algorithm. Points, and the sums over their channels, lie in pieces of kPiece channels: the piece of
+// channels c to c + kPiece of point i of tile t is at i * point_stride + c / kPiece * piece_stride + t * kPiece. What a
+// product reads of several tiles is thus one piece of memory.
+enum { kPiece = 16 };
+
+// The inputs of tiles, each turned into (edge + 2)^2 points.
+struct WinogradInputArgs {
+  const float* const* rows;  // [tiles][(edge + 2)^2]
+  size_t tiles;
+  size_t begin;  // first channel, that of a piece
+  size_t end;
+  float* points;        // of the first tile and channel 0
+  size_t point_stride;  // floats
+  size_t piece_stride;
+};
+
+// The sums of all points of tiles turned into their outputs: plus bias, plus what is added, activated.
+struct WinogradOutputArgs {
+  const float* sums;  // of the first tile and channel 0
+  size_t point_stride;
+  size_t piece_stride;
+  size_t tiles;
+  size_t begin;  // first channel, that of a piece
+  size_t end;
+  const float* bias;          // [outputs], padded to whole vectors
+  float* const* out;          // [tiles][edge^2] rows; null: nobody wants it
+  const float* const* added;  // [tiles][edge^2] rows; null: none
+  Act act;
+};
+
+// One point of some tiles times a panel of weights.
+struct WinogradProductArgs {
+  const float* points;  // of the first tile
+  size_t piece_stride;
+  size_t inputs;
+  const float* panel;  // [inputs][panel width]
+  float* sums;         // of the first tile and channel
+  size_t sum_piece_stride;
+  const float* next;  // to bring near meanwhile, next_step floats on for each input
+  size_t next_step;
+};
+
 // The sum of the radius-adaptive convolution, row by row:
 //   out[p] = act((1 + center_gain * alpha[p]) * centre[p] + bias + alpha[p] * ring[ring_row[p]])
 // without its last term where ring_row[p] is -1.
@@ -126,6 +168,9 @@ typedef void (*PoolFunction)(const PoolArgs*);
 typedef void (*TurnFunction)(const TurnArgs*);
 typedef void (*GateFunction)(const GateArgs*);
 typedef void (*RadiusSumFunction)(const RadiusSumArgs*);
+typedef void (*WinogradInputFunction)(const WinogradInputArgs*);
+typedef void (*WinogradOutputFunction)(const WinogradOutputArgs*);
+typedef void (*WinogradProductFunction)(const WinogradProductArgs*);
 
 enum { kMaxSiteTile = 16 };
 
@@ -144,6 +189,11 @@ struct F32Kernels {
   TurnFunction turn;
   GateFunction gate;
   RadiusSumFunction radius_sum;
+  // [edge / 2 - 1]: tiles of 2 x 2 and of 4 x 4 outputs
+  WinogradInputFunction winograd_input[2];
+  WinogradOutputFunction winograd_output[2];
+  WinogradProductFunction winograd_product[2]
+                                          [kMaxSiteTile];  // [v - 1][t - 1]: t tiles and v vectors of output channels
 };
 
 extern const F32Kernels kF32Baseline;

@@ -555,19 +555,28 @@ void radius_sum(const RadiusSumArgs* args) {
   }
 }
 
+}  // namespace
+}  // namespace perfonnx
+
+#include "cpu/kernels/f32_winograd_body.h"
+
+namespace perfonnx {
+namespace {
+
 // Tiles that the instruction set does not use have no function.
-#define PERFONNX_TILE_OR_NULL(kind)              \
+#define PERFONNX_TILE_OR_NULL(kind, function)    \
   template <int SITES, int VECTORS>              \
-  constexpr TileFunction kind##_or_null() {      \
+  constexpr function kind##_or_null() {          \
     if constexpr (SITES <= PERFONNX_SITE_TILE) { \
       return kind<SITES, VECTORS>;               \
     } else {                                     \
       return nullptr;                            \
     }                                            \
   }
-PERFONNX_TILE_OR_NULL(strided_tiles)
-PERFONNX_TILE_OR_NULL(direct_tile)
-PERFONNX_TILE_OR_NULL(gathered_tile)
+PERFONNX_TILE_OR_NULL(strided_tiles, TileFunction)
+PERFONNX_TILE_OR_NULL(direct_tile, TileFunction)
+PERFONNX_TILE_OR_NULL(gathered_tile, TileFunction)
+PERFONNX_TILE_OR_NULL(winograd_product, WinogradProductFunction)
 
 #define PERFONNX_TILES(kind, v)                                                                        \
   {kind##_or_null<1, v>(),  kind##_or_null<2, v>(),  kind##_or_null<3, v>(),  kind##_or_null<4, v>(),  \
@@ -578,17 +587,21 @@ PERFONNX_TILE_OR_NULL(gathered_tile)
 }  // namespace
 
 // Constant initialisation: no code of this file runs before it is chosen.
-extern constexpr F32Kernels PERFONNX_KERNELS = {kVector,
-                                                kPanel,
-                                                PERFONNX_SITE_TILE,
-                                                {PERFONNX_TILES(strided_tiles, 1), PERFONNX_TILES(strided_tiles, 2)},
-                                                {PERFONNX_TILES(direct_tile, 1), PERFONNX_TILES(direct_tile, 2)},
-                                                {PERFONNX_TILES(gathered_tile, 1), PERFONNX_TILES(gathered_tile, 2)},
-                                                depthwise,
-                                                pool<Max>,
-                                                pool<Average>,
-                                                turn,
-                                                gate,
-                                                radius_sum};
+extern constexpr F32Kernels PERFONNX_KERNELS = {
+    kVector,
+    kPanel,
+    PERFONNX_SITE_TILE,
+    {PERFONNX_TILES(strided_tiles, 1), PERFONNX_TILES(strided_tiles, 2)},
+    {PERFONNX_TILES(direct_tile, 1), PERFONNX_TILES(direct_tile, 2)},
+    {PERFONNX_TILES(gathered_tile, 1), PERFONNX_TILES(gathered_tile, 2)},
+    depthwise,
+    pool<Max>,
+    pool<Average>,
+    turn,
+    gate,
+    radius_sum,
+    {winograd_input<2>, winograd_input<4>},
+    {winograd_output<2>, winograd_output<4>},
+    {PERFONNX_TILES(winograd_product, 1), PERFONNX_TILES(winograd_product, 2)}};
 
 }  // namespace perfonnx

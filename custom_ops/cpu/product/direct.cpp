@@ -100,7 +100,7 @@ class Direct final : public PreparedProduct {
 class DirectImplementation final : public Implementation {
  public:
   const char* name() const noexcept override { return "direct"; }
-  std::string obstacle(const ProductLayer& layer) const override {
+  std::string drawback(const ProductLayer& layer) const override {
     const WeightShape& shape = layer.shape;
     if (shape.taps * shape.inputs > kDirectDepth) {
       return "a panel of " + std::to_string(shape.taps * shape.inputs) + " inputs does not fit the second cache";

@@ -108,7 +108,6 @@ class Gathered final : public PreparedProduct {
 class GatheredImplementation final : public Implementation {
  public:
   const char* name() const noexcept override { return "gathered"; }
-  std::string obstacle(const ProductLayer&) const override { return {}; }
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
     return std::make_unique<const Gathered>(layer);
   }

@@ -9,6 +9,7 @@
 #include "core/context.h"
 #include "core/memory.h"
 #include "core/tables.h"
+#include "core/tiles.h"
 #include "cpu/isa.h"
 
 namespace perfonnx {
@@ -69,6 +70,7 @@ struct ProductLayer {
   const float* bias;     // [outputs] or null
   WeightShape shape;
   const KernelSet& kernels;
+  const SiteGrid* grid;  // null: the sites are chosen at run time
 };
 
 // An implementation made ready for a layer: its weights are packed. Const, for several threads at once.
@@ -84,13 +86,17 @@ class Implementation {
  public:
   virtual ~Implementation() = default;
   virtual const char* name() const noexcept = 0;
-  // Why it does not compute this layer, or not well; empty where it applies.
-  virtual std::string obstacle(const ProductLayer& layer) const = 0;
+  // Why it cannot compute this layer; empty where it can.
+  virtual std::string obstacle(const ProductLayer&) const { return {}; }
+  // Why it had better not; empty where it does well.
+  virtual std::string drawback(const ProductLayer&) const { return {}; }
   virtual std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const = 0;
 };
 
 // Each in its file.
 extern const Implementation& kDepthwise;
+extern const Implementation& kWinograd4;
+extern const Implementation& kWinograd2;
 extern const Implementation& kDirect;
 extern const Implementation& kGathered;
 

@@ -9,27 +9,27 @@
 namespace perfonnx {
 
 const std::vector<const Implementation*>& implementations() {
-  static const std::vector<const Implementation*> list{&kDepthwise, &kDirect, &kGathered};
+  static const std::vector<const Implementation*> list{&kDepthwise, &kWinograd4, &kWinograd2, &kDirect, &kGathered};
   return list;
 }
 
-Product::Product(const float* weights, const float* bias, const WeightShape& shape, const KernelSet& kernels,
-                 std::string layer, const std::string& only)
-    : shape_(shape), kernels_(kernels) {
+Product::Product(const ProductLayer& layer, std::string name, const std::string& only)
+    : shape_(layer.shape), kernels_(layer.kernels) {
+  const WeightShape& shape = shape_;
   if (shape.outputs < 1 || shape.inputs < 1 || shape.taps < 1) throw Error("input 'W': no dimension may be 0");
   if (shape.groups < 1 || shape.outputs % shape.groups != 0) {
     throw Error("attribute 'group': " + std::to_string(shape.groups) + " does not divide the " +
                 std::to_string(shape.outputs) + " output channels of W");
   }
-  const ProductLayer given{weights, bias, shape, kernels};
   std::string passed_over;
   for (const Implementation* implementation : implementations()) {
     const bool named = only == implementation->name();
     if (!only.empty() && !named) continue;
-    const std::string obstacle = implementation->obstacle(given);
+    std::string obstacle = implementation->obstacle(layer);
+    if (obstacle.empty() && !named) obstacle = implementation->drawback(layer);
     if (obstacle.empty()) {
       name_ = implementation->name();
-      prepared_ = implementation->prepare(given);
+      prepared_ = implementation->prepare(layer);
       break;
     }
     if (named) throw Error("implementation '" + only + "' does not apply: " + obstacle);
@@ -37,7 +37,7 @@ Product::Product(const float* weights, const float* bias, const WeightShape& sha
   }
   if (prepared_ == nullptr) throw Error("there is no implementation '" + only + "'");
   if (verbose()) {
-    decision_ = std::move(layer) + ": " + name_ + (passed_over.empty() ? "" : " (" + passed_over + ")");
+    decision_ = std::move(name) + ": " + name_ + (passed_over.empty() ? "" : " (" + passed_over + ")");
   }
 }
 

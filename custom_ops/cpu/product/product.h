@@ -17,11 +17,9 @@ const std::vector<const Implementation*>& implementations();
 
 class Product {
  public:
-  // weights [outputs, inputs, taps]; bias [outputs] or null: zeros. `layer` is what PERFONNX_VERBOSE calls it; `only`
-  // names the implementation to take instead of the best that applies. Throws Error for a shape that no convolution
-  // has, and where `only` does not apply.
-  Product(const float* weights, const float* bias, const WeightShape& shape, const KernelSet& kernels,
-          std::string layer, const std::string& only = {});
+  // `name` is what PERFONNX_VERBOSE calls the layer; `only` names the implementation to take instead of the best that
+  // applies. Throws Error for a shape that no convolution has, and where `only` does not apply.
+  Product(const ProductLayer& layer, std::string name, const std::string& only = {});
 
   const WeightShape& shape() const noexcept { return shape_; }
   const KernelSet& kernels() const noexcept { return kernels_; }

@@ -1,0 +1,200 @@
+// Winograd's algorithm for 3x3 kernels, part of f32_body.h: A. Lavin, S. Gray, arXiv 1509.09308. Tiles of EDGE x EDGE
+// outputs, made from (EDGE + 2) x (EDGE + 2) inputs by as many multiplies a pair of channels.
+
+namespace perfonnx {
+namespace {
+
+// One dimension: `in` turns EDGE + 2 inputs into as many factors, `out` the products of those into EDGE outputs; the
+// results lie `step` apart.
+template <int EDGE>
+struct Winograd;
+
+// Points 0, 1, -1, infinity.
+template <>
+struct Winograd<2> {
+  static PERFONNX_INLINE void in(const Vec* d, Vec* to, size_t step) {
+    to[0] = d[0] - d[2];
+    to[step] = d[1] + d[2];
+    to[2 * step] = d[2] - d[1];
+    to[3 * step] = d[1] - d[3];
+  }
+  static PERFONNX_INLINE void out(const Vec* m, Vec* to, size_t step) {
+    to[0] = m[0] + (m[1] + m[2]);
+    to[step] = (m[1] - m[2]) - m[3];
+  }
+};
+
+// Points 0, a, -a, b, -b, infinity with a = 1 / sqrt(2) and b = sqrt(2): a largest error of a quarter of that with the
+// usual 0, 1, -1, 2, -2, infinity, for two more operations.
+template <>
+struct Winograd<4> {
+  static constexpr float kA = 0.70710678118654752440F;
+  static constexpr float kB = 1.41421356237309504880F;
+  static PERFONNX_INLINE void in(const Vec* d, Vec* to, size_t step) {
+    const Vec even_a = d[4] - 2.0F * d[2];
+    const Vec odd_a = d[3] - 2.0F * d[1];
+    const Vec even_b = d[4] - 0.5F * d[2];
+    const Vec odd_b = d[3] - 0.5F * d[1];
+    to[0] = (d[0] + d[4]) - 2.5F * d[2];
+    to[step] = even_a + kA * odd_a;
+    to[2 * step] = even_a - kA * odd_a;
+    to[3 * step] = even_b + kB * odd_b;
+    to[4 * step] = even_b - kB * odd_b;
+    to[5 * step] = (d[1] + d[5]) - 2.5F * d[3];
+  }
+  static PERFONNX_INLINE void out(const Vec* m, Vec* to, size_t step) {
+    const Vec even_a = m[1] + m[2];
+    const Vec odd_a = kA * (m[1] - m[2]);
+    const Vec even_b = m[3] + m[4];
+    const Vec odd_b = kB * (m[3] - m[4]);
+    to[0] = m[0] + even_a + even_b;
+    to[step] = odd_a + odd_b;
+    to[2 * step] = 0.5F * even_a + 2.0F * even_b;
+    to[3 * step] = 0.5F * odd_a + 2.0F * odd_b + m[5];
+  }
+};
+
+template <int EDGE, bool WHOLE>
+PERFONNX_INLINE void winograd_input_vector(const float* const* rows, size_t channel, size_t count, float* to,
+                                           size_t point_stride) {
+  constexpr size_t kReads = EDGE + 2;
+  Vec half[kReads * kReads];
+  PERFONNX_UNROLL
+  for (size_t j = 0; j < kReads; ++j) {
+    Vec d[kReads];
+    PERFONNX_UNROLL
+    for (size_t i = 0; i < kReads; ++i) {
+      const float* from = rows[i * kReads + j] + channel;
+      d[i] = WHOLE ? load(from) : load_some(from, count);
+    }
+    Winograd<EDGE>::in(d, half + j, kReads);
+  }
+  PERFONNX_UNROLL
+  for (size_t i = 0; i < kReads; ++i) {
+    Vec point[kReads];
+    Winograd<EDGE>::in(half + i * kReads, point, 1);
+    PERFONNX_UNROLL
+    for (size_t j = 0; j < kReads; ++j) store(to + (i * kReads + j) * point_stride, point[j]);
+  }
+}
+
+constexpr size_t piece_offset(size_t channel, size_t piece_stride) {
+  return channel / kPiece * piece_stride + channel % kPiece;
+}
+
+template <int EDGE>
+void winograd_input(const WinogradInputArgs* args) {
+  constexpr size_t kReads = EDGE + 2;
+  const float* const* rows = args->rows;
+  for (size_t tile = 0; tile < args->tiles; ++tile, rows += kReads * kReads) {
+    const float* const* next = tile + 1 < args->tiles ? rows + kReads * kReads : rows;
+    for (size_t c = args->begin; c < args->end; c += kVector) {
+      for (size_t i = 0; i < kReads; ++i) {  // the first two columns are those of this tile
+        for (size_t j = 2; j < kReads; ++j) prefetch(next[i * kReads + j] + c);
+      }
+      const size_t count = args->end - c;
+      float* to = args->points + piece_offset(c, args->piece_stride) + tile * kPiece;
+      if (count >= kVector) {
+        winograd_input_vector<EDGE, true>(rows, c, kVector, to, args->point_stride);
+      } else {
+        winograd_input_vector<EDGE, false>(rows, c, count, to, args->point_stride);
+      }
+    }
+  }
+}
+
+template <int EDGE>
+PERFONNX_INLINE void winograd_output_vector(const WinogradOutputArgs* args, const float* sums, float* const* out,
+                                            const float* const* added, size_t channel, size_t count) {
+  constexpr size_t kPoints = EDGE + 2;
+  Vec half[kPoints * EDGE];
+  PERFONNX_UNROLL
+  for (size_t j = 0; j < kPoints; ++j) {
+    Vec m[kPoints];
+    PERFONNX_UNROLL
+    for (size_t i = 0; i < kPoints; ++i) m[i] = load(sums + (i * kPoints + j) * args->point_stride);
+    Winograd<EDGE>::out(m, half + j, kPoints);
+  }
+  const Vec bias = load(args->bias + channel);
+  Vec slope = {};
+  if (args->act.on != 0) {
+    slope =
+        args->act.slopes != nullptr ? load_some(args->act.slopes + channel, count) : slope + args->act.negative_slope;
+  }
+  PERFONNX_UNROLL
+  for (size_t i = 0; i < EDGE; ++i) {
+    Vec sum[EDGE];
+    Winograd<EDGE>::out(half + i * kPoints, sum, 1);
+    PERFONNX_UNROLL
+    for (size_t j = 0; j < EDGE; ++j) {
+      float* to = out[i * EDGE + j];
+      if (to == nullptr) continue;
+      Vec v = sum[j] + bias;
+      if (added != nullptr) v += load_some(added[i * EDGE + j] + channel, count);
+      if (args->act.on != 0) v = apply(v, slope, args->act);
+      store_some(to + channel, v, count);
+    }
+  }
+}
+
+template <int EDGE>
+void winograd_output(const WinogradOutputArgs* args) {
+  constexpr size_t kWrites = EDGE * EDGE;
+  float* const* out = args->out;
+  const float* const* added = args->added;
+  for (size_t tile = 0; tile < args->tiles; ++tile, out += kWrites) {
+    float* const* next = tile + 1 < args->tiles ? out + kWrites : out;
+    for (size_t c = args->begin; c < args->end; c += kVector) {
+      for (size_t i = 0; i < kWrites; ++i) {
+        if (next[i] != nullptr) __builtin_prefetch(next[i] + c, 1, 2);
+      }
+      const size_t count = args->end - c;
+      const float* sums = args->sums + piece_offset(c, args->piece_stride) + tile * kPiece;
+      if (count >= kVector) {
+        winograd_output_vector<EDGE>(args, sums, out, added, c, kVector);
+      } else {
+        winograd_output_vector<EDGE>(args, sums, out, added, c, count);
+      }
+    }
+    if (added != nullptr) added += kWrites;
+  }
+}
+
+template <int TILES, int VECTORS>
+PERFONNX_INLINE void winograd_multiply(const float* points, size_t count, const float** weights, const float** next,
+                                       size_t next_step, Vec (&sum)[TILES][VECTORS]) {
+  for (size_t c = 0; c < count; ++c, *weights += kPanel, *next += next_step) {
+    prefetch(*next);
+    Vec w[VECTORS];
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) w[v] = load(*weights + v * kVector);
+    PERFONNX_UNROLL
+    for (size_t t = 0; t < TILES; ++t) {
+      const float x = points[t * kPiece + c];
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) sum[t][v] += x * w[v];
+    }
+  }
+}
+
+template <int TILES, int VECTORS>
+void winograd_product(const WinogradProductArgs* args) {
+  Vec sum[TILES][VECTORS] = {};
+  const float* points = args->points;
+  const float* weights = args->panel;
+  const float* next = args->next;
+  size_t left = args->inputs;
+  for (; left >= kPiece; left -= kPiece, points += args->piece_stride) {
+    winograd_multiply(points, kPiece, &weights, &next, args->next_step, sum);
+  }
+  if (left > 0) winograd_multiply(points, left, &weights, &next, args->next_step, sum);
+  PERFONNX_UNROLL
+  for (size_t v = 0; v < VECTORS; ++v) {
+    float* to = args->sums + piece_offset(v * kVector, args->sum_piece_stride);
+    PERFONNX_UNROLL
+    for (size_t t = 0; t < TILES; ++t) store(to + t * kPiece, sum[t][v]);
+  }
+}
+
+}  // namespace
+}  // namespace perfonnx

@@ -1,0 +1,442 @@
+// Winograd's algorithm (A. Lavin, S. Gray, arXiv 1509.09308) for 3x3 layers of stride 1: tiles of 4 x 4 or 2 x 2
+// outputs by 36 or 16 multiplies a pair of channels instead of 144 or 36, exact up to rounding.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "cpu/act.h"
+#include "cpu/product/panels.h"
+
+namespace perfonnx {
+namespace {
+
+constexpr std::int64_t kTaps = 9;
+
+bool strict() {
+  static const bool on = [] {
+    const char* value = std::getenv("PERFONNX_EXACTNESS");
+    if (value == nullptr || *value == '\0') return false;
+    if (std::string(value) == "strict") return true;
+    throw Error("environment variable PERFONNX_EXACTNESS=" + std::string(value) + ": use strict, or unset it");
+  }();
+  return on;
+}
+
+// The factors of a kernel's three taps along one axis; see f32_winograd_body.h for the points.
+constexpr double kRoot = 1.41421356237309504880;
+constexpr double kFactors2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+constexpr double kFactors4[6][3] = {{1, 0, 0},
+                                    {-2. / 3, -kRoot / 3, -1. / 3},
+                                    {-2. / 3, kRoot / 3, -1. / 3},
+                                    {1. / 6, kRoot / 6, 1. / 3},
+                                    {1. / 6, -kRoot / 6, 1. / 3},
+                                    {0, 0, 1}};
+
+// Weights of every point: [points][panels][inputs][panel width], and the bias padded to whole panels.
+struct PackedPoints {
+  PackedPoints(const ProductLayer& layer, std::int64_t edge) {
+    const std::int64_t outputs = layer.shape.outputs;
+    const std::int64_t inputs = layer.shape.inputs;
+    const auto width = static_cast<std::int64_t>(layer.kernels.f32->panel);
+    const std::int64_t along = edge + 2;
+    const double (*factors)[3] = edge == 2 ? kFactors2 : kFactors4;
+    panels = ceil_div(outputs, width);
+    panel_size = inputs * width;
+    const std::int64_t point_size = panels * panel_size;
+    weights = AlignedArray<float>(
+        checked_product(static_cast<std::size_t>(along * along), static_cast<std::size_t>(point_size)));
+    bias = AlignedArray<float>(static_cast<std::size_t>(panels * width));
+    std::fill_n(bias.data(), bias.size(), 0.0F);
+    if (layer.bias != nullptr) std::copy_n(layer.bias, outputs, bias.data());
+    for (std::int64_t panel = 0; panel < panels; ++panel) {
+      for (std::int64_t c = 0; c < inputs; ++c) {
+        float* to = weights.data() + panel * panel_size + c * width;
+        for (std::int64_t j = 0; j < width; ++j, ++to) {
+          const std::int64_t m = panel * width + j;
+          if (m >= outputs) {
+            for (std::int64_t i = 0; i < along * along; ++i) to[i * point_size] = 0.0F;
+            continue;
+          }
+          const float* tap = layer.weights + (m * inputs + c) * kTaps;
+          double half[6][3];  // points down, taps across
+          for (std::int64_t y = 0; y < along; ++y) {
+            for (std::int64_t x = 0; x < 3; ++x) {
+              half[y][x] = factors[y][0] * tap[x] + factors[y][1] * tap[3 + x] + factors[y][2] * tap[6 + x];
+            }
+          }
+          for (std::int64_t y = 0; y < along; ++y) {
+            for (std::int64_t x = 0; x < along; ++x) {
+              const double point = half[y][0] * factors[x][0] + half[y][1] * factors[x][1] + half[y][2] * factors[x][2];
+              to[(y * along + x) * point_size] = static_cast<float>(point);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  std::int64_t panels;
+  std::int64_t panel_size;
+  AlignedArray<float> weights;
+  AlignedArray<float> bias;
+};
+
+// Estimates, in multiplies of the innermost loop (17 to 19 ps on a Zen 4): what a tile and a site cost beside theirs,
+// and a weight that comes from memory. Measured on layers of 8 to 512 channels.
+struct Costs {
+  double points;  // multiplies of a tile, for each pair of channels
+  double input;   // to transform a tile, for each channel
+  double output;
+  double tile;  // and for itself
+};
+constexpr Costs kCosts4{36, 230, 300, 500};
+constexpr Costs kCosts2{16, 80, 100, 300};
+constexpr double kSite = 700;        // of a site that is computed directly, beside its multiplies
+constexpr double kScattered = 1.15;  // what sites outside tiles cost more than those of a dense layer
+constexpr double kWeight = 12;       // a weight that comes from memory, as in layers of many
+constexpr double kManyWeights = 512 * 1024;
+constexpr double kNearWeight = 3;  // one that comes from the last cache, as every one does for later tiles
+constexpr double kOverlap = .35;   // the part of multiplies and weights that do not hide each other
+
+constexpr std::int64_t kFewestInputs = 8;
+
+class Estimate {
+ public:
+  explicit Estimate(const ProductLayer& layer)
+      : inputs_(static_cast<double>(layer.shape.inputs)), outputs_(static_cast<double>(layer.shape.outputs)) {
+    const auto vector = static_cast<double>(layer.kernels.f32->vector);
+    padded_ = std::ceil(outputs_ / vector) * vector;
+  }
+  double site() const { return kTaps * inputs_ * padded_ + kSite; }
+  double tile(const Costs& costs) const {
+    return costs.points * inputs_ * padded_ + costs.input * inputs_ + costs.output * outputs_ + costs.tile;
+  }
+  // Fewest sites of a tile that is worth while.
+  std::int64_t least(const Costs& costs) const {
+    return std::max<std::int64_t>(static_cast<std::int64_t>(std::ceil(tile(costs) / (kScattered * site()))), 1);
+  }
+  // An image by tiles, its other sites directly.
+  double by_tiles(const Costs& costs, std::int64_t tiles, std::int64_t rest, std::int64_t passes) const {
+    const double weights = costs.points * inputs_ * outputs_;
+    const double again = static_cast<double>(std::max<std::int64_t>(passes - 1, 0)) * weights * kNearWeight;
+    return together(static_cast<double>(tiles) * tile(costs), tiles > 0 ? read(weights) + again : 0) +
+           directly(rest, kScattered);
+  }
+  double directly(std::int64_t sites, double factor = 1) const {
+    if (sites == 0) return 0;
+    return together(static_cast<double>(sites) * factor * site(), read(kTaps * inputs_ * outputs_));
+  }
+
+ private:
+  static double read(double weights) { return weights * (weights > kManyWeights ? kWeight : kNearWeight); }
+  static double together(double multiplies, double weights) {
+    return std::max(multiplies, weights) + kOverlap * std::min(multiplies, weights);
+  }
+  double inputs_;
+  double outputs_;
+  double padded_;  // outputs, to whole vectors
+};
+
+// Tiles that are computed together, at most: weights that do not stay in a cache near the processor are read for each
+// such block anew.
+constexpr std::int64_t kHeavyBytes = 6 * 1024 * 1024;
+std::int64_t block_tiles(const ProductLayer& layer, std::int64_t edge) {
+  const std::int64_t points = (edge + 2) * (edge + 2);
+  const std::int64_t bytes =
+      points * layer.shape.inputs * layer.shape.outputs * static_cast<std::int64_t>(sizeof(float));
+  const auto tile = static_cast<std::int64_t>(layer.kernels.f32->site_tile);
+  const std::int64_t several = std::max<std::int64_t>(28 / tile, 1) * tile * (edge == 4 ? 1 : 2);
+  return bytes > kHeavyBytes ? 2 * several : several;
+}
+
+class Winograd final : public PreparedProduct {
+ public:
+  Winograd(const ProductLayer& layer, TilePlan plan)
+      : shape_(layer.shape),
+        kernels_(*layer.kernels.f32),
+        plan_(std::move(plan)),
+        weights_(layer, plan_.edge),
+        block_(block_tiles(layer, plan_.edge)) {
+    if (!plan_.rest.empty()) rest_ = (kDirect.drawback(layer).empty() ? kDirect : kGathered).prepare(layer);
+  }
+
+  void run(const ProductRun& run, Context& context) const override {
+    if (plan_.tiles > 0) run_tiles(run, context);
+    if (rest_ != nullptr) run_rest(run, context);
+  }
+  const AlignedArray<float>& packed() const noexcept override { return weights_.weights; }
+
+ private:
+  // Points of some tiles, or their sums, in pieces of channels; see f32.h.
+  struct Points {
+    Points(Context& context, std::int64_t points, std::int64_t tiles, std::int64_t channels)
+        : piece_stride(tiles * kPiece),
+          point_stride(ceil_div(channels, kPiece) * piece_stride),
+          memory(context, checked_product(static_cast<std::size_t>(points), static_cast<std::size_t>(point_stride))) {}
+    // Where a channel of a point of a tile lies.
+    float* at(std::int64_t point, std::int64_t tile, std::int64_t channel) {
+      return memory.data() + point * point_stride + channel / kPiece * piece_stride + tile * kPiece + channel % kPiece;
+    }
+    std::int64_t piece_stride;
+    std::int64_t point_stride;
+    Scratch<float> memory;
+  };
+
+  // Some tiles of a run (image * tiles of an image + tile) and what lies between their inputs and outputs.
+  struct Block {
+    Block(const Winograd& of, Context& context, std::int64_t begin, std::int64_t count)
+        : first(begin),
+          tiles(count),
+          points(context, of.plan_.reads(), count, of.shape_.inputs),
+          sums(context, of.plan_.reads(), count, of.weights_.panels * of.width()) {}
+    std::int64_t first;
+    std::int64_t tiles;
+    Points points;
+    Points sums;
+  };
+
+  // Some tiles of a block, and some pieces of their channels.
+  struct Part {
+    std::int64_t tile_begin;
+    std::int64_t tile_end;
+    std::int64_t channel_begin;
+    std::int64_t channel_end;
+  };
+
+  // Either every thread takes blocks, or, where there are too few tiles for that or the weights are too many for each
+  // thread to read them all, a block at a time and each of its steps is shared out.
+  void run_tiles(const ProductRun& run, Context& context) const {
+    constexpr std::int64_t kSmall = 2 * 1024 * 1024;  // multiplies that are not worth three steps
+    const std::int64_t total = run.input.images * plan_.tiles;
+    const std::int64_t threads = wanted_tasks();
+    const auto site_tile = static_cast<std::int64_t>(kernels_.site_tile);
+    const bool heavy = static_cast<std::int64_t>(weights_.weights.size() * sizeof(float)) > kHeavyBytes;
+    const bool small = total * plan_.reads() * shape_.inputs * shape_.outputs < kSmall;
+    const bool alone = threads == 1 || small || (!heavy && total >= threads * site_tile);
+    std::int64_t blocks = ceil_div(total, block_);
+    if (alone && !small) blocks = std::min(ceil_div(blocks, threads) * threads, total);
+    const EvenSplit split{total, blocks};
+    if (alone) {
+      for_each_alone(context, blocks, [&](std::int64_t i, Context& inside) {
+        Block block(*this, inside, split.begin(i), split.end(i) - split.begin(i));
+        read(run, {0, block.tiles, 0, shape_.inputs}, &block);
+        multiply(0, steps(), &block);
+        write(run, {0, block.tiles, 0, shape_.outputs}, &block);
+      });
+      return;
+    }
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      Block block(*this, context, split.begin(i), split.end(i) - split.begin(i));
+      share_out(block, shape_.inputs, context, [&](const Part& part) { read(run, part, &block); });
+      const EvenSplit steps_of{steps(), std::min(steps(), kParts * threads)};
+      context.parallel.run(static_cast<std::size_t>(steps_of.parts), [&](std::size_t task) {
+        const auto part = static_cast<std::int64_t>(task);
+        multiply(steps_of.begin(part), steps_of.end(part), &block);
+      });
+      share_out(block, shape_.outputs, context, [&](const Part& part) { write(run, part, &block); });
+    }
+  }
+
+  // Calls function(part) for parts that together are all channels of all tiles of a block.
+  template <typename Function>
+  static void share_out(const Block& block, std::int64_t channels, Context& context, const Function& function) {
+    const std::int64_t wanted = kParts * wanted_tasks();
+    const EvenSplit tiles{block.tiles, std::min(block.tiles, wanted)};
+    const EvenSplit pieces{ceil_div(channels, kPiece),
+                           std::min(ceil_div(channels, kPiece), ceil_div(wanted, tiles.parts))};
+    context.parallel.run(static_cast<std::size_t>(tiles.parts * pieces.parts), [&](std::size_t task) {
+      const std::int64_t i = static_cast<std::int64_t>(task) / pieces.parts;
+      const std::int64_t j = static_cast<std::int64_t>(task) % pieces.parts;
+      function(
+          Part{tiles.begin(i), tiles.end(i), pieces.begin(j) * kPiece, std::min(pieces.end(j) * kPiece, channels)});
+    });
+  }
+
+  void read(const ProductRun& run, const Part& part, Block* block) const {
+    const std::int64_t reads = plan_.reads();
+    const std::int64_t count = part.tile_end - part.tile_begin;
+    std::vector<const float*> rows(static_cast<std::size_t>(count * reads));
+    for (std::int64_t t = 0; t < count; ++t) {
+      const std::int64_t number = block->first + part.tile_begin + t;
+      const std::int32_t* numbers = plan_.inputs.data() + number % plan_.tiles * reads;
+      const float* image = run.input.data + number / plan_.tiles * run.input.rows_per_image * shape_.inputs;
+      for (std::int64_t i = 0; i < reads; ++i) {
+        rows[static_cast<std::size_t>(t * reads + i)] =
+            numbers[i] < 0 ? run.input.zero_row : image + (numbers[i] - run.input.first_row) * shape_.inputs;
+      }
+    }
+    WinogradInputArgs args{};
+    args.rows = rows.data();
+    args.tiles = static_cast<std::size_t>(count);
+    args.begin = static_cast<std::size_t>(part.channel_begin);
+    args.end = static_cast<std::size_t>(part.channel_end);
+    args.points = block->points.at(0, part.tile_begin, 0);
+    args.point_stride = static_cast<std::size_t>(block->points.point_stride);
+    args.piece_stride = static_cast<std::size_t>(block->points.piece_stride);
+    kernels_.winograd_input[edge_index()](&args);
+  }
+
+  // A step of the products is a point and a panel.
+  std::int64_t steps() const noexcept { return plan_.reads() * weights_.panels; }
+  void multiply(std::int64_t begin, std::int64_t end, Block* block) const {
+    const EvenSplit tiles{block->tiles, ceil_div(block->tiles, static_cast<std::int64_t>(kernels_.site_tile))};
+    WinogradProductArgs args{};
+    args.piece_stride = static_cast<std::size_t>(block->points.piece_stride);
+    args.sum_piece_stride = static_cast<std::size_t>(block->sums.piece_stride);
+    args.inputs = static_cast<std::size_t>(shape_.inputs);
+    args.next_step = static_cast<std::size_t>(ceil_div(width(), tiles.parts));
+    for (std::int64_t step = begin; step < end; ++step) {
+      const std::int64_t point = step / weights_.panels;
+      const std::int64_t channel = step % weights_.panels * width();
+      const std::int64_t vectors = std::min<std::int64_t>(ceil_div(shape_.outputs - channel, vector()), 2);
+      args.panel = weights_.weights.data() + step * weights_.panel_size;
+      args.next = args.panel + weights_.panel_size;
+      for (std::int64_t i = 0; i < tiles.parts; ++i) {
+        args.points = block->points.at(point, tiles.begin(i), 0);
+        args.sums = block->sums.at(point, tiles.begin(i), channel);
+        kernels_.winograd_product[vectors - 1][tiles.end(i) - tiles.begin(i) - 1](&args);
+        args.next += args.next_step * args.inputs;
+      }
+    }
+  }
+
+  void write(const ProductRun& run, const Part& part, Block* block) const {
+    const Sites sites(run, shape_);
+    const std::int64_t writes = plan_.writes();
+    const std::int64_t count = part.tile_end - part.tile_begin;
+    std::vector<float*> out(static_cast<std::size_t>(count * writes));
+    std::vector<const float*> added(run.added != nullptr ? out.size() : 0);
+    for (std::int64_t t = 0; t < count; ++t) {
+      const std::int64_t tile = block->first + part.tile_begin + t;
+      const std::int32_t* numbers = plan_.outputs.data() + tile % plan_.tiles * writes;
+      for (std::int64_t i = 0; i < writes; ++i) {
+        if (numbers[i] < 0) continue;
+        const std::int64_t row = tile / plan_.tiles * run.table.sites + numbers[i];
+        const auto at = static_cast<std::size_t>(t * writes + i);
+        out[at] = run.out + row * run.out_stride;
+        if (run.added != nullptr) added[at] = sites.added_row(row);
+      }
+    }
+    WinogradOutputArgs args{};
+    args.sums = block->sums.at(0, part.tile_begin, 0);
+    args.point_stride = static_cast<std::size_t>(block->sums.point_stride);
+    args.piece_stride = static_cast<std::size_t>(block->sums.piece_stride);
+    args.tiles = static_cast<std::size_t>(count);
+    args.begin = static_cast<std::size_t>(part.channel_begin);
+    args.end = static_cast<std::size_t>(part.channel_end);
+    args.bias = weights_.bias.data();
+    args.out = out.data();
+    args.added = run.added != nullptr ? added.data() : nullptr;
+    args.act = act_of(run.activation);
+    kernels_.winograd_output[edge_index()](&args);
+  }
+
+  // The sites outside tiles, some at a time.
+  void run_rest(const ProductRun& run, Context& context) const {
+    constexpr std::int64_t kSites = 448;
+    const auto in_image = static_cast<std::int64_t>(plan_.rest.size());
+    const std::int64_t total = run.input.images * in_image;
+    const std::int64_t threads = wanted_tasks();
+    const EvenSplit split{total, std::min(ceil_div(ceil_div(total, kSites), threads) * threads, total)};
+    for_each_alone(context, split.parts, [&](std::int64_t i, Context& inside) {
+      const std::int64_t begin = split.begin(i);
+      std::vector<std::int64_t> numbers(static_cast<std::size_t>(split.end(i) - begin));
+      for (std::size_t k = 0; k < numbers.size(); ++k) {
+        const std::int64_t number = begin + static_cast<std::int64_t>(k);
+        numbers[k] = number / in_image * run.table.sites + plan_.rest[static_cast<std::size_t>(number % in_image)];
+      }
+      const auto count = static_cast<std::int64_t>(numbers.size());
+      Scratch<float> out(inside, static_cast<std::size_t>(count * shape_.outputs));
+      const SiteList list{numbers.data(), count};
+      rest_->run({run.input, run.table, run.activation, out.data(), shape_.outputs, &list, run.added}, inside);
+      const float* from = out.data();
+      for (const std::int64_t number : numbers) {
+        std::copy_n(from, shape_.outputs, run.out + number * run.out_stride);
+        from += shape_.outputs;
+      }
+    });
+  }
+
+  std::int64_t edge_index() const noexcept { return plan_.edge / 2 - 1; }
+  std::int64_t vector() const noexcept { return static_cast<std::int64_t>(kernels_.vector); }
+  std::int64_t width() const noexcept { return static_cast<std::int64_t>(kernels_.panel); }
+
+  static constexpr std::int64_t kParts = 4;  // of a step, for each thread
+
+  WeightShape shape_;
+  const F32Kernels& kernels_;
+  TilePlan plan_;
+  PackedPoints weights_;
+  std::int64_t block_;
+  std::unique_ptr<const PreparedProduct> rest_;  // of sites outside tiles; null: there are none
+};
+
+class WinogradImplementation final : public Implementation {
+ public:
+  constexpr WinogradImplementation(const char* name, std::int64_t edge, const Costs& costs)
+      : name_(name), edge_(edge), costs_(costs) {}
+
+  const char* name() const noexcept override { return name_; }
+  std::string obstacle(const ProductLayer& layer) const override {
+    if (layer.grid == nullptr) return "its sites are not known beforehand";
+    const ConvGeometry& geometry = layer.grid->geometry;
+    if (geometry.kernel[0] != 3 || geometry.kernel[1] != 3) return "its kernel is not 3 x 3";
+    for (const std::int64_t step :
+         {geometry.strides[0], geometry.strides[1], geometry.dilations[0], geometry.dilations[1]}) {
+      if (step != 1) return "its strides and dilations are not all 1";
+    }
+    return layer.shape.groups == 1 ? "" : "it has groups";
+  }
+  std::string drawback(const ProductLayer& layer) const override {
+    if (strict()) return "PERFONNX_EXACTNESS is strict";
+    if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
+    const double own = best(layer).cost;
+    if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
+      return "too few sites in a tile, or too few channels";
+    }
+    const WinogradImplementation& other =
+        static_cast<const WinogradImplementation&>(edge_ == 4 ? kWinograd2 : kWinograd4);
+    return own <= other.best(layer).cost ? "" : "its weights are too many for so few tiles";
+  }
+  std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
+    return std::make_unique<const Winograd>(layer, best(layer).plan);
+  }
+
+ private:
+  struct Choice {
+    TilePlan plan;
+    double cost;  // of an image
+  };
+  // Either tiles of few sites are left to the direct kernel, or, lest that reads its weights for them, none.
+  Choice best(const ProductLayer& layer) const {
+    const Estimate estimate(layer);
+    const auto with = [&](std::int64_t least) {
+      TilePlan plan = make_tiles(*layer.grid, edge_, least);
+      const std::int64_t passes = ceil_div(plan.tiles, block_tiles(layer, edge_));
+      const auto rest = static_cast<std::int64_t>(plan.rest.size());
+      const double cost = estimate.by_tiles(costs_, plan.tiles, rest, passes);
+      return Choice{std::move(plan), cost};
+    };
+    Choice some = with(estimate.least(costs_));
+    if (some.plan.rest.empty()) return some;
+    Choice all = with(1);
+    return all.cost < some.cost ? std::move(all) : std::move(some);
+  }
+
+  const char* name_;
+  std::int64_t edge_;
+  const Costs& costs_;
+};
+
+const WinogradImplementation kImplementation4("winograd4", 4, kCosts4);
+const WinogradImplementation kImplementation2("winograd2", 2, kCosts2);
+
+}  // namespace
+
+const Implementation& kWinograd4 = kImplementation4;
+const Implementation& kWinograd2 = kImplementation2;
+
+}  // namespace perfonnx

@@ -1,0 +1,255 @@
+"""Winograd's algorithm against numpy: tiles whole and cut, sites chosen, rows interpolated, with every instruction set.
+
+Sums of transformed numbers round otherwise than those of a direct convolution: errors of 1e-6 to 4e-6 of the largest
+output are what float32 gives with tiles of 4 x 4, a fifth of that with 2 x 2.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfonnx import _engine
+from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv
+
+ISAS = _engine.available_isas()
+TOLERANCE = {"winograd4": 1e-5, "winograd2": 3e-6}
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.reshape(*x.shape[:2], -1).transpose(0, 2, 1))
+
+
+def _layer(
+    seed: int, inputs: int, outputs: int, size: int, images: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, weights and bias of a 3x3 layer."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((images, inputs, size, size)).astype(np.float32)
+    w = (rng.standard_normal((outputs, inputs, 3, 3)) / np.sqrt(9 * inputs)).astype(np.float32)
+    return _rows(x), w, rng.standard_normal(outputs).astype(np.float32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    inputs=st.integers(1, 40),
+    outputs=st.integers(1, 70),
+    images=st.integers(0, 3),
+    size=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    pads=st.tuples(*[st.integers(0, 3)] * 4),
+    keep=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    rows=st.sampled_from(["as they are", "interpolated"]),
+    adds=st.sampled_from(["nothing", "rows", "rows of one image"]),
+    activation=st.sampled_from([NO_ACTIVATION, (0.0, -1e30, 1e30), (0.2, -1.0, 2.0)]),
+    sloped=st.booleans(),
+    implementation=st.sampled_from(sorted(TOLERANCE)),
+    isa=st.sampled_from(ISAS),
+)
+def test_any_layer(
+    seed: int,
+    inputs: int,
+    outputs: int,
+    images: int,
+    size: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    keep: float,
+    rows: str,
+    adds: str,
+    activation: tuple[float, float, float],
+    sloped: bool,
+    implementation: str,
+    isa: str,
+) -> None:
+    rng = np.random.default_rng(seed)
+    geometry = Geometry(pads=pads)
+    positions = size[0] * size[1]
+    in_source = np.arange(positions, dtype=np.int32)
+    if rows == "interpolated":
+        in_source = rng.integers(-1, positions, positions).astype(np.int32)
+    s = rng.standard_normal((images, positions, inputs)).astype(np.float32)
+    x = np.concatenate([s, np.zeros_like(s[:, :1])], axis=1)[:, in_source].transpose(0, 2, 1)
+    w = rng.standard_normal((outputs, inputs, 3, 3)).astype(np.float32)
+    b = rng.standard_normal(outputs).astype(np.float32)
+    out = geometry.output_size(*size)
+    sites = np.flatnonzero(rng.random(out[0] * out[1]) < keep).astype(np.int32)
+    rng.shuffle(sites)
+    linear = conv(x.reshape(images, inputs, *size), w, geometry) + b[:, None, None]
+    linear = linear.reshape(images, outputs, out[0] * out[1])[:, :, sites].transpose(0, 2, 1)
+    z, z_source = None, None
+    if adds != "nothing":
+        z = rng.standard_normal((1 if adds == "rows of one image" else images, 5, outputs)).astype(np.float32)
+        z_source = rng.integers(-1, 5, len(sites)).astype(np.int32)
+        linear = linear + np.concatenate([z, np.zeros_like(z[:, :1])], axis=1)[:, z_source]
+    slope = rng.choice(np.array([-1, 0, 0.25, 1], np.float32), outputs) if sloped else None
+    engine = _engine.SampledConv(
+        w,
+        b,
+        in_shape=size,
+        in_source=in_source,
+        sites=sites,
+        adds=z is not None,
+        z_source=z_source,
+        pads=pads,
+        activation=activation,
+        slope=slope,
+        isa=isa,
+        implementation=implementation,
+    )
+    assert engine.implementation == implementation
+    got = engine(s, z)
+    largest = 9 * inputs  # of the terms of a sum; a layer of few sites may have small outputs alone
+    expected = activate(linear, activation, slope)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[implementation] * max(np.sqrt(largest) * 4, 10))
+    np.testing.assert_array_equal(engine(s, z, threads=3), got)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
+@pytest.mark.parametrize(("inputs", "outputs", "size"), [(64, 64, 28), (130, 66, 21), (256, 48, 14), (512, 64, 7)])
+def test_error_relative_to_the_largest_output(
+    isa: str, implementation: str, inputs: int, outputs: int, size: int
+) -> None:
+    s, w, b = _layer(0, inputs, outputs, size)
+    expected = conv(s.transpose(0, 2, 1).reshape(1, inputs, size, size), w, Geometry()) + b[:, None, None]
+    engine = _engine.SampledConv(w, b, in_shape=(size, size), pads=(1, 1, 1, 1), isa=isa, implementation=implementation)
+    error = np.abs(engine(s) - _rows(expected)).max() / np.abs(expected).max()
+    assert error < TOLERANCE[implementation]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
+def test_a_site_has_the_bits_of_its_tile_or_of_the_direct_kernel(isa: str, implementation: str) -> None:
+    """Which other sites there are decides only which of the two."""
+    s, w, b = _layer(1, 48, 40, 32, images=2)
+    arguments = {"in_shape": (32, 32), "pads": (1, 1, 1, 1), "isa": isa}
+    sites = np.flatnonzero(np.random.default_rng(1).random(1024) < 0.35).astype(np.int32)
+    tiles = _engine.SampledConv(w, b, **arguments, implementation=implementation)(s)[:, sites]
+    direct = _engine.SampledConv(w, b, **arguments, implementation="direct")(s)[:, sites]
+    got = _engine.SampledConv(w, b, sites=sites, **arguments, implementation=implementation)(s)
+    by_tiles, directly = (got == tiles).all(axis=(0, 2)), (got == direct).all(axis=(0, 2))
+    assert (by_tiles | directly).all()
+    assert by_tiles.mean() > 0.1
+    assert directly.mean() > 0.1
+
+
+def test_sites_that_are_named_twice_are_computed_twice() -> None:
+    s, w, b = _layer(2, 32, 32, 8)
+    sites = np.repeat(np.arange(64, dtype=np.int32), 2)
+    engine = _engine.SampledConv(w, b, in_shape=(8, 8), sites=sites, pads=(1, 1, 1, 1), implementation="winograd4")
+    dense = _engine.SampledConv(w, b, in_shape=(8, 8), pads=(1, 1, 1, 1))(s)
+    np.testing.assert_allclose(engine(s), dense[:, sites], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_no_number_stays_in_the_tiles_that_read_it(isa: str, value: float) -> None:
+    s, w, b = _layer(3, 32, 32, 16)
+    engine = _engine.SampledConv(w, b, in_shape=(16, 16), pads=(1, 1, 1, 1), isa=isa, implementation="winograd4")
+    clean = engine(s).reshape(16, 16, 32)
+    s[0, 5 * 16 + 5] = value
+    got = engine(s).reshape(16, 16, 32)
+    assert not np.isfinite(got[4:7, 4:7]).any()
+    got[4:8, 4:8] = clean[4:8, 4:8]
+    np.testing.assert_array_equal(got, clean)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "images"),
+    [(64, 64, 24, 1), (256, 256, 8, 1), (512, 512, 7, 2), (24, 40, 6, 1), (16, 16, 30, 3)],
+)
+def test_results_do_not_depend_on_the_number_of_processors(inputs: int, outputs: int, size: int, images: int) -> None:
+    """Few tiles, many weights and many tiles are shared out in different ways."""
+    code = f"""
+import hashlib, os, sys
+import numpy as np
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+from perfonnx import _engine
+rng = np.random.default_rng(0)
+s = rng.standard_normal(({images}, {size**2}, {inputs})).astype(np.float32)
+z = rng.standard_normal((1, {size**2}, {outputs})).astype(np.float32)
+w = rng.standard_normal(({outputs}, {inputs}, 3, 3)).astype(np.float32)
+engine = _engine.SampledConv(
+    w, None, in_shape=({size}, {size}), pads=(1, 1, 1, 1), adds=True, implementation=sys.argv[2]
+)
+print(hashlib.sha256(engine(s, z, threads=int(sys.argv[1]) + 1)).hexdigest())
+"""
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor, or no way to ask for one")
+    for implementation in TOLERANCE:
+        one, two = (subprocess.check_output([sys.executable, "-c", code, count, implementation]) for count in "12")
+        assert one == two
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "chosen"),
+    [
+        (64, 64, 56, "winograd4"),
+        (16, 16, 32, "winograd4"),
+        (512, 512, 28, "winograd4"),
+        (512, 512, 7, "winograd2"),
+        (512, 512, 1, "gathered"),
+        (64, 64, 1, "direct"),
+        (1, 2, 8, "direct"),
+    ],
+)
+def test_tiles_are_taken_where_they_pay(inputs: int, outputs: int, size: int, chosen: str) -> None:
+    w = np.ones((outputs, inputs, 3, 3), np.float32)
+    assert _engine.SampledConv(w, None, in_shape=(size, size), pads=(1, 1, 1, 1)).implementation == chosen
+
+
+@pytest.mark.parametrize(("keep", "chosen"), [(0.9, "winograd4"), (0.5, "winograd4"), (0.05, "direct")])
+def test_scattered_sites(keep: float, chosen: str) -> None:
+    sites = np.flatnonzero(np.random.default_rng(0).random(32 * 32) < keep).astype(np.int32)
+    w = np.ones((64, 64, 3, 3), np.float32)
+    assert _engine.SampledConv(w, None, in_shape=(32, 32), sites=sites, pads=(1, 1, 1, 1)).implementation == chosen
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "reason"),
+    [
+        ((64, 64, 5, 5), {}, "its kernel is not 3 x 3"),
+        ((64, 64, 3, 3), {"strides": (2, 1)}, "its strides and dilations are not all 1"),
+        ((64, 64, 3, 3), {"dilations": (1, 2)}, "its strides and dilations are not all 1"),
+        ((64, 32, 3, 3), {"group": 2}, "it has groups"),
+    ],
+)
+@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
+def test_other_convolutions_are_refused(
+    implementation: str, shape: tuple[int, int, int, int], arguments: dict[str, object], reason: str
+) -> None:
+    w = np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match=f"'{implementation}' does not apply: {reason}"):
+        _engine.SampledConv(w, None, in_shape=(32, 32), implementation=implementation, **arguments)
+    assert _engine.SampledConv(w, None, in_shape=(32, 32), **arguments).implementation == "direct"
+
+
+def _run(exactness: str, verbose: str = "") -> subprocess.CompletedProcess[str]:
+    code = """
+import numpy as np
+from perfonnx import _engine
+engine = _engine.SampledConv(np.ones((64, 64, 3, 3), np.float32), None, in_shape=(28, 28))
+engine(np.ones((1, 784, 64), np.float32))
+print(engine.implementation)
+"""
+    environment = {**os.environ, "PERFONNX_EXACTNESS": exactness, "PERFONNX_VERBOSE": verbose}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_strict_exactness_keeps_to_the_direct_kernels() -> None:
+    assert _run("").stdout.strip() == "winograd4"
+    done = _run("strict", verbose="1")
+    assert done.stdout.strip() == "direct"
+    assert "not winograd4: PERFONNX_EXACTNESS is strict" in done.stderr
+
+
+def test_exactness_of_another_kind_is_a_clear_error() -> None:
+    done = _run("loose")
+    assert done.returncode != 0
+    assert "PERFONNX_EXACTNESS=loose: use strict, or unset it" in done.stderr
