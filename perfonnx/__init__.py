@@ -15,19 +15,27 @@ if TYPE_CHECKING:
     from perfonnx.corrections import TrainedGate
     from perfonnx.errors import PerfonnxError
     from perfonnx.inspection import Inspection, inspect
+    from perfonnx.methods import METHODS, Method
+    from perfonnx.methods.perforate import Perforate
+    from perfonnx.methods.radius_adaptive import RadiusAdaptive
+    from perfonnx.methods.sparse import Sparse
     from perfonnx.passes import Options
-    from perfonnx.plan import LayerPlan, Plan
+    from perfonnx.plan import Plan
     from perfonnx.rewriting import Report, Rewritten, rewrite
     from perfonnx.runtime import get_library_path, register, session, with_libraries
 
 __all__ = [
+    "METHODS",
     "Inspection",
-    "LayerPlan",
+    "Method",
     "Options",
     "PerfonnxError",
+    "Perforate",
     "Plan",
+    "RadiusAdaptive",
     "Report",
     "Rewritten",
+    "Sparse",
     "TrainedGate",
     "get_library_path",
     "inspect",
@@ -42,7 +50,11 @@ _MODULES = {
     "errors": ("PerfonnxError",),
     "inspection": ("Inspection", "inspect"),
     "passes": ("Options",),
-    "plan": ("LayerPlan", "Plan"),
+    "methods": ("METHODS", "Method"),
+    "methods.perforate": ("Perforate",),
+    "methods.radius_adaptive": ("RadiusAdaptive",),
+    "methods.sparse": ("Sparse",),
+    "plan": ("Plan",),
     "rewriting": ("Report", "Rewritten", "rewrite"),
     "runtime": ("get_library_path", "register", "session", "with_libraries"),
 }

@@ -7,7 +7,7 @@ import io as std_io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from perfonnx.model.atomic import write_atomically
 from perfonnx.sampling import Sampling
 
 FORMAT = 1
+_OWN = ".own."
 _ARRAYS = ("bias", "mask", "predictor", "source", "weight", "gate", "ring_bias")
 
 
@@ -77,6 +78,7 @@ class Correction:
             of it were repaired, before it was.
         after: The same after.
         gate: Of a radius-adaptive layer; None for perforated ones.
+        arrays: What another method found, by names of its own.
     """
 
     bias: NDArray[np.float32]
@@ -88,6 +90,13 @@ class Correction:
     before: float = 0.0
     after: float = 0.0
     gate: Gate | None = None
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, weight: NDArray[Any], arrays: Mapping[str, NDArray[Any]], before: float, after: float) -> Correction:
+        """What a method of no special kind found for a layer of this weight."""
+        nothing = np.zeros(0, np.float32), np.zeros((0, 0), bool), ""
+        return cls(*nothing, digest(weight), before=before, after=after, arrays=arrays)
 
 
 Corrections = dict[str, Correction]
@@ -124,6 +133,7 @@ def save(corrections: Mapping[str, Correction], path: str | os.PathLike[str]) ->
         if c.learned is not None:
             values |= {"source": c.learned.source, "weight": c.learned.weight}
         arrays |= {f"{number}.{kind}": array for kind, array in values.items() if array is not None}
+        arrays |= {f"{number}{_OWN}{name}": array for name, array in c.arrays.items()}
     about = json.dumps({"perfonnx_corrections": FORMAT, "layers": layers})
     stream = std_io.BytesIO()
     np.savez_compressed(stream, about=np.array(about), **arrays)  # type: ignore[arg-type]
@@ -146,7 +156,9 @@ def load(path: str | os.PathLike[str]) -> Corrections:
             result = {}
             for number, fields in enumerate(about["layers"]):
                 arrays = {kind: archive[key] for kind in _ARRAYS if (key := f"{number}.{kind}") in archive.files}
-                result[str(fields["name"])] = _correction(fields, arrays)
+                start = f"{number}{_OWN}"
+                own = {key.removeprefix(start): archive[key] for key in archive.files if key.startswith(start)}
+                result[str(fields["name"])] = _correction(fields, arrays, own)
             return result
     except OSError as error:
         raise PerfonnxError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
@@ -158,13 +170,16 @@ def load(path: str | os.PathLike[str]) -> Corrections:
         ) from error
 
 
-def _correction(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Correction:
+def _correction(
+    fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], own: Mapping[str, NDArray[Any]]
+) -> Correction:
     mask = arrays["mask"].astype(bool)
     learned = None
     if "source" in arrays:
         learned = Sampling(mask, arrays["source"], arrays["weight"], "learned")
     ranks = {"bias": 1, "predictor": 2, "gate": 1, "ring_bias": 1}
     found = [(arrays[kind], rank) for kind, rank in ranks.items() if kind in arrays]
+    found += [(array, array.ndim) for array in own.values()]
     if any(a.dtype.kind != "f" or a.ndim != rank or not np.isfinite(a).all() for a, rank in found):
         raise PerfonnxError(f"layer {fields['name']!r}: its correction is not finite or of the wrong rank")
     gate = None
@@ -183,4 +198,5 @@ def _correction(fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -
         float(fields["before"]),
         float(fields["after"]),
         gate,
+        own,
     )

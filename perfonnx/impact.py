@@ -24,6 +24,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.gradients import Gradients, Labels, Loss, Network, log_loss
 from perfonnx.masks import ImpactMaps, save_arrays
 from perfonnx.masks.impact import check_impact
+from perfonnx.methods.perforate import Perforate
 from perfonnx.model import files
 from perfonnx.model.constants import fold_constants
 from perfonnx.model.files import ModelSource
@@ -31,7 +32,7 @@ from perfonnx.model.layers import conv_layers, rewritten_nodes
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV
 from perfonnx.passes.fold import folded_output
-from perfonnx.plan import LAYOUTS, LayerPlan, Plan
+from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.rewriting import Rewritten, rewrite
 
 STEP = 0.1
@@ -241,7 +242,7 @@ def ranked_impact(
 
     ranks = _ranks(impact(model))
     for step in range(1, math.ceil(rate / STEP - 1e-9)):
-        plan = Plan(dict.fromkeys(layers, LayerPlan("perforate", round(step * STEP, 6), "impact")))
+        plan = Plan(dict.fromkeys(layers, Perforate(round(step * STEP, 6), "impact")))
         current = rewrite(model, plan=plan, layout=LAYOUTS[1], impact_maps=dict.fromkeys(layers, ranks))
         kept = current.masks[layers[0]]
         ranks = np.where(kept, step + _ranks(impact(current.proto)), ranks)

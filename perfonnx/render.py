@@ -118,14 +118,11 @@ def _layers(report: Report) -> Table:
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for layer in report.layers:
-        adaptive = layer.plan.method == "radius-adaptive"
-        gated = f"{1 - layer.plan.open_share:.3f}" if layer.plan.open_share != 1 else ""
-        asked = gated if adaptive else f"{layer.plan.rate:.3f}"
-        detail = f", {layer.plan.interpolation}" if layer.plan.method == "perforate" else ""
+        asked = ", ".join(f"{step.saving:.3f}" for step in layer.plan.steps if step.asked)
         table.add_row(
             Text(shortened(layer.name)),
-            layer.plan.method,
-            Text("" if adaptive else layer.plan.mask + detail),
+            ", ".join(step.NAME for step in layer.plan.steps),
+            Text(", ".join(step.detail for step in layer.plan.steps if step.detail)),
             _size(layer.output_shape),
             asked,
             f"{layer.rate:.3f}" if asked else "",

@@ -19,12 +19,10 @@ from PIL import Image
 
 from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.masks import Mask
-from perfonnx.plan import LayerPlan
 from perfonnx.render import count
 from perfonnx.rewriting import LayerReport
 from perfonnx.search.pictures import as_pixels
 from perfonnx.search.result import Trial, Tuned
-from perfonnx.search.sensitivity import label
 from perfonnx.search.timing import machine
 
 MASK_SIDE = 112
@@ -178,9 +176,8 @@ def _layers(tuned: Tuned) -> str:
         lines.append(
             [
                 _cell(layer.name, "name"),
-                _cell(layer.plan.mask if layer.plan.interpolation == "nearest" else _kind(layer.plan), "name"),
+                _cell(layer.plan.label, "name"),
                 _cell(f"{layer.rate:.1%}", "n"),
-                _cell(layer.plan.repair),
                 _cell(f"{count(before)} → {count(after)}", "n"),
                 _cell(time, "n"),
                 f'<td class="bars">{bars}</td>',
@@ -189,7 +186,7 @@ def _layers(tuned: Tuned) -> str:
             ]
         )
     guide = tuned.metric.to_json()["guide"]
-    header = ("layer", "mask", "skipped", "repair", "multiplies", "time", "", "error alone", "")
+    header = ("layer", "method", "skipped", "multiplies", "time", "", "error alone", "")
     screening = tuned.images.get("screening", 0)
     alone = f", on {_plural(screening, 'image')}" if screening else ""
     note = (
@@ -202,10 +199,6 @@ def _layers(tuned: Tuned) -> str:
         '<span class="key loss"></span>error</p>'
     )
     return f"<h2>Layers</h2>\n{_text(note, 'dim')}\n{keys}\n{_table(header, lines)}"
-
-
-def _kind(choice: LayerPlan) -> str:
-    return f"{choice.mask}, {choice.interpolation}"
 
 
 def _left(tuned: Tuned) -> str:
@@ -265,7 +258,7 @@ def _masks(tuned: Tuned) -> str:
 def _mask_figure(layer: LayerReport, mask: Mask) -> str:
     height, width = mask.shape
     cut = max(mask.shape) > MASK_WINDOW
-    caption = f"{layer.name}: {label(layer.plan)}, {height}x{width}{', its middle' if cut else ''}"
+    caption = f"{layer.name}: {layer.plan.label}, {height}x{width}{', its middle' if cut else ''}"
     return f"<figure>{_image(mask_image(mask), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

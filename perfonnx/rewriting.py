@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,24 @@ from onnx import ModelProto
 
 from perfonnx import corrections as correction_files
 from perfonnx import ops
-from perfonnx.corrections import Correction, Corrections, TrainedGate
+from perfonnx.corrections import Corrections, TrainedGate
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import RIDGE
 from perfonnx.masks import ImpactMaps, Mask, as_mask, load_impact_maps, load_masks, save_arrays
+from perfonnx.methods import Chain, Context, Decision, Method, chained
 from perfonnx.model import files
 from perfonnx.model.atomic import check_target, digest
 from perfonnx.model.files import LoadedModel, ModelSource, has_external_data, model_bytes
-from perfonnx.model.layers import Layer, activation_bytes, constant_input, conv_layers, layer_output, rewritten_nodes
+from perfonnx.model.layers import (
+    Layer,
+    activation_bytes,
+    all_layers,
+    constant_input,
+    conv_layers,
+    layer_output,
+    rewritten_nodes,
+)
 from perfonnx.model.proto import value_type
 from perfonnx.model.shapes import symbolic_input_flag
 from perfonnx.model.signature import fix_input_shapes, load_fixed
@@ -31,29 +40,25 @@ from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
 from perfonnx.ops.common import dense_multiplies
 from perfonnx.passes import (
     Absorb,
+    Apply,
     Change,
-    Decision,
     Finish,
-    FitGates,
+    Fit,
     Fold,
     Lower,
     Normalize,
     Options,
     Pass,
     PassManager,
-    Perforate,
-    RadiusAdaptive,
-    Repair,
+    Rebuild,
     Select,
     Skip,
-    Sparsify,
     State,
-    TrainedGates,
     Weigh,
 )
 from perfonnx.passes.fold import foldable
-from perfonnx.plan import DENSE, GIVEN, LAYOUTS, ZERO, LayerPlan, Plan
-from perfonnx.sampling import Sampling, interpolate
+from perfonnx.passes.select import decide as select
+from perfonnx.plan import LAYOUTS, Plan
 
 LITTLE_TO_GAIN = 0.20
 """Where eligible layers carry a smaller part of the multiplies than this, there is little to gain: skipping three of
@@ -67,15 +72,15 @@ class LayerReport:
     Attributes:
         name: Layer name.
         plan: What was asked.
-        rate: Fraction of positions really skipped; for radius-adaptive layers, of the calibration data's pixels that
-            skip their ring.
+        rate: Share of its work that is really left out: of the positions; in radius-adaptive layers, of the calibration
+            data's pixels, which skip their ring.
         output_shape: (OH, OW).
         multiplies: Per image, before and after.
         notes: What passes did to it.
     """
 
     name: str
-    plan: LayerPlan
+    plan: Method
     rate: float
     output_shape: tuple[int, int]
     multiplies: tuple[int, int]
@@ -121,7 +126,19 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {**asdict(self), "reduction": self.reduction, "little_to_gain": self.little_to_gain}
+        layers = [
+            {
+                "name": layer.name,
+                "plan": layer.plan.to_json(),
+                "rate": layer.rate,
+                "output_shape": layer.output_shape,
+                "multiplies": layer.multiplies,
+                "notes": layer.notes,
+            }
+            for layer in self.layers
+        ]
+        data = asdict(replace(self, layers=[]))
+        return {**data, "layers": layers, "reduction": self.reduction, "little_to_gain": self.little_to_gain}
 
 
 @dataclass
@@ -177,7 +194,7 @@ class Rewritten:
             file = Path(path).with_suffix(".corrections.npz")
             correction_files.save(self.corrections, file)
             saved.corrections, saved.digests["corrections"] = file.name, digest(file.read_bytes())
-        given = {name: mask for name, mask in self.masks.items() if self.plan.layers[name].mask == GIVEN}
+        given = {name: self.masks[name] for name in _with_given_mask(self.plan)}
         if given:
             file = Path(path).with_suffix(".masks.npz")
             save_arrays(file, given)
@@ -240,10 +257,7 @@ def rewrite(
         raise PerfonnxError(f"give options or keywords, not both ({', '.join(choices)})")
     if plan is not None and (options is not None or choices):
         raise PerfonnxError("a plan says everything; give it alone, without options")
-    try:
-        chosen = options or Options(**choices)
-    except TypeError as error:
-        raise PerfonnxError(f"unknown option: {error}") from error
+    chosen = options or Options(**choices)
     if plan is not None and not isinstance(plan, Plan):
         plan = Plan.load(plan)
     masks, gates = masks or {}, gates or {}
@@ -265,35 +279,30 @@ def rewrite(
     loaded = _load(model, plan, input_shapes, freeze_weights)
     workspace = Workspace.open(loaded)
     state = State()
-    feeds, known = _repair_sources(plan, samples, corrections)
-    used = Plan(
-        seed=plan.seed if plan else chosen.seed,
-        layout=layout,
-        input_shapes=_shapes(loaded, [*(plan.input_shapes if plan else ()), *(input_shapes or ())]),
-    )
+    feeds, known = _data_to_fit(plan, samples, corrections)
+    seed = plan.seed if plan else chosen.seed
+    context = Context(workspace, seed, impact_maps, _all_masks(plan, masks), gates, feeds, known, ridge)
+    shapes = _shapes(loaded, [*(plan.input_shapes if plan else ()), *(input_shapes or ())])
 
     tell("choosing layers")
     rows = layout == "rows"
-    select = Select(chosen, plan, fallback, impact_maps, _all_masks(plan, masks))
-    PassManager([Normalize(), select, Weigh(rows)]).run(workspace, state)
+    PassManager([Normalize(), Select(context, chosen, plan, fallback)]).run(workspace, state)
     report = _before(workspace, state)
-    used.layers = {name: decision.plan for name, decision in state.decisions.items() if not decision.joined}
-    used.notes = {skip.layer: skip.reason for skip in state.skips}
+    fitting = lambda done, count: tell(f"fitting layer {done + 1} of {count}")  # noqa: E731
+    PassManager([Rebuild(context, fallback, fitting), Weigh(rows)]).run(workspace, state)
+    report.skips, report.notes = list(state.skips), list(state.notes)
+    used = Plan(_used(state), seed, {skip.layer: skip.reason for skip in state.skips}, shapes, layout)
 
     tell("rewriting")
-    steps: list[Pass] = [
+    passes: list[Pass] = [
         Fold(),
-        Perforate(),
-        Sparsify(),
-        RadiusAdaptive(),
-        TrainedGates(gates, known),
-        Repair(feeds, known, rows, ridge, progress=lambda done, count: tell(f"repairing layer {done + 1} of {count}")),
-        FitGates(feeds, known, ridge, progress=lambda done, count: tell(f"gate {done + 1} of {count}")),
+        Apply(),
+        Fit(context, rows, progress=fitting),
         Absorb(),
         *([Lower()] if rows else []),
         Finish(used, fallback),
     ]
-    changes = PassManager(steps).run(workspace, state)
+    changes = PassManager(passes).run(workspace, state)
     _after(workspace, state, changes, report)
     made = {n: d.mask for n, d in state.decisions.items() if d.mask is not None and not d.joined}
     result = Rewritten(loaded, report, used, state.corrections, made)
@@ -308,13 +317,13 @@ class Choice:
     """What `rewrite` would do with one layer.
 
     Attributes:
-        plan: What it becomes.
-        sampling: Its mask with its interpolation; None for radius-adaptive layers.
+        plan: What becomes of it.
+        mask: Its mask, bool [OH, OW]; None where its method has none.
         folds_normalization: Whether a BatchNormalization behind it would be folded into it.
     """
 
-    plan: LayerPlan
-    sampling: Sampling | None
+    plan: Method
+    mask: Mask | None
     folds_normalization: bool
 
 
@@ -347,35 +356,60 @@ def decide(
         impact_maps = load_impact_maps(impact_maps)
     workspace = Workspace.open(_load(model, plan, input_shapes))
     state = State()
-    select = Select(plan=plan, impact_maps=impact_maps, masks=_all_masks(plan, masks))
-    PassManager([Normalize(), select]).run(workspace, state)
+    context = Context(workspace, plan.seed, impact_maps, _all_masks(plan, masks))
+    PassManager([Normalize(), Select(context, plan=plan)]).run(workspace, state)
     choices = {}
     for name, decision in state.decisions.items():
-        kind = ZERO if decision.plan.method == "sparse" else decision.plan.interpolation
         behind = foldable(workspace, decision.layer.node, decision.layer.w_shape[0])
-        choices[name] = Choice(
-            decision.plan,
-            None if decision.mask is None else interpolate(decision.mask, kind),
-            any(node.op == "BatchNormalization" for node in behind),
-        )
-    wanted = {name for name, layer in plan.layers.items() if layer.method != DENSE}
+        normalized = any(node.op == "BatchNormalization" for node in behind)
+        choices[name] = Choice(decision.step, decision.mask, normalized)
+    for name, rebuilt in state.rebuilt.items():
+        choices[name] = Choice(chained(rebuilt.steps), None, folds_normalization=False)
+    wanted = {name for name, method in plan.layers.items() if method.steps}
     return choices, [skip for skip in state.skips if skip.layer in wanted]
+
+
+def opened(model: LoadedModel) -> Workspace:
+    """A model as `rewrite` sees it before anything is decided."""
+    workspace = Workspace.open(model)
+    PassManager([Normalize()]).run(workspace, State())
+    return workspace
+
+
+def able(context: Context, names: Collection[str], method: Method) -> list[str]:
+    """Those of the layers of these names that a method can replace, without doing it."""
+    layers = [layer for layer in all_layers(context.workspace) if layer.name in names and not layer.obstacle]
+    return [layer.name for layer in layers if select(context, State(), layer, method.steps, fallback=False) is None]
+
+
+def _used(state: State) -> dict[str, Method]:
+    """What happens to all layers that are rewritten, in the order of the graph."""
+    made = {id(node) for rebuilt in state.rebuilt.values() for node in rebuilt.nodes}
+    sampled = {n: d.step for n, d in state.decisions.items() if not d.joined and id(d.layer.node) not in made}
+    return {**sampled, **{name: chained(rebuilt.steps) for name, rebuilt in state.rebuilt.items()}}
 
 
 def _with_trained(plan: Plan, masks: Mapping[str, Mask], gates: Mapping[str, TrainedGate]) -> Plan:
     """The plan, saying of the layers that have them that mask or gate were found elsewhere."""
     layers = dict(plan.layers)
     for name in masks:
-        if name not in layers or layers[name].method not in ("perforate", "sparse"):
+        masked = layers.get(name, Chain()).given_mask()
+        if masked is None:
             raise PerfonnxError(
                 f"there is a mask for {name!r}, but the plan has no perforated or sparse layer {name!r}"
             )
-        layers[name] = replace(layers[name], mask=GIVEN)
+        layers[name] = masked
     for name, gate in gates.items():
-        if name not in layers or layers[name].method != "radius-adaptive":
+        gated = layers.get(name, Chain()).given_gate(gate)
+        if gated is None:
             raise PerfonnxError(f"there is a gate for {name!r}, but the plan has no radius-adaptive layer {name!r}")
-        layers[name] = replace(layers[name], trained_gate=True, open_share=gate.open_share)
+        layers[name] = gated
     return replace(plan, layers=layers)
+
+
+def _with_given_mask(plan: Plan) -> list[str]:
+    """The layers whose mask nothing can draw again."""
+    return [name for name, method in plan.layers.items() if method == method.given_mask()]
 
 
 def _all_masks(plan: Plan | None, masks: Mapping[str, Mask]) -> dict[str, Mask]:
@@ -383,7 +417,7 @@ def _all_masks(plan: Plan | None, masks: Mapping[str, Mask]) -> dict[str, Mask]:
     checked = {name: as_mask(mask, f"mask of layer {name!r}") for name, mask in masks.items()}
     if plan is None or plan.masks is None:
         return checked
-    needed = any(layer.mask == GIVEN and name not in masks for name, layer in plan.layers.items())
+    needed = any(name not in masks for name in _with_given_mask(plan))
     return {**load_masks(plan.file("masks")), **checked} if needed else checked
 
 
@@ -434,18 +468,18 @@ def _check_shapes(loaded: LoadedModel, plan: Plan) -> None:
             )
 
 
-def _repair_sources(
+def _data_to_fit(
     plan: Plan | None,
     samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None,
     corrections: Corrections | None,
 ) -> tuple[Iterable[Mapping[str, NDArray[Any]]] | None, Corrections]:
-    """Feeds to repair with, and the corrections that a plan names, where there are no feeds or training found them."""
+    """Feeds to fit layers with, and what a plan names of before: where there are no feeds, or training found it."""
     feeds = samples.feeds() if isinstance(samples, Samples) else samples
     if corrections is not None:
         return feeds, corrections
     if plan is None or plan.corrections is None:
         return feeds, {}
-    trained = any(layer.trained_gate for layer in plan.layers.values())
+    trained = any(step.is_trained for step in plan.steps())
     return feeds, correction_files.load(plan.file("corrections")) if feeds is None or trained else {}
 
 
@@ -481,42 +515,47 @@ def missing_flags(workspace: Workspace, layers: Sequence[Layer]) -> dict[str, in
 
 
 def _after(workspace: Workspace, state: State, changes: list[Change], report: Report) -> None:
-    saved = 0
+    saved = {name: _saved(workspace, state, decision) for name, decision in state.decisions.items()}
+    owners = {id(node): name for name, rebuilt in state.rebuilt.items() for node in rebuilt.nodes}
+    within: dict[str, int] = {}  # what is saved in the layers that stand in the place of another
     for name, decision in state.decisions.items():
-        before = decision.layer.multiplies or 0
-        if decision.joined:  # computed once for positions that read the same row
-            positions = positions_computed(workspace, state.rewritten[name])
-            assert positions is not None
-            saved += before - dense_multiplies(decision.layer.w_shape, positions)
-            continue
-        correction = state.corrections.get(name)
-        after = _layer_multiplies(decision, correction)
-        saved += before - after
-        rate = 0.0 if decision.mask is None else float(1 - decision.mask.mean())
-        if correction is not None and correction.gate is not None:
-            rate = 1 - correction.gate.share
-        notes = tuple(change.what for change in changes if change.layer == name)
-        assert decision.layer.output_shape is not None
+        owner = owners.get(id(decision.layer.node))
+        if owner is not None:
+            within[owner] = within.get(owner, 0) + saved[name]
+        elif not decision.joined:
+            layer, step = decision.layer, decision.step
+            rate = step.skipped(decision.mask, state.corrections.get(name))
+            report.layers.append(_layer_report(layer, step, rate, saved[name], _notes(changes, name)))
+    for name, rebuilt in state.rebuilt.items():
+        saved[name] = rebuilt.saved
+        notes = tuple(rebuilt.notes)
         report.layers.append(
-            LayerReport(name, decision.plan, rate, decision.layer.output_shape, (before, after), notes)
+            _layer_report(rebuilt.layer, chained(rebuilt.steps), 0.0, rebuilt.saved + within.get(name, 0), notes)
         )
-    report.multiplies = (report.multiplies[0], report.multiplies[0] - saved)
-    report.conv_multiplies = (report.conv_multiplies[0], report.conv_multiplies[0] - saved)
+    total = sum(saved.values())
+    report.multiplies = (report.multiplies[0], report.multiplies[0] - total)
+    report.conv_multiplies = (report.conv_multiplies[0], report.conv_multiplies[0] - total)
     report.left_on_maps = list(state.left_on_maps)
     report.activations = (report.activations[0], activation_bytes(workspace))
 
 
-def _layer_multiplies(decision: Decision, correction: Correction | None) -> int:
-    layer = decision.layer
-    assert layer.output_shape is not None
-    assert layer.attributes is not None
-    if decision.mask is not None:
-        predictor = 0 if correction is None or correction.predictor is None else correction.predictor.size
-        return dense_multiplies(layer.w_shape, int(decision.mask.sum())) + predictor * decision.mask.size
-    gate = layer.output_shape[0] * layer.output_shape[1] * layer.w_shape[1] * layer.attributes.group
-    share = 1.0 if correction is None or correction.gate is None else correction.gate.share
-    dense = layer.multiplies or 0
-    return dense // 9 + round(dense * 8 / 9 * share) + gate  # centre, ring, gate
+def _saved(workspace: Workspace, state: State, decision: Decision) -> int:
+    """The multiplies that are saved in a sampled layer."""
+    name, layer, before = decision.layer.name, decision.layer, decision.layer.multiplies or 0
+    if decision.joined:  # computed once for positions that read the same row
+        positions = positions_computed(workspace, state.rewritten[name])
+        assert positions is not None
+        return before - dense_multiplies(layer.w_shape, positions)
+    return before - decision.step.multiplies(layer, decision.mask, state.corrections.get(name))
+
+
+def _layer_report(layer: Layer, plan: Method, rate: float, saved: int, notes: tuple[str, ...]) -> LayerReport:
+    before = layer.multiplies or 0
+    return LayerReport(layer.name, plan, rate, layer.output_shape or (1, 1), (before, before - saved), notes)
+
+
+def _notes(changes: Sequence[Change], name: str) -> tuple[str, ...]:
+    return tuple(change.what for change in changes if change.layer == name)
 
 
 def _rewritten_multiplies(workspace: Workspace) -> int:

@@ -12,9 +12,11 @@ from onnx import ModelProto
 from PIL import Image
 
 import perfonnx
-from perfonnx import LayerPlan, PerfonnxError, Plan, TrainedGate
+from perfonnx import PerfonnxError, Plan, TrainedGate
 from perfonnx.alphas import alphas
 from perfonnx.cli import main
+from perfonnx.methods.perforate import Perforate
+from perfonnx.methods.radius_adaptive import RadiusAdaptive
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -36,7 +38,7 @@ def model(layout: str, **first: Any) -> ModelProto:
         nets.conv("r", "y", "w2", name="conv2"),
     ]
     weights = {"w1": nets.values(8, 3, 3, 3), "w": nets.values(8, 8, 3, 3), "w2": nets.values(6, 8, 3, 3)}
-    layers = {n: LayerPlan("radius-adaptive") for n in GATES} | {"perforated": LayerPlan("perforate", 0.5, "uniform")}
+    layers = {n: RadiusAdaptive() for n in GATES} | {"perforated": Perforate(0.5, "uniform")}
     dense = nets.model(nodes, weights, inputs={"x": ("N", 3, 12, 10)})
     return perfonnx.rewrite(dense, plan=Plan(layers, layout=layout), gates=GATES).proto
 

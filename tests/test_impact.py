@@ -177,7 +177,7 @@ def test_requests_that_cannot_be_met() -> None:
 def test_the_mask_needs_its_maps(tmp_path: Path) -> None:
     with pytest.raises(PerfonnxError, match=r"needs maps of impacts.*--impact-maps.*impact_maps"):
         perfonnx.rewrite(network(), mask="impact")
-    plan = perfonnx.Plan({"one": perfonnx.LayerPlan("perforate", 0.5, "impact")})
+    plan = perfonnx.Plan({"one": perfonnx.Perforate(0.5, "impact")})
     with pytest.raises(PerfonnxError, match="needs maps of impacts"):
         perfonnx.rewrite(network(), plan=plan)
     maps = impact_maps(network(), [{"x": X}], layers=["one"])

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto
 
-from perfonnx import LayerPlan, PerfonnxError, Plan
+from perfonnx import PerfonnxError, Plan
+from perfonnx.methods import Chain
+from perfonnx.methods.perforate import Perforate
+from perfonnx.methods.radius_adaptive import RadiusAdaptive
+from perfonnx.methods.sparse import Sparse
 from perfonnx.model.atomic import digest
-from perfonnx.plan import METHODS
 from perfonnx.sampling import INTERPOLATIONS
 from tests.passes import nets
 from tests.passes.nets import node
@@ -23,31 +26,28 @@ def plan_with(**fields: Any) -> dict[str, Any]:
     return {"perfonnx_plan": 1, "seed": 0, "layers": {"conv": {**LAYER, **fields}}}
 
 
-layer_plans = st.builds(
-    LayerPlan,
-    st.sampled_from([*METHODS, "dense"]),
-    st.floats(0, 1, exclude_max=True),
-    st.sampled_from(["grid", "uniform", "pooling-structure", "propagated", "a mask.npy", "b.npz"]),
-    st.sampled_from(INTERPOLATIONS),
-    st.sampled_from([0.0, 1.0]),
+rates = st.floats(0, 1, exclude_max=True)
+masks = st.sampled_from(["grid", "uniform", "pooling-structure", "propagated", "a mask.npy", "b.npz"])
+layer_methods = st.one_of(
+    st.builds(Perforate, rates, masks, st.sampled_from(INTERPOLATIONS)),
+    st.builds(Sparse, rates, masks),
+    st.builds(RadiusAdaptive, st.sampled_from([0.0, 1.0])),
+    st.just(Chain()),
 )
 
 
-@given(st.builds(Plan, st.dictionaries(st.text(), layer_plans), st.integers(0, 2**70), st.just({"a": "b"})))
+@given(st.builds(Plan, st.dictionaries(st.text(), layer_methods), st.integers(0, 2**70), st.just({"a": "b"})))
 def test_round_trip(plan: Plan) -> None:
     data = json.loads(json.dumps(plan.to_json()))
     again = Plan.from_json(data)
     assert again.seed == plan.seed
     assert list(again.layers) == list(plan.layers)
     assert again.to_json()["layers"] == plan.to_json()["layers"]
-    for name, layer in plan.layers.items():
-        assert again.layers[name].method == layer.method
-        if layer.method in ("perforate", "sparse"):
-            assert (again.layers[name].rate, again.layers[name].mask) == (layer.rate, layer.mask)
+    assert again.layers == plan.layers
 
 
 def test_files(tmp_path: Path) -> None:
-    plan = Plan({"größe": LayerPlan("sparse", 0.125, "uniform")}, 3, {"other": "why"})
+    plan = Plan({"größe": Sparse(0.125, "uniform")}, 3, {"other": "why"})
     plan.save(tmp_path / "p.json")
     data = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
     assert data == {
@@ -135,14 +135,14 @@ def test_files_that_are_no_plans(content: bytes | None, match: str, tmp_path: Pa
 
 
 def test_layers_that_are_not_there() -> None:
-    plan = Plan({"conv": LayerPlan("sparse"), "ghost": LayerPlan("dense")})
+    plan = Plan({"conv": Sparse(), "ghost": Chain()})
     with pytest.raises(PerfonnxError, match=r"the plan names layer 'ghost', which the model does not have"):
         nets.rewrite(nets.single(), plan=plan)
 
 
 def test_plan_objects_are_checked() -> None:
     with pytest.raises(PerfonnxError, match="plan, layer 'conv': rate 2"):
-        nets.rewrite(nets.single(), plan=Plan({"conv": LayerPlan("sparse", rate=2)}))
+        nets.rewrite(nets.single(), plan=Plan({"conv": Sparse(rate=2)}))
 
 
 def test_a_plan_does_what_it_says_and_no_more(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_a_plan_does_what_it_says_and_no_more(tmp_path: Path) -> None:
     model = nets.model(nodes, {"w0": nets.values(8, 3, 3, 3), "w1": nets.values(8, 8, 3, 3)})
     plan = Plan(
         {
-            "c0": LayerPlan("perforate", 0.75, "uniform", "zero"),
-            "c1": LayerPlan("sparse", 0.5, "grid"),
-            "c2": LayerPlan("radius-adaptive", center_gain=1.0),
-            "c3": LayerPlan("dense"),
+            "c0": Perforate(0.75, "uniform", "zero"),
+            "c1": Sparse(0.5, "grid"),
+            "c2": RadiusAdaptive(center_gain=1.0),
+            "c3": Chain(),
         },
         seed=4,
     )
@@ -172,7 +172,7 @@ def test_a_plan_does_what_it_says_and_no_more(tmp_path: Path) -> None:
 
 def test_what_a_plan_cannot_have_is_said() -> None:
     model = nets.single()
-    result = nets.rewrite(model, plan=Plan({"conv": LayerPlan("perforate", 0.5, "pooling-structure")}))
+    result = nets.rewrite(model, plan=Plan({"conv": Perforate(0.5, "pooling-structure")}))
     assert [s.reason for s in result.report.skips] == ["no pooling layer follows; the pooling-structure mask needs one"]
 
 

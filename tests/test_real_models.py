@@ -12,7 +12,7 @@ import perfonnx
 from perfonnx.data.feeds import random_feeds
 from perfonnx.data.inputs import Feed
 from perfonnx.masks import MASKS
-from perfonnx.plan import METHODS
+from perfonnx.methods import METHODS
 from tests import real_models
 
 NAMES = real_models.names()
@@ -109,7 +109,7 @@ def test_large_maps(choices: dict[str, Any]) -> None:
 def test_every_model_with_every_other_method(name: str, method: str) -> None:
     for gain in (0.0, 1.0):
         result = check_one(name, method=method, center_gain=gain)
-        assert all(layer.plan.method == method for layer in result.report.layers)
+        assert all(method == layer.plan.NAME for layer in result.report.layers)
 
 
 @pytest.mark.slow

@@ -13,9 +13,12 @@ from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
 import perfonnx
-from perfonnx import LayerPlan, PerfonnxError, Plan, TrainedGate, ops
+from perfonnx import PerfonnxError, Plan, TrainedGate, ops
+from perfonnx.methods import Chain, Method
+from perfonnx.methods.perforate import Perforate
+from perfonnx.methods.radius_adaptive import RadiusAdaptive
+from perfonnx.methods.sparse import BEFORE_NORMALIZATION, Sparse
 from perfonnx.ops.common import ConvAttributes, convolve
-from perfonnx.plan import BEFORE_NORMALIZATION
 from perfonnx.rewriting import decide
 from tests.passes import nets
 from tests.passes.nets import node
@@ -78,9 +81,7 @@ def in_three_ways(proto: ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nd
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_given_masks_take_the_place_of_drawn_ones_and_are_kept(layout: str, tmp_path: Path) -> None:
-    plan = Plan(
-        {"conv1": LayerPlan("sparse", 0.5, "propagated"), "conv2": LayerPlan("perforate", 0.25, "grid")}, layout=layout
-    )
+    plan = Plan({"conv1": Sparse(0.5, "propagated"), "conv2": Perforate(0.25, "grid")}, layout=layout)
     masks = {"conv1": random_mask(), "conv2": random_mask(4).astype(np.int64)}
     first = perfonnx.rewrite(network(), plan=plan, masks=masks)
     for layer in first.report.layers:
@@ -98,7 +99,7 @@ def test_given_masks_take_the_place_of_drawn_ones_and_are_kept(layout: str, tmp_
 
 
 def test_masks_of_a_saved_plan_can_be_replaced_one_by_one(tmp_path: Path) -> None:
-    plan = Plan({name: LayerPlan("sparse") for name in ("conv1", "conv2")})
+    plan = Plan({name: Sparse() for name in ("conv1", "conv2")})
     perfonnx.rewrite(network(), plan=plan, masks={n: random_mask() for n in plan.layers}).save_plan(tmp_path / "p.json")
     masks = perfonnx.rewrite(network(), plan=tmp_path / "p.json", masks={"conv2": random_mask(9)}).masks
     np.testing.assert_array_equal(masks["conv1"], random_mask())
@@ -106,7 +107,7 @@ def test_masks_of_a_saved_plan_can_be_replaced_one_by_one(tmp_path: Path) -> Non
 
 
 def test_a_saved_plan_with_masks_can_be_repaired(tmp_path: Path) -> None:
-    plan = Plan({"conv2": LayerPlan("perforate")})
+    plan = Plan({"conv2": Perforate()})
     perfonnx.rewrite(network(), plan=plan, masks={"conv2": random_mask()}).save_plan(tmp_path / "p.json")
     saved = Plan.load(tmp_path / "p.json")
     repaired = replace(saved, layers={name: replace(layer, repair="bias") for name, layer in saved.layers.items()})
@@ -128,13 +129,13 @@ def test_a_saved_plan_with_masks_can_be_repaired(tmp_path: Path) -> None:
     ],
 )
 def test_masks_that_do_not_fit_are_refused(masks: dict[str, np.ndarray], match: str) -> None:
-    plan = Plan({"conv1": LayerPlan("sparse"), "conv2": LayerPlan("radius-adaptive")})
+    plan = Plan({"conv1": Sparse(), "conv2": RadiusAdaptive()})
     with pytest.raises(PerfonnxError, match=match):
         perfonnx.rewrite(network(), plan=plan, masks=masks)
 
 
 def test_given_masks_that_are_not_there_are_missed() -> None:
-    plan = perfonnx.rewrite(network(), plan=Plan({"conv1": LayerPlan("sparse")}), masks={"conv1": random_mask()}).plan
+    plan = perfonnx.rewrite(network(), plan=Plan({"conv1": Sparse()}), masks={"conv1": random_mask()}).plan
     with pytest.raises(PerfonnxError, match="layer 'conv1': its mask was given and is not here; take the plan that"):
         perfonnx.rewrite(network(), plan=plan)
     with pytest.raises(PerfonnxError, match="masks and gates need a plan"):
@@ -165,7 +166,7 @@ def trained_sum(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, gate: Traine
 @pytest.mark.parametrize("gain", [0.0, 1.0])
 def test_trained_gates_give_the_trained_layers(gain: float, layout: str, tmp_path: Path) -> None:
     """Also where a normalization is folded in: it scales the ring's bias, and leaves the gate alone."""
-    plan = Plan({name: LayerPlan("radius-adaptive", center_gain=gain) for name in ("conv1", "conv2")}, layout=layout)
+    plan = Plan({name: RadiusAdaptive(center_gain=gain) for name in ("conv1", "conv2")}, layout=layout)
     gates = {"conv1": trained_gate(3, 8), "conv2": replace(trained_gate(8, 8, 0.7), ring_bias=None)}
     model = network()
     result = perfonnx.rewrite(model, plan=plan, gates=gates)
@@ -186,7 +187,7 @@ def test_trained_gates_give_the_trained_layers(gain: float, layout: str, tmp_pat
 
 
 def test_a_trained_gate_that_is_open_everywhere() -> None:
-    plan = Plan({"conv3": LayerPlan("radius-adaptive")})
+    plan = Plan({"conv3": RadiusAdaptive()})
     result = perfonnx.rewrite(network(), plan=plan, gates={"conv3": TrainedGate(np.zeros(8), 1.0)})
     assert result.corrections["conv3"].gate is not None
     nets.assert_same_results(network(), result.proto)
@@ -205,14 +206,14 @@ def test_a_trained_gate_that_is_open_everywhere() -> None:
     ],
 )
 def test_gates_that_do_not_fit_are_refused(gates: dict[str, TrainedGate], match: str) -> None:
-    plan = Plan({"conv1": LayerPlan("radius-adaptive"), "conv2": LayerPlan("sparse")})
+    plan = Plan({"conv1": RadiusAdaptive(), "conv2": Sparse()})
     with pytest.raises(PerfonnxError, match=match):
         perfonnx.rewrite(network(), plan=plan, gates=gates)
 
 
 def test_trained_gates_that_are_not_there_or_of_other_weights_are_refused(tmp_path: Path) -> None:
     """Else the layer would silently be a convolution that nobody trained."""
-    plan = Plan({"conv3": LayerPlan("radius-adaptive")})
+    plan = Plan({"conv3": RadiusAdaptive()})
     result = perfonnx.rewrite(network(), plan=plan, gates={"conv3": trained_gate(8, 6)})
     with pytest.raises(PerfonnxError, match="layer 'conv3': its gate was trained and is not here; take the plan that"):
         perfonnx.rewrite(network(), plan=result.plan)
@@ -233,7 +234,7 @@ def test_trained_gates_that_are_not_there_or_of_other_weights_are_refused(tmp_pa
 )
 def test_masks_in_front_of_a_normalization(tail: str, attributes: dict[str, float], layout: str) -> None:
     """As in training: the convolution's output is 0 where it is masked, whatever follows."""
-    sparse = {n: LayerPlan("sparse", fill=BEFORE_NORMALIZATION) for n in ("conv1", "conv2")}
+    sparse = {n: Sparse(fill=BEFORE_NORMALIZATION) for n in ("conv1", "conv2")}
     model, masks = network(tail, **attributes), {"conv1": random_mask(), "conv2": random_mask(7)}
     result = perfonnx.rewrite(model, plan=Plan(sparse, layout=layout), masks=masks)
     assert "BatchNormalization" not in nets.op_types(result.proto)
@@ -258,7 +259,7 @@ def masked_network(model: ModelProto, masks: dict[str, np.ndarray]) -> ModelProt
 
 
 def test_the_fill_is_what_the_activation_makes_of_the_shift() -> None:
-    plan = Plan({"conv1": LayerPlan("sparse", fill=BEFORE_NORMALIZATION), "conv2": LayerPlan("sparse")})
+    plan = Plan({"conv1": Sparse(fill=BEFORE_NORMALIZATION), "conv2": Sparse()})
     proto = nets.rewrite(network(), plan=plan).proto
     first, second = (nets.constant(proto, layer.input[4]) for layer in nets.ours(proto))
     np.testing.assert_allclose(first, np.maximum(normalized(np.zeros((1, 8)))[0], 0), rtol=1e-6)
@@ -274,7 +275,7 @@ def test_without_a_normalization_the_fill_is_zero_and_works_on_rows() -> None:
         nets.conv("r1", "y", "w2", name="conv2"),
     ]
     model = nets.model(nodes, weights, inputs={"x": ("N", 3, 12, 10)})
-    plan = Plan({n: LayerPlan("sparse", 0.5, fill=BEFORE_NORMALIZATION) for n in ("conv1", "conv2")})
+    plan = Plan({n: Sparse(0.5, fill=BEFORE_NORMALIZATION) for n in ("conv1", "conv2")})
     proto = perfonnx.rewrite(model, plan=plan).proto
     assert [layer.name for layer in nets.ours(proto) if layer.op_type == "SampledConv"] == ["conv1", "conv2"]
     zero = perfonnx.rewrite(model, plan=Plan({n: replace(p, fill="zero") for n, p in plan.layers.items()})).proto
@@ -299,11 +300,11 @@ def test_plans_without_meaning(fields: dict[str, Any], match: str) -> None:
 @pytest.mark.parametrize(
     "layer",
     [
-        LayerPlan("sparse", 0.5, "given", fill=BEFORE_NORMALIZATION),
-        LayerPlan("radius-adaptive", center_gain=1.0, open_share=0.5, trained_gate=True),
+        Sparse(0.5, "given", fill=BEFORE_NORMALIZATION),
+        RadiusAdaptive(center_gain=1.0, open_share=0.5, trained_gate=True),
     ],
 )
-def test_round_trip(layer: LayerPlan) -> None:
+def test_round_trip(layer: Method) -> None:
     plan = Plan({"conv1": layer}, masks="p.masks.npz", corrections="p.corrections.npz")
     assert json.loads(json.dumps(plan.to_json())) == Plan.from_json(plan.to_json()).to_json() == plan.to_json()
 
@@ -314,9 +315,9 @@ def test_round_trip(layer: LayerPlan) -> None:
 def test_decide_says_what_rewrite_does() -> None:
     plan = Plan(
         {
-            "conv1": LayerPlan("perforate", 0.5, "uniform"),
-            "conv2": LayerPlan("sparse", 0.5),
-            "conv3": LayerPlan("radius-adaptive"),
+            "conv1": Perforate(0.5, "uniform"),
+            "conv2": Sparse(0.5),
+            "conv3": RadiusAdaptive(),
         },
         seed=4,
     )
@@ -327,21 +328,19 @@ def test_decide_says_what_rewrite_does() -> None:
     assert not skips
     first, second, third = choices.values()
     layer = nets.ours(result.proto)[0]
-    assert first.sampling is not None
-    assert second.sampling is not None
-    assert third.sampling is None
-    np.testing.assert_array_equal(first.sampling.mask, nets.constant(result.proto, layer.input[3]))
-    np.testing.assert_array_equal(first.sampling.source, nets.constant(result.proto, layer.input[4]))
-    np.testing.assert_array_equal(second.sampling.mask, random_mask())
-    assert (second.sampling.source[~random_mask().ravel()] == -1).all()
+    assert first.mask is not None
+    assert second.mask is not None
+    assert third.mask is None
+    np.testing.assert_array_equal(first.mask, nets.constant(result.proto, layer.input[3]))
+    np.testing.assert_array_equal(second.mask, random_mask())
 
 
 def test_decide_tells_of_layers_that_cannot_be_what_the_plan_says(tmp_path: Path) -> None:
     plan = Plan(
         {
-            "conv1": LayerPlan("dense"),
-            "conv2": LayerPlan("perforate", 0.5, "pooling-structure"),
-            "conv3": LayerPlan("perforate", 0.5, "grid"),
+            "conv1": Chain(),
+            "conv2": Perforate(0.5, "pooling-structure"),
+            "conv3": Perforate(0.5, "grid"),
         }
     )
     plan.save(tmp_path / "plan.json")
@@ -351,4 +350,4 @@ def test_decide_tells_of_layers_that_cannot_be_what_the_plan_says(tmp_path: Path
         ("conv2", "no pooling layer follows; the pooling-structure mask needs one")
     ]
     with pytest.raises(PerfonnxError, match="the plan names layer 'ghost'"):
-        decide(network(), Plan({"ghost": LayerPlan("sparse")}))
+        decide(network(), Plan({"ghost": Sparse()}))

@@ -19,7 +19,7 @@ import perfonnx
 from perfonnx.cli.data import add_data, samples_from
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
-from perfonnx.plan import NO_REPAIR, REPAIRS
+from perfonnx.methods.perforate import NO_REPAIR, REPAIRS
 from perfonnx.rewriting import Rewritten
 from perfonnx.running.bench import bench
 

@@ -30,9 +30,10 @@ from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.impact import rewrite_by_impact
 from perfonnx.masks import save_arrays
+from perfonnx.methods import METHODS
 from perfonnx.model.atomic import write_atomically
 from perfonnx.passes import Options
-from perfonnx.plan import LayerPlan, Plan
+from perfonnx.plan import Plan
 from perfonnx.running.bench import bench
 from perfonnx.torch.finetuning import finetune_model
 from perfonnx.torch.training import PRECISIONS, Settings
@@ -183,7 +184,7 @@ def planned(
     some = samples.shuffled(options.seed).take(IMPACT_SAMPLES)
     found = rewrite_by_impact(options.model, some, rates, only=[""], seed=options.seed)
     save_arrays(folder / "masks.npz", found.masks)
-    layers = {name: LayerPlan(method, number, str(folder / "masks.npz")) for name in found.masks}
+    layers = {name: METHODS[method](number, str(folder / "masks.npz")) for name in found.masks}
     return Plan(layers, seed=options.seed), None
 
 

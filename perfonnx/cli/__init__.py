@@ -50,7 +50,8 @@ def _drop_output() -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> ExitStatus:
-    options = make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = make_parser(given).parse_args(given)
     try:
         from perfonnx.cli.named_files import check_files
 

@@ -1,38 +1,42 @@
-"""The flags that choose what is done with which layers."""
+"""The flags that choose what is done with which layers: a method, and its settings."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Collection, Iterator
+from dataclasses import Field, fields
+from typing import TYPE_CHECKING, Any
 
 from perfonnx.cli.named_files import Read, ReadPlan, WrittenPlan
 from perfonnx.errors import PerfonnxError
 
+if TYPE_CHECKING:
+    from perfonnx.passes import Options
 
-def add_choices(parser: argparse.ArgumentParser) -> Any:
-    """What is done with which layers; `choices_from` reads it. Returns the group of the former."""
+
+def add_choices(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> Any:
+    """What is done with which layers; `choices_from` reads it. Returns the group of the former.
+
+    Args:
+        parser: Of the command.
+        without: Settings of methods that are no flags here, or that the command adds itself.
+    """
+    from perfonnx.methods import DEFAULT, METHODS
+
     what = parser.add_argument_group("what is done")
-    what.add_argument("--method", default=None, help="perforate (default), sparse or radius-adaptive")
-    what.add_argument(
-        "--rate", type=float, default=None, metavar="R", help="fraction of positions to skip (default 0.25)"
-    )
-    what.add_argument(
-        "--mask",
-        type=Read,
-        default=None,
-        metavar="NAME|FILE",
-        help="uniform, grid, grid-square, lattice, stripes-rows, stripes-columns, pooling-structure, propagated, "
-        "impact, or a .npy file (one mask) or .npz file (one mask per layer name); default: pooling-structure where a "
-        "pool follows, else grid; propagated for sparse",
-    )
+    names = ", ".join(f"{name} (default)" if name == DEFAULT else name for name in METHODS)
+    what.add_argument("--method", default=None, metavar="NAME", help=names)
+    for field in _settings():
+        if field.name not in without:
+            what.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=_type_of(field),
+                default=None,
+                metavar=field.metadata["placeholder"],
+                help=field.metadata["doc"].replace("%", "%%"),
+            )
     what.add_argument(
         "--impact-maps", type=Read, metavar="FILE", help="maps that perfonnx impact wrote, for the mask impact"
-    )
-    what.add_argument(
-        "--interpolation", default=None, metavar="NAME", help="nearest (default), zero or barycentric; perforate only"
-    )
-    what.add_argument(
-        "--center-gain", type=float, default=None, metavar="G", help="0 (default) or 1; radius-adaptive only"
     )
     what.add_argument("--seed", type=int, default=None, metavar="N", help="seed of random choices (default 0)")
     which = parser.add_argument_group("which layers")
@@ -49,32 +53,38 @@ def add_choices(parser: argparse.ArgumentParser) -> Any:
     return what
 
 
-_NOT_FOR = {
-    "perforate": ("center_gain", "open_share", "fill"),
-    "sparse": ("interpolation", "center_gain", "open_share"),
-    "radius-adaptive": ("rate", "mask", "interpolation", "fill"),
-}
-"""Choices that a method does not read, by method."""
+def choice_names() -> list[str]:
+    """The flags that `perfonnx.Options` takes, except the seed."""
+    return ["method", *(field.name for field in _settings())]
 
 
-CHOICES = ("method", "rate", "mask", "interpolation", "center_gain", "repair", "open_share", "fill", "seed")
-"""Choices of a command, as `perfonnx.Options` has them; the seed comes last."""
+def _settings() -> Iterator[Field[Any]]:
+    """The settings of all methods that are flags, each once."""
+    from perfonnx.methods import METHODS
+
+    found = {each.name: each for method in METHODS.values() for each in fields(method) if each.metadata["doc"]}
+    return iter(found.values())
 
 
-def choices_from(options: argparse.Namespace, *, seed: bool = True) -> Any:
+def _type_of(field: Field[Any]) -> Any:
+    return Read if "FILE" in field.metadata["placeholder"] else type(field.default)
+
+
+def choices_from(options: argparse.Namespace, *, seed: bool = True) -> Options | None:
     """The choices of `add_choices`, None where there is a plan; `seed`: a plan has its own."""
+    from perfonnx.methods import DEFAULT, find_method
     from perfonnx.passes import Options
 
-    given = {name: getattr(options, name) for name in CHOICES if getattr(options, name, None) is not None}
+    names = [*choice_names(), "seed"]
+    given = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
     if options.plan and not seed:
         given.pop("seed", None)
     if options.plan and (given or options.only or options.skip):
         names = [*given, *(n for n in ("only", "skip") if getattr(options, n))]
         raise PerfonnxError(f"--plan says everything; it does not go with --{names[0].replace('_', '-')}")
-    for name in _NOT_FOR.get(given.get("method", "perforate"), ()):
-        if name in given:
+    method = find_method(given.get("method", DEFAULT), "--method")
+    for name in given:
+        if name not in ("method", "seed", *method.settings()):
             flag = f"--{name.replace('_', '-')} {given[name]}"
-            raise PerfonnxError(
-                f"{flag}: has no meaning with --method {given.get('method', 'perforate')}; leave it out"
-            )
+            raise PerfonnxError(f"{flag}: has no meaning with --method {method.NAME}; leave it out")
     return None if options.plan else Options(only=options.only, skip=options.skip, **given)

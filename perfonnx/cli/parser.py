@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from perfonnx.cli.command import ExitStatus
@@ -45,8 +46,12 @@ def as_line(message: str) -> str:
     return "\\n".join(message.splitlines())
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; what it gives has the command's function as `run`."""
+def make_parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of all commands; what it gives has the command's function as `run`.
+
+    Args:
+        arguments: What will be parsed. Commands that it does not name have no flags: those of some take long to gather.
+    """
     parser = _Parser(
         prog="perfonnx",
         description="Rewrite the convolutions of ONNX models so that most of their positions are never computed.",
@@ -63,6 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
             epilog=command.examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_flags(flags)
+        if command.name in arguments:
+            command.add_flags(flags)
         flags.set_defaults(run=command.run)
     return parser

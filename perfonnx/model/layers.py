@@ -23,6 +23,7 @@ from perfonnx.names import unique
 from perfonnx.ops.common import Activation, ConvAttributes, conv_attributes, dense_multiplies
 
 CONV = "Conv"
+PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 MAX_POSITIONS = 1 << 25
 """Positions of a map, at most: one of 7680 x 4320 fits. A layer's tables grow with it, to hundreds of megabytes."""
@@ -40,19 +41,20 @@ _POSITION_WISE = _ACTIVATIONS | {"LRN", "BatchNormalization", "Add", "Sub", "Mul
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of the model, seen for rewriting.
+    """A convolution of the model, or a matrix product with a constant weight, seen for rewriting.
 
     Attributes:
         name: The layer's name: its node's name where that is unique, else the name of its output, with underscores
             behind it where a node has that name. onnxruntime refuses models in which two nodes have one name.
         node: The node.
-        attributes: Geometry with `auto_pad` resolved; None where it cannot be read.
-        w_shape: [M, C/group, kh, kw]; empty where unknown.
+        attributes: Geometry with `auto_pad` resolved; None where it cannot be read, and for products.
+        w_shape: [M, C/group, kh, kw], of products [M, K]; empty where unknown.
         elem_type: onnx element type of the weights, 0 where unknown.
         input_shape: Shape of X; None where unknown.
-        output_shape: (OH, OW); None where unknown.
+        output_shape: (OH, OW); None where unknown, and for products.
         obstacle: Why it cannot be rewritten; None where it can.
         reservation: Why rewriting it gains nothing, although it can be done; None where it may gain.
+        origin: The layer and the method, as layer/method, that it comes from; None where it came with the model.
     """
 
     name: str
@@ -64,10 +66,19 @@ class Layer:
     output_shape: tuple[int, int] | None
     obstacle: str | None
     reservation: str | None
+    origin: str | None = None
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether it is a convolution."""
+        return bool(self.node.op == CONV)
 
     @property
     def multiplies(self) -> int | None:
         """Multiplies per image, None where the shape is unknown."""
+        if not self.is_conv:
+            rows = None if self.input_shape is None else self.input_shape[1:-1]
+            return None if rows is None else math.prod([*self.w_shape, *(d for d in rows if isinstance(d, int))])
         if self.output_shape is None or not self.w_shape:
             return None
         return dense_multiplies(self.w_shape, self.output_shape[0] * self.output_shape[1])
@@ -88,18 +99,46 @@ class Unreachable:
 
 def conv_layers(workspace: Workspace) -> list[Layer]:
     """All `Conv` nodes of the main graph, in graph order."""
+    return [layer for layer in all_layers(workspace) if layer.is_conv]
+
+
+def all_layers(workspace: Workspace) -> list[Layer]:
+    """All `Conv` nodes of the main graph, and all matrix products with a constant weight, in graph order."""
     names = Counter(node.name for node in workspace.graph.nodes)
     taken = set(names)
     result = []
     for node in workspace.graph.nodes:
-        if node.op != CONV or not is_standard(node) or not node.outputs or not node.outputs[0].name:
+        is_product = node.op in PRODUCTS and _product_weight(workspace, node) is not None
+        if not (node.op == CONV or is_product) or not is_standard(node) or not node.outputs or not node.outputs[0].name:
             continue
         name = str(node.name)
         if not name or names[name] > 1:  # the output's name is unique among tensors, and now among nodes
             name = unique(str(node.outputs[0].name), taken)
             taken.add(name)
-        result.append(_layer(workspace, node, name))
+        result.append(_product(workspace, node, name) if is_product else _layer(workspace, node, name))
     return result
+
+
+def _product_weight(workspace: Workspace, node: gs.Node) -> TensorProto | None:
+    """The weight of a matrix product, [K, M] or turned, where it is constant."""
+    weight = workspace.constant_proto(node.inputs[1]) if len(node.inputs) > 1 else None
+    return weight if weight is not None and len(weight.dims) == 2 else None
+
+
+def _product(workspace: Workspace, node: gs.Node, name: str) -> Layer:
+    weight, x = _product_weight(workspace, node), workspace.types.get(node.inputs[0].name)
+    assert weight is not None
+    inner, outputs = weight.dims[::-1] if node.attrs.get("transB", 0) else weight.dims
+    attributes = {name: node.attrs.get(name, default) for name, default in (("transA", 0), ("alpha", 1), ("beta", 1))}
+    obstacle = None
+    if attributes != {"transA": 0, "alpha": 1, "beta": 1}:
+        obstacle = "a Gemm that turns its input or scales; only plain ones are rewritten"
+    elif len(node.inputs) > 2 and node.inputs[2].name and workspace.constant_proto(node.inputs[2]) is None:
+        obstacle = why_not_constant(workspace, node.inputs[2], "bias")
+    elif weight.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        obstacle = f"weights of type {_type_name(weight.data_type)}; float and float16 are rewritten"
+    shape, origin = x.shape if x is not None else None, workspace.origin_of(node)
+    return Layer(name, node, None, (outputs, inner), weight.data_type, shape, None, obstacle, None, origin)
 
 
 def table_obstacle(positions: int, kernel: Sequence[int]) -> str | None:
@@ -181,7 +220,8 @@ def _layer(workspace: Workspace, node: gs.Node, name: str) -> Layer:
     reservation = None
     if attributes is not None and output_shape is not None:
         reservation = _reservation(attributes, w_shape, output_shape)
-    return Layer(name, node, attributes, w_shape, elem_type, input_shape, output_shape, obstacle, reservation)
+    origin = workspace.origin_of(node)
+    return Layer(name, node, attributes, w_shape, elem_type, input_shape, output_shape, obstacle, reservation, origin)
 
 
 def _geometry(
@@ -481,6 +521,11 @@ def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
         return window
     except PerfonnxError:
         return None
+
+
+def unique_name(workspace: Workspace, name: str) -> str:
+    """The name, or with underscores behind it where a node has it."""
+    return unique(name, {node.name for node in workspace.graph.nodes})
 
 
 # --- totals ----------------------------------------------------------------------------------------------------------

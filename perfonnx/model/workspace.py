@@ -7,8 +7,9 @@ the graph, and `Workspace.commit` writes back only what changed. Everything else
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,10 @@ from perfonnx.names import unique
 from perfonnx.ops import foreign
 
 _SMALL_TENSOR = 1024  # elements that shape inference may want to read (shapes, axes, scales)
+
+
+ORIGIN_KEY = "perfonnx.from"
+"""Key in a node's metadata that says which layer it comes from, and by which method."""
 
 
 @dataclass
@@ -198,6 +203,12 @@ class Workspace:
         known = (self.types, self.added, self._initializers, self._reserved)
         return any(name in names for names in known) or name in self.graph.tensors()
 
+    def free_name(self, name: str) -> str:
+        """The name, with as many underscores behind it as a new tensor needs."""
+        while self.is_taken(name):
+            name += "_"
+        return name
+
     def add_constant(self, name: str, values: NDArray[Any]) -> gs.Constant:
         """A new initializer. An equal one of that name is shared; a name that is taken by another gets a number."""
         proto = numpy_helper.from_array(np.ascontiguousarray(values), name)
@@ -220,12 +231,42 @@ class Workspace:
         self._constants[numbered] = existing  # it may be asked for again before a node reads it
         return existing
 
+    def add_table(self, kind: str, values: NDArray[Any]) -> gs.Constant:
+        """An initializer named after its content, so that layers with the same table share it."""
+        digest = hashlib.sha256(repr((values.shape, values.dtype.str)).encode() + values.tobytes()).hexdigest()
+        return self.add_constant(f"perfonnx.{kind}.{digest[:12]}", values)
+
     def replace(self, old: gs.Node, new: gs.Node) -> None:
         """Put a node in another's place; the old node's outputs must already be taken over or free."""
         index = next(i for i, node in enumerate(self.graph.nodes) if node is old)
         self.graph.nodes[index] = new
         old.inputs.clear()
         old.outputs.clear()
+
+    def replace_by_several(self, old: gs.Node, nodes: Sequence[gs.Node], origin: str) -> None:
+        """Put nodes in another's place, of which the last gives its output. They say in their metadata whence they are.
+
+        They keep what the old one's metadata say else; the last one its doc string too.
+        """
+        output = old.outputs[0]
+        known = self._origin.get(id(old)) or self._inherited.get(id(old)) or NodeProto()
+        for node in nodes:
+            kept = NodeProto(doc_string=known.doc_string if node is nodes[-1] else "")
+            kept.metadata_props.extend(entry for entry in known.metadata_props if entry.key != ORIGIN_KEY)
+            kept.metadata_props.add(key=ORIGIN_KEY, value=origin)
+            self._inherited[id(node)] = kept
+            self._alive.append(node)
+        index = next(i for i, node in enumerate(self.graph.nodes) if node is old)
+        self.graph.nodes[index : index + 1] = nodes
+        old.inputs.clear()
+        old.outputs.clear()
+        nodes[-1].outputs = [output]
+
+    def origin_of(self, node: gs.Node) -> str | None:
+        """What a standard node that we made comes from, as layer/method; None for all others."""
+        known = self._origin.get(id(node)) or self._inherited.get(id(node))
+        entries = known.metadata_props if known is not None else ()
+        return next((entry.value for entry in entries if entry.key == ORIGIN_KEY), None)
 
     def remove(self, node: gs.Node) -> None:
         """Take a node out of the graph."""

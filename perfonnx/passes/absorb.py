@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from perfonnx.model.layers import activation_of, constant_input, input_of, numpy_type, only_consumer, set_input
+from perfonnx.model.layers import activation_of, input_of, numpy_type, only_consumer, set_input
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation, activation_from
-from perfonnx.ops.sparse_conv import SPARSE_CONV
 from perfonnx.passes.base import Change, Pass, PassResult, State
-from perfonnx.passes.convert import add_table
-from perfonnx.plan import BEFORE_NORMALIZATION
 
 
 class Absorb(Pass):
@@ -28,8 +25,7 @@ class Absorb(Pass):
             if activation is None or follower.inputs[0] is not node.outputs[0]:
                 continue
             activate(workspace, node, activation)
-            if node.op == SPARSE_CONV.name and state.decisions[name].plan.fill == BEFORE_NORMALIZATION:
-                _activate_fill(workspace, node, activation)
+            state.decisions[name].step.absorbed(workspace, node, activation)
             known = workspace.types.get(node.outputs[0].name)
             workspace.bypass(node, follower)
             if known is not None:
@@ -53,11 +49,4 @@ def activate(workspace: Workspace, node: gs.Node, activation: Activation) -> Non
     node.attrs.update(activation.attributes())
     if activation.slopes:
         dtype = numpy_type(workspace.types[node.inputs[1].name].elem_type)
-        set_input(node, "slope", add_table(workspace, "slope", np.array(activation.slopes, dtype)))
-
-
-def _activate_fill(workspace: Workspace, node: gs.Node, activation: Activation) -> None:
-    """The operator writes `fill` after its activation: what training put before it has to pass it here."""
-    fill = constant_input(workspace, node, "fill")
-    assert fill is not None
-    set_input(node, "fill", add_table(workspace, "fill", activation(fill).astype(fill.dtype)))
+        set_input(node, "slope", workspace.add_table("slope", np.array(activation.slopes, dtype)))

@@ -5,18 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
-from perfonnx.masks import Mask
+from perfonnx.methods import Decision, Method
 from perfonnx.model.layers import Layer
 from perfonnx.model.workspace import Workspace
-from perfonnx.plan import LayerPlan
 
 
 @dataclass(frozen=True)
@@ -35,48 +31,30 @@ class Skip:
     reason: str
 
 
-class Affine(NamedTuple):
-    """y = scale * x + shift, per channel: float64 [M] each."""
+@dataclass
+class Rebuilt:
+    """A layer in whose place standard operators stand.
 
-    scale: NDArray[np.float64]
-    shift: NDArray[np.float64]
-
-    def then(self, step: Affine) -> Affine:
-        """This one first, `step` after it."""
-        with np.errstate(all="ignore"):  # whoever uses the result looks whether it is finite
-            return Affine(self.scale * step.scale, self.shift * step.scale + step.shift)
-
-    @classmethod
-    def identity(cls, channels: int) -> Affine:
-        """What changes nothing."""
-        return cls(np.ones(channels), np.zeros(channels))
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A layer that is rewritten: what it is, what it becomes, and its mask (None for radius-adaptive layers).
-
-    A `joined` layer stays dense; it is computed on rows because it lies between sampled layers. `worth` is how many
-    times faster than the dense layer it has to be, by estimate, not to be given up; None: it was asked for by name.
-    `folded` is what `Fold` put into weight and bias.
+    Attributes:
+        layer: The layer as it came.
+        steps: All its steps.
+        nodes: What stands in its place.
+        notes: What was done to it.
+        saved: Multiplies of the layer, less those of what stands in its place.
     """
 
     layer: Layer
-    plan: LayerPlan
-    mask: Mask | None
-    joined: bool = False
-    worth: float | None = None
-    folded: Affine | None = None
-
-    @property
-    def share(self) -> float:
-        """The share of positions that are computed."""
-        return 1.0 if self.mask is None else float(self.mask.mean())
+    steps: tuple[Method, ...]
+    nodes: list[gs.Node] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    saved: int = 0
 
 
 @dataclass
 class State:
     """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes.
+
+    `rebuilt` are the layers in whose place standard operators stand, or will, by name.
 
     `on_maps` names the layers that stay canonical though they could work on rows, `kept` holds by id the other nodes
     that stay on maps though rows reach them, and `left_on_maps` says of all that rows reach why they stay on maps.
@@ -85,6 +63,7 @@ class State:
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
+    rebuilt: dict[str, Rebuilt] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
     on_maps: set[str] = field(default_factory=set)

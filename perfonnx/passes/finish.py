@@ -24,7 +24,6 @@ from perfonnx.model.validity import check_output
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.base import Known
 from perfonnx.passes.base import Pass, PassResult, State
-from perfonnx.passes.convert import add_table
 from perfonnx.plan import Plan
 
 SHARED_SIZE = 8
@@ -50,7 +49,7 @@ class Finish(Pass):
 
     def call(self, workspace: Workspace, state: State) -> PassResult:
         """Write everything into the message."""
-        if not state.rewritten:  # the model stays as it came, to the byte
+        if not state.rewritten and not state.rebuilt:  # the model stays as it came, to the byte
             return PassResult(modified=False)
         read_directly(workspace, own_nodes(workspace))
         nodes = own_nodes(workspace)  # without those that only sizes were taken from
@@ -63,7 +62,8 @@ class Finish(Pass):
         if self.fallback:
             _complete_attributes(workspace)
         _stamp(workspace, state)
-        _set_versions(workspace)
+        if nodes:
+            _set_versions(workspace)
         kept = [f for f in proto.functions if f.domain != ops.DOMAIN or f.name not in ops.OPERATORS]
         del proto.functions[:]
         proto.functions.extend([*kept, *functions])
@@ -74,7 +74,7 @@ class Finish(Pass):
 
     def ensures(self, workspace: Workspace, state: State) -> None:
         """The model passes onnx's checker, strict shape inference included, if the original did."""
-        if state.rewritten:
+        if state.rewritten or state.rebuilt:
             check_output(workspace, strict=state.strict)
 
 
@@ -104,7 +104,7 @@ def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:
             if known.default is None or left_out or input_of(node, known.name) is not None:
                 continue
             values = known.default.make(_known_inputs(workspace, node))
-            set_input(node, known.name, add_table(workspace, known.default.kind, values))
+            set_input(node, known.name, workspace.add_table(known.default.kind, values))
 
 
 def _known_inputs(workspace: Workspace, node: gs.Node) -> Known:
@@ -156,9 +156,7 @@ def _give_own_constants(workspace: Workspace, nodes: list[gs.Node]) -> None:
             if values is None:
                 values = workspace.constant(tensor)
             assert values is not None
-            name = f"{tensor.name}.own"
-            while workspace.is_taken(name):
-                name += "_"
+            name = workspace.free_name(f"{tensor.name}.own")
             node.inputs[i] = workspace.add_constant(name, values)
             readers[tensor.name] -= 1
 
@@ -199,10 +197,7 @@ def _stamp(workspace: Workspace, state: State) -> None:
     """Say in the doc string of each new node what made it, unless it inherited a doc string."""
     for node in workspace.proto.graph.node:
         if node.domain == ops.DOMAIN and node.name in state.rewritten and not node.doc_string:
-            plan = state.decisions[node.name].plan
-            masked = f", mask {plan.mask}, rate {plan.rate:g}" if plan.mask else ""
-            gated = f"{', trained gate' if plan.trained_gate else ''}, open share {plan.open_share:g}"
-            node.doc_string = f"perfonnx: {plan.method}" + (gated if plan.method == "radius-adaptive" else masked)
+            node.doc_string = f"perfonnx: {state.decisions[node.name].step.stamp}"
 
 
 def _set_versions(workspace: Workspace) -> None:

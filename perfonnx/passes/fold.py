@@ -14,10 +14,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from perfonnx.model.layers import only_consumer
+from perfonnx.methods import Affine
+from perfonnx.model.layers import Layer, only_consumer
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
-from perfonnx.passes.base import Affine, Change, Pass, PassResult, State
+from perfonnx.passes.base import Change, Pass, PassResult, State
 
 
 class Fold(Pass):
@@ -27,23 +28,30 @@ class Fold(Pass):
         """Change weight and bias of the chosen layers; shared weights are copied, never changed in place."""
         changes = []
         for name, decision in list(state.decisions.items()):
-            node, channels = decision.layer.node, decision.layer.w_shape[0]
-            layer = best = _Layer.read(workspace, node)
-            affine = kept = Affine.identity(channels)
-            folded: list[str] = []
-            for follower, step in list(_affine_followers(workspace, node, channels)):
-                affine = affine.then(step)
-                candidate = layer.folded(affine)
-                if not candidate.is_finite():
-                    break
-                best, kept = candidate, affine
-                folded.append(follower.op)
-                workspace.bypass(node, follower)
+            affine, folded = fold(workspace, decision.layer)
             if folded:
-                best.write(workspace, node)
-                state.decisions[name] = replace(decision, folded=kept)
+                state.decisions[name] = replace(decision, folded=affine)
                 changes.append(Change(name, f"folded {', '.join(folded)}"))
         return PassResult(bool(changes), changes)
+
+
+def fold(workspace: Workspace, layer: Layer) -> tuple[Affine, list[str]]:
+    """Take into a convolution's weight and bias what can be: what that was, and the operators that are gone."""
+    node, channels = layer.node, layer.w_shape[0]
+    before = best = _Weights.read(workspace, node)
+    affine = kept = Affine.identity(channels)
+    folded: list[str] = []
+    for follower, step in list(_affine_followers(workspace, node, channels)):
+        affine = affine.then(step)
+        candidate = before.folded(affine)
+        if not candidate.is_finite():
+            break
+        best, kept = candidate, affine
+        folded.append(follower.op)
+        workspace.bypass(node, follower)
+    if folded:
+        best.write(workspace, node)
+    return kept, folded
 
 
 def foldable(workspace: Workspace, node: gs.Node, channels: int) -> list[gs.Node]:
@@ -68,14 +76,14 @@ def _affine_followers(workspace: Workspace, node: gs.Node, channels: int) -> Ite
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _Weights:
     """Weight [M, C/group, kh, kw] and bias [M] of a convolution."""
 
     weight: NDArray[Any]
     bias: NDArray[Any]
 
     @classmethod
-    def read(cls, workspace: Workspace, node: gs.Node) -> _Layer:
+    def read(cls, workspace: Workspace, node: gs.Node) -> _Weights:
         weight = workspace.constant(node.inputs[1])
         assert weight is not None
         if len(node.inputs) < 3 or not node.inputs[2].name:
@@ -84,11 +92,11 @@ class _Layer:
         assert bias is not None
         return cls(weight, bias)
 
-    def folded(self, affine: Affine) -> _Layer:
+    def folded(self, affine: Affine) -> _Weights:
         with np.errstate(over="ignore", invalid="ignore"):
             weight = self.weight.astype(np.float64) * affine.scale[:, None, None, None]
             bias = self.bias.astype(np.float64) * affine.scale + affine.shift
-            return _Layer(weight.astype(self.weight.dtype), bias.astype(self.weight.dtype))
+            return _Weights(weight.astype(self.weight.dtype), bias.astype(self.weight.dtype))
 
     def is_finite(self) -> bool:
         """False where float16 is too narrow for the folded values, or a normalization divides by zero."""

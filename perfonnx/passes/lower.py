@@ -22,7 +22,6 @@ from perfonnx.ops.compact import COMPACT
 from perfonnx.ops.expand import EXPAND
 from perfonnx.passes.absorb import has_activation
 from perfonnx.passes.base import Change, Pass, PassResult, Skip, State
-from perfonnx.passes.convert import add_table
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import is_sampled, joins, obstacle, rule_of
 from perfonnx.passes.rules.rule import Match, Rows, skip
@@ -158,7 +157,7 @@ class Lowering:
             assert known.shape is not None
             channels, height, width = self.sizes(tensor)
             positions = np.arange(height * width, dtype=np.int32)
-            name = self.unique(f"{tensor.name}.rows")
+            name = self.workspace.free_name(f"{tensor.name}.rows")
             rows = Rows(
                 gs.Variable(name), positions.size, positions, (height, width), channels, known.elem_type, known.shape[0]
             )
@@ -180,7 +179,7 @@ class Lowering:
             self.table("source", rows.source.reshape(-1, 1)),
             self.table("shape", np.array(rows.shape, np.int64)),
         ]
-        name = self.unique(f"{tensor.name}.map")
+        name = self.workspace.free_name(f"{tensor.name}.map")
         self.nodes.append(gs.Node(EXPAND.name, name, {}, inputs, [tensor], domain=ops.DOMAIN))
         self.maps.add(tensor.name)
 
@@ -209,7 +208,7 @@ class Lowering:
         domain: str | None = ops.DOMAIN,
     ) -> gs.Node:
         """Append a node that gives rows like `result`, whose tensor is yet to be made, instead of the map `output`."""
-        tensor = gs.Variable(self.unique(f"{output.name}.rows"))
+        tensor = gs.Variable(self.workspace.free_name(f"{output.name}.rows"))
         node = gs.Node(op, name, attributes, inputs, [tensor], domain=domain)
         self.nodes.append(node)
         self.workspace.types[tensor.name] = TensorType(result.elem_type, (result.batch, result.count, result.channels))
@@ -230,10 +229,4 @@ class Lowering:
 
     def table(self, kind: str, values: NDArray[Any]) -> gs.Constant:
         """A constant, named by its kind."""
-        return add_table(self.workspace, kind, values)
-
-    def unique(self, name: str) -> str:
-        """A name for a new tensor."""
-        while self.workspace.is_taken(name):
-            name += "_"
-        return name
+        return self.workspace.add_table(kind, values)

@@ -12,15 +12,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx.costs import DEFAULT_COSTS, Costs
+from perfonnx.methods import Decision
+from perfonnx.methods.perforate import Perforate
 from perfonnx.model.layers import Layer, conv_layers, table_obstacle
 from perfonnx.model.workspace import Workspace
-from perfonnx.passes.base import Decision, Pass, PassResult, Skip, State
+from perfonnx.passes.base import Pass, PassResult, Skip, State
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import joins, rule_of
 from perfonnx.passes.rules.normalizations import INSTANCE_NORMALIZATION
 from perfonnx.passes.rules.rule import is_map
-from perfonnx.plan import ZERO, LayerPlan
 
 NOTICEABLE = 50_000.0
 """Nanoseconds: what was asked for is done where leaving layers alone would save no more than that."""
@@ -57,7 +58,7 @@ class Weigh(Pass):
         for layer in layout.joining():
             assert layer.output_shape is not None
             everywhere = np.ones(layer.output_shape, bool)
-            state.decisions[layer.name] = Decision(layer, LayerPlan("perforate", 0.0), everywhere, joined=True)
+            state.decisions[layer.name] = Decision(layer, Perforate(0.0), everywhere, joined=True)
         state.kept = layout.kept()
         return PassResult(modified=False)
 
@@ -65,7 +66,7 @@ class Weigh(Pass):
         ours, dense = self.costs.of_canonical(decision.layer, decision.share), self.costs.of_dense(decision.layer)
         what = "be slower" if ours > dense else "hardly be faster"
         return (
-            f"at rate {decision.plan.rate:g} it would {what}, est. {_milliseconds(ours)} ms against "
+            f"at {decision.step.asked} it would {what}, est. {_milliseconds(ours)} ms against "
             f"{_milliseconds(dense)}; --only rewrites it all the same"
         )
 
@@ -90,10 +91,8 @@ def _may_join(workspace: Workspace, layer: Layer) -> bool:
 
 def _has_rows(workspace: Workspace, decision: Decision) -> bool:
     """Whether the layer has a form on rows, as far as that is known before anything is folded."""
-    if decision.plan.method == "sparse":
-        layer = decision.layer  # with what is folded comes a fill other than zero
-        return decision.plan.fill == ZERO or not foldable(workspace, layer.node, layer.w_shape[0])
-    return decision.plan.interpolation != "barycentric"
+    layer = decision.layer
+    return decision.step.has_rows(layer, folds=bool(foldable(workspace, layer.node, layer.w_shape[0])))
 
 
 @dataclass

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from perfonnx.plan import LAYOUTS, NO_REPAIR, LayerPlan, Plan
+from perfonnx.methods import Method, Needs
+from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.search.choose import Layer, Option
 from perfonnx.search.evaluate import Subject
 from perfonnx.search.groups import Units, alone, by_layer
-from perfonnx.search.sensitivity import applicable, label, plan_key
+from perfonnx.search.sensitivity import plan_key
 from perfonnx.search.state import Records
 from perfonnx.search.timing import OTHER, Timer
 
-BIAS = "bias"
 HOPELESS = 1.2
 """Where all layers together are this much slower than dense, smaller rates of the same kind are not profiled."""
 
@@ -43,10 +43,10 @@ class LayerCosts:
     dense: dict[str, float] = field(default_factory=dict)
     inside: dict[str, float] = field(default_factory=dict)
     border: dict[str, float] = field(default_factory=dict)
-    sampled: dict[LayerPlan, dict[str, float]] = field(default_factory=dict)
+    sampled: dict[Method, dict[str, float]] = field(default_factory=dict)
     rest: float = 0.0
 
-    def gain(self, layer: str, choice: LayerPlan) -> float:
+    def gain(self, layer: str, choice: Method) -> float:
         """What a choice saves in a layer at most: against the dense layer where it stands, or between sampled ones."""
         dense = max(self.dense[layer], self.inside.get(layer, 0.0))
         return dense - self.sampled[choice].get(layer, math.inf)
@@ -78,7 +78,7 @@ class LayerCosts:
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """As plain data: state to layer to time."""
-        choices = {label(choice): times for choice, times in self.sampled.items()}
+        choices = {choice.label: times for choice, times in self.sampled.items()}
         return {"dense": self.dense, "dense between sampled": self.inside, "border": self.border, **choices}
 
 
@@ -86,7 +86,7 @@ def layer_costs(
     subject: Subject,
     timer: Timer,
     units: Units,
-    choices: Sequence[LayerPlan],
+    choices: Sequence[Method],
     *,
     layout: str,
     seed: int,
@@ -114,10 +114,10 @@ def layer_costs(
     owners: dict[str, str] = {}
     total, done = len(choices) + 1 + (2 + len(layers) if rows else 0), 0
 
-    def planned(chosen: Mapping[str, LayerPlan]) -> Plan:
+    def planned(chosen: Mapping[str, Method]) -> Plan:
         return Plan(by_layer(units, chosen), seed, layout=layout if chosen else LAYOUTS[0])
 
-    def profiled(chosen: Mapping[str, LayerPlan], what: str) -> dict[str, float]:
+    def profiled(chosen: Mapping[str, Method], what: str) -> dict[str, float]:
         nonlocal done
         progress(what, done, total)
         done += 1
@@ -129,33 +129,32 @@ def layer_costs(
     original = _folded(original, owners)
     costs = LayerCosts({name: original.get(name, 0.0) for name in layers})
     costs.rest = sum(original.values()) - sum(costs.dense.values())
-    too_slow: dict[LayerPlan, float] = {}  # a kind of choice, and a rate at which it is slower than nothing
-    for choice in sorted(choices, key=lambda choice: -choice.rate):
+    too_slow: dict[Method, float] = {}  # a kind of choice, and a saving at which it is slower than nothing
+    for choice in sorted(choices, key=lambda choice: -choice.saving):
         new = not records.was_asked(_able_key(units, choice, seed))
         if new and not go_on():
             continue
         able = _able(subject, units, choice, seed, records)
-        kind = replace(choice, rate=0.0)
-        if not able or choice.rate < too_slow.get(kind, 0.0):
-            progress(label(choice), done, total)
+        kind = choice.kind
+        if not able or choice.saving < too_slow.get(kind, 0.0):
+            progress(choice.label, done, total)
             done += 1
             continue
-        # a bias takes no time: the layer is profiled as if it had none
-        plain = replace(choice, repair=NO_REPAIR) if choice.repair == BIAS else choice
+        plain = choice.timed
         everywhere = dict.fromkeys(able, plain)
         if not new and not records.was_asked(_profile_key(planned(everywhere))) and not go_on():
             continue
-        times = profiled(everywhere, label(plain))
+        times = profiled(everywhere, plain.label)
         costs.sampled[choice] = {name: times.get(name, 0.0) for name in able}
         if sum(costs.sampled[choice].values()) > HOPELESS * sum(costs.dense[name] for name in able):
-            too_slow[kind] = choice.rate
+            too_slow[kind] = choice.saving
     if not rows or not costs.sampled or len(layers) < 2 or not go_on():
         return costs
     usual = _usual(costs)
-    usual_plan = replace(usual, repair=NO_REPAIR) if usual.repair == BIAS else usual
+    usual_plan = usual.timed
     for parity in (0, 1):
         chosen = {name: usual_plan for name in layers[parity::2] if name in costs.sampled[usual]}
-        times = profiled(chosen, f"every other layer {label(usual)}")
+        times = profiled(chosen, f"every other layer {usual.label}")
         sampled = [place for place, name in enumerate(layers) if name in chosen]
         for place, name in enumerate(layers):
             if sampled and sampled[0] < place < sampled[-1] and name not in chosen:
@@ -189,14 +188,14 @@ def layer_times(original: Mapping[str, float], rewritten: Mapping[str, float]) -
     return {name: (time, after.get(name, 0.0)) for name, time in original.items()}
 
 
-def _able(subject: Subject, units: Units, choice: LayerPlan, seed: int, records: Records) -> list[str]:
+def _able(subject: Subject, units: Units, choice: Method, seed: int, records: Records) -> list[str]:
     """The units all of whose layers can have a choice."""
     layers = [layer for unit in units.values() for layer in unit]
-    able = set(records.ask(_able_key(units, choice, seed), lambda: applicable(subject, layers, choice, seed)))
+    able = set(records.ask(_able_key(units, choice, seed), lambda: subject.able(layers, choice, seed)))
     return [name for name, unit in units.items() if able >= set(unit)]
 
 
-def _able_key(units: Units, choice: LayerPlan, seed: int) -> str:
+def _able_key(units: Units, choice: Method, seed: int) -> str:
     """Under which it is kept where a choice applies; asked for before each profile of it."""
     return f"applicable {plan_key(Plan(by_layer(units, dict.fromkeys(units, choice)), seed))}"
 
@@ -228,8 +227,8 @@ def _folded(times: Mapping[str, float], owners: Mapping[str, str]) -> dict[str, 
     return folded
 
 
-def _usual(costs: LayerCosts) -> LayerPlan:
+def _usual(costs: LayerCosts) -> Method:
     """The choice that stands for all: of those that fit the most layers, the one nearest to half the positions."""
     fitting = max(len(times) for times in costs.sampled.values())
     wide = [choice for choice, times in costs.sampled.items() if len(times) == fitting]
-    return min(wide, key=lambda choice: (choice.repair not in (NO_REPAIR, BIAS), abs(choice.rate - 0.5)))
+    return min(wide, key=lambda choice: (choice.timed.needs is not Needs.NOTHING, abs(choice.saving - 0.5)))

@@ -18,10 +18,12 @@ from perfonnx.data.inputs import Array, Feed, feed_size
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.masks import ImpactMaps
+from perfonnx.methods import Context, Method
 from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.model.signature import fed_shapes, fixed_batch, load_fixed
-from perfonnx.plan import NO_REPAIR, Plan
-from perfonnx.rewriting import Rewritten, rewrite
+from perfonnx.model.workspace import Workspace
+from perfonnx.plan import Plan
+from perfonnx.rewriting import Rewritten, able, opened, rewrite
 from perfonnx.running.opened import OpenModel, open_model
 
 HELD_BYTES = 1 << 30
@@ -88,6 +90,7 @@ class Subject:
     freeze_weights: bool = False
     calibration: SamplesLike | None = None
     impact_maps: ImpactMaps | None = None
+    _opened: list[Workspace] = field(default_factory=list, init=False, repr=False, compare=False)
     _repaired: dict[str, Corrections] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rewrite(
@@ -103,7 +106,7 @@ class Subject:
                 found is kept for a few plans: by many images it takes far longer than all else.
         """
         feeds, corrections, key = None, None, ""
-        if self.calibration is not None and any(layer.repair != NO_REPAIR for layer in plan.layers.values()):
+        if self.calibration is not None and plan.needs_targets:
             count = min(images or REPAIR_IMAGES, len(self.calibration))
             key = f"{layout or plan.layout} {count} {json.dumps(plan.to_json(), sort_keys=True)}"
             corrections = self._repaired.get(key)
@@ -124,6 +127,12 @@ class Subject:
                 self._repaired.pop(next(iter(self._repaired)), None)
             self._repaired[key] = rewritten.corrections
         return rewritten
+
+    def able(self, layers: Sequence[str], method: Method, seed: int) -> list[str]:
+        """Those of the layers that a method can replace; a pooling-structure mask, say, needs a pool behind it."""
+        if not self._opened:
+            self._opened.append(opened(self.original()))
+        return able(Context(self._opened[0], seed, self.impact_maps), layers, method)
 
     def inspect(self) -> Inspection:
         """The model's convolutions."""

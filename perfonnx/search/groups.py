@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
+from perfonnx.methods import Method
 from perfonnx.model.files import LoadedModel
 from perfonnx.model.layers import conv_layers
 from perfonnx.model.shapes import infer_types
@@ -19,7 +20,6 @@ from perfonnx.model.workspace import Workspace
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.positions import MOVES_POSITIONS
 from perfonnx.passes.rules import joins, rule_of, works_on_rows
-from perfonnx.plan import PREDICTING, LayerPlan, is_mask_file
 
 Units: TypeAlias = Mapping[str, tuple[str, ...]]
 """Names of units, in running order, each with its layers."""
@@ -87,11 +87,6 @@ def _name(unit: tuple[str, ...]) -> str:
     return " + ".join(unit) if len(unit) <= NAMED else f"{unit[0]} + {len(unit) - 1} more"
 
 
-def can_be_shared(choice: LayerPlan) -> bool:
-    """Whether layers with this choice have one mask, and what they give may stay on rows."""
-    return choice.interpolation == "nearest" and choice.repair not in PREDICTING and not is_mask_file(choice.mask)
-
-
-def by_layer(units: Units, choices: Mapping[str, LayerPlan]) -> dict[str, LayerPlan]:
+def by_layer(units: Units, choices: Mapping[str, Method]) -> dict[str, Method]:
     """The choice of each layer, from that of each unit."""
     return {layer: choice for unit, choice in choices.items() for layer in units[unit]}

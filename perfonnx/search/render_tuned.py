@@ -9,7 +9,6 @@ from rich.text import Text
 from perfonnx.comparing.metrics import Quality
 from perfonnx.names import shortened
 from perfonnx.search.result import Trial, Tuned
-from perfonnx.search.sensitivity import label
 
 SHOWN = 12
 """Trials shown, at most."""
@@ -36,7 +35,7 @@ def _layers(tuned: Tuned) -> Table:
     for layer in tuned.result.report.layers:
         before, after = layer.multiplies
         table.add_row(
-            Text(shortened(layer.name)), label(layer.plan), f"{layer.rate:.1%}", f"{after / max(before, 1):.0%}"
+            Text(shortened(layer.name)), layer.plan.label, f"{layer.rate:.1%}", f"{after / max(before, 1):.0%}"
         )
     return table
 

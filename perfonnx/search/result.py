@@ -163,7 +163,7 @@ class Tuned:
             PerfonnxError: A file cannot be written.
         """
         self.result.save_plan(path)
-        used = {n: self.impact_maps[n] for n, c in self.plan.layers.items() if self.impact_maps and c.mask == IMPACT}
+        used = {n: self.impact_maps[n] for n, c in self.plan.layers.items() if self.impact_maps and c.family == IMPACT}
         if used:
             save_impact_maps(Path(path).with_suffix(".impact.npz"), used)
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from perfonnx.inspection import Inspection
-from perfonnx.plan import LAYOUTS, LayerPlan, Plan
+from perfonnx.methods import Method
+from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.search.choose import Option, pareto
 from perfonnx.search.costs import layer_costs
 from perfonnx.search.evaluate import CHOOSING, Subject
 from perfonnx.search.greedy import Measured, greedy
-from perfonnx.search.groups import Units, alone, can_be_shared, meeting_layers, together
+from perfonnx.search.groups import Units, alone, meeting_layers, together
 from perfonnx.search.networks import OVERTIME, Networks
 from perfonnx.search.pace import PROFILE, PROFILE_SHARE, SCREEN_SHARE, TRIAL, VERIFICATION
 from perfonnx.search.result import MIN_SPEEDUP, Trial
@@ -45,7 +46,7 @@ class _Move:
 
     order: float
     unit: str
-    choice: LayerPlan | None
+    choice: Method | None
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Search:
 
     subject: Subject
     networks: Networks
-    choices: Sequence[LayerPlan]
+    choices: Sequence[Method]
     seed: int
     seconds: float
     batch: int = 1
@@ -78,7 +79,7 @@ class Search:
     rows: list[Row] = field(default_factory=list)
     ways: list[Way] = field(default_factory=list)
     units: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    errors: dict[str, dict[LayerPlan, float]] = field(default_factory=dict)
+    errors: dict[str, dict[Method, float]] = field(default_factory=dict)
     screened: int = 0
     obstacles: dict[str, str] = field(default_factory=dict)
     _order: list[str] = field(default_factory=list)
@@ -102,7 +103,7 @@ class Search:
         return self._verified(self._search) if self.errors else self._verified(lambda: None)
 
     @property
-    def _base(self) -> Mapping[str, LayerPlan]:
+    def _base(self) -> Mapping[str, Method]:
         """What layers have at first."""
         return {} if self.start is None else self.start.layers
 
@@ -111,8 +112,8 @@ class Search:
     def _look(self, layers: Sequence[str], *, groups: bool) -> None:
         """Profiles the network in every way: what matters most first, what is left while there is time."""
         every = list(dict.fromkeys([*self.choices, *self._base.values()]))
-        looks: list[tuple[str, str, Units, list[LayerPlan]]] = [(each, each, alone(layers), every) for each in LAYOUTS]
-        shared = [choice for choice in every if can_be_shared(choice)]
+        looks: list[tuple[str, str, Units, list[Method]]] = [(each, each, alone(layers), every) for each in LAYOUTS]
+        shared = [choice for choice in every if choice.shareable]
         meeting = meeting_layers(self.subject.original()) if groups and shared else []
         if meeting:
             looks.insert(0, ("groups", LAYOUTS[0], together(layers, meeting, self._order), shared))
@@ -151,23 +152,19 @@ class Search:
         for way in self.ways:
             self.units.update(way.units)
 
-    def _rank(self, choice: LayerPlan) -> int:
+    def _rank(self, choice: Method) -> int:
         """0 for the choice that is tried first, and for a start's; 1 for other rates of it; 2 for all others."""
         first = self.choices[0]
         if choice in self._base.values():
             return 0
-        if not self._is_kind(choice, first):
+        if choice.kind != first.kind:
             return 2
-        same = [c.rate for c in self.choices if self._is_kind(c, first)]
-        return 0 if choice.rate == min(same, key=lambda rate: (abs(rate - MIDDLE), rate)) else 1
-
-    @staticmethod
-    def _is_kind(choice: LayerPlan, other: LayerPlan) -> bool:
-        return (choice.mask, choice.interpolation, choice.repair) == (other.mask, other.interpolation, other.repair)
+        same = [c.saving for c in self.choices if c.kind == first.kind]
+        return 0 if choice.saving == min(same, key=lambda saving: (abs(saving - MIDDLE), saving)) else 1
 
     # --- 2. screen ---------------------------------------------------------------------------------------------------
 
-    def _pairs(self) -> list[tuple[str, LayerPlan]]:
+    def _pairs(self) -> list[tuple[str, Method]]:
         """Units with choices that make them faster in some way, in the order in which they matter."""
         found = []
         for choice in self.choices:
@@ -178,11 +175,11 @@ class Search:
         found.sort(key=lambda pair: pair[:3])
         return [(unit, choice) for *_, unit, choice in found]
 
-    def ways_of(self, unit: str, choice: LayerPlan) -> list[Way]:
+    def ways_of(self, unit: str, choice: Method) -> list[Way]:
         """The ways in which a choice makes a unit faster."""
         return [way for way in self.ways if unit in way.units and way.is_further(unit, choice)]
 
-    def _screen(self, pairs: Sequence[tuple[str, LayerPlan]]) -> None:
+    def _screen(self, pairs: Sequence[tuple[str, Method]]) -> None:
         """Measures the error of each pair."""
         if not pairs:
             return
@@ -225,7 +222,7 @@ class Search:
 
     def _search(self) -> None:
         """Walks along the best selections in each way, falls back to single layers, and changes what was found."""
-        kinds = sorted({choice.mask for errors in self.errors.values() for choice in errors})
+        kinds = sorted({choice.family for errors in self.errors.values() for choice in errors})
         times: list[float] = []
         for way in sorted(self.ways, key=self._promise):
             promise = self._promise(way)
@@ -381,7 +378,7 @@ class Search:
         back.sort(key=lambda move: (move.order, move.unit))
 
         def changed(*moves: _Move) -> Plan:
-            layers: dict[str, LayerPlan | None] = {**best.plan.layers}
+            layers: dict[str, Method | None] = {**best.plan.layers}
             for move in moves:
                 layers.update(dict.fromkeys(self.units[move.unit], move.choice))
             return self._plan(layers, layout)
@@ -404,16 +401,16 @@ class Search:
             if way is not None:
                 yield way, unit
 
-    def _greedy(self, pairs: Sequence[tuple[str, LayerPlan]]) -> None:
+    def _greedy(self, pairs: Sequence[tuple[str, Method]]) -> None:
         """The paper's search; see `perfonnx.search.greedy`."""
         networks = self.networks
-        ladders: dict[str, list[list[LayerPlan]]] = {}
+        ladders: dict[str, list[list[Method]]] = {}
         for layer in sorted({layer for layer, _ in pairs}, key=self._order.index):
             own = [choice for choice in self.choices if (layer, choice) in pairs]
-            rates = sorted({choice.rate for choice in own})
-            ladders[layer] = [[choice for choice in own if choice.rate == rate] for rate in rates]
+            savings = sorted({choice.saving for choice in own})
+            ladders[layer] = [[choice for choice in own if choice.saving == saving] for saving in savings]
 
-        def measure(choices: Mapping[str, LayerPlan]) -> Measured:
+        def measure(choices: Mapping[str, Method]) -> Measured:
             trial = networks.attempt(self._plan(choices, LAYOUTS[0]), "greedy step")
             uncertainty = (1 / trial.speed.low - 1 / trial.speed.high) / 2
             return Measured(1 / trial.speed.ratio, uncertainty, trial.choosing.guide)
@@ -424,7 +421,7 @@ class Search:
             if fast_enough or not networks.within(taken):
                 return
 
-    def _plan(self, choices: Mapping[str, LayerPlan | None], layout: str) -> Plan:
+    def _plan(self, choices: Mapping[str, Method | None], layout: str) -> Plan:
         """A plan, its layers in running order; others are as at first, None: dense."""
         wanted = {**self._base, **choices}
         chosen = {layer: choice for layer in self._order if (choice := wanted.get(layer)) is not None}

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,9 +16,11 @@ from rich.text import Text
 from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection
+from perfonnx.methods import DEFAULT, METHODS, Method, find_method
+from perfonnx.methods.perforate import BIAS, PREDICTOR
 from perfonnx.model.files import ModelSource
 from perfonnx.names import shortened
-from perfonnx.plan import NO_REPAIR, LayerPlan, Plan, is_mask_file
+from perfonnx.plan import Plan
 from perfonnx.sampling import INTERPOLATIONS
 from perfonnx.search.evaluate import (
     CHOOSING,
@@ -38,7 +40,7 @@ from perfonnx.search.state import Records, fingerprint
 
 MASK_CHOICES = ("lattice", "uniform", "pooling-structure")
 RATES = (0.25, 0.5, 0.75)
-REPAIR_CHOICES = ("bias", "predictor")
+REPAIR_CHOICES = (BIAS, PREDICTOR)
 """Without repair a layer is as fast as with a bias, and less accurate: no choice worth measuring."""
 
 REPAIRED_BY = 48
@@ -47,13 +49,14 @@ REPAIRED_BY = 48
 
 @dataclass(frozen=True)
 class Space:
-    """What may be done with a layer: every mask at every rate with every interpolation and repair.
+    """What may be done with a layer: what the methods make of it, such as every mask at every rate with every repair.
 
     Attributes:
         masks: Names or files, as plans take them.
         rates: Fractions of positions to skip.
         interpolations: How skipped positions are filled.
-        repairs: How layers are corrected, names in `perfonnx.plan.REPAIRS`.
+        repairs: How layers are corrected, names in `perfonnx.methods.perforate.REPAIRS`.
+        methods: Names in `perfonnx.methods.METHODS`; those without candidates add nothing.
 
     Raises:
         PerfonnxError: A name is unknown, a rate is out of range, or nothing is left to choose from.
@@ -63,35 +66,33 @@ class Space:
     rates: Sequence[float] = RATES
     interpolations: Sequence[str] = INTERPOLATIONS[:1]
     repairs: Sequence[str] = REPAIR_CHOICES
+    methods: Sequence[str] = field(default_factory=lambda: sorted(METHODS, key=lambda name: (name != DEFAULT, name)))
 
     def __post_init__(self) -> None:
         """Checks everything once."""
         for what in ("mask", "rate", "interpolation", "repair"):
             if not getattr(self, f"{what}s"):
                 raise PerfonnxError(f"no {what} to choose from")
+        for name in self.methods:
+            find_method(name, "choices")
         for choice in self.choices():
             choice.check("choices")
-            if not choice.rate:
+            if not choice.saving:
                 raise PerfonnxError("rate 0 skips nothing; the original is always among the choices")
 
-    def choices(self) -> list[LayerPlan]:
+    def choices(self) -> list[Method]:
         """All of them, each once."""
-        found = [
-            LayerPlan("perforate", rate, mask, interpolation, repair=repair)
-            for repair in self.repairs
-            for mask in self.masks
-            for interpolation in self.interpolations
-            for rate in (self.rates[:1] if is_mask_file(mask) else self.rates)  # a file has its own rate
-        ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(c for name in self.methods for c in METHODS[name].candidates(self)))
 
+    @property
+    def savings(self) -> Sequence[float]:
+        """See `perfonnx.methods.Space`."""
+        return self.rates
 
-def label(choice: LayerPlan) -> str:
-    """A choice in a few characters."""
-    rate = "" if is_mask_file(choice.mask) else f" {choice.rate:g}"
-    interpolation = "" if choice.interpolation == "nearest" else f" {choice.interpolation}"
-    repair = "" if choice.repair == NO_REPAIR else f" +{choice.repair}"
-    return f"{choice.mask}{rate}{interpolation}{repair}"
+    def of(self, setting: str) -> Sequence[Any]:
+        """See `perfonnx.methods.Space`."""
+        found: Sequence[Any] = getattr(self, f"{setting}s", ())
+        return found
 
 
 def plan_key(plan: Plan) -> str:
@@ -113,12 +114,12 @@ class Row:
     """
 
     layer: str
-    choice: LayerPlan
+    choice: Method
     quality: Quality
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {"layer": self.layer, "choice": asdict(self.choice), **self.quality.to_json()}
+        return {"layer": self.layer, "choice": self.choice.to_json(), **self.quality.to_json()}
 
 
 @dataclass(frozen=True)
@@ -155,17 +156,8 @@ def eligible(inspection: Inspection) -> dict[str, float]:
     return {conv.name: conv.share for conv in inspection.convs if conv.reason is None}
 
 
-def applicable(subject: Subject, layers: Sequence[str], choice: LayerPlan, seed: int) -> list[str]:
-    """Those of the layers that can have a choice; a pooling-structure mask, say, needs a pool behind it."""
-    if not layers:
-        return []
-    plan = Plan(dict.fromkeys(layers, replace(choice, repair=NO_REPAIR)), seed)
-    result = subject.rewrite(plan, layout="nchw")
-    return [layer.name for layer in result.report.layers]
-
-
 def measure_layers(
-    tasks: Sequence[tuple[str, LayerPlan]],
+    tasks: Sequence[tuple[str, Method]],
     units: Units,
     evaluator: Evaluator,
     *,
@@ -173,7 +165,7 @@ def measure_layers(
     seed: int,
     records: Records,
     executor: Executor,
-    base: Mapping[str, LayerPlan] | None = None,
+    base: Mapping[str, Method] | None = None,
     go_on: Callable[[], bool] = lambda: True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Row]:
@@ -193,7 +185,7 @@ def measure_layers(
     """
     workers = int(getattr(executor, "_max_workers", 1))
     repaired_by = min(REPAIRED_BY, math.ceil(images / 2))
-    waiting: deque[tuple[str, str, LayerPlan, Future[Outcome] | None]] = deque()
+    waiting: deque[tuple[str, str, Method, Future[Outcome] | None]] = deque()
     todo = iter(tasks)
     done = 0
     try:
@@ -270,7 +262,7 @@ def sensitivity(
         units, rate = alone(list(shares)), max(space.rates)
         subject = with_impacts(subject, held, found, units, rate=rate, records=records, threads=threads)
     evaluator = PlanEvaluator(subject, {CHOOSING: held}, found, threads)
-    tasks = [(layer, choice) for choice in space.choices() for layer in applicable(subject, list(shares), choice, seed)]
+    tasks = [(layer, choice) for choice in space.choices() for layer in subject.able(list(shares), choice, seed)]
     rows = measure_layers(
         tasks,
         alone(list(shares)),
@@ -296,7 +288,7 @@ def render_sensitivity(result: Sensitivity) -> RenderableType:
     table.add_column("layer", overflow="fold")
     table.add_column("share", justify="right")
     for choice in choices:
-        table.add_column(label(choice), justify="right")
+        table.add_column(choice.label, justify="right")
     for layer in dict.fromkeys(row.layer for row in result.rows):
         texts = []
         for choice in choices:

@@ -31,7 +31,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
 from perfonnx.model.signature import fed_shapes, fixed_batch
-from perfonnx.plan import NO_REPAIR, Plan, is_own_mask
+from perfonnx.plan import Plan
 from perfonnx.search.evaluate import (
     CHOOSING,
     HELD_BACK,
@@ -169,7 +169,7 @@ def tune(
     networks = Networks(tools, target, Pace.start(records, max_time, seconds, layers=layers, sizes=sizes), sizes)
     choices = space.choices()
     if not sizes.repairing:
-        choices = list(dict.fromkeys(replace(choice, repair=NO_REPAIR) for choice in choices))
+        choices = list(dict.fromkeys(choice.trained for choice in choices))
     run = Search(subject, networks, choices, seed, seconds, batch, start)
     best = run.find(search, inspection)
     plan = best.plan if best else Plan(seed=seed)
@@ -208,7 +208,7 @@ def _check_start(start: Plan, subject: Subject, seed: int) -> None:
     for name, choice in start.layers.items():
         if name not in layers:
             raise PerfonnxError(f"layer {name!r} of the start: the model has no such layer that can be perforated")
-        if choice.method != "perforate" or is_own_mask(choice.mask):
+        if not choice.goes_further:
             raise PerfonnxError(
                 f"layer {name!r} of the start: only perforated layers whose masks have rates go further"
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from perfonnx.plan import LayerPlan
+from perfonnx.methods import Method
 from perfonnx.search.choose import UNCHANGED, Layer, Option, frontier, total_time
 from perfonnx.search.costs import LayerCosts
 from perfonnx.search.groups import Units, by_layer
@@ -15,7 +15,7 @@ from perfonnx.search.result import MIN_SPEEDUP
 CLOSE = 0.003
 """Selections whose predicted times differ by less than this part are taken for one."""
 
-Errors: TypeAlias = Mapping[str, Mapping[LayerPlan, float]]
+Errors: TypeAlias = Mapping[str, Mapping[Method, float]]
 """What each choice in each unit adds to the guide."""
 
 
@@ -23,7 +23,7 @@ Errors: TypeAlias = Mapping[str, Mapping[LayerPlan, float]]
 class Rung:
     """One choice of a unit (None: dense) among sampled ones, with its time and error."""
 
-    choice: LayerPlan | None
+    choice: Method | None
     time: float
     error: float
 
@@ -32,7 +32,7 @@ class Rung:
 class Selected:
     """What layers get, with what is predicted of the network: its error, and its time as a part of the original's."""
 
-    choices: Mapping[str, LayerPlan]
+    choices: Mapping[str, Method]
     error: float
     time: float
 
@@ -53,16 +53,16 @@ class Way:
     layout: str
     units: Units
     costs: LayerCosts
-    base: Mapping[str, LayerPlan] = field(default_factory=dict)
+    base: Mapping[str, Method] = field(default_factory=dict)
 
-    def is_further(self, unit: str, choice: LayerPlan) -> bool:
+    def is_further(self, unit: str, choice: Method) -> bool:
         """Whether a choice makes a unit faster, and goes beyond what it has at first."""
         if unit not in self.costs.sampled.get(choice, ()):
             return False
         now = self.base.get(unit)
         if now is None:
             return self.costs.gain(unit, choice) > 0
-        return choice.rate > now.rate and self.costs.sampled[choice][unit] < self.stay(unit).time
+        return choice.saving > now.saving and self.costs.sampled[choice][unit] < self.stay(unit).time
 
     def stay(self, unit: str) -> Rung:
         """A unit as it is at first, between sampled ones."""
@@ -70,13 +70,13 @@ class Way:
         dense = self.costs.inside.get(unit, self.costs.dense[unit])
         return Rung(choice, dense if choice is None else self.costs.sampled.get(choice, {}).get(unit, dense), 0.0)
 
-    def options(self, errors: Errors, unit: str, kinds: Sequence[str] | None = None) -> dict[LayerPlan, Option]:
+    def options(self, errors: Errors, unit: str, kinds: Sequence[str] | None = None) -> dict[Method, Option]:
         """What can be done with a unit, with masks of these kinds."""
         sampled = self.costs.sampled
         return {
             choice: Option(sampled[choice][unit], error)
             for choice, error in errors.get(unit, {}).items()
-            if unit in sampled.get(choice, ()) and (kinds is None or choice.mask in kinds)
+            if unit in sampled.get(choice, ()) and (kinds is None or choice.family in kinds)
         }
 
     def rungs(self, errors: Errors, unit: str) -> list[Rung]:
@@ -110,12 +110,12 @@ class Way:
                 found.append(self._selected(options, picks, total_time(chain, picks), option.error))
         return sorted((s for s in found if s.time * MIN_SPEEDUP <= whole), key=lambda s: s.error)
 
-    def _chain(self, options: Mapping[str, Mapping[LayerPlan, Option]]) -> dict[str, Layer]:
+    def _chain(self, options: Mapping[str, Mapping[Method, Option]]) -> dict[str, Layer]:
         started = {unit: self.stay(unit).time for unit in self.units if unit in self.base}
         return self.costs.chain({unit: list(known.values()) for unit, known in options.items()}, started)
 
     def _selected(
-        self, options: Mapping[str, Mapping[LayerPlan, Option]], picks: Mapping[str, int], time: float, error: float
+        self, options: Mapping[str, Mapping[Method, Option]], picks: Mapping[str, int], time: float, error: float
     ) -> Selected:
         chosen = {unit: list(options[unit])[pick] for unit, pick in picks.items() if pick != UNCHANGED}
         return Selected(by_layer(self.units, chosen), error, time + self.costs.rest)

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.masks import ImpactMaps, Mask
+from perfonnx.methods.sparse import BEFORE_NORMALIZATION, Sparse
 from perfonnx.passes import Skip
 from perfonnx.plan import Plan
 from perfonnx.rewriting import Choice, Rewritten, decide, rewrite
 from perfonnx.torch.modules import (
     Conv2d,
     MaskedConv2d,
-    PerforatedConv2d,
     RadiusAdaptiveConv2d,
     SampledConv2d,
-    SparseConv2d,
     explicit_pads,
+    plain,
 )
 
 NO_MODULE = "no convolution module of its own stands for it"
@@ -101,7 +101,7 @@ def apply(
         except PerfonnxError as error:
             raise PerfonnxError(f"layer {name!r}: {error}") from error
     new: dict[str, nn.Module] = {modules[n]: _counterpart(layers[modules[n]], choice) for n, choice in decided.items()}
-    dropped = {path: _plain(old) for path, old in sampled_modules(model).items() if path not in new}
+    dropped = {path: plain(old) for path, old in sampled_modules(model).items() if path not in new}
     for path, module in {**new, **dropped}.items():
         model.set_submodule(path, module)
     return Applied({name: modules[name] for name in decided}, skips + refused)
@@ -122,32 +122,17 @@ def _check(layers: Mapping[str, nn.Conv2d], path: str | None, choice: Choice) ->
     if path is None:
         raise PerfonnxError(f"{NO_MODULE}; take it out of the plan")
     explicit_pads(layers[path])
-    plan = choice.plan
-    if plan.method == "perforate" and plan.interpolation == "zero" and choice.folds_normalization:
-        raise PerfonnxError(
-            "it is normalized behind, so zeros would not stay zeros; interpolate nearest, or use the method sparse"
-        )
-    if plan.center_gain and sum(layer.weight is layers[path].weight for layer in layers.values()) > 1:
-        raise PerfonnxError("it shares its weight with another layer, which a center_gain would change; give 0")
-
-
-def _plain(old: nn.Conv2d) -> Conv2d:
-    return old.opened() if isinstance(old, RadiusAdaptiveConv2d) else Conv2d.like(old)
+    shared = sum(layer.weight is layers[path].weight for layer in layers.values()) > 1
+    obstacle = choice.plan.training_obstacle(normalized=choice.folds_normalization, shared=shared)
+    if obstacle is not None:
+        raise PerfonnxError(obstacle)
 
 
 def _counterpart(old: nn.Conv2d, choice: Choice) -> SampledConv2d:
-    plan, sampling = choice.plan, choice.sampling
-    module: SampledConv2d
-    if sampling is None:
-        if isinstance(old, RadiusAdaptiveConv2d) and old.center_gain == plan.center_gain:
-            module = old
-        else:
-            module = RadiusAdaptiveConv2d(_plain(old), plan.center_gain)
-    elif plan.method == "sparse":
-        module = SparseConv2d(_plain(old), sampling.mask)
-    else:
-        module = PerforatedConv2d(_plain(old), sampling)
-    module.planned = plan
+    module = choice.plan.trainable(old, choice.mask)
+    if module is None:
+        raise PerfonnxError(f"what {choice.plan.label} makes of a layer cannot be trained; take it out of the plan")
+    module.planned = choice.plan
     return module
 
 
@@ -182,8 +167,8 @@ def export(
             masks[name] = module.mask.cpu().numpy()
         if isinstance(module, RadiusAdaptiveConv2d):
             gates[name] = module.trained_gate()
-        if isinstance(module, SparseConv2d):
-            planned = replace(planned, fill="before-normalization")
+        if isinstance(planned, Sparse):
+            planned = replace(planned, fill=BEFORE_NORMALIZATION)
         plan.layers[name] = planned
     return rewrite(dense, output, plan=plan, masks=masks, gates=gates, **options)
 

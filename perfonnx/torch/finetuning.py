@@ -17,11 +17,11 @@ from torch import nn
 from perfonnx.comparing.metrics import joined
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
-from perfonnx.masks import MASKS, ImpactMaps, load_impact_maps
+from perfonnx.masks import ImpactMaps, load_impact_maps
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.passes import Options, Skip
-from perfonnx.plan import NO_REPAIR, Plan
+from perfonnx.plan import Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.running.opened import open_model
 from perfonnx.search import Metric, Progress, Quality
@@ -31,8 +31,9 @@ from perfonnx.torch.applying import apply, export
 from perfonnx.torch.batches import Batches
 from perfonnx.torch.checkpoints import Checkpoint
 from perfonnx.torch.importing import from_onnx
+from perfonnx.torch.modules import RadiusAdaptiveConv2d
 from perfonnx.torch.radius import OpenShareBudget, start_gates
-from perfonnx.torch.sparsity import PROPAGATED, TRAINED_DENSE_UNTIL, TRAINED_FROZEN_FROM, SparsitySchedule
+from perfonnx.torch.sparsity import TRAINED_DENSE_UNTIL, TRAINED_FROZEN_FROM, SparsitySchedule, propagated_layers
 from perfonnx.torch.training import History, Objective, Schedule, Settings, finetune, split
 
 FORMAT = 1
@@ -140,8 +141,9 @@ def finetune_model(
     same: dict[str, Any] = {"input_shapes": input_shapes, "impact_maps": impact_maps, "layout": layout}
     if plan is None:
         options = options or Options()
-        share = options.open_share
-        plan = rewrite(model, options=replace(options, repair=NO_REPAIR, open_share=1.0), **same).plan
+        budget = options.example.open_budget
+        share = 1.0 if budget is None else budget
+        plan = rewrite(model, options=options.trained(), **same).plan
     else:
         plan, share = _trainable(plan if isinstance(plan, Plan) else Plan.load(plan))
     untrained = rewrite(model, plan=plan, fallback=False, **same)
@@ -168,7 +170,7 @@ def finetune_model(
                 training,
                 teacher=teacher,
                 held_out=held_out,
-                schedules=_schedules(student, teacher, step, share, training, settings),
+                schedules=_schedules(student, teacher, share, training, settings),
                 settings=settings,
                 checkpoint=file,
                 resume=resume,
@@ -177,7 +179,7 @@ def finetune_model(
             )
         )
     student.cpu()
-    if _has_gates(plan):  # how much gates open is known from a forward pass
+    if _has_gates(student):  # how much gates open is known from a forward pass
         with torch.no_grad():
             student.eval()(*_inputs(_some(held_out, GATED, settings)))
     result = export(student, fallback=fallback, layout=layout or plan.layout, input_shapes=shapes)
@@ -219,21 +221,14 @@ def file_of_round(checkpoint: str | os.PathLike[str] | None, number: int, rounds
 
 def _trainable(plan: Plan) -> tuple[Plan, float]:
     """The plan without what is fitted instead of trained, and the share of pixels that radius-adaptive layers keep."""
-    shares = [layer.open_share for layer in plan.layers.values() if layer.method == "radius-adaptive"]
-    layers = {
-        name: replace(layer, repair=NO_REPAIR, open_share=1.0, trained_gate=False)
-        for name, layer in plan.layers.items()
-    }
+    shares = [share for step in plan.steps() if (share := step.open_budget) is not None]
+    layers = {name: method.trained for name, method in plan.layers.items()}
     return replace(plan, layers=layers, corrections=None), sum(shares) / len(shares) if shares else 1.0
 
 
 def _scaled(plan: Plan, part: float) -> Plan:
     """The plan at a part of its rates; masks from files stay."""
-    layers = {
-        name: replace(layer, rate=layer.rate * part) if layer.mask in MASKS else layer
-        for name, layer in plan.layers.items()
-    }
-    return replace(plan, layers=layers)
+    return replace(plan, layers={name: method.scaled(part) for name, method in plan.layers.items()})
 
 
 def _loss(metric: Metric, subject: Subject) -> str:
@@ -243,11 +238,11 @@ def _loss(metric: Metric, subject: Subject) -> str:
 
 
 def _schedules(
-    student: nn.Module, teacher: nn.Module, plan: Plan, share: float, samples: Samples, settings: Settings
+    student: nn.Module, teacher: nn.Module, share: float, samples: Samples, settings: Settings
 ) -> list[Schedule]:
     """What the plan's methods need while they are trained."""
     schedules: list[Schedule] = []
-    if any(layer.method == "sparse" and layer.mask == PROPAGATED for layer in plan.layers.values()):
+    if propagated_layers(student):
         objective = Objective(student, teacher, replace(settings, intermediate=0.0))
         scored = _some(samples, SCORED, settings)
         schedules.append(
@@ -259,14 +254,14 @@ def _schedules(
                 frozen_from=TRAINED_FROZEN_FROM,
             )
         )
-    if _has_gates(plan):
+    if _has_gates(student):
         start_gates(student, *_inputs(_some(samples, GATED, settings)))
         schedules.append(OpenShareBudget(student, share))
     return schedules
 
 
-def _has_gates(plan: Plan) -> bool:
-    return any(layer.method == "radius-adaptive" for layer in plan.layers.values())
+def _has_gates(student: nn.Module) -> bool:
+    return any(isinstance(module, RadiusAdaptiveConv2d) for module in student.modules())
 
 
 def _some(samples: Samples, count: int, settings: Settings) -> Batches:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from perfonnx.corrections import TrainedGate
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask
-from perfonnx.plan import LayerPlan
+from perfonnx.methods import Method
 from perfonnx.sampling import Sampling
 
 Pads = tuple[int, int, int, int]
@@ -138,7 +138,7 @@ class SampledConv2d(Conv2d):
         planned: What the plan says of the layer; set by `perfonnx.torch.apply`.
     """
 
-    planned: LayerPlan
+    planned: Method
 
 
 class MaskedConv2d(SampledConv2d):
@@ -295,6 +295,11 @@ class RadiusAdaptiveConv2d(SampledConv2d):
         down, across = self.dilation
         edges = (left - across, right - across, top - down, bottom - down)
         return functional.pad(x, edges) if any(edges) else x
+
+
+def plain(module: nn.Conv2d) -> Conv2d:
+    """The plain layer with the parameters of a module; of a radius-adaptive one, what it is where its gate is open."""
+    return module.opened() if isinstance(module, RadiusAdaptiveConv2d) else Conv2d.like(module)
 
 
 class _SteepGate(torch.autograd.Function):

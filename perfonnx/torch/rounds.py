@@ -16,9 +16,10 @@ from typing import Any
 
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
+from perfonnx.methods.perforate import NO_REPAIR
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
-from perfonnx.plan import NO_REPAIR, Plan
+from perfonnx.plan import Plan
 from perfonnx.search import Progress, Space, Speed, tune
 from perfonnx.search.impacts import IMPACT
 from perfonnx.search.result import MIN_SPEEDUP, Target

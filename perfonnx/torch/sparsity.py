@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask, propagated_mask, propagated_scores
+from perfonnx.methods.sparse import Sparse
 from perfonnx.torch.applying import sampled_modules
 from perfonnx.torch.modules import SparseConv2d
 
@@ -34,6 +35,12 @@ PROPAGATED = "propagated"
 
 CANDIDATES = 16
 """Masks among which the last one is chosen."""
+
+
+def propagated_layers(model: nn.Module) -> dict[SparseConv2d, float]:
+    """The sparse layers whose masks may change in training, with their final rates."""
+    sparse = {m: m.planned for m in sampled_modules(model).values() if isinstance(m, SparseConv2d)}
+    return {m: p.rate for m, p in sparse.items() if isinstance(p, Sparse) and p.mask == PROPAGATED}
 
 
 class SparsitySchedule:
@@ -63,9 +70,7 @@ class SparsitySchedule:
     ) -> None:
         if not 0 <= dense_until <= frozen_from <= 1:
             raise PerfonnxError(f"stages up to {dense_until:g} and {frozen_from:g}: give shares in order, from 0 to 1")
-        modules = sampled_modules(model).values()
-        sparse = [m for m in modules if isinstance(m, SparseConv2d)]
-        self.layers = {m: m.planned.rate for m in sparse if m.planned.mask == PROPAGATED}
+        self.layers = propagated_layers(model)
         if not self.layers:
             raise PerfonnxError(
                 f"the network has no sparse layers with the mask {PROPAGATED}; apply a plan with such layers first"

@@ -52,12 +52,12 @@ def test_without_options_it_is_careful(here: Path, capfd: pytest.CaptureFixture[
 
 
 def test_every_flag_of_rewrite_reaches_the_model(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def layers(*flags: str) -> list[perfonnx.LayerPlan]:
+    def layers(*flags: str) -> list[Any]:
         rate = () if "radius-adaptive" in flags else ("--rate", "0.25")
         assert run("rewrite", "m.onnx", "out.onnx", *rate, "--save-plan", "p.json", *flags) == 0, flags
         return list(perfonnx.Plan.load("p.json").layers.values())
 
-    assert [p.method for p in layers("--method", "sparse")] == ["sparse"] * 2
+    assert [p.NAME for p in layers("--method", "sparse")] == ["sparse"] * 2
     assert [p.center_gain for p in layers("--method", "radius-adaptive", "--center-gain", "1")] == [1.0] * 2
     assert [p.interpolation for p in layers("--interpolation", "barycentric", "--mask", "grid")] == ["barycentric"] * 2
     assert len(layers("--only", "1$", "--only", "nothing")) == 1

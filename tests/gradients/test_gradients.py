@@ -295,7 +295,7 @@ def test_gradients_add_up_at_sites_and_skipped_positions_get_none() -> None:
     mask = np.zeros((6, 7), bool)
     mask[::2, ::3] = True
     model = convs()
-    plan = perfonnx.Plan({"one": perfonnx.LayerPlan("perforate", 0.5, "uniform")}, seed=4)
+    plan = perfonnx.Plan({"one": perfonnx.Perforate(0.5, "uniform")}, seed=4)
     proto = perfonnx.rewrite(model, plan=plan, layout="nchw").proto
     network = Network(proto)
     conv = next(n.output[0] for n in network.nodes if n.op_type == "Conv")

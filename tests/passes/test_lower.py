@@ -381,8 +381,8 @@ def test_both_layouts_agree_whatever_the_gates(name: str, gain: float) -> None:
 
 def test_radius_adaptive_layers_read_through_a_perforated_one() -> None:
     layers = {
-        "Conv_0": perfonnx.LayerPlan("perforate", 0.6, "uniform"),
-        "Conv_2": perfonnx.LayerPlan("radius-adaptive"),
+        "Conv_0": perfonnx.Perforate(0.6, "uniform"),
+        "Conv_2": perfonnx.RadiusAdaptive(),
     }
     maps, rows = (
         perfonnx.rewrite(build("residual"), layout=layout, plan=perfonnx.Plan(layers)) for layout in LAYOUTS[::-1]
@@ -449,7 +449,7 @@ def test_equal_samplings_are_added_without_a_gather(tmp_path: Path) -> None:
 def test_unequal_samplings_are_added_on_their_refinement() -> None:
     names = ["Conv_0", "Conv_2", "Conv_4", "Conv_7"]
     masks = ["uniform", "grid", "grid", "uniform"]
-    layers = {n: perfonnx.LayerPlan("perforate", 0.6, m) for n, m in zip(names, masks, strict=True)}
+    layers = {n: perfonnx.Perforate(0.6, m) for n, m in zip(names, masks, strict=True)}
     maps, rows = (
         perfonnx.rewrite(build("residual"), layout=layout, plan=perfonnx.Plan(layers)) for layout in LAYOUTS[::-1]
     )

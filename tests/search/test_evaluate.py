@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import perfonnx
+from perfonnx.methods.perforate import Perforate
 from perfonnx.model.signature import fed_shapes, fixed_batch
-from perfonnx.plan import LayerPlan, Plan
+from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel
 from perfonnx.search import Task
 from perfonnx.search.evaluate import (
@@ -24,7 +25,7 @@ from perfonnx.search.evaluate import (
 from tests.search.arrays import Batch
 from tests.search.test_tune import network, samples
 
-REPAIRED = Plan({"conv2": LayerPlan("perforate", 0.5, "uniform", repair="predictor")})
+REPAIRED = Plan({"conv2": Perforate(0.5, "uniform", repair="predictor")})
 
 
 class Counted:

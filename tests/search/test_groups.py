@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from perfonnx.methods.perforate import Perforate
 from perfonnx.model import files
-from perfonnx.plan import LayerPlan, Plan
+from perfonnx.plan import Plan
 from perfonnx.search import Outcome, Quality, Space, Speed, Task, tune
-from perfonnx.search.groups import alone, by_layer, can_be_shared, meeting_layers, together
+from perfonnx.search.groups import alone, by_layer, meeting_layers, together
 from tests.passes import nets
 from tests.search.test_tune import samples
 
@@ -75,7 +76,7 @@ def test_units_are_groups_and_the_other_layers_in_running_order() -> None:
     units = together(["a", "c", "f"], [("b", "c"), ("d", "e", "f")], order)
     assert units == {"a": ("a",), "b + c": ("b", "c"), "d + 2 more": ("d", "e", "f")}
     assert alone(["a", "c"]) == {"a": ("a",), "c": ("c",)}
-    choice = LayerPlan("perforate", 0.5)
+    choice = Perforate(0.5)
     assert by_layer(units, {"b + c": choice}) == {"b": choice, "c": choice}
 
 
@@ -90,7 +91,7 @@ def test_units_are_groups_and_the_other_layers_in_running_order() -> None:
     ],
 )
 def test_predictors_and_barycentric_layers_share_no_rows(changes: dict[str, str], expected: bool) -> None:
-    assert can_be_shared(LayerPlan("perforate", 0.5, **changes)) == expected  # type: ignore[arg-type]
+    assert Perforate(0.5, **changes).shareable == expected  # type: ignore[arg-type]
 
 
 class OnlyTogether:

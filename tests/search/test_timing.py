@@ -12,8 +12,9 @@ from onnx import ModelProto, helper
 
 from perfonnx.data.inputs import Feed
 from perfonnx.errors import PerfonnxWarning
+from perfonnx.methods.perforate import Perforate
 from perfonnx.model import files
-from perfonnx.plan import LayerPlan, Plan
+from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel
 from perfonnx.search import timing
 from perfonnx.search.evaluate import Subject
@@ -140,7 +141,7 @@ def test_a_real_network_is_profiled_and_timed(tmp_path: Path) -> None:
     assert set(dense) == {"one", "two", OTHER}
     assert all(value >= 0 for value in dense.values())
     assert sum(dense.values()) == pytest.approx(1, abs=0.4)  # of the original, which it is
-    plan = Plan({"one": LayerPlan("perforate", 0.5), "two": LayerPlan("perforate", 0.5)})
+    plan = Plan({"one": Perforate(0.5), "two": Perforate(0.5)})
     assert {"one", "two"} <= set(timer.layers(plan))
     speed = timer.speed(plan, seconds=0.01)
     assert speed.low <= speed.ratio <= speed.high

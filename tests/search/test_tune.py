@@ -18,7 +18,9 @@ from onnx import ModelProto
 
 import perfonnx
 from perfonnx.errors import PerfonnxError
-from perfonnx.plan import LayerPlan, Plan
+from perfonnx.methods.perforate import Perforate
+from perfonnx.methods.sparse import Sparse
+from perfonnx.plan import Plan
 from perfonnx.search import Outcome, Progress, Quality, Space, Speed, Task, Tuned, sensitivity, state, tune
 from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Subject, find_metric, hold
 from perfonnx.search.result import MIN_SPEEDUP, Target
@@ -179,9 +181,9 @@ def test_a_start_that_nothing_beats_stays() -> None:
 @pytest.mark.parametrize(
     ("start", "more", "message"),
     [
-        (Plan({"conv9": LayerPlan("perforate", 0.5, "grid")}), {}, "layer 'conv9' of the start: the model has no such"),
-        (Plan({"conv1": LayerPlan("sparse", 0.5, "grid")}), {}, "layer 'conv1' of the start: only perforated"),
-        (Plan({"conv1": LayerPlan("perforate", 0.5, "own.npz")}), {}, "layer 'conv1' of the start: only perforated"),
+        (Plan({"conv9": Perforate(0.5, "grid")}), {}, "layer 'conv9' of the start: the model has no such"),
+        (Plan({"conv1": Sparse(0.5, "grid")}), {}, "layer 'conv1' of the start: only perforated"),
+        (Plan({"conv1": Perforate(0.5, "own.npz")}), {}, "layer 'conv1' of the start: only perforated"),
         (Plan(seed=3), {}, "the start's masks are drawn with the seed 3, not 0"),
         (Plan(), {"search": "greedy"}, "takes neither a start nor a reference; take budget"),
     ],
@@ -501,7 +503,7 @@ def test_losses_are_what_check_finds() -> None:
     subject = Subject(network())
     metric, seconds = find_metric("agreement", subject, data)
     assert seconds > 0
-    plan = Plan({"conv2": LayerPlan("perforate", 0.75, "uniform")}, seed=3)
+    plan = Plan({"conv2": Perforate(0.75, "uniform")}, seed=3)
     rewritten = perfonnx.rewrite(network(), plan=plan)
     evaluator = PlanEvaluator(subject, {CHOOSING: hold(data)}, metric)
     before, after = (perfonnx.session(m).run(None, {"x": data.images})[0] for m in (network(), rewritten.proto))

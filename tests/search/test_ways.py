@@ -6,16 +6,17 @@ import itertools
 
 import pytest
 
-from perfonnx.plan import LayerPlan
+from perfonnx.methods import Method
+from perfonnx.methods.perforate import Perforate
 from perfonnx.search.costs import LayerCosts
 from perfonnx.search.groups import alone
 from perfonnx.search.ways import CLOSE, Way
 
-HALF, MOST = (LayerPlan("perforate", rate, "grid") for rate in (0.5, 0.75))
+HALF, MOST = (Perforate(rate, "grid") for rate in (0.5, 0.75))
 ERRORS = {"a": {HALF: 0.1, MOST: 0.4}, "b": {HALF: 0.001}, "c": {HALF: 0.2, MOST: 0.9}}
 
 
-def _way(base: dict[str, LayerPlan] | None = None) -> Way:
+def _way(base: dict[str, Method] | None = None) -> Way:
     """Layers a, b and c take 0.4, 0.02 and 0.4 of the time, everything else 0.18; sampled, what their rates leave."""
     dense = {"a": 0.4, "b": 0.02, "c": 0.4}
     sampled = {choice: {name: time * (1 - choice.rate) for name, time in dense.items()} for choice in (HALF, MOST)}
@@ -53,7 +54,7 @@ def test_only_what_goes_beyond_the_start_is_further() -> None:
 
 
 def test_masks_of_other_kinds_are_left_out() -> None:
-    other = LayerPlan("perforate", 0.5, "uniform")
+    other = Perforate(0.5, "uniform")
     way = _way()
     way.costs.sampled[other] = {"a": 0.1}
     errors = {"a": {HALF: 0.1, other: 0.05}}

@@ -15,7 +15,11 @@ from torch import nn  # noqa: E402
 import perfonnx  # noqa: E402
 import perfonnx.torch  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
-from perfonnx.plan import LayerPlan, Plan  # noqa: E402
+from perfonnx.methods import METHODS  # noqa: E402
+from perfonnx.methods.perforate import Perforate  # noqa: E402
+from perfonnx.methods.radius_adaptive import RadiusAdaptive  # noqa: E402
+from perfonnx.methods.sparse import Sparse  # noqa: E402
+from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.torch.modules import (  # noqa: E402
     STEEPNESS,
     PerforatedConv2d,
@@ -58,7 +62,8 @@ def model() -> nn.Module:
 
 
 def plan_of(**fields: Any) -> Plan:
-    return Plan({name: LayerPlan(**fields) for name in ("first", "block.0", "last")})
+    method = METHODS[fields.pop("method")](**fields)
+    return Plan(dict.fromkeys(("first", "block.0", "last"), method))
 
 
 def agree(model: nn.Module, rewritten: perfonnx.Rewritten, tolerance: float = 1e-4) -> None:
@@ -115,7 +120,7 @@ def test_parameters_stay_where_they_were(model: nn.Module) -> None:
 def test_a_plan_applied_again_chooses_anew(model: nn.Module) -> None:
     perfonnx.torch.apply(model, plan_of(method="perforate", rate=0.25), EXAMPLE)
     weight = model.first.weight
-    plan = Plan({"first": LayerPlan("perforate", 0.75), "last": LayerPlan("radius-adaptive")})
+    plan = Plan({"first": Perforate(0.75), "last": RadiusAdaptive()})
     perfonnx.torch.apply(model, plan)
     assert model.first.sampling.rate > 0.7
     assert model.first.weight is weight
@@ -135,7 +140,7 @@ def test_options_choose_as_rewrite_does(model: nn.Module) -> None:
 def test_masks_given_take_the_place_of_those_of_the_plan(model: nn.Module) -> None:
     mask = np.zeros((12, 10), bool)
     mask[::3, ::2] = True
-    plan = Plan({"first": LayerPlan("sparse", 0.5, "propagated")})
+    plan = Plan({"first": Sparse(0.5, "propagated")})
     perfonnx.torch.apply(model, plan, EXAMPLE, masks={"first": mask})
     assert isinstance(model.first, SparseConv2d)
     assert (model.first.mask.numpy() == mask).all()
@@ -154,7 +159,7 @@ def test_export_leaves_the_network_as_it_was(model: nn.Module) -> None:
 
 
 def test_saved_plan_makes_the_same_model_again(model: nn.Module, tmp_path: Path) -> None:
-    perfonnx.torch.apply(model, Plan({"first": LayerPlan("sparse", 0.3, "uniform")}, seed=3), EXAMPLE)
+    perfonnx.torch.apply(model, Plan({"first": Sparse(0.3, "uniform")}, seed=3), EXAMPLE)
     rewritten = perfonnx.torch.export(model, tmp_path / "fast.onnx")
     rewritten.save_plan(tmp_path / "plan.json")
     dense, _ = perfonnx.torch.dense_onnx(model)
@@ -166,7 +171,7 @@ def test_refusals(model: nn.Module) -> None:
     with pytest.raises(PerfonnxError, match="give example inputs"):
         perfonnx.torch.apply(model, plan_of(method="perforate"))
     with pytest.raises(PerfonnxError, match="layer 'second', which the model does not have"):
-        perfonnx.torch.apply(model, Plan({"second": LayerPlan("perforate")}), EXAMPLE)
+        perfonnx.torch.apply(model, Plan({"second": Perforate()}), EXAMPLE)
     with pytest.raises(PerfonnxError, match="layer 'first': it is normalized behind"):
         perfonnx.torch.apply(model, plan_of(method="perforate", interpolation="zero"), EXAMPLE)
     with pytest.raises(PerfonnxError, match="a plan says everything"):
@@ -190,7 +195,7 @@ def test_a_module_used_twice_has_no_layer_of_its_own() -> None:
     assert modules == {}
     layer = next(n.name for n in dense.graph.node if n.op_type == "Conv")
     with pytest.raises(PerfonnxError, match="no convolution module of its own"):
-        perfonnx.torch.apply(model, Plan({layer: LayerPlan("perforate")}))
+        perfonnx.torch.apply(model, Plan({layer: Perforate()}))
     model = nn.Sequential(model, nn.Conv2d(4, 4, 3, padding=1))
     applied = perfonnx.torch.apply(model, example=torch.zeros(1, 4, 8, 8), rate=0.5, only=["."])
     assert list(applied.modules) == ["1"]
@@ -200,17 +205,17 @@ def test_a_module_used_twice_has_no_layer_of_its_own() -> None:
 def test_a_refused_plan_changes_no_weight() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
     before = model[0].weight.detach().clone()
-    plan = Plan({name: LayerPlan("radius-adaptive", center_gain=1.0) for name in "01"})
+    plan = Plan({name: RadiusAdaptive(center_gain=1.0) for name in "01"})
     with pytest.raises(PerfonnxError, match="layer '1': padding mode 'reflect'"):
         perfonnx.torch.apply(model, plan, torch.zeros(1, 3, 8, 8))
     assert torch.equal(model[0].weight, before)
 
 
-@pytest.mark.parametrize("after", [Plan(), Plan({"0": LayerPlan("radius-adaptive")})])
+@pytest.mark.parametrize("after", [Plan(), Plan({"0": RadiusAdaptive()})])
 def test_a_gain_that_is_taken_away_stays_in_the_weights(after: Plan) -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)), torch.randn(2, 3, 8, 8)
     wanted = model(x)
-    perfonnx.torch.apply(model, Plan({"0": LayerPlan("radius-adaptive", center_gain=1.0)}), x)
+    perfonnx.torch.apply(model, Plan({"0": RadiusAdaptive(center_gain=1.0)}), x)
     torch.testing.assert_close(model(x), wanted)
     perfonnx.torch.apply(model, after)
     torch.testing.assert_close(model(x), wanted)
@@ -223,4 +228,4 @@ def test_a_gain_is_refused_where_layers_share_a_weight() -> None:
     second.input[1] = first.input[1]
     network = perfonnx.torch.from_onnx(onnx_model)
     with pytest.raises(PerfonnxError, match="layer '0': it shares its weight with another layer"):
-        perfonnx.torch.apply(network, Plan({first.name: LayerPlan("radius-adaptive", center_gain=1.0)}))
+        perfonnx.torch.apply(network, Plan({first.name: RadiusAdaptive(center_gain=1.0)}))

@@ -25,7 +25,11 @@ from perfonnx.data.formats import PRESETS  # noqa: E402
 from perfonnx.data.inputs import model_inputs  # noqa: E402
 from perfonnx.data.samples import Samples  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
-from perfonnx.plan import LayerPlan, Plan  # noqa: E402
+from perfonnx.methods import METHODS  # noqa: E402
+from perfonnx.methods.perforate import Perforate  # noqa: E402
+from perfonnx.methods.radius_adaptive import RadiusAdaptive  # noqa: E402
+from perfonnx.methods.sparse import Sparse  # noqa: E402
+from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.search import Progress  # noqa: E402
 from perfonnx.torch import Settings, finetune_model  # noqa: E402
 from tests import real_models  # noqa: E402
@@ -52,11 +56,9 @@ def weights(model: onnx.ModelProto) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("method", ["perforate", "sparse", "radius-adaptive"])
 def test_the_result_is_closer_to_the_original_than_the_untrained_model(method: str, tmp_path: Path) -> None:
-    layers = {
-        name: LayerPlan(method, 0.5, "propagated" if method == "sparse" else "grid") for name in ("conv2", "conv3")
-    }
+    layers = {name: METHODS[method](0.5, "propagated" if method == "sparse" else "grid") for name in ("conv2", "conv3")}
     if method == "radius-adaptive":
-        layers = {name: LayerPlan(method, open_share=0.4) for name in layers}
+        layers = {name: METHODS[method](open_share=0.4) for name in layers}
     done = finetune_model(network(), tmp_path / "fast.onnx", data(), plan=Plan(layers), settings=QUICK)
     assert set(done.result.plan.layers) == set(layers)
     assert done.metric.name == "agreement"
@@ -73,7 +75,7 @@ def test_the_result_is_closer_to_the_original_than_the_untrained_model(method: s
 
 
 def test_what_was_measured_is_that_of_the_written_models() -> None:
-    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid")})
+    plan = Plan({"conv2": Perforate(0.5, "grid")})
     done = finetune_model(network(), None, data(labels=True), plan=plan, settings=QUICK)
     assert done.metric.name == "top1"
     held_out = data(labels=True).split(48, 16, 0)[1]
@@ -85,7 +87,7 @@ def test_what_was_measured_is_that_of_the_written_models() -> None:
 
 def test_rates_rise_in_rounds() -> None:
     phases = []
-    plan = Plan({"conv2": LayerPlan("perforate", 0.6, "uniform")})
+    plan = Plan({"conv2": Perforate(0.6, "uniform")})
     done = finetune_model(
         network(), None, data(), plan=plan, settings=QUICK, rounds=3, progress=lambda p: phases.append(p.phase)
     )
@@ -97,7 +99,7 @@ def test_rates_rise_in_rounds() -> None:
 
 
 def test_repairs_of_a_plan_are_left_out() -> None:
-    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid", repair="predictor")})
+    plan = Plan({"conv2": Perforate(0.5, "grid", repair="predictor")})
     done = finetune_model(network(), None, data(), plan=plan, settings=QUICK)
     assert done.result.plan.layers["conv2"].repair == "none"
     assert plan.layers["conv2"].repair == "predictor"
@@ -105,7 +107,7 @@ def test_repairs_of_a_plan_are_left_out() -> None:
 
 def test_a_model_that_fixes_its_batch_is_trained_in_others() -> None:
     images = Samples.load(samples(64).images, model_inputs(network(2)))
-    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid")})
+    plan = Plan({"conv2": Perforate(0.5, "grid")})
     done = finetune_model(network(2), None, images, plan=plan, settings=QUICK)
     assert done.after.guide < done.before.guide
     free = finetune_model(network(), None, data(), plan=plan, settings=QUICK)
@@ -114,7 +116,7 @@ def test_a_model_that_fixes_its_batch_is_trained_in_others() -> None:
 
 
 def test_a_result_with_trained_gates_is_trained_again(tmp_path: Path) -> None:
-    plan = Plan({"conv2": LayerPlan("radius-adaptive", open_share=0.5)})
+    plan = Plan({"conv2": RadiusAdaptive(open_share=0.5)})
     settings = replace(QUICK, epochs=1)
     once = finetune_model(network(), None, data(), plan=plan, settings=settings)
     once.result.save_plan(tmp_path / "plan.json")
@@ -124,7 +126,7 @@ def test_a_result_with_trained_gates_is_trained_again(tmp_path: Path) -> None:
 
 def test_the_open_share_is_that_of_the_weights_that_are_kept(tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "plan": Plan({"conv2": LayerPlan("radius-adaptive", open_share=0.2)}),
+        "plan": Plan({"conv2": RadiusAdaptive(open_share=0.2)}),
         "settings": replace(QUICK, lr=0.1),
         "checkpoint": tmp_path / "state",
     }
@@ -140,7 +142,7 @@ def test_masks_from_a_file_stay(tmp_path: Path) -> None:
     mask = np.zeros((16, 14), bool)
     mask[::2] = True
     np.save(tmp_path / "mask.npy", mask)
-    plan = Plan({"conv2": LayerPlan("sparse", mask=str(tmp_path / "mask.npy"))})
+    plan = Plan({"conv2": Sparse(mask=str(tmp_path / "mask.npy"))})
     done = finetune_model(network(), None, data(), plan=plan, settings=replace(QUICK, epochs=1))
     assert (done.result.masks["conv2"] == mask).all()
 
@@ -149,7 +151,7 @@ def test_sizes_that_the_model_and_the_plan_leave_open() -> None:
     model = network()
     for i, name in ((2, "h"), (3, "w")):
         model.graph.input[0].type.tensor_type.shape.dim[i].dim_param = name
-    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid"), "head": LayerPlan("perforate", 0.5, "grid")})
+    plan = Plan({"conv2": Perforate(0.5, "grid"), "head": Perforate(0.5, "grid")})
     shapes = {"x": ("N", 3, 16, 14)}
     settings = replace(QUICK, epochs=1)
     done = finetune_model(model, None, data(), plan=plan, settings=settings, input_shapes=shapes)
@@ -163,7 +165,7 @@ def test_samples_in_the_order_of_their_classes_are_drawn_from_all_of_them(monkey
     seen = []
     monkeypatch.setattr("perfonnx.torch.finetuning.start_gates", lambda student, x: seen.append(x))
     images = np.sort(samples(64).images.mean(axis=(1, 2, 3)))[:, None, None, None] * np.ones((1, 3, 16, 14), np.float32)
-    plan = Plan({"conv2": LayerPlan("radius-adaptive", open_share=0.5)})
+    plan = Plan({"conv2": RadiusAdaptive(open_share=0.5)})
     ordered = Samples.load(images, model_inputs(network()))
     finetune_model(network(), None, ordered, plan=plan, settings=replace(QUICK, epochs=1))
     assert seen[0].max() > np.median(images) > seen[0].min()
@@ -174,13 +176,13 @@ def test_a_model_without_numbers_to_learn_is_refused() -> None:
     model.graph.node.append(onnx.helper.make_node("ArgMax", ["y"], ["class"], axis=1, keepdims=0))
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, ["N", 1, 1]))
-    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid")})
+    plan = Plan({"conv2": Perforate(0.5, "grid")})
     with pytest.raises(PerfonnxError, match="the model gives whole numbers alone"):
         finetune_model(model, None, data(), plan=plan, settings=QUICK)
 
 
 def test_checkpoints_of_all_rounds_are_looked_at_first(tmp_path: Path) -> None:
-    plan = Plan({"conv2": LayerPlan("perforate", 0.5, "grid")})
+    plan = Plan({"conv2": Perforate(0.5, "grid")})
     (tmp_path / "state.2").touch()
     for file, wrong in (("state", "state.2: is there already"), ("nowhere/state", "there is no directory")):
         with pytest.raises(PerfonnxError, match=wrong):
@@ -190,7 +192,7 @@ def test_checkpoints_of_all_rounds_are_looked_at_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [4, 8])
 def test_an_interrupted_run_makes_the_same_model(tmp_path: Path, steps: int) -> None:
-    plan = Plan({"conv2": LayerPlan("sparse", 0.5, "propagated")})
+    plan = Plan({"conv2": Sparse(0.5, "propagated")})
     count = 0
 
     def press(progress: Progress) -> None:
@@ -211,7 +213,7 @@ def test_an_interrupted_run_makes_the_same_model(tmp_path: Path, steps: int) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"state.{n}" for n in range(1, 2 + steps // 6)]
     found = finetune_model(network(), None, data(), checkpoint=file, resume=True, **options)
     assert found.result.to_bytes() == wanted.result.to_bytes()
-    other = {**options, "plan": Plan({"conv2": LayerPlan("sparse", 0.4, "propagated")})}
+    other = {**options, "plan": Plan({"conv2": Sparse(0.4, "propagated")})}
     with pytest.raises(PerfonnxError, match=r"another training \(plan differs\)"):
         finetune_model(network(), None, data(), checkpoint=file, resume=True, **other)
 

@@ -15,7 +15,8 @@ import perfonnx  # noqa: E402
 import perfonnx.torch  # noqa: E402
 from perfonnx.data.inputs import InputSpec  # noqa: E402
 from perfonnx.data.samples import Samples  # noqa: E402
-from perfonnx.plan import LayerPlan, Plan  # noqa: E402
+from perfonnx.methods.sparse import Sparse  # noqa: E402
+from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.torch import SparsitySchedule, finetune  # noqa: E402
 from tests.torch.test_applying import EXAMPLE, Small  # noqa: E402
 
@@ -37,7 +38,7 @@ def pruned() -> nn.Module:
 def test_a_pruned_network_is_sparsified_and_exported() -> None:
     model = pruned()
     assert model.first.out_channels == 4
-    plan = Plan({name: LayerPlan("sparse", 0.3, "propagated") for name in ("first", "block.0", "last")})
+    plan = Plan({name: Sparse(0.3, "propagated") for name in ("first", "block.0", "last")})
     perfonnx.torch.apply(model, plan, EXAMPLE)
     images = np.random.default_rng(0).standard_normal((32, 3, 12, 10)).astype(np.float32)
     labels = np.arange(32) % 5

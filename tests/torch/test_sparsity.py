@@ -12,14 +12,15 @@ from torch import nn  # noqa: E402
 import perfonnx.torch  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.masks import propagated_mask, propagated_scores  # noqa: E402
-from perfonnx.plan import LayerPlan, Plan  # noqa: E402
+from perfonnx.methods.sparse import Sparse  # noqa: E402
+from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.torch.sparsity import SparsitySchedule  # noqa: E402
 
 
 @pytest.fixture
 def model() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1))
-    plan = Plan({"0": LayerPlan("sparse", 0.4, "propagated"), "2": LayerPlan("sparse", 0.2, "propagated")})
+    plan = Plan({"0": Sparse(0.4, "propagated"), "2": Sparse(0.2, "propagated")})
     perfonnx.torch.apply(model, plan, torch.zeros(1, 3, 20, 16))
     return model
 
@@ -115,9 +116,7 @@ def test_given_masks_stay(model: nn.Module) -> None:
     perfonnx.torch.apply(model, plan, masks={str(i): model[i].mask.numpy() for i in (0, 2)})
     with pytest.raises(PerfonnxError, match="no sparse layers with the mask propagated"):
         SparsitySchedule(model)
-    perfonnx.torch.apply(
-        model, Plan({"0": LayerPlan("sparse", 0.2, "lattice"), "2": LayerPlan("sparse", 0.2, "propagated")})
-    )
+    perfonnx.torch.apply(model, Plan({"0": Sparse(0.2, "lattice"), "2": Sparse(0.2, "propagated")}))
     lattice = model[0].mask.clone()
     SparsitySchedule(model).freeze()
     assert (model[0].mask == lattice).all()

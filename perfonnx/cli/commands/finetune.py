@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from perfonnx.cli.choices import CHOICES, add_choices, choices_from
+from perfonnx.cli.choices import add_choices, choice_names, choices_from
 from perfonnx.cli.command import Command, ExitStatus
 from perfonnx.cli.data import add_data, required_samples
 from perfonnx.cli.flags import (
@@ -58,7 +58,7 @@ _SETTINGS = {
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=ReadModel, metavar="IN", help="the model; it is not changed")
     parser.add_argument("output", type=Written, metavar="OUT", help="where the new model goes")
-    what = add_choices(parser)
+    what = add_choices(parser, without=("open_share", "fill", "repair"))
     what.add_argument(
         "--open-share",
         type=float,
@@ -167,7 +167,7 @@ def _check_speedup(options: argparse.Namespace) -> None:
         if options.search_time is not None:
             raise PerfonnxError("--search-time: has a meaning with --speedup only")
         return
-    names = ("plan", *CHOICES[:-1], "impact_maps", "layout", "only", "skip")  # a seed goes with everything
+    names = ("plan", *choice_names(), "impact_maps", "layout", "only", "skip")  # a seed goes with everything
     named = [name for name in names if getattr(options, name, None) not in (None, [])]
     if named:
         raise PerfonnxError(f"--speedup chooses everything; it does not go with --{named[0].replace('_', '-')}")

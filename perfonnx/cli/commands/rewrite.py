@@ -45,29 +45,7 @@ class _Output(Written):
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=ReadModel, metavar="IN", help="the model to rewrite; it is not changed")
     parser.add_argument("output", type=_Output, metavar="OUT", nargs="?", help="where the new model goes")
-    what = add_choices(parser)
-    what.add_argument(
-        "--open-share",
-        type=float,
-        default=None,
-        metavar="P",
-        help="share of pixels where radius-adaptive layers compute their 3x3 ring (default 1); below 1 gates are "
-        "fitted by least squares on --data, without training",
-    )
-    what.add_argument(
-        "--fill",
-        default=None,
-        metavar="KIND",
-        help="what masked positions hold: zero (default), or before-normalization, for layers trained with masks in "
-        "front of BatchNormalization; sparse only",
-    )
-    what.add_argument(
-        "--repair",
-        default=None,
-        metavar="KIND",
-        help="correct perforated layers by least squares on --data, without training: none (default), bias (free), "
-        "predictor (also a 1x1 convolution beside each layer), interpolation (also learned weights) or full (all)",
-    )
+    add_choices(parser)
     add_data(parser, seed=False)
     model = parser.add_argument_group("the model")
     add_shapes(model)
@@ -99,7 +77,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> ExitStatus:
     from perfonnx.comparing.check_report import render_check
-    from perfonnx.plan import NO_REPAIR
+    from perfonnx.methods import Needs
     from perfonnx.render import render_report
     from perfonnx.rewriting import rewrite
 
@@ -108,8 +86,8 @@ def _run(options: argparse.Namespace) -> ExitStatus:
     if options.check < 0:
         raise PerfonnxError(f"--check {options.check}: give the number of inputs to compare on, 1 or more")
     chosen = choices_from(options)
-    fitted = options.repair not in (None, NO_REPAIR) or options.open_share not in (None, 1)
-    if options.data is not None and not options.plan and not fitted:
+    fitted = chosen is None or chosen.example.needs is not Needs.NOTHING
+    if options.data is not None and not fitted:
         raise PerfonnxError("--data is for --repair bias, predictor or full, or for --open-share; add one of them")
     samples = samples_from(options)
     console = stderr(options)

@@ -51,7 +51,7 @@ def _flatten(lowering: Lowering, node: gs.Node) -> Match | Skip:
     reader.inputs[1] = lowering.workspace.add_constant(
         f"{reader.inputs[1].name}.summed", summed.T if turned else summed
     )
-    name = lowering.unique(f"{output.name}.rows")
+    name = lowering.workspace.free_name(f"{output.name}.rows")
     result = gs.Variable(name)
     new = gs.Node("Flatten", node.name, {"axis": 1}, [rows.tensor], [result])
     lowering.nodes.append(new)

@@ -111,7 +111,7 @@ def _take(lowering: Lowering, rows: Rows, numbers: Table) -> gs.Tensor:
     if rows.count == numbers.size and np.array_equal(numbers, np.arange(numbers.size)):
         return rows.tensor
     index = lowering.table("index", numbers.astype(np.int32))
-    name = lowering.unique(f"{rows.tensor.name}.picked")
+    name = lowering.workspace.free_name(f"{rows.tensor.name}.picked")
     picked = gs.Variable(name)
     node = gs.Node("Gather", name, {"axis": 1}, [rows.tensor, index], [picked])
     lowering.nodes.append(node)

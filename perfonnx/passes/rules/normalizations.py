@@ -75,7 +75,7 @@ class _Formula:
     def __call__(self, op: str, *inputs: gs.Tensor, **attributes: Any) -> gs.Tensor:
         """One step; its result."""
         self.count += 1
-        name = self.lowering.unique(f"{self.node.outputs[0].name}.step{self.count}")
+        name = self.lowering.workspace.free_name(f"{self.node.outputs[0].name}.step{self.count}")
         result = gs.Variable(name)
         domain = ops.DOMAIN if op in ops.LOWERED else None
         self.lowering.nodes.append(gs.Node(op, name, attributes, list(inputs), [result], domain=domain))

@@ -11,8 +11,10 @@ import pytest
 from onnx import ModelProto, TensorProto
 
 import perfonnx
-from perfonnx import LayerPlan, PerfonnxError, Plan, corrections
+from perfonnx import PerfonnxError, Plan, corrections
 from perfonnx.gating import GateFit, PixelSample, set_bias
+from perfonnx.methods import Method
+from perfonnx.methods.radius_adaptive import RadiusAdaptive
 from perfonnx.ops.common import ConvAttributes, convolve
 from tests.passes import nets
 from tests.passes.nets import node
@@ -152,14 +154,13 @@ def test_groups_and_float16() -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (LayerPlan("radius-adaptive", open_share=1.5), "open_share 1.5 is not in"),
-        (LayerPlan("radius-adaptive", open_share=float("nan")), "open_share nan is not in"),
-        (LayerPlan("radius-adaptive", open_share="x"), "is not a number"),  # type: ignore[arg-type]
-        (LayerPlan("perforate", open_share=0.5), "only radius-adaptive layers have an open_share"),
-        (LayerPlan("radius-adaptive", center_gain=1, open_share=0.5), "leave out center_gain"),
+        (RadiusAdaptive(open_share=1.5), "open_share 1.5 is not in"),
+        (RadiusAdaptive(open_share=float("nan")), "open_share nan is not in"),
+        (RadiusAdaptive(open_share="x"), "is not a number"),  # type: ignore[arg-type]
+        (RadiusAdaptive(center_gain=1, open_share=0.5), "leave out center_gain"),
     ],
 )
-def test_plans_without_meaning_are_refused(plan: LayerPlan, message: str) -> None:
+def test_plans_without_meaning_are_refused(plan: Method, message: str) -> None:
     with pytest.raises(PerfonnxError, match=message):
         plan.check("here")
 

@@ -14,11 +14,12 @@ from onnx import ModelProto
 from onnx.reference import ReferenceEvaluator
 
 import perfonnx
-from perfonnx import LayerPlan, PerfonnxError, Plan, corrections, ops
+from perfonnx import PerfonnxError, Plan, corrections, ops
 from perfonnx.data.inputs import model_inputs
 from perfonnx.data.samples import Samples
-from perfonnx.passes import repair as repair_pass
-from perfonnx.plan import REPAIRS
+from perfonnx.methods.perforate import REPAIRS, Perforate
+from perfonnx.methods.sparse import Sparse
+from perfonnx.passes import targets
 from perfonnx.replay import Replay
 from tests.passes import nets
 from tests.passes.nets import node
@@ -114,7 +115,7 @@ def test_the_errors_told_are_those_of_the_model() -> None:
 def test_little_memory_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model = chain()
     wanted = rewrite(model, "full").corrections
-    monkeypatch.setattr(repair_pass, "Replay", lambda *arguments: Replay(*arguments[:-1], 0))
+    monkeypatch.setattr(targets, "Replay", lambda *arguments: Replay(*arguments[:-1], 0))
     found = rewrite(model, "full").corrections
     for name, correction in wanted.items():
         np.testing.assert_allclose(found[name].bias, correction.bias, atol=1e-5)
@@ -240,8 +241,8 @@ def test_a_plan_can_be_fitted_anew(tmp_path: Path) -> None:
 def test_what_is_found_is_told_and_the_plan_stays() -> None:
     model = chain()
     layers = {
-        "conv2": LayerPlan("perforate", 0.5, "lattice", repair="bias"),
-        "conv3": LayerPlan("sparse", 0.5, "uniform"),
+        "conv2": Perforate(0.5, "lattice", repair="bias"),
+        "conv3": Sparse(0.5, "uniform"),
     }
     plan = Plan(dict(layers))
     samples = Samples.load([feed["x"][0] for feed in batches()], model_inputs(model))

@@ -1,0 +1,139 @@
+"""Apply: the operator of a layer's method stands for the layer; then what was fitted or trained changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from perfonnx import ops
+from perfonnx.methods import Context, Decision, Needs, Spot
+from perfonnx.model.layers import numpy_type
+from perfonnx.model.proto import TensorType
+from perfonnx.model.workspace import Workspace
+from perfonnx.ops.common import Activation
+from perfonnx.ops.perforated_conv import PERFORATED_CONV
+from perfonnx.passes.base import Change, Pass, PassResult, State
+from perfonnx.passes.regions import Regions
+from perfonnx.passes.rules import is_sampled
+from perfonnx.passes.targets import MEMORY, NetworkTargets
+from perfonnx.sampling import interpolate
+
+
+class Apply(Pass):
+    """Puts the operator of each layer's method in the layer's place."""
+
+    def call(self, workspace: Workspace, state: State) -> PassResult:
+        """Replace the layers that were decided on."""
+        changes = []
+        for name, decision in state.decisions.items():
+            inputs, attributes, what = decision.step.operands(workspace, decision)
+            layer = decision.layer
+            assert layer.attributes is not None
+            shared = {**layer.attributes.attributes(), **Activation().attributes()}
+            new = gs.Node(decision.step.OPERATOR, name, {**shared, **attributes}, domain=ops.DOMAIN)
+            _take_place(workspace, new, decision, inputs)
+            state.rewritten[name] = new
+            changes.append(Change(name, what))
+        return PassResult(bool(changes), changes)
+
+
+def _take_place(workspace: Workspace, new: gs.Node, decision: Decision, inputs: list[gs.Constant]) -> None:
+    layer = decision.layer
+    old = layer.node
+    assert layer.output_shape is not None
+    bias = old.inputs[2] if len(old.inputs) > 2 and old.inputs[2].name else None
+    if bias is None:
+        bias = workspace.add_table("zeros", np.zeros(layer.w_shape[0], numpy_type(layer.elem_type)))
+    new.inputs = [old.inputs[0], old.inputs[1], bias, *inputs]
+    output = old.outputs[0]
+    workspace.inherit(new, old)
+    workspace.replace(old, new)
+    new.outputs = [output]
+    batch = layer.input_shape[0] if layer.input_shape else None
+    workspace.types[output.name] = TensorType(layer.elem_type, (batch, layer.w_shape[0], *layer.output_shape))
+
+
+@dataclass
+class Fit(Pass):
+    """Changes the constants of layers by what was trained, and by what is fitted on calibration data, front to back.
+
+    Attributes:
+        context: What there is to fit with, and what was found before.
+        rows: Whether the model is lowered to rows.
+        memory: See `perfonnx.passes.targets.MEMORY`.
+        progress: Called with the layers done and their number.
+    """
+
+    context: Context
+    rows: bool = True
+    memory: int = MEMORY
+    progress: Callable[[int, int], None] | None = None
+
+    def requires(self, workspace: Workspace, state: State) -> None:
+        """Refuse a plan whose layers want what is not there."""
+        for name, decision in state.decisions.items():
+            decision.step.check_data(name, self.context)
+
+    def call(self, workspace: Workspace, state: State) -> PassResult:
+        """Fit where there is data, then change the layers."""
+        wanted = {name: d for name, d in state.decisions.items() if d.step.is_corrected}
+        fitted = [name for name, d in wanted.items() if d.step.needs is Needs.TARGETS]
+        targets = None
+        if fitted and self.context.feeds is not None:
+            nodes = {name: state.rewritten[name] for name in fitted}
+            targets = NetworkTargets(workspace, nodes, self.context.feeds, self.memory)
+        changes: list[Change] = []
+        beside: list[gs.Node] = []
+        order = [*(name for name in wanted if name not in fitted), *fitted]  # what is known, before what is run
+        for number, name in enumerate(order):
+            if self.progress is not None:
+                self.progress(number, len(order))
+            d = wanted[name]
+            given = targets if name in fitted else None
+            spot = Spot(self.context, name, state.rewritten[name], d.layer, d.mask, d.folded, given)
+            result = d.step.corrected(spot)
+            if result.correction is not None:
+                state.corrections[name] = result.correction
+            beside += result.nodes
+            changes.append(Change(name, result.note))
+        if self.rows:
+            _join(workspace, state, beside)
+        return PassResult(bool(changes), changes)
+
+
+def _join(workspace: Workspace, state: State, predictors: list[gs.Node]) -> None:
+    """Make 1x1 layers that stand beside layers on rows, and are added to them, sampled: every position is a site."""
+    nodes = list(workspace.graph.nodes)
+    on_maps = {id(state.rewritten[name]) for name in state.on_maps}
+    sampled = {id(n) for n in nodes if id(n) not in on_maps and is_sampled(workspace, n)}
+    regions = Regions(workspace, dict.fromkeys(sampled, 1.0), {id(p) for p in predictors}, kept=state.kept)
+    for conv in predictors:
+        total = conv.outputs[0].outputs[0].outputs[0]
+        mine = next(t for t in conv.outputs[0].outputs[0].inputs if t is not conv.outputs[0]).inputs[0]
+        if id(mine) not in sampled:
+            continue
+        if conv.inputs[0].name not in regions.share and total.name not in regions.wanted:
+            continue
+        known = workspace.types[conv.outputs[0].name]
+        assert known.shape is not None
+        channels, height, width = (int(d) for d in known.shape[1:])  # type: ignore[arg-type]
+        everywhere = np.ones((height, width), bool)
+        new = gs.Node(
+            PERFORATED_CONV.name,
+            conv.name,
+            {**conv.attrs, **Activation().attributes(), "interpolation": "nearest"},
+            [
+                *conv.inputs[:2],
+                workspace.add_table("zeros", np.zeros(channels, numpy_type(known.elem_type))),
+                workspace.add_table("mask", everywhere),
+                workspace.add_table("source", interpolate(everywhere).source),
+            ],
+            [],
+            domain=ops.DOMAIN,
+        )
+        output = conv.outputs[0]
+        workspace.replace(conv, new)
+        new.outputs = [output]

@@ -1,0 +1,109 @@
+"""Rebuild: layers whose method gives standard operators are replaced, front to back; what follows works on the result.
+
+A plan may go on from there: the next step of such a layer is taken with every new layer that it can be taken with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import onnx_graphsurgeon as gs
+
+from perfonnx.methods import Context, Method, Needs, Spot, StandardMethod
+from perfonnx.model.layers import Layer, all_layers, unique_name
+from perfonnx.model.shapes import infer_types
+from perfonnx.model.workspace import Workspace
+from perfonnx.passes.base import Change, Pass, PassResult, Rebuilt, Skip, State
+from perfonnx.passes.fold import fold
+from perfonnx.passes.select import decide, obstacle
+from perfonnx.passes.targets import NetworkTargets
+
+_Task: TypeAlias = tuple[Rebuilt, Layer, tuple[Method, ...]]
+"""A layer as it came, one in its place, and the steps that are left for it."""
+
+
+@dataclass
+class Rebuild(Pass):
+    """Puts standard operators in the places of layers, as far as their plans begin with such steps.
+
+    Attributes:
+        context: What there is to fit with, and what was found before.
+        fallback: Whether operators get function bodies.
+        progress: Called with the layers done and their number.
+    """
+
+    context: Context
+    fallback: bool = True
+    progress: Callable[[int, int], None] | None = None
+
+    def requires(self, workspace: Workspace, state: State) -> None:
+        """Refuse a plan whose layers want what is not there."""
+        for name, rebuilt in state.rebuilt.items():
+            for step in rebuilt.steps:
+                step.check_data(name, self.context)
+
+    def call(self, workspace: Workspace, state: State) -> PassResult:
+        """Replace the layers; then decide on the new ones, where plans go on."""
+        if not state.rebuilt:
+            return PassResult(modified=False)
+        changes: list[Change] = []
+        todo = [(rebuilt, rebuilt.layer, rebuilt.steps) for rebuilt in state.rebuilt.values()]
+        while todo:
+            changes += self._replaced(workspace, state, todo)
+            infer_types(workspace)
+            layers = {id(layer.node): layer for layer in all_layers(workspace)}
+            for rebuilt, _, _ in todo:
+                after = (layers[id(node)].multiplies or 0 for node in rebuilt.nodes if id(node) in layers)
+                rebuilt.saved = (rebuilt.layer.multiplies or 0) - sum(after)
+            todo = [
+                (rebuilt, layers[id(node)], steps[1:])
+                for rebuilt, _, steps in todo
+                for node in rebuilt.nodes
+                if id(node) in layers and len(steps) > 1
+            ]
+            todo = [task for task in todo if self._goes_on(state, *task)]
+        self.context.close()
+        return PassResult(bool(changes), changes)
+
+    def _replaced(self, workspace: Workspace, state: State, todo: list[_Task]) -> list[Change]:
+        changes = []
+        folded = {layer.name: fold(workspace, layer) for _, layer, _ in todo}
+        fitted = {layer.name: layer.node for _, layer, steps in todo if steps[0].needs is Needs.TARGETS}
+        targets = None
+        if fitted and self.context.feeds is not None:
+            targets = NetworkTargets(workspace, fitted, self.context.feeds)
+        for number, (rebuilt, layer, steps) in enumerate(todo):
+            if self.progress is not None:
+                self.progress(number, len(todo))
+            step, (affine, names) = steps[0], folded[layer.name]
+            assert isinstance(step, StandardMethod)
+            given = targets if layer.name in fitted else None
+            result = step.replaced(Spot(self.context, layer.name, layer.node, layer, None, affine, given))
+            for node in result.nodes:
+                node.name = unique_name(workspace, str(node.name))
+            self._put(workspace, rebuilt, layer.node, list(result.nodes), f"{layer.name}/{step.NAME}")
+            if result.correction is not None:
+                state.corrections[layer.name] = result.correction
+            notes = [*([f"folded {', '.join(names)}"] if names else []), result.note]
+            rebuilt.notes += notes
+            changes += [Change(rebuilt.layer.name, note) for note in notes]
+        return changes
+
+    @staticmethod
+    def _put(workspace: Workspace, rebuilt: Rebuilt, old: gs.Node, nodes: list[gs.Node], origin: str) -> None:
+        place = next((i for i, node in enumerate(rebuilt.nodes) if node is old), 0)
+        rebuilt.nodes[place : place + 1] = nodes
+        workspace.replace_by_several(old, nodes, origin)
+
+    def _goes_on(self, state: State, rebuilt: Rebuilt, layer: Layer, steps: tuple[Method, ...]) -> bool:
+        """Whether the next step replaces the new layer too; one that samples it is decided on here."""
+        step, reason = steps[0], layer.obstacle
+        if isinstance(step, StandardMethod):
+            reason = reason or obstacle(self.context, state, layer, step, fallback=self.fallback)
+        else:
+            reason = reason or decide(self.context, state, layer, steps, fallback=self.fallback)
+        if reason:
+            state.skips.append(Skip(layer.name, reason))
+        return isinstance(step, StandardMethod) and not reason

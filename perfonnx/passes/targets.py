@@ -1,0 +1,115 @@
+"""Targets: what layers give in the network rewritten so far, and what they should give, by running both networks.
+
+Layers are fitted front to back: the input of a layer comes from the network rewritten and fitted up to it, the target
+from the original network. So a layer makes up for what went wrong in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from perfonnx.fitting import Goal
+from perfonnx.methods import Feeds
+from perfonnx.model.layers import activation_of, only_consumer
+from perfonnx.model.proto import is_standard
+from perfonnx.model.workspace import Workspace
+from perfonnx.replay import Replay, ancestors
+
+MEMORY = 1 << 30
+"""Bytes of intermediate values that are kept while layers are fitted; the more, the less is computed again."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """The tensors from which a layer's correction is found.
+
+    A layer whose result is added to another tensor, as at the end of a residual block, is fitted so that the sum comes
+    out right: what went wrong on the way around the layer is corrected too.
+
+    Attributes:
+        x: The layer's input.
+        y: Its output.
+        other: What is added to it, or None.
+        total: The sum, or `y`.
+        goal: What the total is for.
+    """
+
+    x: str
+    y: str
+    other: str | None
+    total: str
+    goal: Goal
+
+    @classmethod
+    def of(cls, workspace: Workspace, node: gs.Node, unsettled: set[str]) -> _Question:
+        """`unsettled` are the outputs of the layers that are not fitted yet, the node's own among them."""
+        x, y = node.inputs[0], node.outputs[0]
+        goal = _goal(workspace, y)
+        follower = only_consumer(workspace, y)
+        if follower is not None and is_standard(follower) and follower.op == "Add":
+            (other,) = (tensor for tensor in follower.inputs if tensor is not y)
+            result = follower.outputs[0]
+            same = workspace.types.get(other.name) == workspace.types[y.name] == workspace.types.get(result.name)
+            if same and not unsettled & ancestors(workspace.node_protos(), [other.name]):
+                return cls(x.name, y.name, other.name, result.name, _goal(workspace, result))
+        return cls(x.name, y.name, None, y.name, goal)
+
+
+def _goal(workspace: Workspace, tensor: gs.Tensor) -> Goal:
+    follower = only_consumer(workspace, tensor)
+    activation = None if follower is None else activation_of(workspace, follower)
+    return Goal() if activation is None else Goal.of(activation)
+
+
+class NetworkTargets:
+    """`perfonnx.methods.Targets`, from calibration data.
+
+    Args:
+        workspace: The network that is being rewritten.
+        layers: The nodes of the layers that will be asked about, in topological order, by layer name.
+        batches: Calibration data.
+        memory: See `MEMORY`.
+    """
+
+    def __init__(
+        self, workspace: Workspace, layers: Mapping[str, gs.Node], batches: Feeds, memory: int = MEMORY
+    ) -> None:
+        share = memory // 4  # two networks, and while a new set of values is kept, the old one is still read
+        model = workspace.model
+        original = list(model.proto.graph.node)
+        self.original = Replay(model, lambda: original, {}, batches, share)
+        self.rewritten = Replay(model, workspace.node_protos, workspace.added, batches, share)
+        self.questions: dict[str, _Question] = {}
+        unsettled = {node.outputs[0].name for node in layers.values()}
+        for name, node in layers.items():
+            self.questions[name] = _Question.of(workspace, node, unsettled)
+            unsettled.remove(node.outputs[0].name)
+
+    def goal(self, name: str) -> Goal:
+        """What a layer's output is for."""
+        return self.questions[name].goal
+
+    def values(
+        self, name: str, *, settled: bool
+    ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
+        """Input and output of a layer in the network rewritten so far, the target, and what is added to the output.
+
+        With `settled` it is the last time that this layer is asked about.
+        """
+        now = self.questions[name]
+        if settled:
+            del self.questions[name]
+        before = [now.x] if now.other is None else [now.x, now.other]
+        later = list(self.questions.values())
+        wanted = [name for q in later for name in (q.x, q.y, q.other) if name is not None]
+        rewritten = self.rewritten.ask([*before, now.y], settled=before if settled else [], later=wanted)
+        original = self.original.ask(
+            [now.total], settled=[now.total] if settled else [], later=[q.total for q in later]
+        )
+        for ours, theirs in zip(rewritten, original, strict=True):
+            yield ours[now.x], ours[now.y], theirs[now.total], None if now.other is None else ours[now.other]
