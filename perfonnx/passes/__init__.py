@@ -2,7 +2,7 @@
 
 from perfonnx.passes.absorb import Absorb
 from perfonnx.passes.apply import Apply, Fit
-from perfonnx.passes.base import Change, Pass, PassManager, PassResult, Skip, State
+from perfonnx.passes.base import Change, Pass, PassManager, Skip, State
 from perfonnx.passes.finish import Finish
 from perfonnx.passes.fold import Fold
 from perfonnx.passes.lower import Lower
@@ -23,7 +23,6 @@ __all__ = [
     "Options",
     "Pass",
     "PassManager",
-    "PassResult",
     "Rebuild",
     "Select",
     "Skip",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx.model.layers import activation_of, input_of, numpy_type, only_consumer, set_input
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation, activation_from
-from perfonnx.passes.base import Change, Pass, PassResult, State
+from perfonnx.passes.base import Change, Pass, State
 
 
 class Absorb(Pass):
     """Takes up one Relu, LeakyRelu, Clip or PRelu (by channel at most) per layer; other activations stay nodes."""
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Change the layers that were rewritten in this run."""
         changes = []
         for name, node in state.rewritten.items():
@@ -31,7 +33,7 @@ class Absorb(Pass):
             if known is not None:
                 workspace.types[node.outputs[0].name] = known
             changes.append(Change(name, f"absorbed {follower.op}"))
-        return PassResult(bool(changes), changes)
+        return changes
 
 
 def has_activation(workspace: Workspace, node: gs.Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from perfonnx.model.proto import TensorType
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
-from perfonnx.passes.base import Change, Pass, PassResult, State
+from perfonnx.passes.base import Change, Pass, State
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import is_sampled
 from perfonnx.passes.targets import MEMORY, NetworkTargets
@@ -25,7 +25,7 @@ from perfonnx.sampling import interpolate
 class Apply(Pass):
     """Puts the operator of each layer's method in the layer's place."""
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Replace the layers that were decided on."""
         changes = []
         for name, decision in state.decisions.items():
@@ -37,7 +37,7 @@ class Apply(Pass):
             _take_place(workspace, new, decision, inputs)
             state.rewritten[name] = new
             changes.append(Change(name, what))
-        return PassResult(bool(changes), changes)
+        return changes
 
 
 def _take_place(workspace: Workspace, new: gs.Node, decision: Decision, inputs: list[gs.Constant]) -> None:
@@ -77,7 +77,7 @@ class Fit(Pass):
         for name, decision in state.decisions.items():
             decision.step.check_data(name, self.context)
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Fit where there is data, then change the layers."""
         wanted = {name: d for name, d in state.decisions.items() if d.step.is_corrected}
         fitted = [name for name, d in wanted.items() if d.step.needs is Needs.TARGETS]
@@ -101,7 +101,7 @@ class Fit(Pass):
             changes.append(Change(name, result.note))
         if self.rows:
             _join(workspace, state, beside)
-        return PassResult(bool(changes), changes)
+        return changes
 
 
 def _join(workspace: Workspace, state: State, predictors: list[gs.Node]) -> None:

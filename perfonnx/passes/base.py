@@ -74,14 +74,6 @@ class State:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class PassResult:
-    """A pass's answer: whether the graph changed, and how."""
-
-    modified: bool
-    changes: Sequence[Change] = ()
-
-
 class Pass(ABC):
     """One step from a model to a faster model."""
 
@@ -94,8 +86,8 @@ class Pass(ABC):
         """Raise `PerfonnxError` where the pass cannot start."""
 
     @abstractmethod
-    def call(self, workspace: Workspace, state: State) -> PassResult:
-        """Do it."""
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
+        """Do it, and tell what was changed."""
 
     def ensures(self, workspace: Workspace, state: State) -> None:  # noqa: B027
         """Raise where the result is not what the pass promises."""
@@ -114,7 +106,7 @@ class PassManager:
         for step in self.passes:
             try:
                 step.requires(workspace, state)
-                changes += step.call(workspace, state).changes
+                changes += step.call(workspace, state)
                 step.ensures(workspace, state)
             except PerfonnxError:
                 raise

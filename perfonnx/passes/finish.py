@@ -23,7 +23,7 @@ from perfonnx.model.signature import fed_inputs
 from perfonnx.model.validity import check_output
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.base import Known
-from perfonnx.passes.base import Pass, PassResult, State
+from perfonnx.passes.base import Change, Pass, State
 from perfonnx.plan import Plan
 
 SHARED_SIZE = 8
@@ -47,10 +47,10 @@ class Finish(Pass):
     plan: Plan
     fallback: bool = True
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Write everything into the message."""
         if not state.rewritten and not state.rebuilt:  # the model stays as it came, to the byte
-            return PassResult(modified=False)
+            return []
         read_directly(workspace, own_nodes(workspace))
         nodes = own_nodes(workspace)  # without those that only sizes were taken from
         if self.fallback:
@@ -70,7 +70,7 @@ class Finish(Pass):
         infer_types(workspace)
         _write_value_info(workspace, nodes)
         _write_metadata(workspace, self.plan)
-        return PassResult(modified=True)
+        return []
 
     def ensures(self, workspace: Workspace, state: State) -> None:
         """The model passes onnx's checker, strict shape inference included, if the original did."""

@@ -6,7 +6,7 @@ value of a skipped position is set after normalization in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +18,13 @@ from perfonnx.methods import Affine
 from perfonnx.model.layers import Layer, only_consumer
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
-from perfonnx.passes.base import Change, Pass, PassResult, State
+from perfonnx.passes.base import Change, Pass, State
 
 
 class Fold(Pass):
     """Folds what follows a chosen convolution and is affine per channel."""
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Change weight and bias of the chosen layers; shared weights are copied, never changed in place."""
         changes = []
         for name, decision in list(state.decisions.items()):
@@ -32,7 +32,7 @@ class Fold(Pass):
             if folded:
                 state.decisions[name] = replace(decision, folded=affine)
                 changes.append(Change(name, f"folded {', '.join(folded)}"))
-        return PassResult(bool(changes), changes)
+        return changes
 
 
 def fold(workspace: Workspace, layer: Layer) -> tuple[Affine, list[str]]:

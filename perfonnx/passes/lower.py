@@ -7,6 +7,7 @@ one computes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from perfonnx.model.workspace import Workspace
 from perfonnx.ops.compact import COMPACT
 from perfonnx.ops.expand import EXPAND
 from perfonnx.passes.absorb import has_activation
-from perfonnx.passes.base import Change, Pass, PassResult, Skip, State
+from perfonnx.passes.base import Change, Pass, Skip, State
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import is_sampled, joins, obstacle, rule_of
 from perfonnx.passes.rules.rule import Match, Rows, skip
@@ -32,19 +33,19 @@ CHEAPER_ON_MAPS = "by estimate it costs less on maps"
 class Lower(Pass):
     """Moves regions of two layers or more to rows; a sampled layer among dense ones stays canonical."""
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Rewrite the graph."""
         nodes = list(workspace.graph.nodes)
         on_maps = {id(node) for name, node in state.rewritten.items() if name in state.on_maps}
         sampled = {id(n) for n in nodes if id(n) not in on_maps and is_sampled(workspace, n)}
         if not sampled:
-            return PassResult(modified=False)
+            return []
         regions = Regions(workspace, dict.fromkeys(sampled, 1.0), set(), kept=state.kept)
         lowering = Lowering(workspace, state, regions, sampled)
         for node in nodes:
             lowering.visit(node)
         lowering.finish()
-        return PassResult(bool(lowering.changes), lowering.changes)
+        return lowering.changes
 
 
 class Lowering:

@@ -5,7 +5,7 @@ A plan may go on from there: the next step of such a layer is taken with every n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ from perfonnx.methods import Context, Method, Needs, Spot, StandardMethod
 from perfonnx.model.layers import Layer, all_layers, unique_name
 from perfonnx.model.shapes import infer_types
 from perfonnx.model.workspace import Workspace
-from perfonnx.passes.base import Change, Pass, PassResult, Rebuilt, Skip, State
+from perfonnx.passes.base import Change, Pass, Rebuilt, Skip, State
 from perfonnx.passes.fold import fold
 from perfonnx.passes.select import decide, obstacle
 from perfonnx.passes.targets import NetworkTargets
@@ -44,10 +44,10 @@ class Rebuild(Pass):
             for step in rebuilt.steps:
                 step.check_data(name, self.context)
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Replace the layers; then decide on the new ones, where plans go on."""
         if not state.rebuilt:
-            return PassResult(modified=False)
+            return []
         changes: list[Change] = []
         todo = [(rebuilt, rebuilt.layer, rebuilt.steps) for rebuilt in state.rebuilt.values()]
         while todo:
@@ -65,7 +65,7 @@ class Rebuild(Pass):
             ]
             todo = [task for task in todo if self._goes_on(state, *task)]
         self.context.close()
-        return PassResult(bool(changes), changes)
+        return changes
 
     def _replaced(self, workspace: Workspace, state: State, todo: list[_Task]) -> list[Change]:
         changes = []

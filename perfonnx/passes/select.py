@@ -36,7 +36,7 @@ from perfonnx.model.layers import (
 from perfonnx.model.shapes import symbolic_input_flag
 from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, other_multiplies
-from perfonnx.passes.base import Pass, PassResult, Rebuilt, Skip, State
+from perfonnx.passes.base import Change, Pass, Rebuilt, Skip, State
 from perfonnx.plan import Plan
 
 MIN_SHARE = 0.01
@@ -151,7 +151,7 @@ class Select(Pass):
                 "(with your size)"
             )
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Fill `state.decisions`, `state.rebuilt` and `state.skips`."""
         done = {n.name for n in rewritten_nodes(workspace)}
         state.skips += [Skip(name, "already rewritten") for name in sorted(done)]
@@ -168,7 +168,7 @@ class Select(Pass):
         if not state.rebuilt:
             self.context.close()
         state.skips += [Skip(u.name, u.reason) for u in unreachable_convs(workspace)]
-        return PassResult(modified=False)
+        return []
 
     def _by_plan(self, layers: list[Layer], state: State, plan: Plan) -> list[tuple[Layer, Method]]:
         wanted = []

@@ -6,6 +6,7 @@ By estimates (`perfonnx.costs`), since a rewrite must give the same model on eve
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ from perfonnx.methods import Decision
 from perfonnx.methods.perforate import Perforate
 from perfonnx.model.layers import Layer, conv_layers, table_obstacle
 from perfonnx.model.workspace import Workspace
-from perfonnx.passes.base import Pass, PassResult, Skip, State
+from perfonnx.passes.base import Change, Pass, Skip, State
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import joins, rule_of
@@ -42,7 +43,7 @@ class Weigh(Pass):
     rows: bool = True
     costs: Costs = field(default_factory=lambda: DEFAULT_COSTS)
 
-    def call(self, workspace: Workspace, state: State) -> PassResult:
+    def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Change `state`."""
         layout = _Layout(workspace, state, self.costs, self.rows)
         if any(decision.worth is not None and decision.worth < 1 for decision in state.decisions.values()):
@@ -60,7 +61,7 @@ class Weigh(Pass):
             everywhere = np.ones(layer.output_shape, bool)
             state.decisions[layer.name] = Decision(layer, Perforate(0.0), everywhere, joined=True)
         state.kept = layout.kept()
-        return PassResult(modified=False)
+        return []
 
     def _reason(self, decision: Decision) -> str:
         ours, dense = self.costs.of_canonical(decision.layer, decision.share), self.costs.of_dense(decision.layer)
