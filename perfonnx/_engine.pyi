@@ -112,6 +112,10 @@ class MaskedConv:
         slope: _Floats | None = None,
         isa: str | None = None,
     ) -> MaskedConv: ...
+    @property
+    def implementation(self) -> str:
+        """What computes its product."""
+
     def __call__(self, x: _Array, *, threads: int = 1) -> _Array:
         """X [N, C, H, W] to Y [N, M, OH, OW] of the same type."""
 

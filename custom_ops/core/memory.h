@@ -20,15 +20,17 @@ struct AlignedDelete {
   void operator()(void* p) const noexcept { ::operator delete(p, std::align_val_t(kAlignment)); }
 };
 
+// At least `bytes`, 64-byte aligned. Much memory is asked for in huge pages: reading packed weights once from end to
+// end would miss the translation of every small one.
+void* allocate_aligned(std::size_t bytes);
+
 // Memory that lives as long as a kernel: 64-byte aligned, not initialised.
 template <typename T>
 class AlignedArray {
  public:
   AlignedArray() = default;
   explicit AlignedArray(std::size_t size)
-      : data_(static_cast<T*>(
-            ::operator new(checked_product(size == 0 ? 1 : size, sizeof(T)), std::align_val_t(kAlignment)))),
-        size_(size) {}
+      : data_(static_cast<T*>(allocate_aligned(checked_product(size == 0 ? 1 : size, sizeof(T))))), size_(size) {}
   T* data() noexcept { return data_.get(); }
   const T* data() const noexcept { return data_.get(); }
   std::size_t size() const noexcept { return size_; }

@@ -22,6 +22,22 @@ constexpr std::int64_t kStackBytes = 8 * 1024 * 1024;
 constexpr std::int64_t kLargestReach = std::int64_t{1} << 33;
 constexpr std::int64_t kFloat = sizeof(float);
 
+// As if of stride 1: only there the size of the input follows from that of the map, and only there it is asked for.
+SiteGrid grid_of(const ConvGeometry& geometry, const Mask& mask, const std::vector<std::int32_t>& sites) {
+  const auto size = [&](int axis, std::int64_t output) {
+    return output + (geometry.kernel[axis] - 1) * geometry.dilations[axis] - geometry.pads[axis] -
+           geometry.pads[axis + 2];
+  };
+  return {geometry, {size(0, mask.height), size(1, mask.width)}, mask.width, sites, nullptr};
+}
+
+Product product_of(const ConvConstants& conv, const Mask& mask, const std::vector<std::int32_t>& sites,
+                   const KernelSet& kernels) {
+  const SiteGrid grid = grid_of(conv.geometry, mask, sites);
+  const WeightShape shape{conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups};
+  return Product({conv.weights, conv.bias, shape, kernels, &grid}, conv.layer, conv.implementation);
+}
+
 }  // namespace
 
 MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolation interpolation, const float* fill,
@@ -30,9 +46,8 @@ MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolatio
       activation_(conv.activation.opened()),
       height_(mask.height),
       width_(mask.width),
-      product_({conv.weights, conv.bias, {conv.outputs, conv.inputs, geometry_.taps(), conv.groups}, kernels, nullptr},
-               conv.layer),
       sites_(sites_of_mask(mask.data, mask.height, mask.width)),
+      product_(product_of(conv, mask, sites_, kernels)),
       interpolation_(std::move(interpolation)),
       fill_(static_cast<std::size_t>(conv.outputs), activation_(0.0F, 0)),
       zero_row_(static_cast<std::size_t>(product_.input_channels()), 0.0F) {
@@ -47,7 +62,9 @@ void MaskedConv::make_bands() {
   const std::vector<std::int32_t>& sites = sites_;
   const auto count = static_cast<std::int64_t>(sites.size());
   const bool small = static_cast<std::int64_t>(product_.packed().size()) * kFloat <= kSmallWeightBytes;
-  const std::int64_t most = std::clamp<std::int64_t>(count / (small ? kSmallStepSites : kStepSites), 1, height_);
+  const std::int64_t edge = product_.edge();
+  const std::int64_t lines = ceil_div(height_, edge);  // rows of the map that are computed together
+  const std::int64_t most = std::clamp<std::int64_t>(count / (small ? kSmallStepSites : kStepSites), 1, lines);
 
   // Lines of the input that some rows of the map read, about; more than 2^53 bytes need not be exact.
   const std::int64_t reach = std::min((geometry_.kernel[0] - 1) * geometry_.dilations[0] + 1, kLargestReach);
@@ -56,7 +73,7 @@ void MaskedConv::make_bands() {
                       static_cast<double>(product_.input_channels() * kFloat);
   const auto step_bytes = [&](std::int64_t rows) { return static_cast<double>((rows - 1) * stride + reach) * line; };
   std::int64_t steps = 1;
-  while (steps < most && step_bytes(ceil_div(height_, steps)) > static_cast<double>(kStepBytes)) ++steps;
+  while (steps < most && step_bytes(ceil_div(lines, steps) * edge) > static_cast<double>(kStepBytes)) ++steps;
   const std::int64_t sums = count * outputs() * kFloat;
   const std::int64_t threads = wanted_tasks();
   std::int64_t bands = std::max(ceil_div(sums, kBandBytes), steps > 1 ? kBandsPerThread * threads : 1);
@@ -71,35 +88,38 @@ void MaskedConv::make_bands() {
   const auto first_site = [&](std::int64_t row) {
     return std::lower_bound(sites.begin(), sites.end(), row * width_) - sites.begin();
   };
-  const EvenSplit rows_of_bands{height_, bands};
+  const auto row_of = [&](std::int64_t line) { return std::min(line * edge, height_); };
+  const EvenSplit lines_of_bands{lines, bands};
+  std::vector<std::int64_t> band_rows;
   for (std::int64_t i = 0; i < bands; ++i) {
-    const std::int64_t begin = rows_of_bands.begin(i);
-    const std::int64_t end = rows_of_bands.end(i);
+    const std::int64_t begin = lines_of_bands.begin(i);
+    const std::int64_t end = lines_of_bands.end(i);
     Band band{};
-    band.site_begin = first_site(begin);
-    band.site_end = first_site(end);
+    band.site_begin = first_site(row_of(begin));
+    band.site_end = first_site(row_of(end));
     band.step_begin = steps_.size();
-    const EvenSplit rows{end - begin, ceil_div(steps, bands)};
-    for (std::int64_t j = 0; j < rows.parts; ++j) {
-      const std::int64_t first = first_site(begin + rows.begin(j));
-      const std::int64_t last = first_site(begin + rows.end(j));
+    const EvenSplit step_lines{end - begin, ceil_div(steps, bands)};
+    for (std::int64_t j = 0; j < step_lines.parts; ++j) {
+      const std::int64_t first = first_site(row_of(begin + step_lines.begin(j)));
+      const std::int64_t last = first_site(row_of(begin + step_lines.end(j)));
       if (first == last) continue;
-      steps_.push_back({sites[static_cast<std::size_t>(first)] / width_,
-                        sites[static_cast<std::size_t>(last - 1)] / width_ + 1, first, last});
+      const auto line_of = [&](std::int64_t site) { return sites[static_cast<std::size_t>(site)] / width_ / edge; };
+      steps_.push_back({row_of(line_of(first)), row_of(line_of(last - 1) + 1), first, last});
     }
     band.step_end = steps_.size();
     bands_.push_back(band);
+    band_rows.push_back(row_of(begin));
   }
-  if (interpolation_.copies()) make_runs(rows_of_bands);
+  band_rows.push_back(height_);
+  if (interpolation_.copies()) make_runs(band_rows);
 }
 
 // The positions of each band: those that copy one of its sites, and those without a site that lie in it.
-void MaskedConv::make_runs(const EvenSplit& rows_of_bands) {
+void MaskedConv::make_runs(const std::vector<std::int64_t>& band_rows) {
   const std::vector<std::int32_t>& sites = sites_;
   std::vector<std::size_t> band_of_row(static_cast<std::size_t>(height_));
-  for (std::int64_t i = 0; i < rows_of_bands.parts; ++i) {
-    std::fill(band_of_row.begin() + rows_of_bands.begin(i), band_of_row.begin() + rows_of_bands.end(i),
-              static_cast<std::size_t>(i));
+  for (std::size_t i = 0; i + 1 < band_rows.size(); ++i) {
+    std::fill(band_of_row.begin() + band_rows[i], band_of_row.begin() + band_rows[i + 1], i);
   }
   std::vector<std::vector<std::int32_t>> positions(bands_.size());
   for (std::int64_t q = 0; q < interpolation_.positions; ++q) {

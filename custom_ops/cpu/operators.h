@@ -29,6 +29,8 @@ class MaskedConv {
 
   // Size of Y for X: [images, outputs, height, width] of the mask. Throws Error where X does not fit.
   void check(const Images& x) const;
+  // Of its product.
+  const char* implementation() const noexcept { return product_.implementation(); }
   std::int64_t outputs() const noexcept { return product_.outputs(); }
   std::int64_t height() const noexcept { return height_; }
   std::int64_t width() const noexcept { return width_; }
@@ -36,7 +38,7 @@ class MaskedConv {
   void run(const Images& x, void* y, Context& context) const;
 
  private:
-  // Rows of the map, from the first that has a site to the last.
+  // Rows of the map, from the first that has a site to the last, but rows of tiles whole.
   struct Step {
     std::int64_t row_begin;
     std::int64_t row_end;
@@ -60,7 +62,8 @@ class MaskedConv {
     const Band* band;
   };
   void make_bands();
-  void make_runs(const EvenSplit& rows_of_bands);
+  // band_rows: the first row of each band, and the end.
+  void make_runs(const std::vector<std::int64_t>& band_rows);
   void run_part(const Images& x, const RowTable& table, const Part& part, float* sums, void* y, Context& context) const;
   void multiply(const Images& x, const RowTable& table, const Part& part, float* sums, Context& context) const;
   void write(const Images& x, const Part& part, const float* sums, void* y, Context& context) const;
@@ -69,8 +72,8 @@ class MaskedConv {
   Activation activation_;
   std::int64_t height_;
   std::int64_t width_;
-  Product product_;
   std::vector<std::int32_t> sites_;
+  Product product_;
   SizeCache<RowTable> tables_;
   Interpolation interpolation_;
   std::vector<float> fill_;  // the row of positions that have no site

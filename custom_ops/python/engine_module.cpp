@@ -482,6 +482,8 @@ PYBIND11_MODULE(_engine, m) {
       .def_static("sparse", new_sparse, arg("w"), arg("b"), arg("mask"), arg("fill") = py::none(), py::kw_only(),
                   arg("strides") = ones, arg("pads") = zeros, arg("dilations") = ones, arg("group") = 1,
                   arg("activation") = kNoActivation, arg("slope") = py::none(), arg("isa") = py::none())
+      .def_property_readonly("implementation",
+                             [](const MaskedConv& engine) { return std::string(engine.implementation()); })
       .def("__call__", run_masked, arg("x"), py::kw_only(), arg("threads") = 1);
 
   py::class_<RadiusAdaptiveConv>(m, "RadiusAdaptiveConv")

@@ -187,6 +187,48 @@ print(hashlib.sha256(engine(s, z, threads=int(sys.argv[1]) + 1)).hexdigest())
         assert one == two
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("keep", [0.45, 0.8, 1.0])
+@pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 2, 1, 0)])
+def test_maps_in_bands_of_whole_tiles(isa: str, keep: float, pads: tuple[int, int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    geometry = Geometry(pads=pads)
+    x = rng.standard_normal((2, 72, 62, 45)).astype(np.float32)
+    w = (rng.standard_normal((40, 72, 3, 3)) / np.sqrt(9 * 72)).astype(np.float32)
+    b = rng.standard_normal(40).astype(np.float32)
+    mask = rng.random(geometry.output_size(62, 45)) < keep
+    mask[:6] = False  # a row of tiles without a site, and half a one
+    fill = rng.standard_normal(40).astype(np.float32)
+    engine = _engine.MaskedConv.sparse(w, b, mask, fill, pads=pads, isa=isa)
+    assert engine.implementation == "winograd4"
+    expected = np.where(mask, conv(x, w, geometry) + b[:, None, None], fill[:, None, None])
+    got = engine(x)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE["winograd4"] * np.abs(expected).max())
+    np.testing.assert_array_equal(engine(x, threads=3), got)
+    rows = _engine.SampledConv(w, b, in_shape=(62, 45), sites=np.flatnonzero(mask).astype(np.int32), pads=pads, isa=isa)
+    s = _rows(x)
+    np.testing.assert_array_equal(got.reshape(2, 40, -1)[:, :, mask.ravel()].transpose(0, 2, 1), rows(s))
+
+
+def test_bands_do_not_change_with_the_number_of_processors() -> None:
+    code = """
+import hashlib, os, sys
+import numpy as np
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+from perfonnx import _engine
+rng = np.random.default_rng(0)
+x = rng.standard_normal((1, 64, 90, 60)).astype(np.float32)
+w = rng.standard_normal((48, 64, 3, 3)).astype(np.float32)
+engine = _engine.MaskedConv.sparse(w, None, rng.random((90, 60)) < 0.5, pads=(1, 1, 1, 1))
+assert engine.implementation == "winograd4"
+print(hashlib.sha256(engine(x, threads=2)).hexdigest())
+"""
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor, or no way to ask for one")
+    one, two = (subprocess.check_output([sys.executable, "-c", code, count]) for count in "12")
+    assert one == two
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "size", "chosen"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,10 +110,34 @@ def test_mask_without_a_site_is_the_activated_zero() -> None:
     assert (got == 0.25).all()
 
 
-def test_all_sites_are_the_plain_convolution_at_the_original_s_precision() -> None:
+def test_all_sites_are_the_plain_convolution_at_the_original_s_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer(keep=1.1, channels=(64, 64))
     x = layer.images(2)
+    monkeypatch.setenv("PERFONNX_EXACTNESS", "strict")
     _close(session(layer.perforated()).run(None, {"X": x})[0], layer.dense(x), 1e-5)
+
+
+def test_all_sites_by_tiles_are_the_plain_convolution_but_for_rounding() -> None:
+    """Winograd's sums round in proportion to the largest of a tile, not to each output."""
+    layer = Layer(keep=1.1, channels=(64, 64))
+    x = layer.images(2)
+    got, dense = session(layer.perforated()).run(None, {"X": x})[0], layer.dense(x)
+    assert 0 < np.abs(got - dense).max() < 1e-5 * np.abs(dense).max()
+
+
+def test_verbose_names_the_node_and_what_runs() -> None:
+    code = """
+from tests.runtime.test_library import Layer, session
+layer = Layer(keep=1.1, channels=(64, 64))
+run = session(layer.perforated())
+for _ in range(2):
+    run.run(None, {"X": layer.images(1)})
+"""
+    environment = {**os.environ, "PERFONNX_VERBOSE": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said = [line for line in done.stderr.splitlines() if line.startswith("perfonnx: ")]
+    assert len(said) == 1
+    assert re.match(r"perfonnx: PerforatedConv node '\w+': winograd4 \(not depthwise: ", said[0])
 
 
 @pytest.mark.parametrize(("geometry", "group"), GEOMETRIES)
@@ -244,8 +269,13 @@ def test_eight_threads_meet_new_image_sizes_at_once() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_number_of_threads_does_not_change_a_bit(threads: int) -> None:
-    layer = Layer(channels=(32, 96), size=(28, 28))
+@pytest.mark.parametrize(
+    ("channels", "size", "keep"), [((32, 96), (28, 28), 0.4), ((256, 256), (9, 8), 1.1), ((64, 16), (30, 60), 0.7)]
+)
+def test_number_of_threads_does_not_change_a_bit(
+    channels: tuple[int, int], size: tuple[int, int], keep: float, threads: int
+) -> None:
+    layer = Layer(channels=channels, size=size, keep=keep)
     x = layer.images(2)
     one = session(layer.perforated(), threads=1).run(None, {"X": x})[0]
     np.testing.assert_array_equal(session(layer.perforated(), threads=threads).run(None, {"X": x})[0], one)

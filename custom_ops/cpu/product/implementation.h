@@ -78,6 +78,8 @@ class PreparedProduct {
  public:
   virtual ~PreparedProduct() = default;
   virtual void run(const ProductRun& run, Context& context) const = 0;
+  // Of the tiles of outputs that it computes together. A run over part of the table must take whole rows of them.
+  virtual std::int64_t edge() const noexcept { return 1; }
   // The weights as they lie in memory.
   virtual const AlignedArray<float>& packed() const noexcept = 0;
 };

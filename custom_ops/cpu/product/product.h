@@ -26,6 +26,8 @@ class Product {
   std::int64_t outputs() const noexcept { return shape_.outputs; }
   std::int64_t input_channels() const noexcept { return shape_.input_channels(); }
   const char* implementation() const noexcept { return name_; }
+  // Rows of the map that a run over a part of the table takes, or all that are left: a multiple of this.
+  std::int64_t edge() const noexcept { return prepared_->edge(); }
   const AlignedArray<float>& packed() const noexcept { return prepared_->packed(); }
 
   // out [images * table.sites, out_stride] or [list.count, out_stride], of which the first `outputs` floats of each row

@@ -16,13 +16,10 @@ namespace {
 constexpr std::int64_t kTaps = 9;
 
 bool strict() {
-  static const bool on = [] {
-    const char* value = std::getenv("PERFONNX_EXACTNESS");
-    if (value == nullptr || *value == '\0') return false;
-    if (std::string(value) == "strict") return true;
-    throw Error("environment variable PERFONNX_EXACTNESS=" + std::string(value) + ": use strict, or unset it");
-  }();
-  return on;
+  const char* value = std::getenv("PERFONNX_EXACTNESS");
+  if (value == nullptr || *value == '\0') return false;
+  if (std::string(value) == "strict") return true;
+  throw Error("environment variable PERFONNX_EXACTNESS=" + std::string(value) + ": use strict, or unset it");
 }
 
 // The factors of a kernel's three taps along one axis; see f32_winograd_body.h for the points.
@@ -160,16 +157,39 @@ class Winograd final : public PreparedProduct {
         plan_(std::move(plan)),
         weights_(layer, plan_.edge),
         block_(block_tiles(layer, plan_.edge)) {
+    for (std::int64_t t = 0; t < plan_.tiles; ++t) {
+      const auto tile = plan_.outputs.begin() + t * plan_.writes();
+      const auto first = std::min_element(tile, tile + plan_.writes(), [](std::int32_t a, std::int32_t b) {
+        return static_cast<std::uint32_t>(a) < static_cast<std::uint32_t>(b);  // -1 is behind all
+      });
+      first_sites_.push_back(*first);
+    }
     if (!plan_.rest.empty()) rest_ = (kDirect.drawback(layer).empty() ? kDirect : kGathered).prepare(layer);
   }
 
   void run(const ProductRun& run, Context& context) const override {
-    if (plan_.tiles > 0) run_tiles(run, context);
-    if (rest_ != nullptr) run_rest(run, context);
+    const std::int64_t first = run.table.first;
+    run_tiles(run, between(first_sites_, first, first + run.table.sites), context);
+    run_rest(run, between(plan_.rest, first, first + run.table.sites), context);
   }
+  std::int64_t edge() const noexcept override { return plan_.edge; }
   const AlignedArray<float>& packed() const noexcept override { return weights_.weights; }
 
  private:
+  // Some of the tiles, or of the sites outside tiles, which are the same in every image.
+  struct Span {
+    std::int64_t begin;
+    std::int64_t count;
+  };
+  // Those between two sites that are the first of their rows of tiles.
+  static Span between(const std::vector<std::int32_t>& sites, std::int64_t begin, std::int64_t end) {
+    const auto from = [&](std::int64_t limit) {
+      return std::partition_point(sites.begin(), sites.end(), [&](std::int32_t site) { return site < limit; }) -
+             sites.begin();
+    };
+    return {from(begin), from(end) - from(begin)};
+  }
+
   // Points of some tiles, or their sums, in pieces of channels; see f32.h.
   struct Points {
     Points(Context& context, std::int64_t points, std::int64_t tiles, std::int64_t channels)
@@ -185,13 +205,16 @@ class Winograd final : public PreparedProduct {
     Scratch<float> memory;
   };
 
-  // Some tiles of a run (image * tiles of an image + tile) and what lies between their inputs and outputs.
+  // Some tiles of a run (image * tiles of an image + tile, of those in the span) and what lies between their inputs and
+  // outputs.
   struct Block {
-    Block(const Winograd& of, Context& context, std::int64_t begin, std::int64_t count)
-        : first(begin),
+    Block(const Winograd& of, Context& context, const Span& tiles_of_image, std::int64_t begin, std::int64_t count)
+        : span(tiles_of_image),
+          first(begin),
           tiles(count),
           points(context, of.plan_.reads(), count, of.shape_.inputs),
           sums(context, of.plan_.reads(), count, of.weights_.panels * of.width()) {}
+    Span span;
     std::int64_t first;
     std::int64_t tiles;
     Points points;
@@ -208,9 +231,10 @@ class Winograd final : public PreparedProduct {
 
   // Either every thread takes blocks, or, where there are too few tiles for that or the weights are too many for each
   // thread to read them all, a block at a time and each of its steps is shared out.
-  void run_tiles(const ProductRun& run, Context& context) const {
+  void run_tiles(const ProductRun& run, const Span& span, Context& context) const {
     constexpr std::int64_t kSmall = 2 * 1024 * 1024;  // multiplies that are not worth three steps
-    const std::int64_t total = run.input.images * plan_.tiles;
+    const std::int64_t total = run.input.images * span.count;
+    if (total == 0) return;
     const std::int64_t threads = wanted_tasks();
     const auto site_tile = static_cast<std::int64_t>(kernels_.site_tile);
     const bool heavy = static_cast<std::int64_t>(weights_.weights.size() * sizeof(float)) > kHeavyBytes;
@@ -221,7 +245,7 @@ class Winograd final : public PreparedProduct {
     const EvenSplit split{total, blocks};
     if (alone) {
       for_each_alone(context, blocks, [&](std::int64_t i, Context& inside) {
-        Block block(*this, inside, split.begin(i), split.end(i) - split.begin(i));
+        Block block(*this, inside, span, split.begin(i), split.end(i) - split.begin(i));
         read(run, {0, block.tiles, 0, shape_.inputs}, &block);
         multiply(0, steps(), &block);
         write(run, {0, block.tiles, 0, shape_.outputs}, &block);
@@ -229,7 +253,7 @@ class Winograd final : public PreparedProduct {
       return;
     }
     for (std::int64_t i = 0; i < blocks; ++i) {
-      Block block(*this, context, split.begin(i), split.end(i) - split.begin(i));
+      Block block(*this, context, span, split.begin(i), split.end(i) - split.begin(i));
       share_out(block, shape_.inputs, context, [&](const Part& part) { read(run, part, &block); });
       const EvenSplit steps_of{steps(), std::min(steps(), kParts * threads)};
       context.parallel.run(static_cast<std::size_t>(steps_of.parts), [&](std::size_t task) {
@@ -261,11 +285,13 @@ class Winograd final : public PreparedProduct {
     std::vector<const float*> rows(static_cast<std::size_t>(count * reads));
     for (std::int64_t t = 0; t < count; ++t) {
       const std::int64_t number = block->first + part.tile_begin + t;
-      const std::int32_t* numbers = plan_.inputs.data() + number % plan_.tiles * reads;
-      const float* image = run.input.data + number / plan_.tiles * run.input.rows_per_image * shape_.inputs;
+      const std::int32_t* numbers = plan_.inputs.data() + (block->span.begin + number % block->span.count) * reads;
+      const float* image = run.input.data + number / block->span.count * run.input.rows_per_image * shape_.inputs;
       for (std::int64_t i = 0; i < reads; ++i) {
-        rows[static_cast<std::size_t>(t * reads + i)] =
-            numbers[i] < 0 ? run.input.zero_row : image + (numbers[i] - run.input.first_row) * shape_.inputs;
+        // What no site of the run reads need not be there.
+        const std::int64_t row = numbers[i] - run.input.first_row;
+        const bool there = numbers[i] >= 0 && row >= 0 && row < run.input.rows_per_image;
+        rows[static_cast<std::size_t>(t * reads + i)] = there ? image + row * shape_.inputs : run.input.zero_row;
       }
     }
     WinogradInputArgs args{};
@@ -311,10 +337,10 @@ class Winograd final : public PreparedProduct {
     std::vector<const float*> added(run.added != nullptr ? out.size() : 0);
     for (std::int64_t t = 0; t < count; ++t) {
       const std::int64_t tile = block->first + part.tile_begin + t;
-      const std::int32_t* numbers = plan_.outputs.data() + tile % plan_.tiles * writes;
+      const std::int32_t* numbers = plan_.outputs.data() + (block->span.begin + tile % block->span.count) * writes;
       for (std::int64_t i = 0; i < writes; ++i) {
         if (numbers[i] < 0) continue;
-        const std::int64_t row = tile / plan_.tiles * run.table.sites + numbers[i];
+        const std::int64_t row = tile / block->span.count * run.table.sites + numbers[i] - run.table.first;
         const auto at = static_cast<std::size_t>(t * writes + i);
         out[at] = run.out + row * run.out_stride;
         if (run.added != nullptr) added[at] = sites.added_row(row);
@@ -335,10 +361,10 @@ class Winograd final : public PreparedProduct {
   }
 
   // The sites outside tiles, some at a time.
-  void run_rest(const ProductRun& run, Context& context) const {
+  void run_rest(const ProductRun& run, const Span& span, Context& context) const {
     constexpr std::int64_t kSites = 448;
-    const auto in_image = static_cast<std::int64_t>(plan_.rest.size());
-    const std::int64_t total = run.input.images * in_image;
+    const std::int64_t total = run.input.images * span.count;
+    if (total == 0) return;
     const std::int64_t threads = wanted_tasks();
     const EvenSplit split{total, std::min(ceil_div(ceil_div(total, kSites), threads) * threads, total)};
     for_each_alone(context, split.parts, [&](std::int64_t i, Context& inside) {
@@ -346,7 +372,8 @@ class Winograd final : public PreparedProduct {
       std::vector<std::int64_t> numbers(static_cast<std::size_t>(split.end(i) - begin));
       for (std::size_t k = 0; k < numbers.size(); ++k) {
         const std::int64_t number = begin + static_cast<std::int64_t>(k);
-        numbers[k] = number / in_image * run.table.sites + plan_.rest[static_cast<std::size_t>(number % in_image)];
+        const std::int32_t site = plan_.rest[static_cast<std::size_t>(span.begin + number % span.count)];
+        numbers[k] = number / span.count * run.table.sites + site - run.table.first;
       }
       const auto count = static_cast<std::int64_t>(numbers.size());
       Scratch<float> out(inside, static_cast<std::size_t>(count * shape_.outputs));
@@ -371,6 +398,7 @@ class Winograd final : public PreparedProduct {
   TilePlan plan_;
   PackedPoints weights_;
   std::int64_t block_;
+  std::vector<std::int32_t> first_sites_;        // of the tiles: their lowest
   std::unique_ptr<const PreparedProduct> rest_;  // of sites outside tiles; null: there are none
 };
 
