@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from onnx import TensorProto
+
 from perfonnx.model.layers import Layer
 
 KINDS = ("full", "pointwise", "depthwise")
@@ -54,12 +56,66 @@ class Price:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """What 3x3 layers cost by tiles of Winograd's algorithm, in multiplies of its innermost loop.
+
+    As the engine estimates it (`winograd.cpp`), which takes the cheapest of these and the direct way.
+
+    Attributes:
+        edge: Outputs along an edge of a tile.
+        points: Multiplies of a tile for each pair of channels.
+        read: To transform a tile, for each input channel.
+        write: For each output channel.
+        tile: For the tile itself.
+    """
+
+    edge: int
+    points: int
+    read: float
+    write: float
+    tile: float
+
+    def multiplies(self, layer: Layer) -> float:
+        """Of all tiles of a layer, with what its weights cost that come from memory or the last cache."""
+        assert layer.output_shape is not None
+        outputs, inputs = layer.w_shape[:2]
+        padded = math.ceil(outputs / PANEL) * PANEL
+        count = math.prod(math.ceil(size / self.edge) for size in layer.output_shape)
+        tiles = count * (self.points * inputs * padded + self.read * inputs + self.write * outputs + self.tile)
+        weights = self.points * inputs * outputs
+        reading = weights * (FAR_WEIGHT if weights > MANY_WEIGHTS else NEAR_WEIGHT)
+        return max(tiles, reading) + OVERLAP * min(tiles, reading)
+
+
+TILES = (Tiles(4, 36, 230.0, 300.0, 500.0), Tiles(2, 16, 80.0, 100.0, 300.0))
+PANEL = 16
+"""Output channels that are computed together."""
+NEAR_WEIGHT, FAR_WEIGHT = 3.0, 12.0
+"""Multiplies that reading a weight costs: from the last cache, from memory."""
+MANY_WEIGHTS = 1 << 19
+"""So many weights of a layer are read from memory."""
+OVERLAP = 0.35
+"""The part of multiplies and reading that do not hide each other."""
+FEWEST_CHANNELS = 16
+"""Layers of fewer input or output channels are taken to gain nothing by tiles."""
+
+
+def has_tiles(layer: Layer) -> bool:
+    """Whether Winograd's algorithm can compute a layer."""
+    a = layer.attributes
+    if a is None or a.kernel_shape != (3, 3) or {*a.strides, *a.dilations, a.group} != {1}:
+        return False
+    return layer.elem_type == TensorProto.FLOAT and min(layer.w_shape[:2]) >= FEWEST_CHANNELS
+
+
+@dataclass(frozen=True)
 class Costs:
     """Nanoseconds on one thread.
 
     Attributes:
         dense: onnxruntime's Conv, by kind.
         rows: A layer on rows, by kind.
+        tiles: A 3x3 layer on rows by tiles, a multiply of `Tiles` being one.
         compact: Per thousand values of a map that is turned to rows, in the caches.
         expand: Per thousand values of a map that is written from rows, in the caches.
         canonical: Per thousand values that a layer on maps reads and writes, beside what it costs on rows.
@@ -83,6 +139,7 @@ class Costs:
             "depthwise": Price(16.4, 125.0, 0.0, 16),
         }
     )
+    tiles: Price = field(default_factory=lambda: Price(18.2, 17.0))
     compact: float = 330.0
     expand: float = 370.0
     canonical: float = 400.0
@@ -96,8 +153,9 @@ class Costs:
         return self._of_layer(self.dense[kind_of(layer)], layer, 1.0)
 
     def of_rows(self, layer: Layer, share: float) -> float:
-        """The same on rows, computed at this share of the positions."""
-        return self._of_layer(self.rows[kind_of(layer)], layer, share)
+        """The same on rows, computed at this share of the positions, or at more where that takes less time."""
+        direct = self._of_layer(self.rows[kind_of(layer)], layer, share)
+        return min(direct, self._of_tiles(layer, share)) if has_tiles(layer) else direct
 
     def of_canonical(self, layer: Layer, share: float) -> float:
         """The same as one operator from map to map, which computes a map in bands: its rows stay in the caches."""
@@ -115,6 +173,11 @@ class Costs:
     def moved(self, values: float) -> float:
         """Thousands of values in the caches that take as long to read or write as so many values anywhere."""
         return _moved(values, self.memory)
+
+    def _of_tiles(self, layer: Layer, share: float) -> float:
+        read, written = _values(layer)
+        multiplies = min(tiles.multiplies(layer) for tiles in TILES)
+        return (self.tiles.multiply * multiplies) / 1000 + self.tiles.value * self.moved(read + written * share)
 
     def _of_layer(self, price: Price, layer: Layer, share: float) -> float:
         assert layer.attributes is not None

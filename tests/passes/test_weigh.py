@@ -98,7 +98,7 @@ def test_a_node_alone_stays_on_maps_where_its_inputs_are_needed_as_maps(monkeypa
 
 
 def test_a_dense_layer_between_joins_where_that_saves_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_rows = replace(FAIR, rows={**EVEN, "full": Price(12.0)})
+    slow_rows = replace(FAIR, rows={**EVEN, "full": Price(12.0)}, tiles=Price(1e6))
     joined = rewrite_by(monkeypatch, FAIR, chain(32), rate=0.5, skip="c1")
     alone = rewrite_by(monkeypatch, slow_rows, chain(128), rate=0.5, skip="c1")
     assert (joined["SampledConv"], joined["Conv"]) == (3, 0)
@@ -196,9 +196,11 @@ def test_a_depthwise_layer_cuts_a_region_where_it_costs_more_than_the_turns(monk
 
 @pytest.mark.parametrize(("channels", "kernel"), [(1, 3), (1, 5), (3, 3)])
 def test_a_first_layer_of_few_channels_is_not_made_slower(channels: int, kernel: int) -> None:
-    weights = {"w": nets.values(16, channels, kernel, kernel), "v": nets.values(16, 16, 3, 3)}
+    """Behind it lies a layer that rows gain nothing for either: at rate 0, 5x5 kernels cost the same multiplies."""
+    weights = {"w": nets.values(16, channels, kernel, kernel), "v": nets.values(16, 16, 5, 5)}
     first = nets.conv("x", "a", "w", name="first", kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
-    nodes = [first, node("Relu", ["a"], ["r"]), nets.conv("r", "y", "v", name="second")]
+    second = nets.conv("r", "y", "v", name="second", kernel_shape=[5, 5], pads=[2] * 4)
+    nodes = [first, node("Relu", ["a"], ["r"]), second]
     model = nets.model(nodes, weights, inputs={"x": (1, channels, 256, 256)})
     assert rates_on_rows(model, "first")[0.0] == "Conv"
     reasons = {skip.layer: skip.reason for skip in perfonnx.rewrite(model, rate=0.0).report.skips}
@@ -214,6 +216,23 @@ def test_a_large_kernel_of_few_outputs_is_left_alone_at_a_small_rate() -> None:
     )
     assert perfonnx.rewrite(model).report.layers == []
     assert len(perfonnx.rewrite(model, rate=0.5).report.layers) == 1
+
+
+def test_layers_that_tiles_make_faster_are_computed_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3x3 layers of stride 1, in float32: by Winograd's algorithm they are faster at rate 0 too."""
+    assert operators(perfonnx.rewrite(chain(64, size=56), rate=0.0).proto)["SampledConv"] == 3
+    alone = operators(perfonnx.rewrite(chain(64, (3,), size=56), rate=0.0).proto)
+    assert alone["PerforatedConv"] == 1
+    assert operators(perfonnx.rewrite(chain(64, (5, 5), size=56), rate=0.0).proto)["Conv"] == 2
+    half = chain(64, size=56)
+    for tensor in half.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    assert operators(perfonnx.rewrite(half, rate=0.0).proto)["Conv"] == 3
+    dear = rewrite_by(monkeypatch, replace(Costs(), tiles=Price(1e6)), chain(64, size=56), rate=0.0)
+    assert dear["Conv"] == 3
 
 
 def test_a_pool_reads_the_rows_that_there_are() -> None:
