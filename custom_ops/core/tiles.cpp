@@ -1,62 +1,78 @@
 #include "core/tiles.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace perfonnx {
 
-TilePlan make_tiles(const SiteGrid& grid, std::int64_t edge, std::int64_t least) {
-  TilePlan plan;
-  plan.edge = edge;
-  const std::int64_t across = (grid.output_width + edge - 1) / edge;
-  const auto tile_of = [&](std::int64_t site) {
-    return site / grid.output_width / edge * across + site % grid.output_width / edge;
-  };
-  const auto place_of = [&](std::int64_t site) {  // in its tile
-    return site / grid.output_width % edge * edge + site % grid.output_width % edge;
-  };
-  struct Member {
-    std::int64_t tile;
-    std::int32_t number;
-  };
-  std::vector<Member> members(grid.sites.size());
-  for (std::size_t i = 0; i < members.size(); ++i) members[i] = {tile_of(grid.sites[i]), static_cast<std::int32_t>(i)};
-  std::stable_sort(members.begin(), members.end(), [](const Member& a, const Member& b) { return a.tile < b.tile; });
-
-  std::vector<std::int32_t> outputs(static_cast<std::size_t>(plan.writes()));
-  for (std::size_t i = 0; i < members.size();) {
-    std::fill(outputs.begin(), outputs.end(), -1);
-    const std::int64_t tile = members[i].tile;
-    const std::size_t rest = plan.rest.size();
-    std::int64_t count = 0;
-    for (; i < members.size() && members[i].tile == tile; ++i) {
-      const std::int32_t number = members[i].number;
-      std::int32_t& output = outputs[static_cast<std::size_t>(place_of(grid.sites[static_cast<std::size_t>(number)]))];
-      if (output >= 0) {  // a site that is named twice
-        plan.rest.push_back(number);
-      } else {
-        output = number;
-        ++count;
-      }
-    }
-    if (count < least) {
-      plan.rest.resize(rest);
-      for (std::size_t j = i; j-- > 0 && members[j].tile == tile;) plan.rest.push_back(members[j].number);
-      continue;
-    }
-    ++plan.tiles;
-    plan.outputs.insert(plan.outputs.end(), outputs.begin(), outputs.end());
-    const std::int64_t top = tile / across * edge - grid.geometry.pads[0];
-    const std::int64_t left = tile % across * edge - grid.geometry.pads[1];
-    for (std::int64_t y = top; y < top + edge + 2; ++y) {
-      for (std::int64_t x = left; x < left + edge + 2; ++x) {
-        const bool inside = y >= 0 && y < grid.input.height && x >= 0 && x < grid.input.width;
-        const std::int64_t position = y * grid.input.width + x;
-        plan.inputs.push_back(!inside                  ? -1
-                              : grid.source != nullptr ? grid.source[position]
-                                                       : static_cast<std::int32_t>(position));
-      }
-    }
+Tiling::Tiling(const SiteGrid& grid, std::int64_t edge)
+    : grid_(grid), edge_(edge), across_((grid.output_width + edge - 1) / edge), members_(grid.sites.size()) {
+  for (std::size_t i = 0; i < members_.size(); ++i) {
+    const std::int64_t y = grid.sites[i] / grid.output_width;
+    const std::int64_t x = grid.sites[i] % grid.output_width;
+    members_[i] = {y / edge * across_ + x / edge, static_cast<std::int32_t>(y % edge * edge + x % edge),
+                   static_cast<std::int32_t>(i)};
   }
+  std::sort(members_.begin(), members_.end(), [](const Member& a, const Member& b) {
+    return std::tie(a.tile, a.place, a.number) < std::tie(b.tile, b.place, b.number);
+  });
+}
+
+template <typename Visit>
+void Tiling::for_each_tile(const Visit& visit) const {
+  const Member* const end = members_.data() + members_.size();
+  for (const Member* begin = members_.data(); begin != end;) {
+    const Member* next = begin;
+    std::int64_t different = 0;
+    for (; next != end && next->tile == begin->tile; ++next) {
+      if (next == begin || next->place != next[-1].place) ++different;
+    }
+    visit(begin, next, different);
+    begin = next;
+  }
+}
+
+Tiling::Count Tiling::count(std::int64_t least) const {
+  Count count{0, 0};
+  for_each_tile([&](const Member* begin, const Member* end, std::int64_t different) {
+    const bool taken = different >= least;
+    count.tiles += taken ? 1 : 0;
+    count.rest += end - begin - (taken ? different : 0);
+  });
+  return count;
+}
+
+TilePlan Tiling::plan(std::int64_t least) const {
+  TilePlan plan;
+  plan.edge = edge_;
+  plan.tiles = count(least).tiles;
+  plan.inputs.reserve(static_cast<std::size_t>(plan.tiles * plan.reads()));
+  plan.outputs.assign(static_cast<std::size_t>(plan.tiles * plan.writes()), -1);
+  std::int32_t* outputs = plan.outputs.data();
+  for_each_tile([&](const Member* begin, const Member* end, std::int64_t different) {
+    const bool taken = different >= least;
+    for (const Member* member = begin; member != end; ++member) {
+      const bool repeated = member != begin && member->place == member[-1].place;
+      if (taken && !repeated) {
+        outputs[member->place] = member->number;
+      } else {
+        plan.rest.push_back(member->number);
+      }
+    }
+    if (!taken) return;
+    outputs += plan.writes();
+    const std::int64_t top = begin->tile / across_ * edge_ - grid_.geometry.pads[0];
+    const std::int64_t left = begin->tile % across_ * edge_ - grid_.geometry.pads[1];
+    for (std::int64_t y = top; y < top + edge_ + 2; ++y) {
+      for (std::int64_t x = left; x < left + edge_ + 2; ++x) {
+        const bool inside = y >= 0 && y < grid_.input.height && x >= 0 && x < grid_.input.width;
+        const std::int64_t position = y * grid_.input.width + x;
+        plan.inputs.push_back(!inside                   ? -1
+                              : grid_.source != nullptr ? grid_.source[position]
+                                                        : static_cast<std::int32_t>(position));
+      }
+    }
+  });
   std::sort(plan.rest.begin(), plan.rest.end());
   return plan;
 }

@@ -93,6 +93,7 @@ constexpr Costs kCosts4{36, 230, 300, 500};
 constexpr Costs kCosts2{16, 80, 100, 300};
 constexpr double kSite = 700;        // of a site that is computed directly, beside its multiplies
 constexpr double kScattered = 1.15;  // what sites outside tiles cost more than those of a dense layer
+constexpr double kRest = 200000;     // and what it takes to start with them
 constexpr double kWeight = 12;       // a weight that comes from memory, as in layers of many
 constexpr double kManyWeights = 512 * 1024;
 constexpr double kNearWeight = 3;  // one that comes from the last cache, as every one does for later tiles
@@ -120,7 +121,7 @@ class Estimate {
     const double weights = costs.points * inputs_ * outputs_;
     const double again = static_cast<double>(std::max<std::int64_t>(passes - 1, 0)) * weights * kNearWeight;
     return together(static_cast<double>(tiles) * tile(costs), tiles > 0 ? read(weights) + again : 0) +
-           directly(rest, kScattered);
+           (rest > 0 ? directly(rest, kScattered) + kRest : 0);
   }
   double directly(std::int64_t sites, double factor = 1) const {
     if (sites == 0) return 0;
@@ -233,15 +234,16 @@ class Winograd final : public PreparedProduct {
   // thread to read them all, a block at a time and each of its steps is shared out.
   void run_tiles(const ProductRun& run, const Span& span, Context& context) const {
     constexpr std::int64_t kSmall = 2 * 1024 * 1024;  // multiplies that are not worth three steps
+    constexpr std::int64_t kFewTiles = 4;             // for a thread that reads all weights for them
     const std::int64_t total = run.input.images * span.count;
     if (total == 0) return;
     const std::int64_t threads = wanted_tasks();
-    const auto site_tile = static_cast<std::int64_t>(kernels_.site_tile);
     const bool heavy = static_cast<std::int64_t>(weights_.weights.size() * sizeof(float)) > kHeavyBytes;
     const bool small = total * plan_.reads() * shape_.inputs * shape_.outputs < kSmall;
-    const bool alone = threads == 1 || small || (!heavy && total >= threads * site_tile);
+    const bool enough = !heavy && total >= threads * kFewTiles;
+    const bool alone = enough || small || threads == 1;
     std::int64_t blocks = ceil_div(total, block_);
-    if (alone && !small) blocks = std::min(ceil_div(blocks, threads) * threads, total);
+    if (enough) blocks = ceil_div(blocks, threads) * threads;
     const EvenSplit split{total, blocks};
     if (alone) {
       for_each_alone(context, blocks, [&](std::int64_t i, Context& inside) {
@@ -421,38 +423,37 @@ class WinogradImplementation final : public Implementation {
   std::string drawback(const ProductLayer& layer) const override {
     if (strict()) return "PERFONNX_EXACTNESS is strict";
     if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
-    const double own = best(layer).cost;
+    const double own = cost(layer);
     if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
       return "too few sites in a tile, or too few channels";
     }
     const WinogradImplementation& other =
         static_cast<const WinogradImplementation&>(edge_ == 4 ? kWinograd2 : kWinograd4);
-    return own <= other.best(layer).cost ? "" : "its weights are too many for so few tiles";
+    return own <= other.cost(layer) ? "" : "its weights are too many for so few tiles";
   }
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
-    return std::make_unique<const Winograd>(layer, best(layer).plan);
+    const Tiling tiling(*layer.grid, edge_);
+    return std::make_unique<const Winograd>(layer, tiling.plan(best(layer, tiling).least));
   }
 
  private:
   struct Choice {
-    TilePlan plan;
-    double cost;  // of an image
+    std::int64_t least;  // sites of a tile
+    double cost;         // of an image
   };
   // Either tiles of few sites are left to the direct kernel, or, lest that reads its weights for them, none.
-  Choice best(const ProductLayer& layer) const {
+  Choice best(const ProductLayer& layer, const Tiling& tiling) const {
     const Estimate estimate(layer);
     const auto with = [&](std::int64_t least) {
-      TilePlan plan = make_tiles(*layer.grid, edge_, least);
-      const std::int64_t passes = ceil_div(plan.tiles, block_tiles(layer, edge_));
-      const auto rest = static_cast<std::int64_t>(plan.rest.size());
-      const double cost = estimate.by_tiles(costs_, plan.tiles, rest, passes);
-      return Choice{std::move(plan), cost};
+      const Tiling::Count count = tiling.count(least);
+      const std::int64_t passes = ceil_div(count.tiles, block_tiles(layer, edge_));
+      return Choice{least, estimate.by_tiles(costs_, count.tiles, count.rest, passes)};
     };
-    Choice some = with(estimate.least(costs_));
-    if (some.plan.rest.empty()) return some;
-    Choice all = with(1);
-    return all.cost < some.cost ? std::move(all) : std::move(some);
+    const Choice some = with(estimate.least(costs_));
+    const Choice all = with(1);
+    return all.cost < some.cost ? all : some;
   }
+  double cost(const ProductLayer& layer) const { return best(layer, Tiling(*layer.grid, edge_)).cost; }
 
   const char* name_;
   std::int64_t edge_;
