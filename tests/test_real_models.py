@@ -13,6 +13,7 @@ from perfonnx.data.feeds import random_feeds
 from perfonnx.data.inputs import Feed
 from perfonnx.masks import MASKS
 from perfonnx.methods import METHODS
+from perfonnx.methods.exact import Exact
 from tests import real_models
 
 NAMES = real_models.names()
@@ -63,7 +64,8 @@ def check_one(name: str, *, model: onnx.ModelProto | str | None = None, **choice
         assert {n.domain for n in proto.graph.node} >= {"ai.perfonnx"}
         by_function = outputs(proto, feed, library=False)
         assert largest_relative_error(by_kernel, by_function) < tolerance(proto)
-    if choices.get("rate") == 0 or choices.get("method") == "radius-adaptive":
+    exact = not choices or choices.get("method") in ("exact", "radius-adaptive")
+    if exact or choices.get("rate") == 0:
         original = outputs(model, feed, library=False)
         assert largest_relative_error(by_kernel, original) < tolerance(proto)
     return result
@@ -130,9 +132,17 @@ def test_models_with_little_to_gain_say_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["cifar10_resnet20", "imagenet_squeezenet_winml_fp32", "style_candy"])
 def test_models_with_much_to_gain_do_not(name: str) -> None:
-    report = perfonnx.rewrite(real_models.path(name)).report
+    report = perfonnx.rewrite(real_models.path(name), method="perforate").report
     assert report.little_to_gain is None
     assert report.reduction > 1.1
+    report = perfonnx.rewrite(real_models.path(name)).report
+    assert report.little_to_gain is None
+    assert {layer.plan for layer in report.layers} == {Exact()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_nobody_asks_for_changes_no_output(name: str) -> None:
+    check_one(name)
 
 
 def test_a_folded_and_an_unfolded_network_come_to_the_same() -> None:

@@ -21,10 +21,11 @@ def add_choices(parser: argparse.ArgumentParser, *, without: Collection[str] = (
         parser: Of the command.
         without: Settings of methods that are no flags here, or that the command adds itself.
     """
-    from perfonnx.methods import DEFAULT, METHODS
+    from perfonnx.methods import DEFAULT, METHODS, SAMPLING
 
     what = parser.add_argument_group("what is done")
-    names = ", ".join(f"{name} (default)" if name == DEFAULT else name for name in METHODS)
+    notes = {DEFAULT: " (default)", SAMPLING: " (default with --rate and other settings)"}
+    names = ", ".join(name + notes.get(name, "") for name in METHODS)
     what.add_argument("--method", default=None, metavar="NAME", help=names)
     for field in _settings():
         if field.name not in without:
@@ -70,9 +71,15 @@ def _type_of(field: Field[Any]) -> Any:
     return Read if "FILE" in field.metadata["placeholder"] else type(field.default)
 
 
-def choices_from(options: argparse.Namespace, *, seed: bool = True) -> Options | None:
-    """The choices of `add_choices`, None where there is a plan; `seed`: a plan has its own."""
-    from perfonnx.methods import DEFAULT, find_method
+def choices_from(options: argparse.Namespace, *, seed: bool = True, exact: bool = True) -> Options | None:
+    """The choices of `add_choices`, None where there is a plan.
+
+    Args:
+        options: The command line.
+        seed: Whether a seed is a choice: a plan has its own.
+        exact: Whether nothing need be chosen, since layers are then computed exactly.
+    """
+    from perfonnx.methods import DEFAULT, SAMPLING, find_method
     from perfonnx.passes import Options
 
     names = [*choice_names(), "seed"]
@@ -82,9 +89,10 @@ def choices_from(options: argparse.Namespace, *, seed: bool = True) -> Options |
     if options.plan and (given or options.only or options.skip):
         names = [*given, *(n for n in ("only", "skip") if getattr(options, n))]
         raise PerfonnxError(f"--plan says everything; it does not go with --{names[0].replace('_', '-')}")
-    method = find_method(given.get("method", DEFAULT), "--method")
-    for name in given:
-        if name not in ("method", "seed", *method.settings()):
+    settings = [name for name in given if name not in ("method", "seed")]
+    method = find_method(given.setdefault("method", DEFAULT if exact and not settings else SAMPLING), "--method")
+    for name in settings:
+        if name not in method.settings():
             flag = f"--{name.replace('_', '-')} {given[name]}"
             raise PerfonnxError(f"{flag}: has no meaning with --method {method.NAME}; leave it out")
     return None if options.plan else Options(only=options.only, skip=options.skip, **given)

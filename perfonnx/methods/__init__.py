@@ -34,6 +34,7 @@ __all__ = [
     "DEFAULT",
     "DENSE",
     "METHODS",
+    "SAMPLING",
     "Affine",
     "Chain",
     "Context",
@@ -56,8 +57,11 @@ __all__ = [
     "standard_conv",
 ]
 
-DEFAULT = "perforate"
-"""The method where nobody names one."""
+DEFAULT = "exact"
+"""The method where nobody says anything."""
+
+SAMPLING = "perforate"
+"""The method where nobody names one, but a setting of it."""
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     import_module(_module.name)

@@ -22,7 +22,7 @@ from perfonnx.masks import (
     mask_from_file,
     propagated_scores,
 )
-from perfonnx.methods.base import Context, SampledMethod, setting
+from perfonnx.methods.base import GAINING, Context, SampledMethod, setting
 from perfonnx.model.layers import Layer, conv_layers, following_pool
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ GIVEN = "given"
 
 CAREFUL_RATE = 0.25
 """Where nobody says a rate."""
-
-GAINING = 1.05
-"""Where nobody asked, a layer is rewritten only if that is estimated to make it so many times faster."""
 
 NOT_SLOWER = 0.97
 """Where a rate was given, a layer is rewritten unless that is estimated to make it slower than this."""

@@ -15,6 +15,7 @@ import numpy as np
 from perfonnx.errors import PerfonnxError
 from perfonnx.methods import (
     DEFAULT,
+    SAMPLING,
     Context,
     Decision,
     Method,
@@ -65,7 +66,7 @@ class Options:
     """What is to be rewritten, and how, where no plan says it.
 
     Args:
-        method: A name in `perfonnx.methods.METHODS`.
+        method: A name in `perfonnx.methods.METHODS`. None: `DEFAULT`, or `SAMPLING` where there are settings.
         only: Regular expressions; a layer whose name none of them finds is left alone. Layers found are rewritten even
             where little is gained.
         skip: Regular expressions; a layer whose name one of them finds is left alone.
@@ -78,7 +79,7 @@ class Options:
 
     def __init__(
         self,
-        method: str = DEFAULT,
+        method: str | None = None,
         *,
         only: Sequence[str] | str = (),
         skip: Sequence[str] | str = (),
@@ -87,14 +88,17 @@ class Options:
     ) -> None:
         if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
             raise PerfonnxError(f"seed {seed!r} is not a whole number from 0 up")
-        self.method: type[Method] = find_method(method, "options")
+        asked = any(value is not None for value in settings.values())
+        self.method: type[Method] = find_method(method or (SAMPLING if asked else DEFAULT), "options")
         self.seed: int = int(seed)
         # one expression instead of a list is clear enough
         self.only: Sequence[str] = (only,) if isinstance(only, str) else only
         self.skip: Sequence[str] = (skip,) if isinstance(skip, str) else skip
         for name in settings.keys() - set(self.method.settings()):
             if not owners(name):
-                raise PerfonnxError(f"unknown option: {name!r}; {method} has {', '.join(self.method.settings())}")
+                raise PerfonnxError(
+                    f"unknown option: {name!r}; {self.method.NAME} has {', '.join(self.method.settings())}"
+                )
             if settings[name] is not None:
                 check_foreign(self.method, name, settings[name], "options")
         known = set(self.method.settings())

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from perfonnx.costs import DEFAULT_COSTS, Costs
 from perfonnx.methods import Decision
-from perfonnx.methods.perforate import Perforate
+from perfonnx.methods.exact import Exact
 from perfonnx.model.layers import Layer, conv_layers, table_obstacle
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Change, Pass, Skip, State
@@ -59,15 +59,16 @@ class Weigh(Pass):
         for layer in layout.joining():
             assert layer.output_shape is not None
             everywhere = np.ones(layer.output_shape, bool)
-            state.decisions[layer.name] = Decision(layer, Perforate(0.0), everywhere, joined=True)
+            state.decisions[layer.name] = Decision(layer, Exact(), everywhere, joined=True)
         state.kept = layout.kept()
         return []
 
     def _reason(self, decision: Decision) -> str:
         ours, dense = self.costs.of_canonical(decision.layer, decision.share), self.costs.of_dense(decision.layer)
+        at = f"at {decision.step.asked} " if decision.step.asked else ""
         what = "be slower" if ours > dense else "hardly be faster"
         return (
-            f"at {decision.step.asked} it would {what}, est. {_milliseconds(ours)} ms against "
+            f"{at}it would {what}, est. {_milliseconds(ours)} ms against "
             f"{_milliseconds(dense)}; --only rewrites it all the same"
         )
 

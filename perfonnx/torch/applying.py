@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.masks import ImpactMaps, Mask
+from perfonnx.methods import SAMPLING
 from perfonnx.methods.sparse import BEFORE_NORMALIZATION, Sparse
 from perfonnx.passes import Skip
 from perfonnx.plan import Plan
@@ -92,7 +93,7 @@ def apply(
     dense, modules = dense_onnx(model, example)
     skips: list[Skip] = []
     if plan is None:
-        plan, skips = _planned(dense, modules, impact_maps, choices)
+        plan, skips = _planned(dense, modules, impact_maps, {"method": SAMPLING, **choices})
     decided, refused = decide(dense, plan, masks=masks, impact_maps=impact_maps)
     layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     for name, choice in decided.items():  # all of them, before a weight is touched

@@ -18,6 +18,7 @@ from perfonnx.comparing.metrics import joined
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import ImpactMaps, load_impact_maps
+from perfonnx.methods import SAMPLING
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.passes import Options, Skip
@@ -140,7 +141,7 @@ def finetune_model(
         impact_maps = load_impact_maps(impact_maps)
     same: dict[str, Any] = {"input_shapes": input_shapes, "impact_maps": impact_maps, "layout": layout}
     if plan is None:
-        options = options or Options()
+        options = options or Options(SAMPLING)
         budget = options.example.open_budget
         share = 1.0 if budget is None else budget
         plan = rewrite(model, options=options.trained(), **same).plan

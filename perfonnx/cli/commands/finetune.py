@@ -108,7 +108,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
     if options.resume and not options.checkpoint:
         raise PerfonnxError("--resume needs --checkpoint, the file to go on from")
     given = {name: getattr(options, name) for name in (*_SETTINGS, "precision", "device", "seed")}
-    chosen = choices_from(options, seed=False)
+    chosen = choices_from(options, seed=False, exact=False)
     _check_speedup(options)
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     same: dict[str, Any] = {

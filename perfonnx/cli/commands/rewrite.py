@@ -23,10 +23,11 @@ from perfonnx.errors import PerfonnxError
 
 if TYPE_CHECKING:
     from perfonnx.comparing.check_report import CheckReport
+    from perfonnx.rewriting import Report
 
 _EXAMPLES = """examples:
   perfonnx rewrite model.onnx fast.onnx
-        careful: perforates the layers that carry 1 % of the multiplies or more and gain time, at rate 0.25
+        exact: computes every position, faster where that is estimated to pay; outputs stay the same up to rounding
   perfonnx rewrite model.onnx fast.onnx --rate 0.5 --skip '^conv1$' --check 4
   perfonnx rewrite model.onnx fast.onnx --method sparse --mask masks.npz
   perfonnx rewrite model.onnx fast.onnx --input-shape image:N,3,480,640
@@ -110,7 +111,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
     data = result.report.to_json()
     if not options.quiet and not options.json:
         show(options, data, render_report(result.report, verbose=options.verbose))
-        _say_what_was_not_measured(options, bool(result.report.layers))
+        _say_what_was_not_measured(options, result.report)
     report = None
     if options.check:
         target = result.to_bytes() if options.dry_run else options.output
@@ -137,16 +138,17 @@ def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
         return compare(first, second, source, fallback=not options.no_fallback, progress=step)
 
 
-def _say_what_was_not_measured(options: argparse.Namespace, anything: bool) -> None:
-    if not anything:
+def _say_what_was_not_measured(options: argparse.Namespace, report: Report) -> None:
+    if not report.layers:
         print("Nothing was rewritten; the output is the model as it came.")
         return
     output = options.output or "OUT"
-    print(
-        "Accuracy was not measured. To measure it on your data:\n"
-        f"  perfonnx check {options.model} {output} --data DIR_OR_NPZ\n"
-        f"To measure the speed:\n  perfonnx bench {options.model} {output}"
-    )
+    check = f"  perfonnx check {options.model} {output}"
+    if all(layer.plan.lossless for layer in report.layers):
+        print(f"The outputs are those of the original up to rounding. To see by how much they differ:\n{check}")
+    else:
+        print(f"Accuracy was not measured. To measure it on your data:\n{check} --data DIR_OR_NPZ")
+    print(f"To measure the speed:\n  perfonnx bench {options.model} {output}")
 
 
 COMMAND = Command(

@@ -1,0 +1,59 @@
+"""Exact layers: every position is computed, by the library's kernels, where these are faster than onnxruntime's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from perfonnx.masks import Mask
+from perfonnx.methods.base import GAINING, Context, Decision, SampledMethod
+from perfonnx.model.layers import Layer
+from perfonnx.ops.perforated_conv import PERFORATED_CONV
+from perfonnx.sampling import interpolate
+
+if TYPE_CHECKING:
+    from perfonnx.model.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Exact(SampledMethod):
+    """Every position is a site: what the layer gives is what it gave, up to rounding.
+
+    3x3 layers of stride 1 are computed by Winograd's algorithm (Lavin and Gray, arXiv 1509.09308), which onnxruntime
+    does not have on CPUs.
+    """
+
+    NAME = "exact"
+    ADJECTIVE = "exact"
+    SUMMARY = "computes every position, 3x3 layers by Winograd's algorithm; the outputs are the same up to rounding"
+    OPERATOR = PERFORATED_CONV.name
+
+    @property
+    def lossless(self) -> bool:
+        """See `Method.lossless`."""
+        return True
+
+    @property
+    def detail(self) -> str:
+        """See `Method.detail`."""
+        return "every position"
+
+    def worth(self, settings: Mapping[str, Any]) -> float | None:
+        """See `Method.worth`."""
+        return GAINING
+
+    def drawn(self, layer: Layer, context: Context) -> tuple[Exact, Mask | None]:
+        """See `SampledMethod.drawn`."""
+        assert layer.output_shape is not None
+        return self, np.ones(layer.output_shape, bool)
+
+    def operands(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], dict[str, Any], str]:
+        """A mask of all positions, and the table that says so."""
+        assert decision.mask is not None
+        sampling = interpolate(decision.mask)
+        inputs = [workspace.add_table("mask", sampling.mask), workspace.add_table("source", sampling.source)]
+        return inputs, {"interpolation": sampling.interpolation}, "computed everywhere"
