@@ -234,6 +234,7 @@ class Winograd final : public PreparedProduct {
   // thread to read them all, a block at a time and each of its steps is shared out.
   void run_tiles(const ProductRun& run, const Span& span, Context& context) const {
     constexpr std::int64_t kSmall = 2 * 1024 * 1024;  // multiplies that are not worth three steps
+    constexpr std::int64_t kFewSteps = 20;            // for each thread
     constexpr std::int64_t kFewTiles = 4;             // for a thread that reads all weights for them
     const std::int64_t total = run.input.images * span.count;
     if (total == 0) return;
@@ -257,7 +258,8 @@ class Winograd final : public PreparedProduct {
     for (std::int64_t i = 0; i < blocks; ++i) {
       Block block(*this, context, span, split.begin(i), split.end(i) - split.begin(i));
       share_out(block, shape_.inputs, context, [&](const Part& part) { read(run, part, &block); });
-      const EvenSplit steps_of{steps(), std::min(steps(), kParts * threads)};
+      // Few steps are a task each, so that the threads can take as many.
+      const EvenSplit steps_of{steps(), steps() < kFewSteps * threads ? steps() : kParts * threads};
       context.parallel.run(static_cast<std::size_t>(steps_of.parts), [&](std::size_t task) {
         const auto part = static_cast<std::int64_t>(task);
         multiply(steps_of.begin(part), steps_of.end(part), &block);
