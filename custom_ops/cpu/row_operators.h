@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/pooling.h"
 #include "core/rows.h"
 #include "cpu/operators.h"
 
@@ -107,17 +108,6 @@ class SampledRadiusAdaptiveConv {
   RadiusTables tables_;
 };
 
-// The window of a pooling layer, in ONNX's terms.
-struct PoolWindow {
-  ConvGeometry geometry;
-  bool ceil_mode = false;
-  bool average = false;
-  bool count_include_pad = false;
-
-  // Throws Error where the window is larger than the padded map.
-  MapSize output_size(const MapSize& map) const;
-};
-
 // Max or average pooling from rows to rows.
 class SampledPool {
  public:
@@ -125,20 +115,15 @@ class SampledPool {
               const KernelSet& kernels);
 
   void check(const Rows& s) const;
-  std::int64_t sites() const noexcept { return static_cast<std::int64_t>(begin_.size()) - 1; }
+  std::int64_t sites() const noexcept { return table_.sites(); }
   // r [s.images, sites, s.channels] of S's element type.
   void run(const Rows& s, void* r, Context& context) const;
 
  private:
-  const KernelSet* kernels_;
+  const KernelSet& kernels_;
   bool average_;
   RowIndex in_source_;
-  // What a site is made of: rows_[begin_[p]] to rows_[begin_[p + 1]], each once, ascending; -1 = a row of zeros.
-  std::vector<std::int64_t> begin_;
-  std::vector<std::int32_t> rows_;
-  std::vector<float> repeats_;   // how often an average counts each; empty: once
-  std::vector<float> divisors_;  // of an average, per site
-  std::int64_t longest_ = 0;
+  PoolTable table_;
 };
 
 }  // namespace perfonnx
