@@ -295,3 +295,28 @@ def test_exactness_of_another_kind_is_a_clear_error() -> None:
     done = _run("loose")
     assert done.returncode != 0
     assert "PERFONNX_EXACTNESS=loose: use strict, or unset it" in done.stderr
+
+
+@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
+def test_few_sites_of_a_huge_map(implementation: str) -> None:
+    """Tables are as large as the sites are many, not as the map is."""
+    side = 2**15
+    corners = np.array([0, 1, side, side + 1, side * (side - 1), side**2 - 1], np.int32)
+    engine = _engine.SampledConv(
+        np.ones((8, 8, 3, 3), np.float32),
+        None,
+        in_shape=(side, side),
+        sites=corners,
+        pads=(1, 1, 1, 1),
+        implementation=implementation,
+    )
+    with pytest.raises(ValueError, match="there must be 1073741824"):
+        engine(np.ones((1, 4, 8), np.float32))
+
+
+@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
+def test_maps_smaller_than_the_kernel_have_no_output(implementation: str) -> None:
+    engine = _engine.SampledConv(
+        np.ones((8, 8, 3, 3), np.float32), None, in_shape=(1, 2), implementation=implementation
+    )
+    assert engine(np.ones((1, 2, 8), np.float32)).shape == (1, 0, 8)
