@@ -129,7 +129,7 @@ class _Evil(Invented):
 
     def layers(self, plan: Any) -> dict[str, float]:
         names = [f"{EVIL}conv{i}" for i in (1, 2, 3, 4)]
-        return dict.fromkeys(names, 2.0) | {n: 2.0 * (1 - c.rate) for n, c in plan.layers.items()} | {"(other)": 2.0}
+        return dict.fromkeys(names, 2.0) | {n: 2.0 * (1 - c.saving) for n, c in plan.layers.items()} | {"(other)": 2.0}
 
 
 def test_where_nothing_was_found_the_page_says_so() -> None:

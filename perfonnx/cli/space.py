@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def add_space(parser: argparse.ArgumentParser) -> None:
     """What is tried; `space_from` reads it."""
     choices = parser.add_argument_group("what is tried in each layer")
+    choices.add_argument("--methods", metavar="NAME,...", help="methods of perfonnx rewrite (default: all that can be)")
     choices.add_argument(
         "--masks",
         type=ReadList,
@@ -36,7 +37,12 @@ def space_from(options: argparse.Namespace) -> Space:
     from perfonnx.search import Space
 
     given: dict[str, Any] = {}
-    for flag, name in (("masks", "masks"), ("interpolations", "interpolations"), ("repair", "repairs")):
+    for flag, name in (
+        ("methods", "methods"),
+        ("masks", "masks"),
+        ("interpolations", "interpolations"),
+        ("repair", "repairs"),
+    ):
         if getattr(options, flag) is not None:
             given[name] = tuple(part.strip() for part in getattr(options, flag).split(",") if part.strip())
     if options.rates is not None:

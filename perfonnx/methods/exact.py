@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx.masks import Mask
-from perfonnx.methods.base import GAINING, Context, Decision, SampledMethod
+from perfonnx.methods.base import GAINING, Context, Decision, Method, SampledMethod, Space
 from perfonnx.model.layers import Layer
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.sampling import interpolate
@@ -35,6 +35,16 @@ class Exact(SampledMethod):
     @property
     def lossless(self) -> bool:
         """See `Method.lossless`."""
+        return True
+
+    @classmethod
+    def candidates(cls, space: Space) -> Sequence[Method]:
+        """See `Method.candidates`."""
+        return [cls()]
+
+    @property
+    def shareable(self) -> bool:
+        """See `Method.shareable`."""
         return True
 
     @property

@@ -153,13 +153,14 @@ class Search:
             self.units.update(way.units)
 
     def _rank(self, choice: Method) -> int:
-        """0 for the choice that is tried first, and for a start's; 1 for other rates of it; 2 for all others."""
-        first = self.choices[0]
-        if choice in self._base.values():
+        """0 for what is tried first: what loses nothing, one that samples, a start's; 1 for its kin; else 2."""
+        sampling = [choice for choice in self.choices if not choice.lossless]
+        if choice in self._base.values() or choice.lossless:
             return 0
+        first = sampling[0]
         if choice.kind != first.kind:
             return 2
-        same = [c.saving for c in self.choices if c.kind == first.kind]
+        same = [c.saving for c in sampling if c.kind == first.kind]
         return 0 if choice.saving == min(same, key=lambda saving: (abs(saving - MIDDLE), saving)) else 1
 
     # --- 2. screen ---------------------------------------------------------------------------------------------------
@@ -180,7 +181,11 @@ class Search:
         return [way for way in self.ways if unit in way.units and way.is_further(unit, choice)]
 
     def _screen(self, pairs: Sequence[tuple[str, Method]]) -> None:
-        """Measures the error of each pair."""
+        """Measures the error of each pair; what loses nothing has none."""
+        for unit, choice in pairs:
+            if choice.lossless:
+                self.errors.setdefault(unit, {})[choice] = 0.0
+        pairs = [(unit, choice) for unit, choice in pairs if not choice.lossless]
         if not pairs:
             return
         networks, records = self.networks, self.networks.tools.records

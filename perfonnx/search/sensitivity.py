@@ -77,7 +77,7 @@ class Space:
             find_method(name, "choices")
         for choice in self.choices():
             choice.check("choices")
-            if not choice.saving:
+            if not choice.saving and not choice.lossless:
                 raise PerfonnxError("rate 0 skips nothing; the original is always among the choices")
 
     def choices(self) -> list[Method]:
@@ -262,7 +262,8 @@ def sensitivity(
         units, rate = alone(list(shares)), max(space.rates)
         subject = with_impacts(subject, held, found, units, rate=rate, records=records, threads=threads)
     evaluator = PlanEvaluator(subject, {CHOOSING: held}, found, threads)
-    tasks = [(layer, choice) for choice in space.choices() for layer in subject.able(list(shares), choice, seed)]
+    choices = [choice for choice in space.choices() if not choice.lossless]
+    tasks = [(layer, choice) for choice in choices for layer in subject.able(list(shares), choice, seed)]
     rows = measure_layers(
         tasks,
         alone(list(shares)),

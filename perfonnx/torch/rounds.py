@@ -16,6 +16,7 @@ from typing import Any
 
 from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
+from perfonnx.methods import SAMPLING
 from perfonnx.methods.perforate import NO_REPAIR
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
@@ -35,7 +36,7 @@ SEARCH_TIME = 300.0
 SEARCHED = 500
 """Samples that rates are chosen by, at most."""
 
-SPACE = Space(masks=("lattice",), repairs=(NO_REPAIR,))
+SPACE = Space(masks=("lattice",), repairs=(NO_REPAIR,), methods=(SAMPLING,))
 """What layers are chosen from: the masks that training makes the most of, and no repairs, whose work it does."""
 
 

@@ -115,7 +115,7 @@ class OnlyTogether:
 
 def test_what_is_gained_only_by_a_group_is_found() -> None:
     tool = OnlyTogether()
-    space = Space(masks=("lattice",), rates=(0.25, 0.5, 0.75), repairs=("bias",))
+    space = Space(masks=("lattice",), rates=(0.25, 0.5, 0.75), repairs=("bias",), methods=("perforate",))
     tuned = tune(fire(), None, samples(), max_drop=0.011, space=space, evaluator=tool, timer=tool)
     assert {name: choice.rate for name, choice in tuned.plan.layers.items()} == {"expand1": 0.5, "expand3": 0.5}
     assert tuned.units["expand1 + expand3"] == ("expand1", "expand3")

@@ -166,7 +166,7 @@ def test_a_search_that_ran_out_of_time_resumes_to_the_same_end(paced: Any, tmp_p
 
 def test_what_matters_most_is_measured_first(paced: Any) -> None:
     tool = Paced()
-    space = Space(masks=("grid", "uniform"), rates=(0.25, 0.5, 0.75), repairs=("none",))
+    space = Space(masks=("grid", "uniform"), rates=(0.25, 0.5, 0.75), repairs=("none",), methods=("perforate",))
     tuned = paced(tool, max_drop=0.03, max_time=60.0, space=space)
     choices = [(row.choice.mask, row.choice.rate) for row in tuned.rows]
     assert choices[:4] == [("grid", 0.5)] * 4
@@ -225,7 +225,7 @@ def test_slow_networks_are_measured_by_fewer_images(monkeypatch: pytest.MonkeyPa
 
 
 def test_where_repairs_take_too_long_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    space = Space(masks=("grid",), rates=(0.5,), repairs=("bias", "predictor"))
+    space = Space(masks=("grid",), rates=(0.5,), repairs=("bias", "predictor"), methods=("perforate",))
     _, tuned = _of_slow_networks(monkeypatch, 5.0, max_time=200.0, space=space)
     assert {choice.repair for trial in tuned.trials for choice in trial.plan.layers.values()} == {"none"}
     assert any("the time did not allow for repairs" in warning for warning in tuned.warnings)

@@ -18,6 +18,7 @@ from onnx import ModelProto
 
 import perfonnx
 from perfonnx.errors import PerfonnxError
+from perfonnx.methods.exact import Exact
 from perfonnx.methods.perforate import Perforate
 from perfonnx.methods.sparse import Sparse
 from perfonnx.plan import Plan
@@ -29,7 +30,7 @@ from tests.passes import nets
 from tests.search.arrays import Arrays
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4")
-SPACE = Space(masks=("grid",), rates=(0.25, 0.5, 0.75), repairs=("none",))
+SPACE = Space(masks=("grid",), rates=(0.25, 0.5, 0.75), repairs=("none",), methods=("perforate",))
 
 
 def network(batch: int | str = "N") -> ModelProto:
@@ -71,20 +72,20 @@ class Invented:
         self.calls.append(what)
 
     def __call__(self, task: Task) -> Outcome:
-        self._call(f"{task.part} {sorted((n, c.rate) for n, c in task.plan.layers.items())}")
-        loss = sum(self.scale * choice.rate * (4 - LAYERS.index(n)) for n, choice in task.plan.layers.items())
+        self._call(f"{task.part} {sorted((n, c.saving) for n, c in task.plan.layers.items())}")
+        loss = sum(self.scale * choice.saving * (4 - LAYERS.index(n)) for n, choice in task.plan.layers.items())
         extra = 0.002 if task.part != CHOOSING else 0.0
         return Outcome(Quality(task.images, 1.0, 1 - loss, loss + extra, 0.001, loss), 0.1)
 
     def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
         self._call("speed")
-        ratio = 1 / (1 - sum(0.2 * choice.rate for choice in plan.layers.values()))
+        ratio = 1 / (1 - sum(0.2 * choice.saving for choice in plan.layers.values()))
         return Speed(ratio, ratio * 0.999, ratio * 1.001, 10 / ratio, 10.0, 9)
 
     def layers(self, plan: Plan) -> dict[str, float]:
         self._call("layers")
         times = dict.fromkeys(LAYERS, 2.0)
-        return times | {n: 2.0 * (1 - c.rate) for n, c in plan.layers.items()} | {"(other)": 2.0}
+        return times | {n: 2.0 * (1 - c.saving) for n, c in plan.layers.items()} | {"(other)": 2.0}
 
 
 def invented(tool: Invented, output: Path | None = None, **arguments: Any) -> Tuned:
@@ -110,6 +111,34 @@ def test_the_fastest_within_the_bound_is_found() -> None:
     assert tuned.best.held_back is not None
     assert tuned.best.held_back.drop <= 0.0395
     assert "on 16 images that took no part in the choice" in tuned.message
+
+
+@dataclass
+class FasterExactly(Invented):
+    """Layers take half of their time where they are computed exactly."""
+
+    def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
+        self._call("speed")
+        ratio = 1 / (1 - sum(0.2 * (0.5 if m.lossless else m.saving) for m in plan.layers.values()))
+        return Speed(ratio, ratio * 0.999, ratio * 1.001, 10 / ratio, 10.0, 9)
+
+    def layers(self, plan: Plan) -> dict[str, float]:
+        self._call("layers")
+        times = {n: 1.0 if m.lossless else 2.0 * (1 - m.saving) for n, m in plan.layers.items()}
+        return dict.fromkeys(LAYERS, 2.0) | times | {"(other)": 2.0}
+
+
+def test_what_loses_nothing_is_mixed_with_what_does() -> None:
+    space = Space(masks=("grid",), rates=(0.25, 0.75), repairs=("none",))
+    nothing = invented(FasterExactly(), max_drop=0.0021, space=space)  # images held back lose 0.002 more
+    assert nothing.plan.layers == dict.fromkeys(LAYERS, Exact())
+    assert nothing.reached
+    assert not any(row.choice.lossless for row in nothing.rows), "what loses nothing need not be measured"
+    more = invented(FasterExactly(), max_drop=0.0105, space=space)
+    assert {name: method.label for name, method in more.plan.layers.items()} == {
+        **dict.fromkeys(LAYERS[:3], "exact"),
+        "conv4": "grid 0.75",
+    }
 
 
 def test_the_least_loss_at_a_speed_is_found() -> None:
