@@ -1,20 +1,21 @@
 """Masks: which output positions of a layer are computed.
 
-One file per strategy. A new one is its file, its import and its line in `MASKS`. Masks that a user brings in a file
+One file per strategy, which says the name of its mask and is found by being here. Masks that a user brings in a file
 are read by `load_masks` and picked by `mask_from_file`.
 """
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 import numpy as np
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks.file import ANY_LAYER, as_mask, load_masks, mask_from_file, save_arrays
-from perfonnx.masks.grid import grid_mask, grid_size, grid_square_mask
-from perfonnx.masks.impact import ImpactMaps, impact_mask, load_impact_maps
-from perfonnx.masks.lattice import column_stripes_mask, lattice_mask, row_stripes_mask
-from perfonnx.masks.pooling_structure import pooling_structure_mask, pooling_weights
-from perfonnx.masks.propagated import propagated_mask, propagated_request, propagated_scores
-from perfonnx.masks.request import Mask, MaskFunction, MaskRequest, PoolWindow, count_sites
-from perfonnx.masks.uniform import uniform_mask
+from perfonnx.masks.grid import grid_size
+from perfonnx.masks.impact import ImpactMaps, load_impact_maps
+from perfonnx.masks.pooling_structure import pooling_weights
+from perfonnx.masks.propagated import propagated_mask, propagated_scores
+from perfonnx.masks.request import NAMED, Mask, MaskFunction, MaskRequest, PoolWindow, count_sites
 
 __all__ = [
     "ANY_LAYER",
@@ -37,18 +38,13 @@ __all__ = [
     "save_arrays",
 ]
 
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
 MASKS: dict[str, MaskFunction] = {
-    "uniform": uniform_mask,
-    "grid": grid_mask,
-    "grid-square": grid_square_mask,
-    "pooling-structure": pooling_structure_mask,
-    "propagated": propagated_request,
-    "lattice": lattice_mask,
-    "stripes-rows": row_stripes_mask,
-    "stripes-columns": column_stripes_mask,
-    "impact": impact_mask,
+    mask.name: mask.function for mask in sorted(NAMED, key=lambda mask: (mask.place, mask.name))
 }
-"""Mask functions by the name a user types."""
+"""Mask functions by the name a user types, in the order in which they are listed."""
 
 
 def make_mask(name: str, request: MaskRequest) -> Mask:

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.masks.request import Mask, MaskRequest, Shape, count_sites, exact_rate
+from perfonnx.masks.request import Mask, MaskRequest, Shape, count_sites, exact_rate, named
 
 ANISOTROPY_COST = 0.15
 """Relative error of the number of sites that a spacing e times wider on one axis than on the other is worth."""
@@ -18,6 +18,7 @@ ANISOTROPY_COST = 0.15
 _PHASES = 2**32
 
 
+@named("grid", place=20)
 def grid_mask(request: MaskRequest) -> Mask:
     """Grid that comes close to the asked rate on a map of any shape; see `grid_size`.
 
@@ -28,6 +29,7 @@ def grid_mask(request: MaskRequest) -> Mask:
     return _lattice(request, *grid_size(request.shape, request.rate))
 
 
+@named("grid-square", place=30)
 def grid_square_mask(request: MaskRequest) -> Mask:
     """The authors' grid: floor(sqrt((1 - rate) * H * W)) rows and as many columns, on square maps.
 

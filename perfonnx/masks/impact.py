@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks.file import ANY_LAYER, load_arrays
-from perfonnx.masks.request import Mask, MaskRequest, count_sites, top_sites
+from perfonnx.masks.request import Mask, MaskRequest, count_sites, named, top_sites
 
 ImpactMaps: TypeAlias = Mapping[str, npt.NDArray[np.floating]]
 """The impact of each output position, float [H, W], by layer name."""
 
 
+@named("impact", place=90)
 def impact_mask(request: MaskRequest) -> Mask:
     """The positions of the highest impact, ties at random.
 

@@ -7,13 +7,14 @@ and its repair profit from.
 import numpy as np
 
 from perfonnx.masks.grid import spread
-from perfonnx.masks.request import Mask, MaskRequest, Shape, exact_rate
+from perfonnx.masks.request import Mask, MaskRequest, Shape, exact_rate, named
 
 SHEARED = ((3, 1), (5, 2), (10, 3))
 """Lattices of one position in n: n, and the step to the side from each row to the next. Those of 3 are diagonals, those
 of 5 and 10 squares that stand askew."""
 
 
+@named("lattice", place=60)
 def lattice_mask(request: MaskRequest) -> Mask:
     """The lattice that comes closest to the asked rate.
 
@@ -54,11 +55,13 @@ def _sheared(shape: Shape, step: int, shear: int, origin: tuple[int, int]) -> Ma
     return np.asarray(np.add.outer(shear * y, x) % step == 0, dtype=np.bool_)
 
 
+@named("stripes-rows", place=70)
 def row_stripes_mask(request: MaskRequest) -> Mask:
     """Whole rows, evenly spread with a random phase; as many as come closest to the asked rate."""
     return _stripes(request, 0)
 
 
+@named("stripes-columns", place=80)
 def column_stripes_mask(request: MaskRequest) -> Mask:
     """Whole columns, likewise."""
     return _stripes(request, 1)

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.masks.request import Mask, MaskRequest, PoolWindow, Shape, count_sites, top_sites
+from perfonnx.masks.request import Mask, MaskRequest, PoolWindow, Shape, count_sites, named, top_sites
 
 
+@named("pooling-structure", place=40)
 def pooling_structure_mask(request: MaskRequest) -> Mask:
     """The positions that the most windows of the next pooling layer contain, ties at random.
 

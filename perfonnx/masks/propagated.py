@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.masks.request import Mask, MaskRequest, Shape, check_shape, exact_rate
+from perfonnx.masks.request import Mask, MaskRequest, Shape, check_shape, exact_rate, named
 
 
+@named("propagated", place=50)
 def propagated_request(request: MaskRequest) -> Mask:
     """`propagated_mask` for a request; its generator is not used, the scores are all the chance there is.
 

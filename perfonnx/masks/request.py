@@ -128,6 +128,35 @@ MaskFunction: TypeAlias = Callable[[MaskRequest], Mask]
 """From a request to a bool array [H, W] with at least one site."""
 
 
+@dataclass(frozen=True)
+class NamedMask:
+    """A mask function, the name a user types for it, and its place where masks are listed, the lowest first."""
+
+    name: str
+    place: int
+    function: MaskFunction
+
+
+NAMED: list[NamedMask] = []
+"""What `named` has made known so far."""
+
+
+def named(name: str, *, place: int) -> Callable[[MaskFunction], MaskFunction]:
+    """Makes the mask function below it known under a name; see `NamedMask`.
+
+    Raises:
+        ValueError: another mask has this name.
+    """
+    if any(mask.name == name for mask in NAMED):
+        raise ValueError(f"two masks are called {name!r}")
+
+    def known(function: MaskFunction) -> MaskFunction:
+        NAMED.append(NamedMask(name, place, function))
+        return function
+
+    return known
+
+
 def check_shape(shape: Shape) -> None:
     """Refuses shapes that are not two whole numbers >= 1.
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from perfonnx.masks.request import Mask, MaskRequest, count_sites, top_sites
+from perfonnx.masks.request import Mask, MaskRequest, count_sites, named, top_sites
 
 
+@named("uniform", place=10)
 def uniform_mask(request: MaskRequest) -> Mask:
     """Random weights, the top sites win.
 
