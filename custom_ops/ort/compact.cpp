@@ -23,8 +23,8 @@ struct CompactOp {
   }
 };
 
-}  // namespace
+const Registration<CompactOp> kRegistration;
 
-void add_compact(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<CompactOp>(api, domain); }
+}  // namespace
 
 }  // namespace perfonnx::ort

@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ort/api.h"
 
@@ -135,13 +136,14 @@ void add_overloads(const OrtApi& api, OrtCustomOpDomain* domain) {
   for (const CustomOp<Op>& op : ops) check(api, api.CustomOpDomain_Add(domain, &op));
 }
 
-void add_perforated_conv(const OrtApi& api, OrtCustomOpDomain* domain);
-void add_sparse_conv(const OrtApi& api, OrtCustomOpDomain* domain);
-void add_radius_adaptive_conv(const OrtApi& api, OrtCustomOpDomain* domain);
-void add_compact(const OrtApi& api, OrtCustomOpDomain* domain);
-void add_expand(const OrtApi& api, OrtCustomOpDomain* domain);
-void add_sampled_conv(const OrtApi& api, OrtCustomOpDomain* domain);
-void add_sampled_pool(const OrtApi& api, OrtCustomOpDomain* domain);
-void add_sampled_radius_adaptive_conv(const OrtApi& api, OrtCustomOpDomain* domain);
+using AddOperator = void (*)(const OrtApi&, OrtCustomOpDomain*);
+
+// Those that the library has. Filled while it is loaded, by the `Registration` in each operator's file.
+std::vector<AddOperator>& operators();
+
+template <typename Op>
+struct Registration {
+  Registration() { operators().push_back(add_overloads<Op>); }
+};
 
 }  // namespace perfonnx::ort

@@ -35,8 +35,8 @@ struct ExpandOp {
   }
 };
 
-}  // namespace
+const Registration<ExpandOp> kRegistration;
 
-void add_expand(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<ExpandOp>(api, domain); }
+}  // namespace
 
 }  // namespace perfonnx::ort

@@ -27,8 +27,8 @@ struct PerforatedConvOp : MaskedConvOp {
   }
 };
 
-}  // namespace
+const Registration<PerforatedConvOp> kRegistration;
 
-void add_perforated_conv(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<PerforatedConvOp>(api, domain); }
+}  // namespace
 
 }  // namespace perfonnx::ort

@@ -45,10 +45,8 @@ struct RadiusAdaptiveConvOp {
   }
 };
 
-}  // namespace
+const Registration<RadiusAdaptiveConvOp> kRegistration;
 
-void add_radius_adaptive_conv(const OrtApi& api, OrtCustomOpDomain* domain) {
-  add_overloads<RadiusAdaptiveConvOp>(api, domain);
-}
+}  // namespace
 
 }  // namespace perfonnx::ort

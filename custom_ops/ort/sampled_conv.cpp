@@ -49,8 +49,8 @@ struct SampledConvOp {
   }
 };
 
-}  // namespace
+const Registration<SampledConvOp> kRegistration;
 
-void add_sampled_conv(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<SampledConvOp>(api, domain); }
+}  // namespace
 
 }  // namespace perfonnx::ort

@@ -42,11 +42,9 @@ struct SampledPoolOp {
   }
 };
 
-}  // namespace
+const Registration<SampledPoolOp<false>> kMax;
+const Registration<SampledPoolOp<true>> kAverage;
 
-void add_sampled_pool(const OrtApi& api, OrtCustomOpDomain* domain) {
-  add_overloads<SampledPoolOp<false>>(api, domain);
-  add_overloads<SampledPoolOp<true>>(api, domain);
-}
+}  // namespace
 
 }  // namespace perfonnx::ort

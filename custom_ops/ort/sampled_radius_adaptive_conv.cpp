@@ -27,10 +27,8 @@ struct SampledRadiusAdaptiveConvOp {
   }
 };
 
-}  // namespace
+const Registration<SampledRadiusAdaptiveConvOp> kRegistration;
 
-void add_sampled_radius_adaptive_conv(const OrtApi& api, OrtCustomOpDomain* domain) {
-  add_overloads<SampledRadiusAdaptiveConvOp>(api, domain);
-}
+}  // namespace
 
 }  // namespace perfonnx::ort

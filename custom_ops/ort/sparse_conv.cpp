@@ -19,8 +19,8 @@ struct SparseConvOp : MaskedConvOp {
   }
 };
 
-}  // namespace
+const Registration<SparseConvOp> kRegistration;
 
-void add_sparse_conv(const OrtApi& api, OrtCustomOpDomain* domain) { add_overloads<SparseConvOp>(api, domain); }
+}  // namespace
 
 }  // namespace perfonnx::ort
