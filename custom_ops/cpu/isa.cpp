@@ -9,6 +9,17 @@
 #endif
 
 namespace perfonnx {
+
+// What the files in kernels/ define.
+extern const F32Kernels kF32Baseline;
+extern const F16Kernels kF16Baseline;
+#if defined(__x86_64__)
+extern const F32Kernels kF32Avx2;
+extern const F16Kernels kF16F16c;
+extern const F32Kernels kF32Avx512;
+extern const F16Kernels kF16Avx512;
+#endif
+
 namespace {
 
 constexpr const char* kVariable = "PERFONNX_ISA";
@@ -33,7 +44,7 @@ bool has_avx512() {
 
 #endif
 
-// Best first. A new instruction set is an entry here and a kernel file, which CMakeLists.txt names.
+// Best first. A new instruction set is an entry here and a file in kernels/, which says how it is compiled.
 constexpr KernelSet kSets[] = {
 #if defined(__x86_64__)
     {"avx512", has_avx512, &kF32Avx512, &kF16Avx512},

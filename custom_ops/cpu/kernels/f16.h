@@ -12,10 +12,4 @@ struct F16Kernels {
   void (*narrow)(const float* from, size_t count, uint16_t* to);
 };
 
-extern const F16Kernels kF16Baseline;
-#if defined(__x86_64__)
-extern const F16Kernels kF16F16c;
-extern const F16Kernels kF16Avx512;
-#endif
-
 }  // namespace perfonnx

@@ -1,4 +1,6 @@
 // AVX-512F: 16 conversions at once.
+//
+// Architecture: x86_64, flags: -mavx512f
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -1,4 +1,6 @@
 // What every processor of the architecture has: conversions one at a time on x86-64, four at once on AArch64.
+//
+// Architecture: any
 #include "core/element.h"
 #include "cpu/kernels/f16.h"
 

@@ -1,4 +1,6 @@
 // F16C: 8 conversions at once. All processors with AVX2 known today have it, but it has a bit of its own.
+//
+// Architecture: x86_64, flags: -mavx -mf16c
 #include <immintrin.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -196,10 +196,4 @@ struct F32Kernels {
                                           [kMaxSiteTile];  // [v - 1][t - 1]: t tiles and v vectors of output channels
 };
 
-extern const F32Kernels kF32Baseline;
-#if defined(__x86_64__)
-extern const F32Kernels kF32Avx2;
-extern const F32Kernels kF32Avx512;
-#endif
-
 }  // namespace perfonnx
