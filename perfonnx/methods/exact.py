@@ -16,7 +16,10 @@ from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.sampling import interpolate
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from perfonnx.model.workspace import Workspace
+    from perfonnx.torch.modules import SampledConv2d
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,17 @@ class Exact(SampledMethod):
     def shareable(self) -> bool:
         """See `Method.shareable`."""
         return True
+
+    @property
+    def goes_further(self) -> bool:
+        """See `Method.goes_further`."""
+        return True
+
+    def trainable(self, module: nn.Conv2d, mask: Mask | None) -> SampledConv2d | None:
+        """See `Method.trainable`."""
+        from perfonnx.torch.modules import ExactConv2d, plain
+
+        return ExactConv2d(plain(module))
 
     @property
     def detail(self) -> str:

@@ -141,6 +141,17 @@ class SampledConv2d(Conv2d):
     planned: Method
 
 
+class ExactConv2d(SampledConv2d):
+    """A layer that is computed at every position, as a plain one is.
+
+    Args:
+        dense: The layer whose parameters it takes over.
+    """
+
+    def __init__(self, dense: nn.Conv2d) -> None:
+        self.take_over(dense)
+
+
 class MaskedConv2d(SampledConv2d):
     """Base of those with a mask, bool [OH, OW]."""
 

@@ -16,12 +16,14 @@ import perfonnx  # noqa: E402
 import perfonnx.torch  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.methods import METHODS  # noqa: E402
+from perfonnx.methods.exact import Exact  # noqa: E402
 from perfonnx.methods.perforate import Perforate  # noqa: E402
 from perfonnx.methods.radius_adaptive import RadiusAdaptive  # noqa: E402
 from perfonnx.methods.sparse import Sparse  # noqa: E402
 from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.torch.modules import (  # noqa: E402
     STEEPNESS,
+    ExactConv2d,
     PerforatedConv2d,
     RadiusAdaptiveConv2d,
     SparseConv2d,
@@ -165,6 +167,24 @@ def test_saved_plan_makes_the_same_model_again(model: nn.Module, tmp_path: Path)
     dense, _ = perfonnx.torch.dense_onnx(model)
     again = perfonnx.rewrite(dense, plan=tmp_path / "plan.json")
     assert again.to_bytes() == (tmp_path / "fast.onnx").read_bytes()
+
+
+def test_exact_layers_are_plain_ones_that_the_export_knows(model: nn.Module) -> None:
+    plan = Plan({"first": Exact(), "block.0": Perforate(0.5, "uniform")})
+    perfonnx.torch.apply(model, plan, EXAMPLE)
+    assert isinstance(model.get_submodule("first"), ExactConv2d)
+    exported = perfonnx.torch.export(model, example=EXAMPLE)
+    assert {name: method.NAME for name, method in exported.plan.layers.items()} == {
+        "first": "exact",
+        "block.0": "perforate",
+    }
+    x = torch.randn(3, *EXAMPLE.shape[1:])
+    (actual,) = perfonnx.session(exported.to_bytes()).run(None, {perfonnx_input(exported): x.numpy()})
+    np.testing.assert_allclose(actual, model.eval()(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def perfonnx_input(exported: perfonnx.Rewritten) -> str:
+    return str(exported.proto.graph.input[0].name)
 
 
 def test_refusals(model: nn.Module) -> None:
