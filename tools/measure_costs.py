@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what layers and turns cost on this machine: the figures of `perfonnx.costs.Costs`, as JSON.
+"""Measure what layers and turns cost on this machine: the figures of `perfonnx.passes.estimates.Costs`, as JSON.
 
 Each layer of `benchmark.py kernels`, dense inside onnxruntime's blocked layout and on rows with every position a site;
 the prices of a kind are those that explain its layers best, each in proportion. One thread.
@@ -16,9 +16,9 @@ from onnx import TensorProto
 from scipy.optimize import nnls
 
 from perfonnx import ops
-from perfonnx.costs import KINDS, Costs, Price, kind_of
 from perfonnx.model.layers import Layer
 from perfonnx.ops.common import Activation, ConvAttributes
+from perfonnx.passes.estimates import KINDS, Costs, Price, kind_of
 from perfonnx.sampling import interpolate
 
 BLOCK = 16

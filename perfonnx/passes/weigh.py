@@ -1,6 +1,7 @@
 """Weigh: which layers gain at all, which work on rows, and which dense layers join them there.
 
-By estimates (`perfonnx.costs`), since a rewrite must give the same model on every machine; `perfonnx bench` measures.
+By estimates (`perfonnx.passes.estimates`), since a rewrite must give the same model on every machine; `perfonnx bench`
+measures.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from perfonnx.costs import DEFAULT_COSTS, Costs
 from perfonnx.methods import Decision
 from perfonnx.methods.exact import Exact
 from perfonnx.model.layers import Layer, conv_layers, table_obstacle
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Change, Pass, Skip, State
+from perfonnx.passes.estimates import DEFAULT_COSTS, Costs
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import joins, rule_of

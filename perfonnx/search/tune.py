@@ -151,7 +151,8 @@ def tune(
         bound = found.default_drop
     target = Target(bound, speedup)
     feed = next(iter(first)).feeds
-    about = _fingerprint(subject, right, samples, feed, found, target, space, search, start, threads, seed)
+    data = f"{len(samples)} images, {fingerprint(*(array.tobytes() for _, array in sorted(feed.items())))}"
+    about = _fingerprint(subject, right, data, found, target, space, search, start, threads, seed)
     records = Records.open(state, about)
     seconds = records.ask("seconds per image", lambda: seconds)
     inspection = subject.inspect()
@@ -250,8 +251,7 @@ def _with_impacts(
 def _fingerprint(
     subject: Subject,
     reference: Subject,
-    samples: SamplesLike,
-    feed: Mapping[str, Any],
+    data: str,
     metric: Metric,
     target: Target,
     space: Space,
@@ -261,13 +261,12 @@ def _fingerprint(
     seed: int,
 ) -> dict[str, Any]:
     """What a state file is about; another time limit is no other search."""
-    data = fingerprint(*(array.tobytes() for _, array in sorted(feed.items())))
     return {
         "model": fingerprint(subject.serialized()),
-        "data": f"{len(samples)} images, {data}",
+        "data": data,
         "metric": metric.name,
         "target": asdict(target),
-        "choices": [asdict(choice) for choice in space.choices()],
+        "choices": [choice.to_json() for choice in space.choices()],
         "search": search,
         "threads": threads,
         "seed": seed,

@@ -12,8 +12,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import perfonnx
-from perfonnx.costs import KINDS, Costs, Price
 from perfonnx.passes import weigh
+from perfonnx.passes.estimates import KINDS, Costs, Price
 from perfonnx.rewriting import LAYOUTS
 from tests.passes import nets
 

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 import perfonnx
-from perfonnx.costs import KINDS, Costs, Price
 from perfonnx.model import layers
 from perfonnx.passes import weigh
+from perfonnx.passes.estimates import KINDS, Costs, Price
 from tests.passes import nets
 from tests.passes.nets import node
 
