@@ -17,7 +17,7 @@ import re
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +146,7 @@ def measure(options: argparse.Namespace, case: str, weight: float, samples: Samp
             options.model, None, samples, plan=plan, options=chosen, settings=settings, rounds=options.rounds
         )
         seconds = time.perf_counter() - start
-        dense = chosen if chosen is None else replace(chosen, open_share=1.0)
+        dense = chosen if chosen is None else chosen.trained()
         before = perfonnx.rewrite(options.model, plan=plan, options=dense)
     if options.models is not None:
         options.models.mkdir(parents=True, exist_ok=True)

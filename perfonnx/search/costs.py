@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from perfonnx.methods import Method, Needs
 from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.search.choose import Layer, Option
-from perfonnx.search.evaluate import Subject
 from perfonnx.search.groups import Units, alone, by_layer
 from perfonnx.search.sensitivity import plan_key
 from perfonnx.search.state import Records
 from perfonnx.search.timing import OTHER, Timer
+from perfonnx.subject import Subject
 
 HOPELESS = 1.2
 """Where all layers together are this much slower than dense, smaller rates of the same kind are not profiled."""

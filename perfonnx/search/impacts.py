@@ -10,9 +10,9 @@ import numpy as np
 from perfonnx.comparing.metrics import Metric
 from perfonnx.errors import PerfonnxError
 from perfonnx.impact import ranked_impact
-from perfonnx.search.evaluate import SamplesLike, Subject
 from perfonnx.search.groups import Units
 from perfonnx.search.state import Records
+from perfonnx.subject import SamplesLike, Subject
 
 IMPACT = "impact"
 """The mask that needs maps of impacts."""

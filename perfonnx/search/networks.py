@@ -11,12 +11,13 @@ from typing import Any
 from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.search.credible import credible_drop
-from perfonnx.search.evaluate import CHOOSING, HELD_BACK, Evaluator, Outcome, SamplesLike, Task
+from perfonnx.search.evaluate import CHOOSING, HELD_BACK, Evaluator, Outcome, Task
 from perfonnx.search.pace import FINAL_SECONDS, TIMED_SECONDS, TRIAL, VERIFICATION, Pace, Sizes
 from perfonnx.search.result import MIN_SPEEDUP, Progress, Target, Trial
 from perfonnx.search.sensitivity import plan_key
 from perfonnx.search.state import Records
 from perfonnx.search.timing import Speed, Timer
+from perfonnx.subject import SamplesLike
 
 OVERTIME = 2
 """Networks that are tried, and verified, after the time is up where nothing was found: the mildest ones."""

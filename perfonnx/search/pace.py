@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from perfonnx.search.evaluate import REPAIR_IMAGES
 from perfonnx.search.state import Records
+from perfonnx.subject import REPAIR_IMAGES
 
 PROFILE, TRIAL, VERIFICATION = "profile", "trial", "verification"
 

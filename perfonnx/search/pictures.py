@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from perfonnx.comparing.metrics import Metric
 from perfonnx.rewriting import Rewritten
 from perfonnx.running.opened import open_model
-from perfonnx.search.evaluate import SamplesLike, Subject
+from perfonnx.subject import SamplesLike, Subject
 
 PICTURES = 3
 """Images that are kept, at most."""

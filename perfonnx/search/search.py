@@ -11,7 +11,7 @@ from perfonnx.methods import Method
 from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.search.choose import Option, pareto
 from perfonnx.search.costs import layer_costs
-from perfonnx.search.evaluate import CHOOSING, Subject
+from perfonnx.search.evaluate import CHOOSING
 from perfonnx.search.greedy import Measured, greedy
 from perfonnx.search.groups import Units, alone, meeting_layers, together
 from perfonnx.search.networks import OVERTIME, Networks
@@ -20,6 +20,7 @@ from perfonnx.search.result import MIN_SPEEDUP, Trial
 from perfonnx.search.sensitivity import Row, eligible, measure_layers, plan_key
 from perfonnx.search.walk import Seen, walk
 from perfonnx.search.ways import Selected, Way
+from perfonnx.subject import Subject
 
 PATIENCE = 8
 """Changes of single layers that may fail in a row before the search ends."""

@@ -27,9 +27,7 @@ from perfonnx.search.evaluate import (
     Evaluator,
     Outcome,
     PlanEvaluator,
-    SamplesLike,
     SerialExecutor,
-    Subject,
     Task,
     find_metric,
     hold,
@@ -37,6 +35,7 @@ from perfonnx.search.evaluate import (
 from perfonnx.search.groups import Units, alone, by_layer
 from perfonnx.search.impacts import IMPACT, with_impacts
 from perfonnx.search.state import Records, fingerprint
+from perfonnx.subject import SamplesLike, Subject
 
 MASK_CHOICES = ("lattice", "uniform", "pooling-structure")
 RATES = (0.25, 0.5, 0.75)

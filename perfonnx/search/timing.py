@@ -36,7 +36,7 @@ from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel, open_model
 from perfonnx.running.profiles import CONVERSIONS, Names, is_conv, layer_runs, open_profiled, read_profile
 from perfonnx.runtime import get_library_path, timed_options
-from perfonnx.search.evaluate import Subject
+from perfonnx.subject import Subject
 
 WARMUP = 3
 MIN_ROUNDS, MAX_ROUNDS = 9, 400

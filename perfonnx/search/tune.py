@@ -37,9 +37,7 @@ from perfonnx.search.evaluate import (
     HELD_BACK,
     Evaluator,
     PlanEvaluator,
-    SamplesLike,
     SerialExecutor,
-    Subject,
     check_same_interface,
     find_metric,
     first_images,
@@ -56,6 +54,7 @@ from perfonnx.search.sensitivity import Space, eligible, plan_key
 from perfonnx.search.state import Records, fingerprint
 from perfonnx.search.timing import PairedTimer, Timer, TimingCache, machine
 from perfonnx.search.verdict import told
+from perfonnx.subject import SamplesLike, Subject
 
 SEARCHES = ("budget", "greedy")
 

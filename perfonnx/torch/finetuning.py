@@ -26,8 +26,9 @@ from perfonnx.plan import Plan
 from perfonnx.rewriting import Rewritten, rewrite
 from perfonnx.running.opened import open_model
 from perfonnx.search import Metric, Progress, Quality
-from perfonnx.search.evaluate import Subject, check_same_interface, find_metric
+from perfonnx.search.evaluate import check_same_interface, find_metric
 from perfonnx.search.state import fingerprint
+from perfonnx.subject import Subject
 from perfonnx.torch.applying import apply, export
 from perfonnx.torch.batches import Batches
 from perfonnx.torch.checkpoints import Checkpoint

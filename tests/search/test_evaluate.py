@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,15 +14,8 @@ from perfonnx.model.signature import fed_shapes, fixed_batch
 from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel
 from perfonnx.search import Task
-from perfonnx.search.evaluate import (
-    CHOOSING,
-    KEPT,
-    PlanEvaluator,
-    Subject,
-    find_metric,
-    first_images,
-    hold,
-)
+from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, find_metric, first_images, hold
+from perfonnx.subject import KEPT, Subject
 from tests.search.arrays import Batch
 from tests.search.test_tune import network, samples
 
@@ -111,3 +105,11 @@ def test_the_first_images_of_a_part_are_read_once(monkeypatch: pytest.MonkeyPatc
     before = evaluator(Task(Plan(), CHOOSING, 11))
     monkeypatch.setattr(type(data), "take", lambda *_: pytest.fail("read again"))
     assert evaluator(Task(Plan(), CHOOSING, 11)).quality == before.quality
+
+
+def test_a_subject_that_was_asked_about_can_be_sent_to_a_process() -> None:
+    subject = Subject(network())
+    method = Perforate(0.5, "uniform")
+    able = subject.able(["conv1", "conv2"], method, 0)
+    assert able
+    assert pickle.loads(pickle.dumps(subject)).able(["conv1", "conv2"], method, 0) == able

@@ -17,7 +17,6 @@ from perfonnx.model import files
 from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel
 from perfonnx.search import timing
-from perfonnx.search.evaluate import Subject
 from perfonnx.search.timing import (
     MAX_ROUNDS,
     MIN_ROUNDS,
@@ -31,6 +30,7 @@ from perfonnx.search.timing import (
     paired,
     undisturbed,
 )
+from perfonnx.subject import Subject
 from tests.passes import nets
 
 

@@ -23,8 +23,9 @@ from perfonnx.methods.perforate import Perforate
 from perfonnx.methods.sparse import Sparse
 from perfonnx.plan import Plan
 from perfonnx.search import Outcome, Progress, Quality, Space, Speed, Task, Tuned, sensitivity, state, tune
-from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Subject, find_metric, hold
+from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, find_metric, hold
 from perfonnx.search.result import MIN_SPEEDUP, Target
+from perfonnx.subject import Subject
 from tests import real_models
 from tests.passes import nets
 from tests.search.arrays import Arrays

@@ -20,7 +20,8 @@ import perfonnx  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.search import Space, Speed, Task, tune  # noqa: E402
-from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Subject  # noqa: E402
+from perfonnx.search.evaluate import CHOOSING, PlanEvaluator  # noqa: E402
+from perfonnx.subject import Subject  # noqa: E402
 from perfonnx.torch import Round, Settings, finetune_rounds, rounds  # noqa: E402
 from tests.cli.running import run  # noqa: E402
 from tests.search.test_tune import SPACE, Invented, network  # noqa: E402
