@@ -228,6 +228,7 @@ class Search:
 
     def _search(self) -> None:
         """Walks along the best selections in each way, falls back to single layers, and changes what was found."""
+        self._lose_nothing()
         kinds = sorted({choice.family for errors in self.errors.values() for choice in errors})
         times: list[float] = []
         for way in sorted(self.ways, key=self._promise):
@@ -245,6 +246,14 @@ class Search:
                 # layers of one size then share one mask, and rows pass between them as they are
                 self._walk(way, [kind], f"best with {kind} alone, {way.name}")
         self._swap()
+
+    def _lose_nothing(self) -> None:
+        """Tries the fastest network whose layers give what they gave: what is found is to be no slower than that."""
+        errors = {unit: {c: e for c, e in known.items() if c.lossless} for unit, known in self.errors.items()}
+        lines = [(way, line[-1]) for way in self.ways if (line := way.line(errors))]
+        if lines and self.networks.goes_on():
+            way, selected = min(lines, key=lambda found: found[1].time)
+            self.networks.attempt(self._plan(selected.choices, way.layout), "what loses nothing")
 
     def _promise(self, way: Way) -> float:
         """The time that is predicted at the error that was reached so far."""

@@ -135,6 +135,7 @@ def test_what_loses_nothing_is_mixed_with_what_does() -> None:
     assert nothing.plan.layers == dict.fromkeys(LAYERS, Exact())
     assert nothing.reached
     assert not any(row.choice.lossless for row in nothing.rows), "what loses nothing need not be measured"
+    assert nothing.trials[0].why == "what loses nothing"
     more = invented(FasterExactly(), max_drop=0.0105, space=space)
     assert {name: method.label for name, method in more.plan.layers.items()} == {
         **dict.fromkeys(LAYERS[:3], "exact"),
