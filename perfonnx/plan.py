@@ -94,7 +94,7 @@ class Plan:
         """Build from parsed JSON; `where` names the source in errors."""
         if not isinstance(data, Mapping) or not isinstance(data.get("layers"), Mapping):
             raise PerfonnxError(f'{where}: not a plan; it needs {{"perfonnx_plan": {FORMAT}, "layers": {{...}}}}')
-        if data.get("perfonnx_plan") != FORMAT:
+        if type(data.get("perfonnx_plan")) is not int or data["perfonnx_plan"] != FORMAT:
             raise PerfonnxError(
                 f"{where}: plan format {data.get('perfonnx_plan')!r} is unknown; this version reads {FORMAT}"
             )
@@ -144,23 +144,33 @@ class Plan:
 def _method(data: Any, where: str) -> Method:
     """What happens to a layer, checked."""
     if isinstance(data, Mapping) and data.get("method") == DENSE:
+        for name, value in data.items():
+            if name != "method":
+                owner = _owner(name, where)
+                owner(**{name: value}).check(where)
         return Chain()
     if not isinstance(data, list):
-        return _step(data, where)
+        return _step(data, where, DENSE)
     chain = Chain(tuple(_step(fields, f"{where}, step {number}") for number, fields in enumerate(data, 1)))
     chain.check(where)
     return chain
 
 
-def _step(fields: Any, where: str) -> Method:
+def _owner(name: str, where: str) -> type[Method]:
+    """A method with a setting of this name."""
+    if not owners(name):
+        known = sorted({"method"}.union(*(other.settings() for other in METHODS.values())))
+        raise PerfonnxError(f"{where} has the unknown field {name!r}; known are {', '.join(known)}")
+    return owners(name)[0]
+
+
+def _step(fields: Any, where: str, *others: str) -> Method:
     if not isinstance(fields, Mapping) or not isinstance(fields.get("method"), str):
         raise PerfonnxError(f'{where} needs an object with a "method"')
-    method = find_method(fields["method"], where, DENSE)
+    method = find_method(fields["method"], where, *others)
     settings = {name: value for name, value in fields.items() if name != "method"}
     for name in settings.keys() - set(method.settings()):
-        if not owners(name):
-            known = sorted({"method"}.union(*(other.settings() for other in METHODS.values())))
-            raise PerfonnxError(f"{where} has the unknown field {name!r}; known are {', '.join(known)}")
+        _owner(name, where)
         check_foreign(method, name, settings.pop(name), where)
     step = method(**settings)
     step.check(where)

@@ -79,6 +79,8 @@ def compare(
         PerfonnxError: A model does not load or run, the models have other inputs or outputs, there is no sample, or
             the metric or its bound does not suit the outputs.
     """
+    if tolerance is not None and not tolerance >= 0:  # NaN is no bound either
+        raise PerfonnxError(f"tolerance {tolerance:g}: give a number from 0 up")
     first, second = (m if isinstance(m, OpenModel) else open_model(m, threads=threads) for m in (a, b))
     if first.name == second.name:
         first.name, second.name = f"{first.name} (A)", f"{second.name} (B)"

@@ -381,3 +381,9 @@ def test_real_models_equal_themselves(name: str, shape: tuple[int, ...], classif
     report = compare(path, path, feeds, tolerance=1e-6, threads=1)
     assert report.passed
     assert [top1.agree for top1 in report.top1] == ([2] if classifier else [])
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -1.0])
+def test_a_bound_without_meaning_is_refused(tolerance: float) -> None:
+    with pytest.raises(PerfonnxError, match="give a number from 0 up"):
+        compare(_linear(1), _linear(2), _feeds([[[1, 2, 3, 4]]]), tolerance=tolerance, threads=1)
