@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.methods import DENSE, METHODS, Chain, Method, Needs, check_foreign, find_method, owners
+from perfonnx.methods import DENSE, METHODS, Chain, Method, Needs, check_setting, find_method, own_settings, owners
 from perfonnx.model.atomic import digest, write_atomically
 
 FORMAT = 1
@@ -144,10 +144,8 @@ class Plan:
 def _method(data: Any, where: str) -> Method:
     """What happens to a layer, checked."""
     if isinstance(data, Mapping) and data.get("method") == DENSE:
-        for name, value in data.items():
-            if name != "method":
-                owner = _owner(name, where)
-                owner(**{name: value}).check(where)
+        for name, value in _settings(data, where).items():
+            check_setting(name, value, where)
         return Chain()
     if not isinstance(data, list):
         return _step(data, where, DENSE)
@@ -156,25 +154,23 @@ def _method(data: Any, where: str) -> Method:
     return chain
 
 
-def _owner(name: str, where: str) -> type[Method]:
-    """A method with a setting of this name."""
-    if not owners(name):
-        known = sorted({"method"}.union(*(other.settings() for other in METHODS.values())))
-        raise PerfonnxError(f"{where} has the unknown field {name!r}; known are {', '.join(known)}")
-    return owners(name)[0]
-
-
 def _step(fields: Any, where: str, *others: str) -> Method:
     if not isinstance(fields, Mapping) or not isinstance(fields.get("method"), str):
         raise PerfonnxError(f'{where} needs an object with a "method"')
     method = find_method(fields["method"], where, *others)
-    settings = {name: value for name, value in fields.items() if name != "method"}
-    for name in settings.keys() - set(method.settings()):
-        _owner(name, where)
-        check_foreign(method, name, settings.pop(name), where)
-    step = method(**settings)
+    step = method(**own_settings(method, _settings(fields, where), where))
     step.check(where)
     return step
+
+
+def _settings(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What stands beside the method: settings that some method has."""
+    settings = {name: value for name, value in fields.items() if name != "method"}
+    unknown = [name for name in settings if not owners(name)]
+    if unknown:
+        known = sorted({"method"}.union(*(method.settings() for method in METHODS.values())))
+        raise PerfonnxError(f"{where} has the unknown field {unknown[0]!r}; known are {', '.join(known)}")
+    return settings
 
 
 def _input_shapes(data: Any, where: str) -> dict[str, tuple[int | str | None, ...]]:

@@ -6,6 +6,7 @@ Whatever lies in this package is imported once, and so known by its name in `MET
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -49,9 +50,10 @@ __all__ = [
     "StandardMethod",
     "Targets",
     "chained",
-    "check_foreign",
+    "check_setting",
     "find_method",
     "markdown_list",
+    "own_settings",
     "owners",
     "setting",
     "standard_conv",
@@ -88,17 +90,28 @@ def owners(name: str) -> list[type[Method]]:
     return [method for method in METHODS.values() if name in method.settings()]
 
 
-def check_foreign(method: type[Method], name: str, value: Any, where: str) -> None:
-    """Refuse a setting that a method does not have, but another: what says nothing here has to have a meaning there.
+def check_setting(name: str, value: Any, where: str) -> None:
+    """Refuse a setting that has no meaning for the method it belongs to; `owners` has one."""
+    owners(name)[0](**{name: value}).check(where)
+
+
+def own_settings(method: type[Method], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Those of the settings that a method has. Those of others say nothing here, but have to have a meaning there.
 
     Raises:
-        PerfonnxError: Naming `where`: it has none, or it is one of those that must not be overlooked.
+        PerfonnxError: Naming `where`: one has none, or is one of those that must not be overlooked.
     """
-    owner = owners(name)[0]
-    owner(**{name: value}).check(where)
-    field = owner.__dataclass_fields__[name]
-    if field.metadata["said"] and value != field.default:
-        raise PerfonnxError(f"{where}: only {owner.ADJECTIVE} layers {field.metadata['said']}, not {method.NAME} ones")
+    own = method.settings()
+    for name, value in settings.items():
+        if name in own:
+            continue
+        check_setting(name, value, where)
+        owner = owners(name)[0]
+        field = owner.__dataclass_fields__[name]
+        if field.metadata["said"] and value != field.default:
+            said = field.metadata["said"]
+            raise PerfonnxError(f"{where}: only {owner.ADJECTIVE} layers {said}, not {method.NAME} ones")
+    return {name: value for name, value in settings.items() if name in own}
 
 
 def markdown_list() -> str:

@@ -21,8 +21,8 @@ from perfonnx.methods import (
     Method,
     SampledMethod,
     StandardMethod,
-    check_foreign,
     find_method,
+    own_settings,
     owners,
 )
 from perfonnx.model.layers import (
@@ -88,23 +88,17 @@ class Options:
     ) -> None:
         if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
             raise PerfonnxError(f"seed {seed!r} is not a whole number from 0 up")
-        asked = any(value is not None for value in settings.values())
-        self.method: type[Method] = find_method(method or (SAMPLING if asked else DEFAULT), "options")
+        given = {name: value for name, value in settings.items() if value is not None}
+        self.method: type[Method] = find_method(method or (SAMPLING if given else DEFAULT), "options")
         self.seed: int = int(seed)
         # one expression instead of a list is clear enough
         self.only: Sequence[str] = (only,) if isinstance(only, str) else only
         self.skip: Sequence[str] = (skip,) if isinstance(skip, str) else skip
-        for name in settings.keys() - set(self.method.settings()):
-            if not owners(name):
-                raise PerfonnxError(
-                    f"unknown option: {name!r}; {self.method.NAME} has {', '.join(self.method.settings())}"
-                )
-            if settings[name] is not None:
-                check_foreign(self.method, name, settings[name], "options")
-        known = set(self.method.settings())
-        self.settings: dict[str, Any] = {
-            name: value for name, value in settings.items() if value is not None and name in known
-        }
+        unknown = [name for name in settings if not owners(name)]
+        if unknown:
+            known = ", ".join(self.method.settings())
+            raise PerfonnxError(f"unknown option: {unknown[0]!r}; {self.method.NAME} has {known}")
+        self.settings: dict[str, Any] = own_settings(self.method, given, "options")
         self.example.check("options")
 
     @property
@@ -166,7 +160,7 @@ class Select(Pass):
             wanted = self._by_options(workspace, layers, state)
         for layer, method in wanted:
             asked = None if self.plan is not None or self.options.only else self.options.settings
-            reason = decide(self.context, state, layer, method.steps, fallback=self.fallback, asked=asked)
+            reason = decide_on(self.context, state, layer, method.steps, fallback=self.fallback, asked=asked)
             if reason:
                 state.skips.append(Skip(layer.name, reason))
         if not state.rebuilt:
@@ -222,7 +216,7 @@ class Select(Pass):
         return wanted
 
 
-def decide(
+def decide_on(
     context: Context,
     state: State,
     layer: Layer,
