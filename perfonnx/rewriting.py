@@ -57,7 +57,7 @@ from perfonnx.passes import (
     Weigh,
 )
 from perfonnx.passes.fold import foldable
-from perfonnx.passes.select import decide as select
+from perfonnx.passes.select import decide_on
 from perfonnx.plan import LAYOUTS, Plan
 
 LITTLE_TO_GAIN = 0.20
@@ -379,7 +379,7 @@ def opened(model: LoadedModel) -> Workspace:
 def able(context: Context, names: Collection[str], method: Method) -> list[str]:
     """Those of the layers of these names that a method can replace, without doing it."""
     layers = [layer for layer in all_layers(context.workspace) if layer.name in names and not layer.obstacle]
-    return [layer.name for layer in layers if select(context, State(), layer, method.steps, fallback=False) is None]
+    return [layer.name for layer in layers if decide_on(context, State(), layer, method.steps, fallback=False) is None]
 
 
 def _used(state: State) -> dict[str, Method]:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
+from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -185,13 +186,19 @@ class Spot:
         return self.context.workspace
 
     @property
+    def attributes(self) -> ConvAttributes:
+        """The layer's geometry; of a convolution."""
+        assert self.layer.attributes is not None
+        return self.layer.attributes
+
+    @cached_property
     def weight(self) -> NDArray[Any]:
-        """The layer's weight as it is now: [M, C/group, kh, kw]."""
+        """The weight of the layer that is to be changed: [M, C/group, kh, kw]."""
         return self._constant(1)
 
-    @property
+    @cached_property
     def bias(self) -> NDArray[Any]:
-        """The layer's bias as it is now: [M]."""
+        """The bias of the layer that is to be changed: [M]."""
         if len(self.node.inputs) < 3 or not self.node.inputs[2].name:
             return np.zeros(self.weight.shape[0], self.weight.dtype)
         return self._constant(2)

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from perfonnx.masks import Mask
 from perfonnx.methods.base import GAINING, Context, Decision, Method, SampledMethod, Space
+from perfonnx.methods.masked import sampling_operands
 from perfonnx.model.layers import Layer
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.sampling import interpolate
@@ -78,6 +79,4 @@ class Exact(SampledMethod):
     def operands(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], dict[str, Any], str]:
         """A mask of all positions, and the table that says so."""
         assert decision.mask is not None
-        sampling = interpolate(decision.mask)
-        inputs = [workspace.add_table("mask", sampling.mask), workspace.add_table("source", sampling.source)]
-        return inputs, {"interpolation": sampling.interpolation}, "computed everywhere"
+        return *sampling_operands(workspace, interpolate(decision.mask)), "computed everywhere"

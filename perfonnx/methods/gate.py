@@ -7,16 +7,13 @@ targets from the original one. See `perfonnx.gating` for what is fitted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction, Gate, TrainedGate, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.gating import GateFit, GateSolution, PixelSample
 from perfonnx.methods.base import Fitted, Spot, Targets
-from perfonnx.ops.common import ConvAttributes
 from perfonnx.ops.radius_adaptive_conv import under_centre
 
 
@@ -49,41 +46,24 @@ class _Layer:
     spot: Spot
     is_trained: bool
 
-    @property
-    def name(self) -> str:
-        return self.spot.name
-
-    @property
-    def attributes(self) -> ConvAttributes:
-        assert self.spot.layer.attributes is not None
-        return self.spot.layer.attributes
-
-    @property
-    def weight(self) -> NDArray[Any]:
-        return self.spot.weight
-
-    @property
-    def bias(self) -> NDArray[Any]:
-        return self.spot.bias
-
     def fit(self, targets: Targets, share: float, ridge: float) -> tuple[Correction, str]:
         """The gate, and a few words on it."""
-        goal = targets.goal(self.name)
+        goal = targets.goal(self.spot.name)
         sample = PixelSample()
         try:
-            for x, result, target, other in targets.values(self.name, settled=True):
-                sample.add(under_centre(x, self.attributes), result, target, *([] if other is None else [other]))
+            for x, result, target, other in targets.values(self.spot.name, settled=True):
+                sample.add(under_centre(x, self.spot.attributes), result, target, *([] if other is None else [other]))
             columns = sample.columns()
         except PerfonnxError as error:
-            raise PerfonnxError(f"layer {self.name!r}: {error}") from error
+            raise PerfonnxError(f"layer {self.spot.name!r}: {error}") from error
         fit = GateFit(
             columns[0],
             columns[1],
             columns[2],
             columns[3] if len(columns) > 3 else None,
-            self.weight[:, :, 1, 1].astype(np.float64),
-            self.bias.astype(np.float64),
-            groups=self.attributes.group,
+            self.spot.weight[:, :, 1, 1].astype(np.float64),
+            self.spot.bias.astype(np.float64),
+            groups=self.spot.attributes.group,
             goal=goal,
             ridge=ridge,
         )
@@ -97,7 +77,7 @@ class _Layer:
             s.closed_bias.astype(np.float32),
             np.zeros((0, 0), bool),
             "",
-            digest(self.weight),
+            digest(self.spot.weight),
             None if s.centre is None else s.centre.astype(np.float32),
             None,
             s.before,
@@ -107,23 +87,23 @@ class _Layer:
 
     def of_training(self, gate: TrainedGate, center_gain: float) -> Correction:
         """A trained gate as a correction of the layer, which is folded by now."""
-        outputs, channels = len(self.bias), self.weight.shape[1] * self.attributes.group
+        outputs, channels = len(self.spot.bias), self.spot.weight.shape[1] * self.spot.attributes.group
         ring_bias = np.zeros(outputs) if gate.ring_bias is None else np.asarray(gate.ring_bias, np.float64)
         weight = np.asarray(gate.weight)
         if weight.shape != (channels,) or ring_bias.shape != (outputs,):
             raise PerfonnxError(
-                f"layer {self.name!r}: its gate has a weight of shape {list(weight.shape)} and a ring bias of shape "
-                f"{list(ring_bias.shape)}; the layer takes {channels} channels and gives {outputs}"
+                f"layer {self.spot.name!r}: its gate has a weight of shape {list(weight.shape)} and a ring bias of "
+                f"shape {list(ring_bias.shape)}; the layer takes {channels} channels and gives {outputs}"
             )
         if not np.isfinite([*weight, gate.bias, *ring_bias]).all():
-            raise PerfonnxError(f"layer {self.name!r}: its gate holds values that are not finite")
+            raise PerfonnxError(f"layer {self.spot.name!r}: its gate holds values that are not finite")
         if self.spot.folded is not None:
             ring_bias = ring_bias * self.spot.folded.scale
         return Correction(
             np.zeros(outputs, np.float32),
             np.zeros((0, 0), bool),
             "",
-            digest(self.weight),
+            digest(self.spot.weight),
             gate=Gate(
                 weight.astype(np.float32),
                 float(gate.bias),
@@ -140,23 +120,23 @@ class _Layer:
             PerfonnxError: The correction was found for something else, or the type of the weights is too narrow.
         """
         workspace, node = self.spot.workspace, self.spot.node
-        gate, dtype, name = correction.gate, self.weight.dtype, node.inputs[1].name
+        gate, dtype, name = correction.gate, self.spot.weight.dtype, node.inputs[1].name
         assert gate is not None
-        outputs, inputs = self.weight.shape[:2]
+        outputs, inputs = self.spot.weight.shape[:2]
         shapes = (correction.bias.shape, gate.ring_bias.shape, gate.weight.shape)
-        fits = shapes == ((outputs,), (outputs,), (inputs * self.attributes.group,))
+        fits = shapes == ((outputs,), (outputs,), (inputs * self.spot.attributes.group,))
         fits &= correction.predictor is None or correction.predictor.shape == (outputs, inputs)
-        if not fits or correction.weights != digest(self.weight):
+        if not fits or correction.weights != digest(self.spot.weight):
             again = "train it again" if self.is_trained else "fit it again with --data"
-            raise PerfonnxError(f"layer {self.name!r}: its gate was found for other weights; {again}")
+            raise PerfonnxError(f"layer {self.spot.name!r}: its gate was found for other weights; {again}")
         with np.errstate(over="ignore"):
-            weight = self.weight.astype(np.float64)
+            weight = self.spot.weight.astype(np.float64)
             if not self.is_trained:
                 weight[:, :, 1, 1] /= 1 + gate.gain
             if correction.predictor is not None:
                 weight[:, :, 1, 1] += correction.predictor
             changed = weight.astype(dtype)
-            bias = (self.bias.astype(np.float64) + correction.bias).astype(dtype)
+            bias = (self.spot.bias.astype(np.float64) + correction.bias).astype(dtype)
             tables = [
                 gate.weight.reshape(1, -1, 1, 1).astype(dtype),
                 np.array([gate.bias]).astype(dtype),
@@ -164,7 +144,7 @@ class _Layer:
             ]
         if not all(np.isfinite(values).all() for values in (changed, bias, *tables)):
             raise PerfonnxError(
-                f"layer {self.name!r}: its gate is too large for the type of its weights; leave it out with --skip"
+                f"layer {self.spot.name!r}: its gate is too large for the type of its weights; leave it out with --skip"
             )
         kinds = ("gate", "gate_bias", "ring_bias")
         node.inputs = [

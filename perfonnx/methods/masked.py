@@ -6,9 +6,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from perfonnx.errors import PerfonnxError
@@ -24,6 +25,8 @@ from perfonnx.masks import (
 )
 from perfonnx.methods.base import GAINING, Context, SampledMethod, setting
 from perfonnx.model.layers import Layer, conv_layers, following_pool
+from perfonnx.model.workspace import Workspace
+from perfonnx.sampling import Sampling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,6 +51,14 @@ def is_own_mask(mask: str) -> bool:
     return mask == GIVEN or is_mask_file(mask)
 
 
+def sampling_operands(workspace: Workspace, sampling: Sampling) -> tuple[list[gs.Constant], dict[str, Any]]:
+    """What a PerforatedConv has behind its bias: its tables, and the attribute that names them."""
+    inputs = [workspace.add_table("mask", sampling.mask), workspace.add_table("source", sampling.source)]
+    if sampling.weight is not None:
+        inputs.append(workspace.add_table("weight", sampling.weight))
+    return inputs, {"interpolation": sampling.interpolation}
+
+
 @dataclass(frozen=True)
 class MaskedMethod(SampledMethod):
     """A method whose layers are computed at the sites of a mask.
@@ -66,9 +77,6 @@ class MaskedMethod(SampledMethod):
         written=True,
     )
 
-    FOLLOWING_POOL: ClassVar[str] = "pooling-structure"
-    """The mask that is drawn where a pool follows and nobody names one."""
-
     def check(self, where: str) -> None:
         """See `Method.check`."""
         if not isinstance(self.rate, (int, float)) or isinstance(self.rate, bool) or not 0 <= self.rate < 1:
@@ -85,7 +93,7 @@ class MaskedMethod(SampledMethod):
         """With the mask that suits the layer, where none is named."""
         if settings.get("mask") is not None:
             return cls(**settings)
-        mask = "grid" if following_pool(context.workspace, layer) is None else cls.FOLLOWING_POOL
+        mask = "grid" if following_pool(context.workspace, layer) is None else "pooling-structure"
         return cls(**{**settings, "mask": mask})
 
     def worth(self, settings: Mapping[str, Any]) -> float | None:

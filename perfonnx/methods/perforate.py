@@ -13,7 +13,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask
 from perfonnx.methods import repair
 from perfonnx.methods.base import Context, Decision, Fitted, Method, Needs, Space, Spot, setting
-from perfonnx.methods.masked import MaskedMethod, is_mask_file, is_own_mask
+from perfonnx.methods.masked import MaskedMethod, is_mask_file, is_own_mask, sampling_operands
 from perfonnx.model.layers import Layer
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.sampling import INTERPOLATIONS, interpolate
@@ -91,11 +91,8 @@ class Perforate(MaskedMethod):
         """`mask`, and the table of `source` positions that the interpolation gives."""
         assert decision.mask is not None
         sampling = interpolate(decision.mask, self.interpolation)
-        inputs = [workspace.add_table("mask", sampling.mask), workspace.add_table("source", sampling.source)]
-        if sampling.weight is not None:
-            inputs.append(workspace.add_table("weight", sampling.weight))
         what = f"{self.mask}, {sampling.interpolation}, {sampling.rate:.1%} skipped"
-        return inputs, {"interpolation": sampling.interpolation}, what
+        return *sampling_operands(workspace, sampling), what
 
     def has_rows(self, layer: Layer, *, folds: bool) -> bool:
         """Rows have one site for each position."""

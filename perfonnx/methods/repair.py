@@ -72,8 +72,7 @@ class _Layer:
 
     @classmethod
     def of(cls, spot: Spot, sampling: Sampling) -> _Layer:
-        assert spot.layer.attributes is not None
-        return cls(spot.workspace, spot.name, spot.node, sampling, spot.layer.attributes, spot.weight, spot.bias)
+        return cls(spot.workspace, spot.name, spot.node, sampling, spot.attributes, spot.weight, spot.bias)
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from perfonnx import ops
 from perfonnx.methods import Context, Decision, Needs, Spot
+from perfonnx.methods.masked import sampling_operands
 from perfonnx.model.layers import numpy_type
 from perfonnx.model.proto import TensorType
 from perfonnx.model.workspace import Workspace
@@ -18,7 +19,7 @@ from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.passes.base import Change, Pass, State
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import is_sampled
-from perfonnx.passes.targets import MEMORY, NetworkTargets
+from perfonnx.passes.targets import NetworkTargets
 from perfonnx.sampling import interpolate
 
 
@@ -63,13 +64,11 @@ class Fit(Pass):
     Attributes:
         context: What there is to fit with, and what was found before.
         rows: Whether the model is lowered to rows.
-        memory: See `perfonnx.passes.targets.MEMORY`.
         progress: Called with the layers done and their number.
     """
 
     context: Context
     rows: bool = True
-    memory: int = MEMORY
     progress: Callable[[int, int], None] | None = None
 
     def requires(self, workspace: Workspace, state: State) -> None:
@@ -84,7 +83,7 @@ class Fit(Pass):
         targets = None
         if fitted and self.context.feeds is not None:
             nodes = {name: state.rewritten[name] for name in fitted}
-            targets = NetworkTargets(workspace, nodes, self.context.feeds, self.memory)
+            targets = NetworkTargets(workspace, nodes, self.context.feeds)
         changes: list[Change] = []
         beside: list[gs.Node] = []
         order = [*(name for name in wanted if name not in fitted), *fitted]  # what is known, before what is run
@@ -120,17 +119,13 @@ def _join(workspace: Workspace, state: State, predictors: list[gs.Node]) -> None
         known = workspace.types[conv.outputs[0].name]
         assert known.shape is not None
         channels, height, width = (int(d) for d in known.shape[1:])  # type: ignore[arg-type]
-        everywhere = np.ones((height, width), bool)
+        bias = workspace.add_table("zeros", np.zeros(channels, numpy_type(known.elem_type)))
+        tables, attributes = sampling_operands(workspace, interpolate(np.ones((height, width), bool)))
         new = gs.Node(
             PERFORATED_CONV.name,
             conv.name,
-            {**conv.attrs, **Activation().attributes(), "interpolation": "nearest"},
-            [
-                *conv.inputs[:2],
-                workspace.add_table("zeros", np.zeros(channels, numpy_type(known.elem_type))),
-                workspace.add_table("mask", everywhere),
-                workspace.add_table("source", interpolate(everywhere).source),
-            ],
+            {**conv.attrs, **Activation().attributes(), **attributes},
+            [*conv.inputs[:2], bias, *tables],
             [],
             domain=ops.DOMAIN,
         )

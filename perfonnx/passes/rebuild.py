@@ -17,7 +17,7 @@ from perfonnx.model.shapes import infer_types
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Change, Pass, Rebuilt, Skip, State
 from perfonnx.passes.fold import fold
-from perfonnx.passes.select import decide, obstacle
+from perfonnx.passes.select import decide_on, obstacle
 from perfonnx.passes.targets import NetworkTargets
 
 _Task: TypeAlias = tuple[Rebuilt, Layer, tuple[Method, ...]]
@@ -103,7 +103,7 @@ class Rebuild(Pass):
         if isinstance(step, StandardMethod):
             reason = reason or obstacle(self.context, state, layer, step, fallback=self.fallback)
         else:
-            reason = reason or decide(self.context, state, layer, steps, fallback=self.fallback)
+            reason = reason or decide_on(self.context, state, layer, steps, fallback=self.fallback)
         if reason:
             state.skips.append(Skip(layer.name, reason))
         return isinstance(step, StandardMethod) and not reason

@@ -73,13 +73,10 @@ class NetworkTargets:
         workspace: The network that is being rewritten.
         layers: The nodes of the layers that will be asked about, in topological order, by layer name.
         batches: Calibration data.
-        memory: See `MEMORY`.
     """
 
-    def __init__(
-        self, workspace: Workspace, layers: Mapping[str, gs.Node], batches: Feeds, memory: int = MEMORY
-    ) -> None:
-        share = memory // 4  # two networks, and while a new set of values is kept, the old one is still read
+    def __init__(self, workspace: Workspace, layers: Mapping[str, gs.Node], batches: Feeds) -> None:
+        share = MEMORY // 4  # two networks, and while a new set of values is kept, the old one is still read
         model = workspace.model
         original = list(model.proto.graph.node)
         self.original = Replay(model, lambda: original, {}, batches, share)
