@@ -55,7 +55,7 @@ RATES = {
 }
 """What `layers` measures unless told: rates, or shares of open gates."""
 
-MATCH = "dncnn|waifu2x|style_candy|squeezenet.*fp32"
+MATCH = "dncnn|waifu2x|style_candy|squeezenet.*fp32|resnet20$"
 """The models of a folder that `networks` measures unless told."""
 
 LEAST_RUNS = 3
@@ -124,7 +124,7 @@ _KERNELS_EXAMPLES = """examples:
 
 _NETWORKS_EXAMPLES = """examples:
   python tools/benchmark.py networks --json networks.json
-        AlexNet, VGG-16, NIN and ResNet-50 with seeded weights, rates 0.5 and 0.75, one thread
+        AlexNet, VGG-16, NIN and ResNet-50 with seeded weights, exact and at rates 0.5 and 0.75, one thread
   python tools/benchmark.py networks --models vgg16 --rates 0.75 --threads 1 2 --batch 1 8
   python tools/benchmark.py networks --models --folder DIR --size 256
         DnCNN, waifu2x, style transfer and SqueezeNet, as far as DIR has them
@@ -195,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     networks.add_argument(
         "--size", type=int, default=256, metavar="N", help="height and width where a model leaves them open"
     )
-    networks.add_argument("--rates", nargs="+", type=float, default=[0.5, 0.75])
+    networks.add_argument("--rates", nargs="+", type=float, default=[0.0, 0.5, 0.75], help="0: exact")
     networks.add_argument("--mask", default=None)
     networks.add_argument("--no-memory", action="store_true", help="times only")
     networks.set_defaults(run=run_networks)
@@ -476,8 +476,9 @@ def run_networks(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for batch in options.batch:
         for name, proto in _networks(options, batch):
             for rate in options.rates:
+                choices = {"rate": rate, "mask": options.mask} if rate else {}  # without a rate rewriting is exact
                 results = {
-                    layout: perfonnx.rewrite(proto, rate=rate, mask=options.mask, layout=layout, freeze_weights=True)
+                    layout: perfonnx.rewrite(proto, layout=layout, freeze_weights=True, **choices)
                     for layout in ("rows", "nchw")
                 }
                 for threads in options.threads:
