@@ -1,7 +1,7 @@
 """Gates of radius-adaptive layers: trained, or fitted without training so that they open an asked share of the pixels.
 
 To be fitted, layers are done front to back like those that are repaired: inputs come from the network rewritten so far,
-targets from the original one. See `perfonnx.gating` for what is fitted.
+targets from the original one. See `perfonnx.methods.gate_fit` for what is fitted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 from perfonnx.corrections import Correction, Gate, TrainedGate, digest
 from perfonnx.errors import PerfonnxError
-from perfonnx.gating import GateFit, GateSolution, PixelSample
 from perfonnx.methods.base import Fitted, Spot, Targets
+from perfonnx.methods.gate_fit import GateFit, GateSolution, PixelSample
 from perfonnx.ops.radius_adaptive_conv import under_centre
 
 

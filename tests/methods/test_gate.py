@@ -12,8 +12,8 @@ from onnx import ModelProto, TensorProto
 
 import perfonnx
 from perfonnx import PerfonnxError, Plan, corrections
-from perfonnx.gating import GateFit, PixelSample, set_bias
 from perfonnx.methods import Method
+from perfonnx.methods.gate_fit import GateFit, PixelSample, set_bias
 from perfonnx.methods.radius_adaptive import RadiusAdaptive
 from perfonnx.ops.common import ConvAttributes, convolve
 from tests.passes import nets
