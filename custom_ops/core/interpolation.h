@@ -6,8 +6,7 @@
 
 namespace perfonnx {
 
-// Rows of sites (number of the site, -1 = none), with or
-// without weights. int32 [positions, per_position].
+// Rows of sites (number of the site, -1 = none), with or without weights: int32 [positions, per_position].
 struct Interpolation {
   std::int64_t positions = 0;
   std::int64_t per_position = 1;

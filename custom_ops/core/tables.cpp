@@ -12,29 +12,33 @@ constexpr std::int64_t kLargest = std::numeric_limits<std::int32_t>::max();
 
 }  // namespace
 
-RowTable make_row_table(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
-                        const std::vector<std::int32_t>& sites, std::int64_t output_width,
-                        const std::vector<std::int32_t>& taps, const std::int32_t* source) {
+RowTable make_row_table(const SiteGrid& grid, const std::vector<std::int32_t>& taps) {
+  const ConvGeometry& geometry = grid.geometry;
+  const auto [height, width] = grid.input;
   if (height < 0 || width < 0 || (width > 0 && height > kLargest / width)) {
     throw Error("input 'X': an image of " + std::to_string(height) + " x " + std::to_string(width) +
                 " has more than 2^31 - 1 pixels; split it");
   }
   RowTable table;
-  table.sites = static_cast<std::int64_t>(sites.size());
+  table.sites = static_cast<std::int64_t>(grid.sites.size());
   table.taps = static_cast<std::int64_t>(taps.size());
-  table.rows = AlignedArray<std::int32_t>(checked_product(sites.size(), taps.size()));
+  table.rows = AlignedArray<std::int32_t>(checked_product(grid.sites.size(), taps.size()));
   std::int32_t* out = table.rows.data();
-  for (const std::int32_t site : sites) {
-    const std::int64_t top = site / output_width * geometry.strides[0] - geometry.pads[0];
-    const std::int64_t left = site % output_width * geometry.strides[1] - geometry.pads[1];
+  for (const std::int32_t site : grid.sites) {
+    const std::int64_t top = site / grid.output_width * geometry.strides[0] - geometry.pads[0];
+    const std::int64_t left = site % grid.output_width * geometry.strides[1] - geometry.pads[1];
     for (const std::int32_t tap : taps) {
       const std::int64_t y = top + tap / geometry.kernel[1] * geometry.dilations[0];
       const std::int64_t x = left + tap % geometry.kernel[1] * geometry.dilations[1];
-      const bool inside = y >= 0 && y < height && x >= 0 && x < width;
-      const std::int64_t position = y * width + x;
-      *out++ = !inside ? -1 : source != nullptr ? source[position] : static_cast<std::int32_t>(position);
+      *out++ = grid.row_at(y, x);
     }
   }
+  return table;
+}
+
+RowTable make_row_table(const SiteGrid& grid) {
+  RowTable table = make_row_table(grid, all_taps(grid.geometry));
+  find_runs(&table);
   return table;
 }
 

@@ -17,8 +17,23 @@ struct SiteRun {
   std::int32_t step;
 };
 
-// int32 [sites, taps]: the input row (y * width + x of an NCHW image) that feeds each tap of each site; -1 = the zero
-// row. sites are flat positions in an output map of output_width columns. taps selects kernel positions (flat).
+// Which positions of which map a convolution computes, and where it reads them.
+struct SiteGrid {
+  const ConvGeometry& geometry;
+  MapSize input;
+  std::int64_t output_width;
+  const std::vector<std::int32_t>& sites;  // flat positions in the output map
+  const std::int32_t* source;  // the row that stands at each position of the input, -1 zeros; null: row q at q
+
+  // The row that is read at a position of the input, -1 where there is none.
+  std::int32_t row_at(std::int64_t y, std::int64_t x) const noexcept {
+    if (y < 0 || y >= input.height || x < 0 || x >= input.width) return -1;
+    const std::int64_t position = y * input.width + x;
+    return source != nullptr ? source[position] : static_cast<std::int32_t>(position);
+  }
+};
+
+// int32 [sites, taps]: the input row that feeds each tap of each site; -1 = the zero row.
 struct RowTable {
   std::int64_t sites = 0;
   std::int64_t taps = 0;
@@ -45,9 +60,10 @@ struct RowTableView {
   const std::vector<SiteRun>* runs;  // of the whole table,
   std::int64_t first;                // in which this is the number of the first site
 };
-// source: the row that stands at each position of the input map, -1 zeros; null: row q at position q.
-RowTable make_row_table(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
-                        const std::vector<std::int32_t>& sites, std::int64_t output_width,
-                        const std::vector<std::int32_t>& taps, const std::int32_t* source = nullptr);
+
+// taps selects kernel positions (flat).
+RowTable make_row_table(const SiteGrid& grid, const std::vector<std::int32_t>& taps);
+// Of all of them, with its runs.
+RowTable make_row_table(const SiteGrid& grid);
 
 }  // namespace perfonnx

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <tuple>
 
+#include "core/parallel.h"
+
 namespace perfonnx {
 
 Tiling::Tiling(const SiteGrid& grid, std::int64_t edge)
-    : grid_(grid), edge_(edge), across_((grid.output_width + edge - 1) / edge), members_(grid.sites.size()) {
+    : grid_(grid), edge_(edge), across_(ceil_div(grid.output_width, edge)), members_(grid.sites.size()) {
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const std::int64_t y = grid.sites[i] / grid.output_width;
     const std::int64_t x = grid.sites[i] % grid.output_width;
@@ -65,11 +67,7 @@ TilePlan Tiling::plan(std::int64_t least) const {
     const std::int64_t left = begin->tile % across_ * edge_ - grid_.geometry.pads[1];
     for (std::int64_t y = top; y < top + edge_ + 2; ++y) {
       for (std::int64_t x = left; x < left + edge_ + 2; ++x) {
-        const bool inside = y >= 0 && y < grid_.input.height && x >= 0 && x < grid_.input.width;
-        const std::int64_t position = y * grid_.input.width + x;
-        plan.inputs.push_back(!inside                   ? -1
-                              : grid_.source != nullptr ? grid_.source[position]
-                                                        : static_cast<std::int32_t>(position));
+        plan.inputs.push_back(grid_.row_at(y, x));
       }
     }
   });

@@ -4,18 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/geometry.h"
+#include "core/tables.h"
 
 namespace perfonnx {
-
-// Which positions of which map a convolution computes, and where it reads them.
-struct SiteGrid {
-  const ConvGeometry& geometry;
-  MapSize input;
-  std::int64_t output_width;
-  const std::vector<std::int32_t>& sites;  // flat positions in the output map
-  const std::int32_t* source;  // the row that stands at each position of the input, -1 zeros; null: row q at q
-};
 
 // Tiles of edge x edge outputs, each of which reads (edge + 2) x (edge + 2) inputs.
 struct TilePlan {

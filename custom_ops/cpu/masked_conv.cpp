@@ -158,11 +158,8 @@ void MaskedConv::check(const Images& x) const {
 void MaskedConv::run(const Images& x, void* y, Context& context) const {
   check(x);
   if (x.images == 0 || bands_.empty()) return;
-  const std::shared_ptr<const RowTable> table = tables_.get(x.height, x.width, [&] {
-    RowTable made = make_row_table(geometry_, x.height, x.width, sites_, width_, all_taps(geometry_));
-    find_runs(&made);
-    return made;
-  });
+  const std::shared_ptr<const RowTable> table = tables_.get(
+      x.height, x.width, [&] { return make_row_table({geometry_, {x.height, x.width}, width_, sites_, nullptr}); });
   const bool copies = interpolation_.copies();
   const auto all_sums = [&] {
     return checked_product(static_cast<std::size_t>(x.images * table->sites), static_cast<std::size_t>(outputs()));

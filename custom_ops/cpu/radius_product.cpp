@@ -42,11 +42,8 @@ Product product_of(const ConvConstants& conv, const char* part, const std::vecto
 
 }  // namespace
 
-RadiusTables make_radius_tables(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
-                                const std::vector<std::int32_t>& sites, std::int64_t output_width,
-                                const std::int32_t* source) {
-  return {make_row_table(geometry, height, width, sites, output_width, {kCentre}, source),
-          make_row_table(geometry, height, width, sites, output_width, ring_taps(), source)};
+RadiusTables make_radius_tables(const SiteGrid& grid) {
+  return {make_row_table(grid, {kCentre}), make_row_table(grid, ring_taps())};
 }
 
 RadiusProduct::RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels)

@@ -16,10 +16,7 @@ struct RadiusTables {
   RowTable centre;  // one tap
   RowTable ring;    // eight
 };
-// source: the row that stands at each position of the map, -1 zeros; null: row q at position q.
-RadiusTables make_radius_tables(const ConvGeometry& geometry, std::int64_t height, std::int64_t width,
-                                const std::vector<std::int32_t>& sites, std::int64_t output_width,
-                                const std::int32_t* source = nullptr);
+RadiusTables make_radius_tables(const SiteGrid& grid);
 
 class RadiusProduct {
  public:

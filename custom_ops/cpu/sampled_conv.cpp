@@ -10,14 +10,6 @@ MapSize output_of(const ConvGeometry& geometry, const MapSize& map) {
   return MapSize{geometry.output_size(0, map.height), geometry.output_size(1, map.width)}.checked("in_shape");
 }
 
-// The taps of every site, resolved to rows of S: geometry, sites and the producer's interpolation in one table.
-RowTable table_of(const SiteGrid& grid) {
-  RowTable table = make_row_table(grid.geometry, grid.input.height, grid.input.width, grid.sites, grid.output_width,
-                                  all_taps(grid.geometry), grid.source);
-  find_runs(&table);
-  return table;
-}
-
 }  // namespace
 
 SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
@@ -29,7 +21,7 @@ SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const
   const SiteGrid grid{conv.geometry, map.size, output.width, positions, in_source_.data()};
   const WeightShape shape{conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups};
   product_.emplace(ProductLayer{conv.weights, conv.bias, shape, kernels, &grid}, conv.layer, conv.implementation);
-  table_ = table_of(grid);
+  table_ = make_row_table(grid);  // geometry, sites and the producer's interpolation in one
   zero_row_.assign(static_cast<std::size_t>(product_->input_channels()), 0.0F);
   if (!added) return;
   std::vector<std::int32_t> repeated;

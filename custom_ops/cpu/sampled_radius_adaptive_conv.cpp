@@ -16,8 +16,8 @@ SampledRadiusAdaptiveConv::SampledRadiusAdaptiveConv(const ConvConstants& conv, 
   const ConvGeometry& geometry = conv.geometry;
   const MapSize output =
       MapSize{geometry.output_size(0, map.size.height), geometry.output_size(1, map.size.width)}.checked("in_shape");
-  tables_ = make_radius_tables(geometry, map.size.height, map.size.width, checked_sites(sites, output, geometry.taps()),
-                               output.width, in_source_.data());
+  const std::vector<std::int32_t> positions = checked_sites(sites, output, geometry.taps());
+  tables_ = make_radius_tables({geometry, map.size, output.width, positions, in_source_.data()});
 }
 
 void SampledRadiusAdaptiveConv::check(const Rows& s) const {

@@ -231,10 +231,8 @@ Ints row_table(const Pair& kernel, const Pair& strides, const Quad& pads, const 
                std::int64_t output_width, const Ints& sites) {
   const ConvGeometry geometry = geometry_of(kernel, strides, pads, dilations).checked();
   if (output_width < 1) throw Error("output_width must be at least 1");
-  std::vector<std::int32_t> taps(static_cast<std::size_t>(geometry.taps()));
-  for (std::size_t t = 0; t < taps.size(); ++t) taps[t] = static_cast<std::int32_t>(t);
   const std::vector<std::int32_t> list(sites.data(), sites.data() + sites.size());
-  const RowTable table = make_row_table(geometry, input[0], input[1], list, output_width, taps);
+  const RowTable table = make_row_table({geometry, {input[0], input[1]}, output_width, list, nullptr});
   Ints result({static_cast<py::ssize_t>(table.sites), static_cast<py::ssize_t>(table.taps)});
   std::copy_n(table.rows.data(), table.sites * table.taps, result.mutable_data());
   return result;
