@@ -31,13 +31,6 @@ SiteGrid grid_of(const ConvGeometry& geometry, const Mask& mask, const std::vect
   return {geometry, {size(0, mask.height), size(1, mask.width)}, mask.width, sites, nullptr};
 }
 
-Product product_of(const ConvConstants& conv, const Mask& mask, const std::vector<std::int32_t>& sites,
-                   const KernelSet& kernels) {
-  const SiteGrid grid = grid_of(conv.geometry, mask, sites);
-  const WeightShape shape{conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups};
-  return Product({conv.weights, conv.bias, shape, kernels, &grid}, conv.layer, conv.implementation);
-}
-
 }  // namespace
 
 MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolation interpolation, const float* fill,
@@ -47,7 +40,7 @@ MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolatio
       height_(mask.height),
       width_(mask.width),
       sites_(sites_of_mask(mask.data, mask.height, mask.width)),
-      product_(product_of(conv, mask, sites_, kernels)),
+      product_(conv, grid_of(conv.geometry, mask, sites_), kernels),
       interpolation_(std::move(interpolation)),
       fill_(static_cast<std::size_t>(conv.outputs), activation_(0.0F, 0)),
       zero_row_(static_cast<std::size_t>(product_.input_channels()), 0.0F) {

@@ -19,8 +19,7 @@ SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const
   const MapSize output = output_of(conv.geometry.checked(), map.size);
   const std::vector<std::int32_t> positions = checked_sites(sites, output, conv.geometry.taps());
   const SiteGrid grid{conv.geometry, map.size, output.width, positions, in_source_.data()};
-  const WeightShape shape{conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups};
-  product_.emplace(ProductLayer{conv.weights, conv.bias, shape, kernels, &grid}, conv.layer, conv.implementation);
+  product_.emplace(conv, grid, kernels);
   table_ = make_row_table(grid);  // geometry, sites and the producer's interpolation in one
   zero_row_.assign(static_cast<std::size_t>(product_->input_channels()), 0.0F);
   if (!added) return;

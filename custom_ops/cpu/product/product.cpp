@@ -41,6 +41,10 @@ Product::Product(const ProductLayer& layer, std::string name, const std::string&
   }
 }
 
+Product::Product(const ConvConstants& conv, const SiteGrid& grid, const KernelSet& kernels)
+    : Product({conv.weights, conv.bias, {conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups}, kernels, &grid},
+              conv.layer, conv.implementation) {}
+
 void Product::run(const ProductRun& run, Context& context) const {
   if (!decision_.empty() && !said_.exchange(true)) std::fprintf(stderr, "perfonnx: %s\n", decision_.c_str());
   if (run.total() > 0) prepared_->run(run, context);

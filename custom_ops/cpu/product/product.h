@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/context.h"
+#include "core/layer.h"
 #include "cpu/product/implementation.h"
 
 namespace perfonnx {
@@ -20,6 +21,8 @@ class Product {
   // `name` is what PERFONNX_VERBOSE calls the layer; `only` names the implementation to take instead of the best that
   // applies. Throws Error for a shape that no convolution has, and where `only` does not apply.
   Product(const ProductLayer& layer, std::string name, const std::string& only = {});
+  // Of a whole convolution at the sites of a grid.
+  Product(const ConvConstants& conv, const SiteGrid& grid, const KernelSet& kernels);
 
   const WeightShape& shape() const noexcept { return shape_; }
   const KernelSet& kernels() const noexcept { return kernels_; }
