@@ -160,17 +160,14 @@ class Winograd final : public PreparedProduct {
         block_(block_tiles(layer, plan_.edge)) {
     for (std::int64_t t = 0; t < plan_.tiles; ++t) {
       const auto tile = plan_.outputs.begin() + t * plan_.writes();
-      const auto first = std::min_element(tile, tile + plan_.writes(), [](std::int32_t a, std::int32_t b) {
-        return static_cast<std::uint32_t>(a) < static_cast<std::uint32_t>(b);  // -1 is behind all
-      });
-      first_sites_.push_back(*first);
+      last_sites_.push_back(*std::max_element(tile, tile + plan_.writes()));
     }
     if (!plan_.rest.empty()) rest_ = (kDirect.drawback(layer).empty() ? kDirect : kGathered).prepare(layer);
   }
 
   void run(const ProductRun& run, Context& context) const override {
     const std::int64_t first = run.table.first;
-    run_tiles(run, between(first_sites_, first, first + run.table.sites), context);
+    run_tiles(run, between(last_sites_, first, first + run.table.sites), context);
     run_rest(run, between(plan_.rest, first, first + run.table.sites), context);
   }
   std::int64_t edge() const noexcept override { return plan_.edge; }
@@ -402,7 +399,7 @@ class Winograd final : public PreparedProduct {
   TilePlan plan_;
   PackedPoints weights_;
   std::int64_t block_;
-  std::vector<std::int32_t> first_sites_;        // of the tiles: their lowest
+  std::vector<std::int32_t> last_sites_;         // of the tiles: their highest
   std::unique_ptr<const PreparedProduct> rest_;  // of sites outside tiles; null: there are none
 };
 
