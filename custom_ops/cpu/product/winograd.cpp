@@ -32,45 +32,48 @@ constexpr double kFactors4[6][3] = {{1, 0, 0},
                                     {1. / 6, -kRoot / 6, 1. / 3},
                                     {0, 0, 1}};
 
+// The (edge + 2)^2 points of a kernel of 3 x 3 taps, `step` apart.
+void kernel_points(const float* taps, std::int64_t edge, float* to, std::int64_t step) {
+  const std::int64_t along = edge + 2;
+  const double (*factors)[3] = edge == 2 ? kFactors2 : kFactors4;
+  for (std::int64_t y = 0; y < along; ++y) {
+    const double* down = factors[y];
+    double half[3];
+    for (std::int64_t x = 0; x < 3; ++x) half[x] = down[0] * taps[x] + down[1] * taps[3 + x] + down[2] * taps[6 + x];
+    for (std::int64_t x = 0; x < along; ++x, to += step) {
+      const double* across = factors[x];
+      *to = static_cast<float>(half[0] * across[0] + half[1] * across[1] + half[2] * across[2]);
+    }
+  }
+}
+
 // Weights of every point: [points][panels][inputs][panel width], and the bias padded to whole panels.
 struct PackedPoints {
   PackedPoints(const ProductLayer& layer, std::int64_t edge) {
     const std::int64_t outputs = layer.shape.outputs;
     const std::int64_t inputs = layer.shape.inputs;
     const auto width = static_cast<std::int64_t>(layer.kernels.f32->panel);
-    const std::int64_t along = edge + 2;
-    const double (*factors)[3] = edge == 2 ? kFactors2 : kFactors4;
+    const std::int64_t points = (edge + 2) * (edge + 2);
     panels = ceil_div(outputs, width);
     panel_size = inputs * width;
     const std::int64_t point_size = panels * panel_size;
-    weights = AlignedArray<float>(
-        checked_product(static_cast<std::size_t>(along * along), static_cast<std::size_t>(point_size)));
+    weights =
+        AlignedArray<float>(checked_product(static_cast<std::size_t>(points), static_cast<std::size_t>(point_size)));
     bias = AlignedArray<float>(static_cast<std::size_t>(panels * width));
     std::fill_n(bias.data(), bias.size(), 0.0F);
     if (layer.bias != nullptr) std::copy_n(layer.bias, outputs, bias.data());
+    // Points lie so far apart that their lines, written a float at a time, would drive each other out of the cache.
+    std::vector<float> together(static_cast<std::size_t>(points * width));
     for (std::int64_t panel = 0; panel < panels; ++panel) {
+      const std::int64_t first = panel * width;
+      const std::int64_t here = std::min(width, outputs - first);
+      if (here < width) std::fill(together.begin(), together.end(), 0.0F);
       for (std::int64_t c = 0; c < inputs; ++c) {
-        float* to = weights.data() + panel * panel_size + c * width;
-        for (std::int64_t j = 0; j < width; ++j, ++to) {
-          const std::int64_t m = panel * width + j;
-          if (m >= outputs) {
-            for (std::int64_t i = 0; i < along * along; ++i) to[i * point_size] = 0.0F;
-            continue;
-          }
-          const float* tap = layer.weights + (m * inputs + c) * kTaps;
-          double half[6][3];  // points down, taps across
-          for (std::int64_t y = 0; y < along; ++y) {
-            for (std::int64_t x = 0; x < 3; ++x) {
-              half[y][x] = factors[y][0] * tap[x] + factors[y][1] * tap[3 + x] + factors[y][2] * tap[6 + x];
-            }
-          }
-          for (std::int64_t y = 0; y < along; ++y) {
-            for (std::int64_t x = 0; x < along; ++x) {
-              const double point = half[y][0] * factors[x][0] + half[y][1] * factors[x][1] + half[y][2] * factors[x][2];
-              to[(y * along + x) * point_size] = static_cast<float>(point);
-            }
-          }
+        for (std::int64_t j = 0; j < here; ++j) {
+          kernel_points(layer.weights + ((first + j) * inputs + c) * kTaps, edge, together.data() + j, width);
         }
+        float* to = weights.data() + panel * panel_size + c * width;
+        for (std::int64_t i = 0; i < points; ++i) std::copy_n(together.data() + i * width, width, to + i * point_size);
       }
     }
   }
