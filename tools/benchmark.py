@@ -2,7 +2,7 @@
 
 Both sides are timed in turn in one process, with the same threads and all of onnxruntime's optimizations, and the
 medians are divided: a ratio holds where absolute times drift. Theory is the ratio of multiplies. Memory is what the
-activations need at the peak of a run, measured in a process for each model (see perfonnx/memory.py).
+activations need at the peak of a run, measured in a process for each model (see perfonnx/running/memory.py).
 """
 
 from __future__ import annotations
