@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 
 from perfonnx import _engine
 from tests.engine.reference import activate
+from tests.processes import assert_same_on_any_number_of_processors, run_python
 
 ISAS = _engine.available_isas()
 PANEL = {"baseline": 8, "avx2": 16, "avx512": 32}
@@ -248,27 +247,16 @@ def test_empty_weights_are_refused(shape: tuple[int, int, int]) -> None:
 def test_results_do_not_depend_on_the_number_of_processors(
     isa: str, channels: int, outputs: int, taps: int, group: int
 ) -> None:
-    code = f"""
-import hashlib, os, sys
-import numpy as np
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
-from perfonnx import _engine
-rng = np.random.default_rng(0)
+    assert_same_on_any_number_of_processors(f"""
 rows = rng.standard_normal((1, 300, {channels})).astype(np.float32)
 table = (np.arange(196)[:, None] + np.arange({taps})).astype(np.int32)
 w = rng.standard_normal(({outputs}, {channels} // {group}, {taps})).astype(np.float32)
-print(hashlib.sha256(_engine.SampledProduct(w, group={group}, isa={isa!r})(rows, table, threads=2)).hexdigest())
-"""
-    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("one processor, or no way to ask for one")
-    one, two = (subprocess.check_output([sys.executable, "-c", code, count]) for count in "12")
-    assert one == two
+result = _engine.SampledProduct(w, group={group}, isa={isa!r})(rows, table, threads=2)
+""")
 
 
 def _isa_with(value: str) -> subprocess.CompletedProcess[str]:
-    code = "from perfonnx import _engine; print(_engine.default_isa())"
-    environment = {**os.environ, "PERFONNX_ISA": value}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    return run_python("from perfonnx import _engine; print(_engine.default_isa())", PERFONNX_ISA=value)
 
 
 @pytest.mark.parametrize("cap", ["baseline", "avx2", "avx512"])
@@ -340,9 +328,7 @@ product = _engine.SampledProduct(np.ones((3, 257, 9), np.float32))
 for _ in range(2):
     product(np.ones((1, 9, 257), np.float32), np.zeros((4, 9), np.int32))
 """
-    environment = {**os.environ, "PERFONNX_VERBOSE": value}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    said = done.stderr.splitlines()
+    said = run_python(code, check=True, PERFONNX_VERBOSE=value).stderr.splitlines()
     assert len(said) == lines
     for line in said:
         assert line.startswith("perfonnx: SampledProduct: gathered (not depthwise: ")

@@ -6,9 +6,7 @@ output are what float32 gives with tiles of 4 x 4, a fifth of that with 2 x 2.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 
 from perfonnx import _engine
 from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv
+from tests.processes import assert_same_on_any_number_of_processors, run_python
 
 ISAS = _engine.available_isas()
 TOLERANCE = {"winograd4": 1e-5, "winograd2": 3e-6}
@@ -166,25 +165,16 @@ def test_a_value_that_is_no_number_stays_in_the_tiles_that_read_it(isa: str, val
 )
 def test_results_do_not_depend_on_the_number_of_processors(inputs: int, outputs: int, size: int, images: int) -> None:
     """Few tiles, many weights and many tiles are shared out in different ways."""
-    code = f"""
-import hashlib, os, sys
-import numpy as np
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
-from perfonnx import _engine
-rng = np.random.default_rng(0)
+    for implementation in TOLERANCE:
+        assert_same_on_any_number_of_processors(f"""
 s = rng.standard_normal(({images}, {size**2}, {inputs})).astype(np.float32)
 z = rng.standard_normal((1, {size**2}, {outputs})).astype(np.float32)
 w = rng.standard_normal(({outputs}, {inputs}, 3, 3)).astype(np.float32)
 engine = _engine.SampledConv(
-    w, None, in_shape=({size}, {size}), pads=(1, 1, 1, 1), adds=True, implementation=sys.argv[2]
+    w, None, in_shape=({size}, {size}), pads=(1, 1, 1, 1), adds=True, implementation={implementation!r}
 )
-print(hashlib.sha256(engine(s, z, threads=int(sys.argv[1]) + 1)).hexdigest())
-"""
-    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("one processor, or no way to ask for one")
-    for implementation in TOLERANCE:
-        one, two = (subprocess.check_output([sys.executable, "-c", code, count, implementation]) for count in "12")
-        assert one == two
+result = engine(s, z, threads=processors + 1)
+""")
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -211,22 +201,13 @@ def test_maps_in_bands_of_whole_tiles(isa: str, keep: float, pads: tuple[int, in
 
 
 def test_bands_do_not_change_with_the_number_of_processors() -> None:
-    code = """
-import hashlib, os, sys
-import numpy as np
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
-from perfonnx import _engine
-rng = np.random.default_rng(0)
+    assert_same_on_any_number_of_processors("""
 x = rng.standard_normal((1, 64, 90, 60)).astype(np.float32)
 w = rng.standard_normal((48, 64, 3, 3)).astype(np.float32)
 engine = _engine.MaskedConv.sparse(w, None, rng.random((90, 60)) < 0.5, pads=(1, 1, 1, 1))
 assert engine.implementation == "winograd4"
-print(hashlib.sha256(engine(x, threads=2)).hexdigest())
-"""
-    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("one processor, or no way to ask for one")
-    one, two = (subprocess.check_output([sys.executable, "-c", code, count]) for count in "12")
-    assert one == two
+result = engine(x, threads=2)
+""")
 
 
 @pytest.mark.parametrize(
@@ -280,8 +261,7 @@ engine = _engine.SampledConv(np.ones((64, 64, 3, 3), np.float32), None, in_shape
 engine(np.ones((1, 784, 64), np.float32))
 print(engine.implementation)
 """
-    environment = {**os.environ, "PERFONNX_EXACTNESS": exactness, "PERFONNX_VERBOSE": verbose}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    return run_python(code, PERFONNX_EXACTNESS=exactness, PERFONNX_VERBOSE=verbose)
 
 
 def test_strict_exactness_keeps_to_the_direct_kernels() -> None:

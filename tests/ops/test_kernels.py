@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +11,7 @@ import perfonnx
 from perfonnx import ops
 from perfonnx.ops.common import Activation, ConvAttributes
 from tests.ops.cases import Case, assert_close, cases
+from tests.processes import run_python
 
 
 @pytest.mark.parametrize("op", list(ops.CANONICAL))
@@ -47,8 +44,7 @@ def test_lower_instruction_sets_agree_too(isa: str) -> None:
         "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'kernel_equals', "
         f"{__file__!r}]))"
     )
-    environment = {**os.environ, "PERFONNX_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = run_python(program, PERFONNX_ISA=isa)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

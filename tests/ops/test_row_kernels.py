@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,6 +19,7 @@ from perfonnx.ops.sampled_conv import SAMPLED_CONV
 from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
 from tests.ops.cases import assert_close
 from tests.ops.row_cases import OPERATORS, RowCase, row_cases
+from tests.processes import run_python
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -52,8 +50,7 @@ def test_lower_instruction_sets_agree_too(isa: str) -> None:
         "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'kernel_equals', "
         f"{__file__!r}]))"
     )
-    environment = {**os.environ, "PERFONNX_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    done = run_python(program, PERFONNX_ISA=isa)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,12 @@ from onnx import TensorProto
 
 from perfonnx.runtime import get_library_path, session
 from tests.engine.reference import NO_ACTIVATION, Geometry, activate, interpolate, nearest_source, radius_adaptive
+from tests.processes import run_python
 from tests.runtime.nodes import model
 
 ACT: dict[str, Any] = {"negative_slope": 0.1, "clip_min": -0.5, "clip_max": 3.0}
 BOUNDS = (0.1, -0.5, 3.0)
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class Layer:
@@ -133,8 +133,7 @@ run = session(layer.perforated())
 for _ in range(2):
     run.run(None, {"X": layer.images(1)})
 """
-    environment = {**os.environ, "PERFONNX_VERBOSE": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = run_python(code, check=True, PERFONNX_VERBOSE="1", PYTHONPATH=ROOT)
     said = [line for line in done.stderr.splitlines() if line.startswith("perfonnx: ")]
     assert len(said) == 1
     assert re.match(r"perfonnx: PerforatedConv node '\w+': winograd4 \(not depthwise: ", said[0])
@@ -289,11 +288,7 @@ def _run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
         "got = session(layer.perforated()).run(None, {'X': x})[0]\n"
         "print(np.abs(got - interpolate(layer.dense(x), layer.source)).max() < 1e-4)"
     )
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PERFONNX_ISA": isa, "PYTHONPATH": str(root)}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, check=False
-    )
+    return run_python(code, PERFONNX_ISA=isa, PYTHONPATH=ROOT)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
