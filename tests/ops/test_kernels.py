@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import perfonnx
-from perfonnx import ops
+from perfonnx import _engine, ops
 from perfonnx.ops.common import Activation, ConvAttributes
 from tests.ops.cases import Case, assert_close, cases
 from tests.processes import run_python
@@ -37,7 +37,7 @@ def test_the_three_ways_agree(op: str, data: st.DataObject) -> None:
     assert_close(by_function, case.reference())
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", _engine.available_isas()[:-1])
 def test_lower_instruction_sets_agree_too(isa: str) -> None:
     """The choice is made once per process, so each instruction set gets a process of its own."""
     program = (

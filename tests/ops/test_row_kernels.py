@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import helper
 
 import perfonnx
+from perfonnx import _engine
 from perfonnx.ops.common import Activation, ConvAttributes
 from perfonnx.ops.sampled_conv import SAMPLED_CONV
 from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
@@ -43,7 +44,7 @@ def test_the_three_ways_agree(op: str, data: st.DataObject) -> None:
     assert_close(perfonnx.session(model, threads=1, library=False).run(None, case.feed)[0], case.expected)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+@pytest.mark.parametrize("isa", _engine.available_isas()[:-1])
 def test_lower_instruction_sets_agree_too(isa: str) -> None:
     """The choice is made once per process, so each instruction set gets a process of its own."""
     program = (

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from perfonnx import _engine
 from perfonnx.runtime import get_library_path, session
 from tests.engine.reference import NO_ACTIVATION, Geometry, activate, interpolate, nearest_source, radius_adaptive
 from tests.processes import run_python
@@ -291,7 +292,7 @@ def _run_with_isa(isa: str) -> subprocess.CompletedProcess[str]:
     return run_python(code, PERFONNX_ISA=isa, PYTHONPATH=ROOT)
 
 
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", _engine.available_isas())
 def test_every_instruction_set_inside_onnxruntime(isa: str) -> None:
     done = _run_with_isa(isa)
     assert done.stdout.strip() == "True", done.stderr
