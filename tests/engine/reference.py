@@ -34,6 +34,21 @@ class Geometry:
         return {"strides": self.strides, "pads": self.pads, "dilations": self.dilations}
 
 
+def picked(rows: npt.NDArray[Any], numbers: npt.NDArray[np.int32]) -> npt.NDArray[Any]:
+    """Rows [N, R, C] by their numbers, -1 zeros: [N, *numbers.shape, C]."""
+    return np.concatenate([rows, np.zeros_like(rows[:, :1])], axis=1)[:, numbers]
+
+
+def map_of(s: npt.NDArray[Any], in_source: npt.NDArray[np.int32], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """The map that rows stand for: rows [N, R, C] to [N, C, H, W], -1 zeros."""
+    return picked(s, in_source).transpose(0, 2, 1).reshape(len(s), s.shape[2], *size)
+
+
+def rows_of(x: npt.NDArray[Any], sites: npt.NDArray[Any] | slice = slice(None)) -> npt.NDArray[Any]:
+    """Rows of maps at some sites, or at every position: [N, C, H, W] to [N, P, C]."""
+    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])[:, :, sites].transpose(0, 2, 1)
+
+
 def taps(x: npt.NDArray[np.generic], geometry: Geometry) -> F64:
     """Inputs under each tap, zero in the padding: X [N, C, H, W] to [N, C, OH, OW, kh, kw]."""
     n, c, h, w = x.shape

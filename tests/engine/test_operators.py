@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfonnx import _engine
-from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv, interpolate, nearest_source, radius_adaptive
+from tests.engine.reference import (
+    NO_ACTIVATION,
+    Geometry,
+    activate,
+    conv,
+    interpolate,
+    map_of,
+    nearest_source,
+    radius_adaptive,
+    rows_of,
+)
 
 ISAS = _engine.available_isas()
 ACTIVATIONS = [
@@ -259,14 +269,12 @@ def test_sampled_radius_adaptive_conv(
         activation=activation,
         isa=isa,
     )
-    padded = np.concatenate([s, np.zeros_like(s[:, :1])], axis=1)
-    x = padded[:, in_source].transpose(0, 2, 1).reshape(case.x.shape)
+    x = map_of(s, in_source, (7, 6))
     expected = radius_adaptive(
         x, case.w, case.b, w_alpha, b_alpha, b_ring, geometry, group=group, center_gain=center_gain
     )
-    expected = expected.reshape(*expected.shape[:2], case.mask.size)[:, :, sites].transpose(0, 2, 1)
     got = engine(s)
-    _close(got, activate(expected, activation))
+    _close(got, activate(rows_of(expected, sites), activation))
     np.testing.assert_array_equal(engine(s, threads=3), got)
 
 
@@ -284,8 +292,7 @@ def test_radius_adaptive_blocks_of_a_large_map(isa: str, outputs: int) -> None:
     _close(got, expected)
     np.testing.assert_array_equal(engine(case.x, threads=3), got)
     rows = _engine.SampledRadiusAdaptiveConv(case.w, case.b, gate, in_shape=(53, 61), pads=(1, 1, 1, 1), isa=isa)
-    s = np.ascontiguousarray(case.x.reshape(5, 3, -1).transpose(0, 2, 1))
-    np.testing.assert_array_equal(rows(s, threads=3).transpose(0, 2, 1).reshape(got.shape), got)
+    np.testing.assert_array_equal(rows(rows_of(case.x), threads=3).transpose(0, 2, 1).reshape(got.shape), got)
     half = engine(case.x.astype(np.float16))
     np.testing.assert_array_equal(half, engine(case.x.astype(np.float16).astype(np.float32)).astype(np.float16))
 

@@ -10,22 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfonnx import _engine
-from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv
+from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv, map_of, picked, rows_of
 
 ISAS = _engine.available_isas()
 PAIR = st.tuples(st.integers(1, 3), st.integers(1, 3))
 GEOMETRY = st.builds(Geometry, kernel=PAIR, strides=PAIR, pads=st.tuples(*[st.integers(0, 2)] * 4), dilations=PAIR)
 TYPES = [np.float32, np.float16]
-
-
-def _map_of(s: np.ndarray, in_source: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The map that rows stand for: rows [N, R, C] to [N, C, H, W], -1 zeros."""
-    padded = np.concatenate([s, np.zeros_like(s[:, :1])], axis=1)
-    return padded[:, in_source].transpose(0, 2, 1).reshape(len(s), s.shape[2], *size)
-
-
-def _rows_of(x: np.ndarray, sites: np.ndarray) -> np.ndarray:
-    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])[:, :, sites].transpose(0, 2, 1)
 
 
 @settings(max_examples=150, deadline=None)
@@ -59,13 +49,12 @@ def test_sampled_conv(
     in_source = rng.integers(-1, 9, size[0] * size[1]).astype(np.int32)
     out = geometry.output_size(*size)
     sites = np.flatnonzero(rng.random(out[0] * out[1]) < keep).astype(np.int32)
-    expected = _rows_of(conv(_map_of(s, in_source, size), w, geometry, group) + b[:, None, None], sites)
+    expected = rows_of(conv(map_of(s, in_source, size), w, geometry, group) + b[:, None, None], sites)
     z, z_source = None, None
     if adds != "nothing":
         z = rng.standard_normal((1 if adds == "rows of one image" else images, 5, len(w))).astype(np.float32)
         z_source = rng.integers(-1, 5, len(sites)).astype(np.int32)
-        padded = np.concatenate([z, np.zeros_like(z[:, :1])], axis=1)
-        expected = expected + padded[:, z_source]
+        expected = expected + picked(z, z_source)
     engine = _engine.SampledConv(
         w,
         b,
@@ -136,7 +125,7 @@ def test_sampled_pool(
     size = (6, 7)
     s = rng.standard_normal((images, 9, channels)).astype(dtype)
     in_source = rng.integers(-1, 9, size[0] * size[1]).astype(np.int32)
-    x = _map_of(s, in_source, size).astype(np.float64)
+    x = map_of(s, in_source, size).astype(np.float64)
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel, axis=(2, 3))[:, :, :: strides[0], :: strides[1]]
     pooled = windows.mean(axis=(4, 5)) if average else windows.max(axis=(4, 5))
     sites = np.flatnonzero(rng.random(pooled.shape[2] * pooled.shape[3]) < 0.5).astype(np.int32)
@@ -146,7 +135,7 @@ def test_sampled_pool(
     got = engine(s)
     assert got.dtype == dtype
     tolerance = 1e-6 if dtype == np.float32 else 2e-3
-    np.testing.assert_allclose(got, _rows_of(pooled, sites), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(got, rows_of(pooled, sites), rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(engine(s, threads=3), got)
 
 
@@ -161,7 +150,7 @@ def test_compact_and_expand_are_inverse_at_the_sites(isa: str, dtype: type, chan
     sites = rng.choice(13 * 11, 60, replace=False).astype(np.int32) if picked == "some" else None
     positions = np.arange(13 * 11) if sites is None else sites
     rows = _engine.Compact(sites, size, isa=isa)(x, threads=2)
-    np.testing.assert_array_equal(rows, _rows_of(x, positions))
+    np.testing.assert_array_equal(rows, rows_of(x, positions))
     source = np.full((13 * 11, 1), -1, np.int32)
     source[positions, 0] = np.arange(len(positions))
     expected = np.zeros((2, channels, 13 * 11), dtype)
@@ -176,8 +165,7 @@ def test_expand_adds_up_weighted_rows(isa: str) -> None:
     s = rng.standard_normal((2, 6, 19)).astype(np.float32)
     source = rng.integers(-1, 6, (20, 3)).astype(np.int32)
     weight = rng.standard_normal(source.shape).astype(np.float32)
-    padded = np.concatenate([s, np.zeros_like(s[:, :1])], axis=1)
-    expected = (padded[:, source] * weight[..., None]).sum(axis=2).transpose(0, 2, 1).reshape(2, 19, 4, 5)
+    expected = (picked(s, source) * weight[..., None]).sum(axis=2).transpose(0, 2, 1).reshape(2, 19, 4, 5)
     got = _engine.ExpandRows(source, (4, 5), weight, isa=isa)(s)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 

@@ -14,15 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfonnx import _engine
-from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv
+from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv, map_of, picked, rows_of
 from tests.processes import assert_same_on_any_number_of_processors, run_python
 
 ISAS = _engine.available_isas()
 TOLERANCE = {"winograd4": 1e-5, "winograd2": 3e-6}
-
-
-def _rows(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x.reshape(*x.shape[:2], -1).transpose(0, 2, 1))
 
 
 def _layer(
@@ -32,7 +28,7 @@ def _layer(
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((images, inputs, size, size)).astype(np.float32)
     w = (rng.standard_normal((outputs, inputs, 3, 3)) / np.sqrt(9 * inputs)).astype(np.float32)
-    return _rows(x), w, rng.standard_normal(outputs).astype(np.float32)
+    return rows_of(x), w, rng.standard_normal(outputs).astype(np.float32)
 
 
 @settings(max_examples=200, deadline=None)
@@ -73,19 +69,17 @@ def test_any_layer(
     if rows == "interpolated":
         in_source = rng.integers(-1, positions, positions).astype(np.int32)
     s = rng.standard_normal((images, positions, inputs)).astype(np.float32)
-    x = np.concatenate([s, np.zeros_like(s[:, :1])], axis=1)[:, in_source].transpose(0, 2, 1)
     w = rng.standard_normal((outputs, inputs, 3, 3)).astype(np.float32)
     b = rng.standard_normal(outputs).astype(np.float32)
     out = geometry.output_size(*size)
     sites = np.flatnonzero(rng.random(out[0] * out[1]) < keep).astype(np.int32)
     rng.shuffle(sites)
-    linear = conv(x.reshape(images, inputs, *size), w, geometry) + b[:, None, None]
-    linear = linear.reshape(images, outputs, out[0] * out[1])[:, :, sites].transpose(0, 2, 1)
+    linear = rows_of(conv(map_of(s, in_source, size), w, geometry) + b[:, None, None], sites)
     z, z_source = None, None
     if adds != "nothing":
         z = rng.standard_normal((1 if adds == "rows of one image" else images, 5, outputs)).astype(np.float32)
         z_source = rng.integers(-1, 5, len(sites)).astype(np.int32)
-        linear = linear + np.concatenate([z, np.zeros_like(z[:, :1])], axis=1)[:, z_source]
+        linear = linear + picked(z, z_source)
     slope = rng.choice(np.array([-1, 0, 0.25, 1], np.float32), outputs) if sloped else None
     engine = _engine.SampledConv(
         w,
@@ -118,7 +112,7 @@ def test_error_relative_to_the_largest_output(
     s, w, b = _layer(0, inputs, outputs, size)
     expected = conv(s.transpose(0, 2, 1).reshape(1, inputs, size, size), w, Geometry()) + b[:, None, None]
     engine = _engine.SampledConv(w, b, in_shape=(size, size), pads=(1, 1, 1, 1), isa=isa, implementation=implementation)
-    error = np.abs(engine(s) - _rows(expected)).max() / np.abs(expected).max()
+    error = np.abs(engine(s) - rows_of(expected)).max() / np.abs(expected).max()
     assert error < TOLERANCE[implementation]
 
 
@@ -196,8 +190,7 @@ def test_maps_in_bands_of_whole_tiles(isa: str, keep: float, pads: tuple[int, in
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE["winograd4"] * np.abs(expected).max())
     np.testing.assert_array_equal(engine(x, threads=3), got)
     rows = _engine.SampledConv(w, b, in_shape=(62, 45), sites=np.flatnonzero(mask).astype(np.int32), pads=pads, isa=isa)
-    s = _rows(x)
-    np.testing.assert_array_equal(got.reshape(2, 40, -1)[:, :, mask.ravel()].transpose(0, 2, 1), rows(s))
+    np.testing.assert_array_equal(rows_of(got, mask.ravel()), rows(rows_of(x)))
 
 
 def test_bands_do_not_change_with_the_number_of_processors() -> None:
