@@ -32,6 +32,12 @@ bool succeeds(const OrtApi& api, OrtStatus* status) {
   return false;
 }
 
+Element element_of(ONNXTensorElementDataType type, const char* name) {
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) return Element::kFloat;
+  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) return Element::kHalf;
+  throw Error("input '" + std::string(name) + "': it is neither float nor float16");
+}
+
 Activation read_activation(const KernelInfo& info, std::int64_t outputs) {
   Activation activation;
   activation.negative_slope = info.number("negative_slope").value_or(activation.negative_slope);
@@ -98,13 +104,11 @@ void Constant::expect_shape(const std::vector<std::int64_t>& shape, const char* 
 
 std::vector<float> Constant::floats() const {
   std::vector<float> result(static_cast<std::size_t>(elements()));
-  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+  if (element_of(type, name) == Element::kFloat) {
     const auto* from = static_cast<const float*>(data);
     for (std::size_t i = 0; i < result.size(); ++i) result[i] = from[i];
-  } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
-    widen(static_cast<const Half*>(data), result.size(), result.data());
   } else {
-    throw Error("input '" + std::string(name) + "': it is neither float nor float16");
+    widen(static_cast<const Half*>(data), result.size(), result.data());
   }
   return result;
 }
@@ -301,13 +305,7 @@ const void* Call::input(const char* name, std::size_t rank, const char* meaning,
   }
   void* data = nullptr;
   check(api_, api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
-  if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
-    *element = Element::kFloat;
-  } else if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
-    *element = Element::kHalf;
-  } else {
-    throw Error("input '" + std::string(name) + "': it is neither float nor float16");
-  }
+  *element = element_of(type, name);
   return data;
 }
 
