@@ -43,12 +43,16 @@ std::vector<Input> radius_inputs(const std::vector<Input>& own = {}) {
                 own);
 }
 
+// Of the operators on rows: the map that these stand for, and the sites.
+std::vector<Input> map_inputs() {
+  return {{"in_source", InputType::kInt32, kOptional},
+          {"in_shape", InputType::kInt64, kRequired},
+          {"sites", InputType::kInt32, kOptional}};
+}
+
 Signature pool(const char* name, const Attribute& own) {
   return {name,
-          {{"S", InputType::kT, kRequired},
-           {"in_source", InputType::kInt32, kOptional},
-           {"in_shape", InputType::kInt64, kRequired},
-           {"sites", InputType::kInt32, kOptional}},
+          joined({{"S", InputType::kT, kRequired}}, map_inputs()),
           {{"kernel_shape", AttributeType::kInts, true},
            {"strides", AttributeType::kInts, false},
            {"pads", AttributeType::kInts, false},
@@ -57,9 +61,6 @@ Signature pool(const char* name, const Attribute& own) {
 }
 
 std::vector<Signature> all() {
-  const std::vector<Input> sampled{{"in_source", InputType::kInt32, kOptional},
-                                   {"in_shape", InputType::kInt64, kRequired},
-                                   {"sites", InputType::kInt32, kOptional}};
   const Input mask{"mask", InputType::kBool, kRequired};
   const Attribute center_gain{"center_gain", AttributeType::kFloat, false};
   return {
@@ -80,11 +81,12 @@ std::vector<Signature> all() {
         {"weight", InputType::kFactors, kOptional}},
        {}},
       {"SampledConv",
-       conv_inputs("S", joined(sampled, {{"Z", InputType::kT, kOptional}, {"z_source", InputType::kInt32, kOptional}})),
+       conv_inputs("S",
+                   joined(map_inputs(), {{"Z", InputType::kT, kOptional}, {"z_source", InputType::kInt32, kOptional}})),
        conv_attributes()},
       pool("SampledMaxPool", {"dilations", AttributeType::kInts, false}),
       pool("SampledAveragePool", {"count_include_pad", AttributeType::kInt, false}),
-      {"SampledRadiusAdaptiveConv", conv_inputs("S", radius_inputs(sampled)), conv_attributes({center_gain})},
+      {"SampledRadiusAdaptiveConv", conv_inputs("S", radius_inputs(map_inputs())), conv_attributes({center_gain})},
   };
 }
 
