@@ -152,42 +152,37 @@ py::array new_array(const py::array& like, const std::vector<std::int64_t>& shap
   return py::array(like.dtype(), std::vector<py::ssize_t>(shape.begin(), shape.end()));
 }
 
-// Runs an engine of rows on S; shape is that of its result.
+// Runs an engine on `input`; shape is that of its result.
 template <typename Run>
-py::array run_on_rows(const py::array& s, const std::vector<std::int64_t>& shape, int threads, const Run& run) {
-  py::array result = new_array(s, shape);
+py::array run_on(const py::array& input, const std::vector<std::int64_t>& shape, int threads, const Run& run) {
+  py::array result = new_array(input, shape);
   void* data = result.mutable_data();
   with_context(threads, [&](Context& context) { run(data, context); });
   return result;
-}
-
-template <typename Engine>
-py::array run_engine(const Engine& engine, const py::array& x, std::int64_t height, std::int64_t width,
-                     const Images& images, int threads) {
-  return run_on_rows(x, {images.images, engine.outputs(), height, width}, threads,
-                     [&](void* y, Context& context) { engine.run(images, y, context); });
 }
 
 py::array run_masked(const MaskedConv& engine, const py::array& x, int threads) {
   py::array keep;
   const Images images = images_of(x, keep);
   engine.check(images);
-  return run_engine(engine, x, engine.height(), engine.width(), images, threads);
+  return run_on(x, {images.images, engine.outputs(), engine.height(), engine.width()}, threads,
+                [&](void* y, Context& context) { engine.run(images, y, context); });
 }
 
 py::array run_radius(const RadiusAdaptiveConv& engine, const py::array& x, int threads) {
   py::array keep;
   const Images images = images_of(x, keep);
   engine.check(images);
-  return run_engine(engine, x, engine.height(images), engine.width(images), images, threads);
+  return run_on(x, {images.images, engine.outputs(), engine.height(images), engine.width(images)}, threads,
+                [&](void* y, Context& context) { engine.run(images, y, context); });
 }
 
 py::array run_sampled_radius(const SampledRadiusAdaptiveConv& engine, const py::array& s, int threads) {
   py::array keep;
   const Rows rows = rows_of(s, "S", keep);
   engine.check(rows);
-  return run_on_rows(s, {rows.images, engine.sites(), engine.outputs()}, threads,
-                     [&](void* r, Context& context) { engine.run(rows, r, context); });
+  return run_on(s, {rows.images, engine.sites(), engine.outputs()}, threads,
+                [&](void* r, Context& context) { engine.run(rows, r, context); });
 }
 
 py::array run_sampled_conv(const SampledConv& engine, const py::array& s, const std::optional<py::array>& z,
@@ -199,32 +194,32 @@ py::array run_sampled_conv(const SampledConv& engine, const py::array& s, const 
   if (z) added = rows_of(*z, "Z", keep_z);
   if (engine.adds() != added.has_value()) throw Error("input 'Z': it must be given where the operator adds rows");
   engine.check(rows, added ? &*added : nullptr);
-  return run_on_rows(s, {rows.images, engine.sites(), engine.outputs()}, threads,
-                     [&](void* r, Context& context) { engine.run(rows, added ? &*added : nullptr, r, context); });
+  return run_on(s, {rows.images, engine.sites(), engine.outputs()}, threads,
+                [&](void* r, Context& context) { engine.run(rows, added ? &*added : nullptr, r, context); });
 }
 
 py::array run_pool(const SampledPool& engine, const py::array& s, int threads) {
   py::array keep;
   const Rows rows = rows_of(s, "S", keep);
   engine.check(rows);
-  return run_on_rows(s, {rows.images, engine.sites(), rows.channels}, threads,
-                     [&](void* r, Context& context) { engine.run(rows, r, context); });
+  return run_on(s, {rows.images, engine.sites(), rows.channels}, threads,
+                [&](void* r, Context& context) { engine.run(rows, r, context); });
 }
 
 py::array run_compact(const Compact& engine, const py::array& x, int threads) {
   py::array keep;
   const Images images = images_of(x, keep);
   engine.check(images);
-  return run_on_rows(x, {images.images, engine.sites(images), images.channels}, threads,
-                     [&](void* rows, Context& context) { engine.run(images, rows, context); });
+  return run_on(x, {images.images, engine.sites(images), images.channels}, threads,
+                [&](void* rows, Context& context) { engine.run(images, rows, context); });
 }
 
 py::array run_expand(const Expand& engine, const py::array& s, int threads) {
   py::array keep;
   const Rows rows = rows_of(s, "S", keep);
   engine.check(rows);
-  return run_on_rows(s, {rows.images, rows.channels, engine.map().height, engine.map().width}, threads,
-                     [&](void* y, Context& context) { engine.run(rows, y, context); });
+  return run_on(s, {rows.images, rows.channels, engine.map().height, engine.map().width}, threads,
+                [&](void* y, Context& context) { engine.run(rows, y, context); });
 }
 
 Ints row_table(const Pair& kernel, const Pair& strides, const Quad& pads, const Pair& dilations, const Pair& input,
