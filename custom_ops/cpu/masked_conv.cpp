@@ -141,10 +141,9 @@ void MaskedConv::make_runs(const std::vector<std::int64_t>& band_rows) {
 
 void MaskedConv::check(const Images& x) const {
   x.check_channels(product_.input_channels());
-  const std::int64_t height = geometry_.output_size(0, x.height);
-  const std::int64_t width = geometry_.output_size(1, x.width);
-  if (height != height_ || width != width_) {
-    throw Error(x.misfit("gives a map of", {height, width}, {height_, width_}));
+  const MapSize given = geometry_.output_size({x.height, x.width});
+  if (given.height != height_ || given.width != width_) {
+    throw Error(x.misfit("gives a map of", given, {height_, width_}));
   }
 }
 

@@ -4,19 +4,12 @@
 #include "cpu/row_operators.h"
 
 namespace perfonnx {
-namespace {
-
-MapSize output_of(const ConvGeometry& geometry, const MapSize& map) {
-  return MapSize{geometry.output_size(0, map.height), geometry.output_size(1, map.width)}.checked("in_shape");
-}
-
-}  // namespace
 
 SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
                          const std::optional<AddedConstants>& added, const KernelSet& kernels)
     : activation_(conv.activation.opened()),
       in_source_("in_source", map.source, map.size.checked("in_shape").positions()) {
-  const MapSize output = output_of(conv.geometry.checked(), map.size);
+  const MapSize output = conv.geometry.checked().output_size(map.size).checked("in_shape");
   const std::vector<std::int32_t> positions = checked_sites(sites, output, conv.geometry.taps());
   const SiteGrid grid{conv.geometry, map.size, output.width, positions, in_source_.data()};
   product_.emplace(conv, grid, kernels);

@@ -14,8 +14,7 @@ SampledRadiusAdaptiveConv::SampledRadiusAdaptiveConv(const ConvConstants& conv, 
       product_(conv, radius, kernels),
       in_source_("in_source", map.source, map.size.checked("in_shape").positions()) {
   const ConvGeometry& geometry = conv.geometry;
-  const MapSize output =
-      MapSize{geometry.output_size(0, map.size.height), geometry.output_size(1, map.size.width)}.checked("in_shape");
+  const MapSize output = geometry.output_size(map.size).checked("in_shape");
   const std::vector<std::int32_t> positions = checked_sites(sites, output, geometry.taps());
   tables_ = make_radius_tables({geometry, map.size, output.width, positions, in_source_.data()});
 }
