@@ -17,8 +17,7 @@ class Depthwise final : public PreparedProduct {
   void run(const ProductRun& run, Context& context) const override {
     const auto site_tile = static_cast<std::int64_t>(weights_.kernels().site_tile);
     const Shares shares(run.total(), site_tile, tiles_in_place(weights_.shape(), site_tile), 1);
-    context.parallel.run(static_cast<std::size_t>(shares.count()),
-                         [&](std::size_t i) { run_task(run, shares[static_cast<std::int64_t>(i)]); });
+    shares.for_each_task(context, [&](const Shares::Task& task) { run_task(run, task); });
   }
   const AlignedArray<float>& packed() const noexcept override { return weights_.data(); }
 

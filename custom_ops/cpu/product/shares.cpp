@@ -44,7 +44,7 @@ Shares::Shares(std::int64_t rows, std::int64_t tile, std::int64_t most, std::int
   }
 }
 
-Shares::Task Shares::operator[](std::int64_t i) const noexcept {
+Shares::Task Shares::task_at(std::int64_t i) const noexcept {
   const EvenSplit blocks{tiles_, blocks_};
   const EvenSplit panels{panels_, parts_};
   const std::int64_t block = i / parts_;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/context.h"
 #include "core/parallel.h"
 #include "cpu/product/implementation.h"
 
@@ -21,10 +22,16 @@ class Shares {
     std::int64_t panel_begin;
     std::int64_t panel_end;
   };
-  std::int64_t count() const noexcept { return blocks_ * parts_; }
-  Task operator[](std::int64_t i) const noexcept;
+  // Calls function(task) for each of them; they may run at the same time.
+  template <typename Function>
+  void for_each_task(Context& context, const Function& function) const {
+    context.parallel.run(static_cast<std::size_t>(blocks_ * parts_),
+                         [&](std::size_t i) { function(task_at(static_cast<std::int64_t>(i))); });
+  }
 
  private:
+  Task task_at(std::int64_t i) const noexcept;
+
   std::int64_t rows_;
   std::int64_t tile_;
   std::int64_t panels_;
