@@ -7,10 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from perfonnx.corrections import Corrections
-from perfonnx.data.inputs import Feed
+from perfonnx.data.samples import FeedsOf
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.masks import ImpactMaps
 from perfonnx.methods import Context, Method
@@ -27,23 +25,11 @@ KEPT = 16
 """Plans whose corrections are kept in memory, the latest ones."""
 
 
-class BatchLike(Protocol):
-    """Some images, ready to be fed."""
-
-    @property
-    def feeds(self) -> Feed:
-        """Arrays by input name."""
-
-    @property
-    def labels(self) -> NDArray[Any] | None:
-        """Class of each image."""
-
-
 class SamplesLike(Protocol):
     """What is needed of `perfonnx.data.samples.Samples`."""
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches (`BatchLike`), the same ones in each pass."""
+        """The batches (`perfonnx.data.samples.BatchLike`), the same ones in each pass."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -99,7 +85,7 @@ class Subject:
             count = min(images or REPAIR_IMAGES, len(self.calibration))
             key = f"{layout or plan.layout} {count} {json.dumps(plan.to_json(), sort_keys=True)}"
             corrections = self._repaired.get(key)
-            feeds = _Feeds(self.calibration.take(count)) if corrections is None else None
+            feeds = FeedsOf(self.calibration.take(count)) if corrections is None else None
         rewritten = rewrite(
             self.source,
             plan=plan,
@@ -134,13 +120,3 @@ class Subject:
     def serialized(self) -> bytes:
         """The original as bytes that are the same for the same model."""
         return self.original().proto.SerializeToString(deterministic=True)
-
-
-@dataclass(frozen=True)
-class _Feeds:
-    """The feeds of some samples, to be iterated again and again."""
-
-    samples: SamplesLike
-
-    def __iter__(self) -> Iterator[Feed]:
-        return (batch.feeds for batch in self.samples)

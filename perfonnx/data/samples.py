@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,28 @@ class Batch:
     feeds: Feed
     labels: Labels | None
     names: list[str]
+
+
+class BatchLike(Protocol):
+    """Some images, ready to be fed."""
+
+    @property
+    def feeds(self) -> Feed:
+        """Arrays by input name."""
+
+    @property
+    def labels(self) -> NDArray[Any] | None:
+        """Class of each image."""
+
+
+@dataclass(frozen=True)
+class FeedsOf:
+    """The feeds of some batches, to be iterated as often as these."""
+
+    batches: Iterable[BatchLike]
+
+    def __iter__(self) -> Iterator[Feed]:
+        return (batch.feeds for batch in self.batches)
 
 
 @dataclass(frozen=True)
@@ -142,7 +164,7 @@ class Samples:
 
     def feeds(self) -> Iterable[Feed]:
         """The feeds alone, which can be iterated again too."""
-        return _Feeds(self)
+        return FeedsOf(self)
 
     def take(self, n: int) -> Samples:
         """The first `n`, or all where there are fewer."""
@@ -167,14 +189,6 @@ class Samples:
 
     def _subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Samples:
         return Samples(self._source, self._batch, fixed=self._fixed, indices=list(indices))
-
-
-@dataclass(frozen=True)
-class _Feeds:
-    samples: Samples
-
-    def __iter__(self) -> Iterator[Feed]:
-        return (batch.feeds for batch in self.samples)
 
 
 def _items(data: Iterable[Any], specs: Sequence[InputSpec], labels: str | Path | Sequence[int] | None) -> _Source:

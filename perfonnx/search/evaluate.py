@@ -11,12 +11,13 @@ from typing import Any, Protocol
 from perfonnx import runtime
 from perfonnx.comparing.metrics import Metric, Quality, joined, metric_for
 from perfonnx.data.inputs import Array, Feed, feed_size
+from perfonnx.data.samples import BatchLike
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.files import LoadedModel
 from perfonnx.model.signature import fed_shapes, fixed_batch
 from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel, open_model
-from perfonnx.subject import REPAIR_IMAGES, BatchLike, SamplesLike, Subject
+from perfonnx.subject import REPAIR_IMAGES, SamplesLike, Subject
 
 HELD_BYTES = 1 << 30
 """Inputs, and outputs of the original, are kept in memory up to this size each; beyond it they are made anew."""
