@@ -74,7 +74,6 @@ def activation_memory(
     feed: Mapping[str, NDArray[Any]],
     *,
     threads: int | None = None,
-    library: bool | None = None,
 ) -> ActivationMemory:
     """Measure and count what a model's activations need.
 
@@ -82,13 +81,12 @@ def activation_memory(
         model: See `perfonnx.model.files.load`.
         feed: The inputs, by name.
         threads: Intra-op threads, None for onnxruntime's default.
-        library: Whether to register the operator library; None: for models that use it.
 
     Raises:
         PerfonnxError: The model does not load or run, or the system does not tell what a process holds.
     """
     return ActivationMemory(
-        measured_peak(model, feed, threads=threads, library=library),
+        measured_peak(model, feed, threads=threads),
         live_bytes(model, {name: array.shape for name, array in feed.items()}),
     )
 
@@ -101,7 +99,6 @@ def measured_peak(
     feed: Mapping[str, NDArray[Any]],
     *,
     threads: int | None = None,
-    library: bool | None = None,
 ) -> int:
     """The measured figure alone; see `activation_memory`."""
     with tempfile.TemporaryDirectory(prefix="perfonnx-memory-") as directory:
@@ -118,7 +115,6 @@ def measured_peak(
             "names": list(feed),
             "feed": str(arrays),
             "threads": threads,
-            "library": library,
             "libraries": runtime.other_libraries(),
         }
         try:
@@ -150,7 +146,7 @@ def _measure(task: Mapping[str, Any]) -> int:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     with runtime.with_libraries(task["libraries"]):
-        opened = open_model(task["model"], threads=task["threads"], library=task["library"], options=options)
+        opened = open_model(task["model"], threads=task["threads"], options=options)
     with np.load(task["feed"]) as arrays:
         feed = {name: arrays[str(index)] for index, name in enumerate(task["names"])}
     opened.run(feed)  # tables and threads that the first run makes stay
