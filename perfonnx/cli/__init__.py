@@ -16,6 +16,7 @@ from typing import Any
 
 from perfonnx.cli.command import ExitStatus
 from perfonnx.cli.flags import check_flags
+from perfonnx.cli.named_files import check_files
 from perfonnx.cli.parser import as_line, make_parser
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
 
@@ -53,8 +54,6 @@ def _run(arguments: Sequence[str] | None) -> ExitStatus:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = make_parser(given).parse_args(given)
     try:
-        from perfonnx.cli.named_files import check_files
-
         check_files(options)
         check_flags(options)
         with _libraries(options), _notes():

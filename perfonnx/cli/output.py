@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from perfonnx.cli.command import ExitStatus
+from perfonnx.model.atomic import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,8 +38,6 @@ def exit_status(report: CheckReport) -> ExitStatus:
 
 def write_json(path: str, data: Any) -> None:
     """Write what was measured."""
-    from perfonnx.model.atomic import write_atomically
-
     write_atomically(path, json.dumps(data, indent=2) + "\n")
 
 

@@ -22,6 +22,7 @@ from perfonnx.cli.flags import (
 from perfonnx.cli.named_files import Named, ReadModel, Written, WrittenPlan
 from perfonnx.cli.output import SearchBar, show, write_json
 from perfonnx.cli.space import add_space, space_from
+from perfonnx.model.atomic import write_atomically
 
 _EXAMPLES = """examples:
   perfonnx tune model.onnx fast.onnx --data photos/ --preset imagenet --max-drop 1%
@@ -110,7 +111,6 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> ExitStatus:
-    from perfonnx.model.atomic import write_atomically
     from perfonnx.report import html_report
     from perfonnx.search import TimingCache, tune
     from perfonnx.search.render_tuned import render_tuned
