@@ -12,16 +12,31 @@ from typing import Any
 from perfonnx.errors import PerfonnxError
 from perfonnx.methods import DENSE, METHODS, Chain, Method, Needs, check_setting, find_method, own_settings, owners
 from perfonnx.model.atomic import digest, write_atomically
+from perfonnx.ops.common import LARGEST_TILE, TILE_SIZES
 
 FORMAT = 1
-_FIELDS = ("perfonnx_plan", "seed", "layout", "layers", "notes", "input_shapes", "corrections", "masks", "digests")
+_FIELDS = (
+    "perfonnx_plan",
+    "seed",
+    "layout",
+    "largest_tile",
+    "layers",
+    "notes",
+    "input_shapes",
+    "corrections",
+    "masks",
+    "digests",
+)
 LAYOUTS = ("rows", "nchw")
 """How rewritten layers hand on their results."""
+_TILE_WORDS = f"{', '.join(map(str, TILE_SIZES[:-1]))} or {TILE_SIZES[-1]}"
 
 
 @dataclass
 class Plan:
     """Methods by layer name, the seed of all random choices, and the layout, one of `LAYOUTS`.
+
+    Kernels use Winograd's algorithm with tiles of at most `largest_tile` outputs along an edge, one of `TILE_SIZES`.
 
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
     `input_shapes` are the shapes that the plan was made for, where the model left them open.
@@ -35,6 +50,7 @@ class Plan:
     notes: dict[str, str] = field(default_factory=dict)
     input_shapes: dict[str, tuple[int | str | None, ...]] = field(default_factory=dict)
     layout: str = LAYOUTS[0]
+    largest_tile: int = LARGEST_TILE
     corrections: str | None = None
     masks: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
@@ -107,6 +123,9 @@ class Plan:
         layout = data.get("layout", LAYOUTS[0])
         if layout not in LAYOUTS:
             raise PerfonnxError(f"{where}: unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
+        largest_tile = data.get("largest_tile", LARGEST_TILE)
+        if type(largest_tile) is not int or largest_tile not in TILE_SIZES:
+            raise PerfonnxError(f"{where}: largest_tile is {largest_tile!r}; give {_TILE_WORDS}")
         files: dict[str, Any] = {kind: data.get(kind) for kind in ("corrections", "masks")}
         for kind, file in files.items():
             if file is not None and not isinstance(file, str):
@@ -116,7 +135,15 @@ class Plan:
             raise PerfonnxError(f"{where}: digests is {digests!r}; give an object, or leave it out")
         layers = {name: _method(found, f"{where}: layer {name!r}") for name, found in data["layers"].items()}
         shapes = _input_shapes(data.get("input_shapes", {}), where)
-        return cls(layers, seed, layout=layout, input_shapes=shapes, digests=dict(digests), **files)
+        return cls(
+            layers,
+            seed,
+            layout=layout,
+            largest_tile=largest_tile,
+            input_shapes=shapes,
+            digests=dict(digests),
+            **files,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -126,6 +153,8 @@ class Plan:
             result["input_shapes"] = {name: list(shape) for name, shape in self.input_shapes.items()}
         if self.layout != LAYOUTS[0]:
             result["layout"] = self.layout
+        if self.largest_tile != LARGEST_TILE:
+            result["largest_tile"] = self.largest_tile
         if self.corrections is not None:
             result["corrections"] = self.corrections
         if self.masks is not None:

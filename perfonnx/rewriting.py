@@ -37,7 +37,7 @@ from perfonnx.model.shapes import symbolic_input_flag
 from perfonnx.model.signature import fix_input_shapes, load_fixed
 from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
-from perfonnx.ops.common import dense_multiplies
+from perfonnx.ops.common import LARGEST_TILE, TILE_SIZES, dense_multiplies
 from perfonnx.passes import (
     Absorb,
     Apply,
@@ -211,6 +211,7 @@ def rewrite(
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     fallback: bool = True,
     layout: str | None = None,
+    largest_tile: int | None = None,
     freeze_weights: bool = False,
     samples: Iterable[Mapping[str, NDArray[Any]]] | Samples | None = None,
     corrections: Corrections | None = None,
@@ -233,6 +234,9 @@ def rewrite(
         fallback: Give each operator a function body, so that the model also runs without the library.
         layout: "rows" lets neighbouring sampled layers exchange rows; "nchw" keeps every layer on maps. None: what the
             plan says, "rows" without one.
+        largest_tile: Kernels use Winograd's algorithm with tiles of at most so many outputs along an edge: 4, 2 (less
+            memory: weights grow 1.8 times instead of 4 times), or 0 (none: sums in the order of a direct convolution).
+            None: what the plan says, 4 without one.
         freeze_weights: Make initializers that are also graph inputs constant.
         samples: Calibration data for layers that are to be repaired or get a gate: `perfonnx.data.samples.Samples`, or
             feeds, one per batch, that can be iterated again and again. None: the corrections given or saved with the
@@ -268,6 +272,10 @@ def rewrite(
     layout = layout or (plan.layout if plan else LAYOUTS[0])
     if layout not in LAYOUTS:
         raise PerfonnxError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}")
+    if largest_tile is None:
+        largest_tile = plan.largest_tile if plan else LARGEST_TILE
+    if largest_tile not in TILE_SIZES:
+        raise PerfonnxError(f"largest_tile is {largest_tile!r}; choose from {', '.join(map(str, TILE_SIZES))}")
     tell = progress or (lambda _: None)
 
     if impact_maps is not None and not isinstance(impact_maps, Mapping):
@@ -289,9 +297,9 @@ def rewrite(
     PassManager([Normalize(), Select(context, chosen, plan, fallback)]).run(workspace, state)
     report = _before(workspace, state)
     fitting = lambda done, count: tell(f"fitting layer {done + 1} of {count}")  # noqa: E731
-    PassManager([Rebuild(context, fallback, fitting), Weigh(rows)]).run(workspace, state)
+    PassManager([Rebuild(context, fallback, fitting), Weigh(rows, largest_tile)]).run(workspace, state)
     report.skips, report.notes = list(state.skips), list(state.notes)
-    used = Plan(_used(state), seed, {skip.layer: skip.reason for skip in state.skips}, shapes, layout)
+    used = Plan(_used(state), seed, {skip.layer: skip.reason for skip in state.skips}, shapes, layout, largest_tile)
 
     tell("rewriting")
     passes: list[Pass] = [

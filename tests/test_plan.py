@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto
 
-from perfonnx import PerfonnxError, Plan
+import perfonnx
+from perfonnx import PerfonnxError, Plan, ops
 from perfonnx.methods import Chain
 from perfonnx.methods.perforate import Perforate
 from perfonnx.methods.radius_adaptive import RadiusAdaptive
 from perfonnx.methods.sparse import Sparse
 from perfonnx.model.atomic import digest
+from perfonnx.plan import LAYOUTS
 from perfonnx.sampling import INTERPOLATIONS
 from tests.passes import nets
 from tests.passes.nets import node
@@ -75,6 +77,8 @@ def test_files(tmp_path: Path) -> None:
         ({"perfonnx_plan": 1, "layers": {}, "seed": 0.5}, "seed 0.5"),
         ({"perfonnx_plan": 1, "layers": {}, "seed": None}, "seed None"),
         ({"perfonnx_plan": 1, "layers": {}, "seed": True}, "seed True"),
+        ({"perfonnx_plan": 1, "layers": {}, "largest_tile": 8}, "largest_tile is 8; give 4, 2 or 0"),
+        ({"perfonnx_plan": 1, "layers": {}, "largest_tile": False}, "largest_tile is False"),
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": [1]}, "input_shapes must be an object"),
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": {"x": 4}}, "input_shapes, 'x': 4 is no shape"),
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": {"x": [1, -3]}}, r"'x': \[1, -3\] is no shape"),
@@ -184,6 +188,21 @@ def test_the_plan_in_the_metadata_makes_the_model_again() -> None:
     model = nets.single()
     result = nets.rewrite(model, rate=0.3, mask="uniform", seed=9)
     assert nets.rewrite(model, plan=Plan.from_json(nets.plan_in(result.proto))).to_bytes() == result.to_bytes()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("largest_tile", [2, 0])
+def test_a_plan_keeps_the_tiles_that_may_be_used(largest_tile: int, layout: str) -> None:
+    model = nets.single()
+    result = perfonnx.rewrite(model, rate=0.3, mask="uniform", largest_tile=largest_tile, layout=layout)
+    assert result.plan.to_json()["largest_tile"] == largest_tile
+    convolutions = [n for n in result.proto.graph.node if n.domain == ops.DOMAIN and n.op_type.endswith("Conv")]
+    assert convolutions
+    for n in convolutions:
+        assert [a.i for a in n.attribute if a.name == "largest_tile"] == [largest_tile]
+    again = Plan.from_json(json.loads(json.dumps(result.plan.to_json())))
+    assert perfonnx.rewrite(model, plan=again).to_bytes() == result.to_bytes()
+    assert perfonnx.rewrite(model, plan=Plan.from_json(nets.plan_in(result.proto))).to_bytes() == result.to_bytes()
 
 
 def open_sizes() -> ModelProto:

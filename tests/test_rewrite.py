@@ -305,6 +305,7 @@ def test_a_model_without_convolutions() -> None:
         ({"seed": -1}, "seed -1 is not a whole number from 0 up"),
         ({"seed": 0.5}, "seed 0.5"),
         ({"layout": "nhwc"}, "unknown layout 'nhwc'; choose from rows, nchw"),
+        ({"largest_tile": 3}, "largest_tile is 3; choose from 4, 2, 0"),
         ({"speed": 11}, "unknown option: .*speed"),
         ({"options": Options(), "rate": 0.5}, "give options or keywords, not both"),
         ({"plan": perfonnx.Plan(), "rate": 0.5}, "a plan says everything"),

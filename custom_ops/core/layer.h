@@ -9,6 +9,9 @@
 
 namespace perfonnx {
 
+// What a node may say of Winograd's algorithm: tiles of at most so many outputs along an edge, 0 for none.
+constexpr std::int64_t kLargestTile = 4;
+
 // The weights of a Conv: W [outputs, inputs of a group, kernel height, kernel width] and B [outputs] or null.
 struct ConvConstants {
   std::string layer;           // what messages call it
@@ -20,6 +23,7 @@ struct ConvConstants {
   std::int64_t groups = 1;
   ConvGeometry geometry;
   Activation activation;
+  std::int64_t largest_tile = kLargestTile;
 };
 
 // The constants of the radius-adaptive form beside those of the convolution.

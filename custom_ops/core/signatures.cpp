@@ -25,7 +25,8 @@ std::vector<Attribute> conv_attributes(const std::vector<Attribute>& own = {}) {
                  {"group", AttributeType::kInt, false},
                  {"negative_slope", AttributeType::kFloat, false},
                  {"clip_min", AttributeType::kFloat, false},
-                 {"clip_max", AttributeType::kFloat, false}},
+                 {"clip_max", AttributeType::kFloat, false},
+                 {"largest_tile", AttributeType::kInt, false}},
                 own);
 }
 

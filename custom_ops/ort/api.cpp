@@ -57,6 +57,14 @@ Activation read_activation(const KernelInfo& info, std::int64_t outputs) {
   return activation;
 }
 
+std::int64_t read_largest_tile(const KernelInfo& info) {
+  const std::int64_t edge = info.integer("largest_tile").value_or(kLargestTile);
+  if (edge != 0 && edge != 2 && edge != 4) {
+    throw Error("attribute 'largest_tile': " + std::to_string(edge) + " instead of 0, 2 or 4");
+  }
+  return edge;
+}
+
 }  // namespace
 
 void check(const OrtApi& api, OrtStatus* status) {
@@ -237,6 +245,7 @@ ConvInputs::ConvInputs(const KernelInfo& info) {
   read_ints(info, "pads", geometry.pads, 4);
   read_ints(info, "dilations", geometry.dilations, 2);
   conv.activation = read_activation(info, conv.outputs);
+  conv.largest_tile = read_largest_tile(info);
   if (const std::optional<Constant> bias = info.constant("B")) {
     bias->expect_shape({conv.outputs}, "one number per output channel of W");
     bias_ = bias->floats();

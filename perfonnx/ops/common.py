@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 from perfonnx.ops.base import Attribute, Constants, Default, Given, Inference, Input, Known, refuse
 
+LARGEST_TILE = 4
+"""Outputs along an edge of the largest tile of Winograd's algorithm."""
+TILE_SIZES = (LARGEST_TILE, 2, 0)
+"""What the attribute largest_tile may be."""
+
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -218,6 +223,13 @@ ATTRIBUTES = (
     Attribute("negative_slope", "Factor for negative values; 0 is Relu.", 1.0),
     Attribute("clip_min", "Lower bound of the output.", -math.inf),
     Attribute("clip_max", "Upper bound of the output.", math.inf),
+    Attribute(
+        "largest_tile",
+        "A kernel may use Winograd's algorithm with tiles of at most so many outputs along an edge: 4, 2 (weights take "
+        "half the memory), or 0 for none.",
+        LARGEST_TILE,
+        least=0,
+    ),
 )
 """The attributes of every convolution operator of the domain."""
 

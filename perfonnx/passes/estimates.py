@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from onnx import TensorProto
 
 from perfonnx.model.layers import Layer
+from perfonnx.ops.common import LARGEST_TILE
 
 KINDS = ("full", "pointwise", "depthwise")
 
@@ -123,6 +124,7 @@ class Costs:
         normalize_rows: The same on rows, by several operators.
         memory: How many times as much a value costs that does not fit into the caches, on rows and dense.
         memory_of_turns: The same where a map is turned.
+        largest_tile: Tiles have at most so many outputs along an edge.
     """
 
     dense: Mapping[str, Price] = field(
@@ -147,6 +149,7 @@ class Costs:
     normalize_rows: float = 1900.0
     memory: float = 3.5
     memory_of_turns: float = 2.0
+    largest_tile: int = LARGEST_TILE
 
     def of_dense(self, layer: Layer) -> float:
         """The convolution as onnxruntime runs it."""
@@ -155,7 +158,10 @@ class Costs:
     def of_rows(self, layer: Layer, share: float) -> float:
         """The same on rows, computed at this share of the positions, or at more where that takes less time."""
         direct = self._of_layer(self.rows[kind_of(layer)], layer, share)
-        return min(direct, self._of_tiles(layer, share)) if has_tiles(layer) else direct
+        if not has_tiles(layer):
+            return direct
+        tiles = [tiles.multiplies(layer) for tiles in TILES if tiles.edge <= self.largest_tile]
+        return min([direct, *(self._of_tiles(layer, share, multiplies) for multiplies in tiles)])
 
     def of_canonical(self, layer: Layer, share: float) -> float:
         """The same as one operator from map to map, which computes a map in bands: its rows stay in the caches."""
@@ -174,9 +180,8 @@ class Costs:
         """Thousands of values in the caches that take as long to read or write as so many values anywhere."""
         return _moved(values, self.memory)
 
-    def _of_tiles(self, layer: Layer, share: float) -> float:
+    def _of_tiles(self, layer: Layer, share: float, multiplies: float) -> float:
         read, written = _values(layer)
-        multiplies = min(tiles.multiplies(layer) for tiles in TILES)
         return (self.tiles.multiply * multiplies) / 1000 + self.tiles.value * self.moved(read + written * share)
 
     def _of_layer(self, price: Price, layer: Layer, share: float) -> float:

@@ -23,6 +23,7 @@ from perfonnx.model.signature import fed_inputs
 from perfonnx.model.validity import check_output
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.base import Known
+from perfonnx.ops.common import LARGEST_TILE
 from perfonnx.passes.base import Change, Pass, State
 from perfonnx.plan import Plan
 
@@ -53,6 +54,8 @@ class Finish(Pass):
             return []
         read_directly(workspace, own_nodes(workspace))
         nodes = own_nodes(workspace)  # without those that only sizes were taken from
+        if self.plan.largest_tile != LARGEST_TILE:
+            _say_largest_tile(nodes, self.plan.largest_tile)
         if self.fallback:
             _complete_inputs(workspace, nodes)
         _give_own_constants(workspace, nodes)
@@ -93,6 +96,13 @@ def _complete_attributes(workspace: Workspace) -> None:
                 w = workspace.types.get(node.input[1])
                 if w is not None and w.shape is not None and all(isinstance(d, int) for d in w.shape):
                     node.attribute.append(helper.make_attribute(known.name, w.shape[2:]))
+
+
+def _say_largest_tile(nodes: list[gs.Node], largest_tile: int) -> None:
+    """What kernels may use of Winograd's algorithm, in all nodes that could."""
+    for node in nodes:
+        if any(known.name == "largest_tile" for known in ops.OPERATORS[node.op].attributes):
+            node.attrs["largest_tile"] = largest_tile
 
 
 def _complete_inputs(workspace: Workspace, nodes: list[gs.Node]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -17,6 +17,7 @@ from perfonnx.methods import Decision
 from perfonnx.methods.exact import Exact
 from perfonnx.model.layers import Layer, conv_layers, table_obstacle
 from perfonnx.model.workspace import Workspace
+from perfonnx.ops.common import LARGEST_TILE
 from perfonnx.passes.base import Change, Pass, Skip, State
 from perfonnx.passes.estimates import DEFAULT_COSTS, Costs
 from perfonnx.passes.fold import foldable
@@ -38,11 +39,17 @@ class Weigh(Pass):
 
     Attributes:
         rows: Whether layers may exchange rows.
+        largest_tile: What kernels may use of Winograd's algorithm: tiles of at most so many outputs along an edge.
         costs: What things cost.
     """
 
     rows: bool = True
+    largest_tile: int = LARGEST_TILE
     costs: Costs = field(default_factory=lambda: DEFAULT_COSTS)
+
+    def __post_init__(self) -> None:
+        """Let the costs know."""
+        self.costs = replace(self.costs, largest_tile=self.largest_tile)
 
     def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Change `state`."""

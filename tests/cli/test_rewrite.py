@@ -77,6 +77,27 @@ def test_every_flag_of_rewrite_reaches_the_model(here: Path, capfd: pytest.Captu
     assert "excluded by --skip" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], None),
+        (["--exactness", "rounding"], None),
+        (["--memory", "fast"], None),
+        (["--memory", "small"], 2),
+        (["--exactness", "strict"], 0),
+        (["--exactness", "strict", "--memory", "small"], 0),
+        (["--exactness", "rounding", "--memory", "small"], 2),
+    ],
+)
+def test_what_may_be_used_of_tiles(flags: list[str], expected: int | None, here: Path) -> None:
+    assert run("rewrite", "m.onnx", "out.onnx", "--rate", "0.25", "--save-plan", "p.json", *flags) == 0
+    assert json.loads((here / "p.json").read_text()).get("largest_tile") == expected
+    assert run("rewrite", "m.onnx", "again.onnx", "--plan", "p.json") == 0
+    assert (here / "again.onnx").read_bytes() == (here / "out.onnx").read_bytes()
+    assert run("rewrite", "m.onnx", "other.onnx", "--plan", "p.json", "--memory", "fast", "--save-plan", "q.json") == 0
+    assert "largest_tile" not in json.loads((here / "q.json").read_text())
+
+
 def test_dry_run_writes_the_plan_alone(here: Path) -> None:
     assert run("rewrite", "m.onnx", "--dry-run", "--save-plan", "p.json") == 0
     assert sorted(listing(here)) == ["m.onnx", "p.json"]

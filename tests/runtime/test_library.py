@@ -140,6 +140,17 @@ for _ in range(2):
     assert re.match(r"perfonnx: PerforatedConv node '\w+': winograd4 \(not depthwise: ", said[0])
 
 
+@pytest.mark.parametrize(("edge", "chosen"), [(4, "winograd4"), (2, "winograd2"), (0, "direct")])
+def test_a_node_says_which_tiles_may_be_used(edge: int, chosen: str) -> None:
+    code = f"""
+from tests.runtime.test_library import Layer, session
+layer = Layer(keep=1.1, channels=(64, 64))
+session(layer.perforated(largest_tile={edge})).run(None, {{"X": layer.images(1)}})
+"""
+    done = run_python(code, check=True, PERFONNX_VERBOSE="1", PYTHONPATH=ROOT)
+    assert re.search(r"'\w+': (\w+)", done.stderr)[1] == chosen  # type: ignore[index]
+
+
 @pytest.mark.parametrize(("geometry", "group"), GEOMETRIES)
 @pytest.mark.parametrize("batch", [0, 1, 5])
 @pytest.mark.parametrize("with_fill", [False, True])

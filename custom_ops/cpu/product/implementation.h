@@ -7,6 +7,7 @@
 
 #include "core/activation.h"
 #include "core/context.h"
+#include "core/layer.h"
 #include "core/memory.h"
 #include "core/tables.h"
 #include "core/tiles.h"
@@ -71,6 +72,7 @@ struct ProductLayer {
   WeightShape shape;
   const KernelSet& kernels;
   const SiteGrid* grid;  // null: the sites are chosen at run time
+  std::int64_t largest_tile = kLargestTile;
 };
 
 // An implementation made ready for a layer: its weights are packed. Const, for several threads at once.

@@ -42,7 +42,12 @@ Product::Product(const ProductLayer& layer, std::string name, const std::string&
 }
 
 Product::Product(const ConvConstants& conv, const SiteGrid& grid, const KernelSet& kernels)
-    : Product({conv.weights, conv.bias, {conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups}, kernels, &grid},
+    : Product({conv.weights,
+               conv.bias,
+               {conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups},
+               kernels,
+               &grid,
+               conv.largest_tile},
               conv.layer, conv.implementation) {}
 
 void Product::run(const ProductRun& run, Context& context) const {

@@ -424,14 +424,16 @@ class WinogradImplementation final : public Implementation {
   }
   std::string drawback(const ProductLayer& layer) const override {
     if (strict()) return "PERFONNX_EXACTNESS is strict";
+    if (edge_ > layer.largest_tile) return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
     if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
     const double own = cost(layer);
     if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
       return "too few sites in a tile, or too few channels";
     }
-    const WinogradImplementation& other =
-        static_cast<const WinogradImplementation&>(edge_ == 4 ? kWinograd2 : kWinograd4);
-    return own <= other.cost(layer) ? "" : "its weights are too many for so few tiles";
+    if (edge_ == 2) return {};  // the larger tiles had the choice before
+    return own <= static_cast<const WinogradImplementation&>(kWinograd2).cost(layer)
+               ? ""
+               : "its weights are too many for so few tiles";
   }
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
     const Tiling tiling(*layer.grid, edge_);

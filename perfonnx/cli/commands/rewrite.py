@@ -64,6 +64,20 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="rows (default, unless the plan says otherwise): neighbouring rewritten layers exchange rows; nchw: each "
         "takes and gives whole maps",
     )
+    model.add_argument(
+        "--exactness",
+        choices=("rounding", "strict"),
+        default=None,
+        help="rounding (default, unless the plan says otherwise): 3x3 layers by Winograd's algorithm, errors of 1e-6 "
+        "to 4e-6 of the largest output; strict: sums in the order of a direct convolution",
+    )
+    model.add_argument(
+        "--memory",
+        choices=("fast", "small"),
+        default=None,
+        help="fast (default, unless the plan says otherwise): weights of 3x3 layers grow 4 times in memory; small: 1.8 "
+        "times, but they gain less (VGG-16 becomes 1.8x faster instead of 2.7x)",
+    )
     after = parser.add_argument_group("afterwards")
     after.add_argument(
         "--check", type=int, default=0, metavar="N", help="run both models on N random inputs and compare them"
@@ -101,6 +115,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
             input_shapes=input_shapes(options),
             fallback=not options.no_fallback,
             layout=options.layout,
+            largest_tile=_largest_tile(options),
             freeze_weights=options.freeze_weights,
             samples=samples,
             impact_maps=options.impact_maps,
@@ -122,6 +137,16 @@ def _run(options: argparse.Namespace) -> ExitStatus:
     elif report is not None and not options.quiet:
         show(options, None, render_check(report))
     return ExitStatus.OK if report is None else exit_status(report)
+
+
+def _largest_tile(options: argparse.Namespace) -> int | None:
+    """What --exactness and --memory leave of Winograd's algorithm; None: what the plan says."""
+    from perfonnx.ops.common import TILE_SIZES
+
+    large, small, none = TILE_SIZES
+    if options.exactness is None and options.memory is None:
+        return None
+    return none if options.exactness == "strict" else small if options.memory == "small" else large
 
 
 def _check_random(options: argparse.Namespace, target: Any) -> CheckReport:
