@@ -36,7 +36,13 @@ OPTIONS = {
 }
 
 TESTS = {
-    "address": ["tests/engine", "tests/runtime", "tests/ops/test_kernels.py", "tests/ops/test_row_kernels.py"],
+    "address": [
+        "tests/engine",
+        "tests/cuda",
+        "tests/runtime",
+        "tests/ops/test_kernels.py",
+        "tests/ops/test_row_kernels.py",
+    ],
     "thread": ["tests/engine", "tests/runtime/test_session.py"],
 }
 """What runs unless told."""

@@ -55,6 +55,7 @@ struct ProductArgs {
   std::int64_t rows_added;
   Act act;
   void* out;
+  std::int32_t tile;  // 0: the best that applies; n: number n - 1 of the kernels' tiles, for tests and timings
 };
 
 // The radius-adaptive convolution of rows, out [images, sites, outputs]: with alpha = clip(x . alpha_weights +
@@ -82,6 +83,7 @@ struct RadiusArgs {
   Act act;
   void* scratch;  // perfonnx_cuda_radius_scratch bytes, for the time of the call on the stream; 256-byte aligned
   void* out;
+  std::int32_t tile;  // as in ProductArgs
 };
 
 // Packs the weights W [outputs, inputs, all_taps] in the order in which a product reads them.
@@ -90,7 +92,7 @@ struct PackArgs {
   Element element;    // of the rows that they will meet, which the packed weights have
   Math math;
   std::int64_t all_taps;
-  const std::int32_t* taps;  // [shape.taps], which of them
+  const std::int32_t* taps;  // [shape.taps], which of them, or null: all
   const float* weights;
   void* packed;  // perfonnx_cuda_packed_bytes; 256-byte aligned
 };

@@ -1,0 +1,230 @@
+#include "cuda/host/blocks.h"
+
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <new>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace perfonnx::cuda::host {
+namespace {
+
+constexpr int kLanes = 32;
+constexpr std::size_t kStack = 256 * 1024;
+constexpr std::size_t kAlignment = 1024;
+
+struct Barrier {
+  int expected = 0;
+  int arrived = 0;
+  std::uint64_t generation = 0;
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  bool valid;
+};
+
+struct Warp {
+  Barrier barrier;
+  unsigned char slots[2][kLanes * kLaneBytes];
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  void* fake_stack = nullptr;
+  Index index;
+  const Barrier* waits_for = nullptr;
+  std::uint64_t generation = 0;  // that was current when it began to wait
+  std::uint64_t exchanges = 0;
+  bool done = false;
+  std::vector<Copy> copies;
+  std::deque<std::vector<Copy>> groups;
+};
+
+// One kernel runs at a time.
+struct Machine {
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Warp> warps;
+  Barrier block;
+  ucontext_t scheduler;
+  void* scheduler_stack = nullptr;
+  const void* scheduler_bottom = nullptr;
+  std::size_t scheduler_size = 0;
+  Fiber* current = nullptr;
+  Index block_index;
+  Index grid;
+  int threads = 0;
+  char* shared = nullptr;
+  const std::function<void()>* thread = nullptr;
+};
+Machine machine;
+
+// No exception leaves a fiber.
+[[noreturn]] void fail(const char* what) {
+  std::fprintf(stderr, "kernel: %s\n", what);
+  std::abort();
+}
+
+void before_switch([[maybe_unused]] void** save, [[maybe_unused]] const void* bottom,
+                   [[maybe_unused]] std::size_t size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(save, bottom, size);
+#endif
+}
+void after_switch([[maybe_unused]] void* fake, [[maybe_unused]] const void** bottom,
+                  [[maybe_unused]] std::size_t* size) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake, bottom, size);
+#endif
+}
+
+void to_scheduler() {
+  Fiber& fiber = *machine.current;
+  before_switch(fiber.done ? nullptr : &fiber.fake_stack, machine.scheduler_bottom, machine.scheduler_size);
+  swapcontext(&fiber.context, &machine.scheduler);
+  after_switch(fiber.fake_stack, &machine.scheduler_bottom, &machine.scheduler_size);
+}
+
+void to_fiber(Fiber& fiber) {
+  machine.current = &fiber;
+  before_switch(&machine.scheduler_stack, fiber.stack.get(), kStack);
+  swapcontext(&machine.scheduler, &fiber.context);
+  after_switch(machine.scheduler_stack, nullptr, nullptr);
+}
+
+void fiber_main() {
+  after_switch(nullptr, &machine.scheduler_bottom, &machine.scheduler_size);
+  (*machine.thread)();
+  machine.current->done = true;
+  to_scheduler();
+}
+
+void wait(Barrier& barrier) {
+  Fiber& fiber = *machine.current;
+  fiber.generation = barrier.generation;
+  if (++barrier.arrived == barrier.expected) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  fiber.waits_for = &barrier;
+  to_scheduler();
+  fiber.waits_for = nullptr;
+}
+
+void run_block() {
+  const auto threads = static_cast<std::size_t>(machine.threads);
+  while (machine.fibers.size() < threads) machine.fibers.push_back(std::make_unique<Fiber>());
+  machine.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
+  machine.block = Barrier{machine.threads, 0, 0};
+  for (std::size_t i = 0; i < threads; ++i) {
+    Fiber& fiber = *machine.fibers[i];
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, fiber_main, 0);
+    fiber.index.x = static_cast<unsigned>(i);
+    fiber.done = false;
+    fiber.waits_for = nullptr;
+    fiber.exchanges = 0;
+    ++machine.warps[i / kLanes].barrier.expected;
+  }
+  // Each round from the other end: a result must not depend on who comes first.
+  std::size_t left = threads;
+  for (bool forward = true; left > 0; forward = !forward) {
+    bool moved = false;
+    for (std::size_t k = 0; k < threads; ++k) {
+      Fiber& fiber = *machine.fibers[forward ? k : threads - 1 - k];
+      if (fiber.done || (fiber.waits_for != nullptr && fiber.waits_for->generation == fiber.generation)) continue;
+      moved = true;
+      to_fiber(fiber);
+      if (fiber.done) --left;
+    }
+    if (!moved) fail("a barrier that some threads of the block do not reach");
+  }
+  for (std::size_t i = 0; i < threads; ++i) {
+    const Fiber& fiber = *machine.fibers[i];
+    bool pending = !fiber.copies.empty();
+    for (const std::vector<Copy>& group : fiber.groups) pending = pending || !group.empty();
+    if (pending) fail("a thread ends before its copies");
+    machine.fibers[i]->groups.clear();
+  }
+}
+
+}  // namespace
+
+void run_blocks(std::int64_t grid_x, std::int64_t grid_y, int threads, std::size_t shared_bytes,
+                const std::function<void()>& thread) {
+  machine.grid = Index{static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)};
+  machine.threads = threads;
+  machine.thread = &thread;
+  for (std::int64_t y = 0; y < grid_y; ++y) {
+    for (std::int64_t x = 0; x < grid_x; ++x) {
+      machine.block_index = Index{static_cast<unsigned>(x), static_cast<unsigned>(y)};
+      machine.shared = static_cast<char*>(::operator new(shared_bytes, std::align_val_t(kAlignment)));
+      std::memset(machine.shared, 0xFF, shared_bytes);
+      run_block();
+      ::operator delete(machine.shared, std::align_val_t(kAlignment));
+    }
+  }
+}
+
+const Index& thread_index() { return machine.current->index; }
+const Index& block_index() { return machine.block_index; }
+const Index& grid_size() { return machine.grid; }
+int lane() { return static_cast<int>(machine.current->index.x) % kLanes; }
+char* shared_memory() { return machine.shared; }
+
+void wait_for_block() { wait(machine.block); }
+void wait_for_warp() { wait(machine.warps[machine.current->index.x / kLanes].barrier); }
+
+void copy_async(void* to, const void* from, bool valid) {
+  constexpr std::uintptr_t kBytes = 16;
+  if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % kBytes != 0) {
+    fail("a copy between places that are not aligned");
+  }
+  machine.current->copies.push_back({to, from, valid});
+}
+
+void commit_copies() {
+  Fiber& fiber = *machine.current;
+  fiber.groups.push_back(std::move(fiber.copies));
+  fiber.copies.clear();
+}
+
+void wait_copies(int pending) {
+  Fiber& fiber = *machine.current;
+  while (fiber.groups.size() > static_cast<std::size_t>(pending)) {
+    for (const Copy& copy : fiber.groups.front()) {
+      if (copy.valid) {
+        std::memcpy(copy.to, copy.from, 16);
+      } else {
+        std::memset(copy.to, 0, 16);
+      }
+    }
+    fiber.groups.pop_front();
+  }
+}
+
+const unsigned char* exchange(const void* mine, std::size_t bytes) {
+  Fiber& fiber = *machine.current;
+  Warp& warp = machine.warps[fiber.index.x / kLanes];
+  // Two sets in turn: while one lane fills the next, others may still read this one.
+  unsigned char* slots = warp.slots[fiber.exchanges++ % 2];
+  std::memcpy(slots + static_cast<std::size_t>(lane()) * kLaneBytes, mine, bytes);
+  wait(warp.barrier);
+  return slots;
+}
+
+}  // namespace perfonnx::cuda::host

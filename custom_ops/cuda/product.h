@@ -1,0 +1,70 @@
+// Products of gathered rows on the device, with the ways in which their sums can end.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/launch.h"
+
+namespace perfonnx::cuda {
+
+enum class Ending {
+  kPlain,   // act(sum + bias + added)
+  kCentre,  // of the radius-adaptive form: (1 + center_gain * alpha) * sum + bias, finished where alpha is not above 0
+  kRing,    // its rest: act(what kCentre left + alpha * (sum + bias))
+};
+
+// What a kernel needs to know. A `row` of the product is a site of an image, number image * sites + site.
+struct Product {
+  std::int32_t total;  // rows of the product: images * sites
+  std::int32_t sites;
+  std::int32_t taps;
+  std::int32_t inputs;   // of a group
+  std::int32_t outputs;  // of a group
+  std::int32_t groups;
+  std::int32_t slabs;  // pieces of 128 bytes that the factors of a sum fill
+  std::int64_t rows_per_image;
+  const void* rows;
+  const void* packed;
+  const float* bias;
+  const std::int32_t* table;
+  const std::int32_t* list;   // the rows of the product that are made, or null: all
+  const std::int32_t* count;  // how many they are
+  const void* added;
+  const std::int32_t* added_source;
+  std::int64_t added_per_image;  // 0: the same rows for every image
+  const float* alpha;            // [total]
+  float center_gain;
+  float* sums;  // [total, outputs * groups], from kCentre to kRing
+  Act act;
+  void* out;
+  Ending ending;
+};
+
+// Whether the rows of a product can be numbered.
+constexpr bool few_enough(std::int64_t images, std::int64_t sites) {
+  constexpr std::int64_t kMost = 0x7FFFFFFF;
+  return images == 0 || sites <= kMost / images;
+}
+
+// What ProductArgs and RadiusArgs say alike; the rest is null.
+template <typename Args>
+Product product_of(const Args& args) {
+  Product product{};
+  product.total = static_cast<std::int32_t>(args.images * args.sites);
+  product.sites = static_cast<std::int32_t>(args.sites);
+  product.inputs = static_cast<std::int32_t>(args.shape.inputs);
+  product.outputs = static_cast<std::int32_t>(args.shape.outputs / args.shape.groups);
+  product.groups = static_cast<std::int32_t>(args.shape.groups);
+  product.rows_per_image = args.rows_per_image;
+  product.rows = args.rows;
+  product.act = args.act;
+  product.out = args.out;
+  return product;
+}
+
+// `tile` as in ProductArgs.
+int launch_product(const Product& product, Element element, Math math, std::int32_t tile, void* stream);
+// Of elements T, in a file for each.
+template <typename T>
+int launch_product_of(Product product, Math math, std::int32_t tile, void* stream);
+
+}  // namespace perfonnx::cuda

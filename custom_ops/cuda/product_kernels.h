@@ -1,0 +1,506 @@
+// Products of gathered rows: an implicit matrix product, in which the left factor is never written out. A block makes a
+// tile of rows (sites) x outputs; slabs of 128 bytes of both factors, the taps of a row one after the other, go through
+// shared memory, several of them on their way at once. A row of a slab is eight chunks of 16 bytes, and chunk c of row
+// r lies at place c ^ (r % 8), so that eight rows' chunks lie in different banks.
+#pragma once
+
+#include "cuda/epilogue.h"
+#include "cuda/packed.h"
+#include "cuda/product.h"
+
+namespace perfonnx::cuda {
+
+constexpr int kChunk = 16;  // bytes
+constexpr int kChunks = kSlab / kChunk;
+// Floats between the rows of sums in shared memory, beside the outputs: stores of fragments then meet all banks.
+constexpr int kSumsPad = 8;
+
+__device__ inline int place(int row, int chunk) { return row * kSlab + ((chunk ^ (row % kChunks)) * kChunk); }
+
+template <typename T>
+constexpr int kPerChunk = kChunk / static_cast<int>(sizeof(T));
+
+// --- the inner products of a slab ----------------------------------------------------------------------------------
+
+// Of a block of kWarpsM x kWarpsN warps, each of which has kM x kN sums, by the tensor cores.
+template <typename T, int kWarpsM, int kWarpsN, int kM, int kN>
+class TensorSums {
+ public:
+  using Type = T;
+  static constexpr int kRows = kWarpsM * kM;
+  static constexpr int kOutputs = kWarpsN * kN;
+  static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
+
+  __device__ explicit TensorSums(int thread)
+      : lane_(thread % kWarp),
+        row_(thread / kWarp / kWarpsN * kM),
+        output_(thread / kWarp % kWarpsN * kN),
+        // The rows of fragments differ by multiples of eight: their chunks move alike.
+        a_place_(place(row_ + lane_ % 16, lane_ / 16)),
+        b_place_(place(output_ + lane_ % 8 + lane_ / 16 * 8, lane_ / 8 % 2)) {
+#pragma unroll
+    for (int i = 0; i < kM / 16; ++i) {
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sums_[i][j][k] = 0.0F;
+      }
+    }
+  }
+
+  __device__ void add(const char* a_slab, const char* b_slab) {
+#pragma unroll
+    for (int step = 0; step < kChunks / 2; ++step) {
+      std::uint32_t a[kM / 16][4];
+      std::uint32_t b[kN / 8][2];
+#pragma unroll
+      for (int i = 0; i < kM / 16; ++i) {
+        load_matrices(a[i], a_slab + i * 16 * kSlab + (a_place_ ^ (step * 2 * kChunk)));
+        if constexpr (sizeof(T) == 4) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) a[i][k] = round_tf32(a[i][k]);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kN / 16; ++j) {
+        std::uint32_t two[4];
+        load_matrices(two, b_slab + j * 16 * kSlab + (b_place_ ^ (step * 2 * kChunk)));
+        b[2 * j][0] = two[0];
+        b[2 * j][1] = two[1];
+        b[2 * j + 1][0] = two[2];
+        b[2 * j + 1][1] = two[3];
+      }
+#pragma unroll
+      for (int i = 0; i < kM / 16; ++i) {
+#pragma unroll
+        for (int j = 0; j < kN / 8; ++j) multiply_matrices<T>(sums_[i][j], a[i], b[j]);
+      }
+    }
+  }
+
+  // sums [kRows][kOutputs + kSumsPad]
+  __device__ void store(float* sums) const {
+#pragma unroll
+    for (int i = 0; i < kM / 16; ++i) {
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float* to =
+              sums + (row_ + i * 16 + half * 8 + lane_ / 4) * (kOutputs + kSumsPad) + output_ + j * 8 + 2 * (lane_ % 4);
+          *reinterpret_cast<Vector<float, 2>*>(to) = {{sums_[i][j][2 * half], sums_[i][j][2 * half + 1]}};
+        }
+      }
+    }
+  }
+
+ private:
+  int lane_;
+  int row_;
+  int output_;
+  int a_place_;
+  int b_place_;
+  float sums_[kM / 16][kN / 8][4];
+};
+
+// By plain multiply-adds of floats: kM x kN sums a thread, 8 x 4 threads a warp, whose rows and outputs alternate.
+template <int kWarpsM, int kWarpsN, int kM, int kN>
+class PlainSums {
+ public:
+  using Type = float;
+  static constexpr int kRows = kWarpsM * 8 * kM;
+  static constexpr int kOutputs = kWarpsN * 4 * kN;
+  static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
+
+  __device__ explicit PlainSums(int thread)
+      : row_(thread / kWarp / kWarpsN * 8 + thread % kWarp / 4), output_(thread / kWarp % kWarpsN * 4 + thread % 4) {
+#pragma unroll
+    for (int i = 0; i < kM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kN; ++j) sums_[i][j] = 0.0F;
+    }
+  }
+
+  __device__ void add(const char* a_slab, const char* b_slab) {
+#pragma unroll 2
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      Vector<float, 4> a[kM];
+#pragma unroll
+      for (int i = 0; i < kM; ++i) {
+        a[i] = *reinterpret_cast<const Vector<float, 4>*>(a_slab + place(row_ + i * 8 * kWarpsM, chunk));
+      }
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        const auto b = *reinterpret_cast<const Vector<float, 4>*>(b_slab + place(output_ + j * 4 * kWarpsN, chunk));
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+#pragma unroll
+          for (int i = 0; i < kM; ++i) sums_[i][j] += a[i].values[k] * b.values[k];
+        }
+      }
+    }
+  }
+
+  __device__ void store(float* sums) const {
+#pragma unroll
+    for (int i = 0; i < kM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+        sums[(row_ + i * 8 * kWarpsM) * (kOutputs + kSumsPad) + output_ + j * 4 * kWarpsN] = sums_[i][j];
+      }
+    }
+  }
+
+ private:
+  int row_;
+  int output_;
+  float sums_[kM][kN];
+};
+
+// --- what comes in -------------------------------------------------------------------------------------------------
+
+// The rows of a block's tile that one thread brings: rows `first`, `first` + kStride, ...; of their slabs one chunk.
+template <int kCount, int kStride>
+struct GatheredRows {
+  const std::int32_t* entries[kCount];  // of the row table; null: there is no such row
+  const char* images[kCount];           // the rows that they number, from the group's first channel on
+
+  __device__ GatheredRows(const Product& product, std::int32_t first, std::int32_t made, std::int64_t group_bytes,
+                          std::int64_t image_bytes) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const std::int32_t index = first + i * kStride;
+      entries[i] = nullptr;
+      images[i] = static_cast<const char*>(product.rows);
+      if (index >= made) continue;
+      const std::int32_t row = product.list != nullptr ? product.list[index] : index;
+      entries[i] = product.table + static_cast<std::int64_t>(row % product.sites) * product.taps;
+      images[i] += row / product.sites * image_bytes + group_bytes;
+    }
+  }
+
+  __device__ std::int32_t row(int i, int tap, int taps) const {
+    return entries[i] != nullptr && tap < taps ? entries[i][tap] : -1;
+  }
+};
+
+// Where channels come in whole chunks: they are copied.
+template <typename T, int kCount, int kStride>
+class ChunkGather {
+ public:
+  __device__ ChunkGather(const Product& product, const GatheredRows<kCount, kStride>& rows, int chunk)
+      : rows_(rows),
+        taps_(product.taps),
+        per_tap_(product.inputs / kPerChunk<T>),
+        row_bytes_(static_cast<std::int64_t>(product.inputs) * product.groups * static_cast<int>(sizeof(T))),
+        tap_(chunk / per_tap_),
+        within_(chunk % per_tap_) {
+    look_up();
+  }
+
+  // The thread's chunks of the next slab, to places kStride rows apart.
+  __device__ void bring(char* to) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const bool valid = next_[i] >= 0;
+      const char* from = rows_.images[i] + (valid ? next_[i] * row_bytes_ + within_ * kChunk : 0);
+      copy_async(to + i * kStride * kSlab, from, valid);
+    }
+    within_ += kChunks;
+    if (within_ >= per_tap_) {
+      do {
+        within_ -= per_tap_;
+        ++tap_;
+      } while (within_ >= per_tap_);
+      look_up();  // a slab ahead of its use
+    }
+  }
+
+ private:
+  __device__ void look_up() {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) next_[i] = rows_.row(i, tap_, taps_);
+  }
+
+  GatheredRows<kCount, kStride> rows_;
+  std::int32_t next_[kCount];
+  int taps_;
+  int per_tap_;
+  std::int64_t row_bytes_;
+  int tap_;
+  int within_;
+};
+
+// For any number of channels: one element after the other.
+template <typename T, int kCount, int kStride>
+class ElementGather {
+ public:
+  __device__ ElementGather(const Product& product, const GatheredRows<kCount, kStride>& rows, int chunk)
+      : rows_(rows),
+        taps_(product.taps),
+        inputs_(product.inputs),
+        channels_(static_cast<std::int64_t>(product.inputs) * product.groups),
+        factor_(chunk * kPerChunk<T>) {}
+
+  __device__ void bring(char* to) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      Vector<T, kPerChunk<T>> chunk;
+      int tap = factor_ / inputs_;
+      int channel = factor_ % inputs_;
+      std::int32_t row = rows_.row(i, tap, taps_);
+#pragma unroll
+      for (int e = 0; e < kPerChunk<T>; ++e) {
+        chunk.values[e] =
+            row >= 0 ? reinterpret_cast<const T*>(rows_.images[i])[row * channels_ + channel] : narrow<T>(0.0F);
+        if (++channel == inputs_) {
+          channel = 0;
+          row = rows_.row(i, ++tap, taps_);
+        }
+      }
+      *reinterpret_cast<Vector<T, kPerChunk<T>>*>(to + i * kStride * kSlab) = chunk;
+    }
+    factor_ += kChunks * kPerChunk<T>;
+  }
+
+ private:
+  GatheredRows<kCount, kStride> rows_;
+  int taps_;
+  int inputs_;
+  std::int64_t channels_;
+  int factor_;  // of the first factor of a sum that the thread's chunk holds
+};
+
+// --- the kernel ----------------------------------------------------------------------------------------------------
+
+template <typename Sums, int kStages>
+constexpr std::size_t shared_bytes() {
+  constexpr std::size_t stages = static_cast<std::size_t>(kStages) * (Sums::kRows + Sums::kOutputs) * kSlab;
+  constexpr std::size_t sums = static_cast<std::size_t>(Sums::kRows) * (Sums::kOutputs + kSumsPad) * sizeof(float);
+  return stages > sums ? stages : sums;
+}
+
+template <typename Sums, int kStages, int kBlocks, template <typename, int, int> class Gather>
+__global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const __grid_constant__ Product product) {
+  using T = typename Sums::Type;
+  constexpr int kRows = Sums::kRows;
+  constexpr int kOutputs = Sums::kOutputs;
+  constexpr int kStride = Sums::kThreads / kChunks;
+  static_assert(kStride % kChunks == 0 && kRows % kStride == 0 && kOutputs % kStride == 0);
+
+  // Blocks of the same rows follow each other, so that these are found in the second cache.
+  const int across = (product.outputs + kOutputs - 1) / kOutputs;
+  const auto block = static_cast<int>(blockIdx.x);
+  const int group = block % (across * product.groups) / across;
+  const int output = block % across * kOutputs;  // in the group
+  const std::int32_t first = block / (across * product.groups) * kRows;
+  const std::int32_t made = product.count != nullptr ? *product.count : product.total;
+  if (first >= made) return;
+
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int own_row = thread / kChunks;
+  const int own_chunk = thread % kChunks;
+  const int own_place = place(own_row, own_chunk);
+  const std::int64_t row_bytes =
+      static_cast<std::int64_t>(product.inputs) * product.groups * static_cast<int>(sizeof(T));
+  Gather<T, kRows / kStride, kStride> gather(
+      product,
+      GatheredRows<kRows / kStride, kStride>(
+          product, first + own_row, made,
+          static_cast<std::int64_t>(group) * product.inputs * static_cast<int>(sizeof(T)),
+          product.rows_per_image * row_bytes),
+      own_chunk);
+  const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
+  const char* weights = static_cast<const char*>(product.packed) + group * product.slabs * slab_bytes +
+                        static_cast<std::int64_t>(output + own_row) * kSlab + own_chunk * kChunk;
+
+  char* shared = shared_memory();
+  const auto a_slab = [&](int stage) { return shared + stage * kRows * kSlab; };
+  const auto b_slab = [&](int stage) { return shared + kStages * kRows * kSlab + stage * kOutputs * kSlab; };
+  int brought = 0;
+  const auto bring = [&](int stage) {
+    if (brought < product.slabs) {
+      gather.bring(a_slab(stage) + own_place);
+#pragma unroll
+      for (int i = 0; i < kOutputs / kStride; ++i) {
+        const bool valid = output + own_row + i * kStride < product.outputs;
+        copy_async(b_slab(stage) + own_place + i * kStride * kSlab,
+                   valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
+      }
+      weights += slab_bytes;
+      ++brought;
+    }
+    commit_copies();  // an empty one too: waits count groups
+  };
+
+  Sums sums(thread);
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) bring(stage);
+  int stage = 0;
+  for (int slab = 0; slab < product.slabs; ++slab) {
+    wait_copies<kStages - 2>();
+    __syncthreads();  // the slab is there for everyone, and everyone is done with the one before
+    bring(stage == 0 ? kStages - 1 : stage - 1);
+    sums.add(a_slab(stage), b_slab(stage));
+    stage = stage == kStages - 1 ? 0 : stage + 1;
+  }
+  wait_copies<0>();
+  __syncthreads();
+
+  auto* out = reinterpret_cast<float*>(shared);
+  sums.store(out);
+  __syncthreads();
+  constexpr int kWide = 4;
+  const std::int64_t channels = static_cast<std::int64_t>(product.outputs) * product.groups;
+  const bool wide = product.outputs % kWide == 0 && channels % kWide == 0;
+  for (int i = thread; i < kRows * (kOutputs / kWide); i += Sums::kThreads) {
+    const int row = i / (kOutputs / kWide);
+    const int column = i % (kOutputs / kWide) * kWide;
+    if (first + row >= made || output + column >= product.outputs) continue;
+    const RowEnd<T> end(product, first + row);
+    const float* from = out + row * (kOutputs + kSumsPad) + column;
+    const std::int64_t channel = static_cast<std::int64_t>(group) * product.outputs + output + column;
+    if (wide) {
+      end.template finish<kWide>(from, channel);
+    } else {
+      for (int k = 0; k < kWide && output + column + k < product.outputs; ++k) {
+        end.template finish<1>(from + k, channel + k);
+      }
+    }
+  }
+}
+
+// --- one input for each output -------------------------------------------------------------------------------------
+
+// A thread makes kCount outputs of a row; packed [taps][outputs * groups] are floats.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kThreads) depthwise_kernel(const __grid_constant__ Product product) {
+  const std::int64_t channels = static_cast<std::int64_t>(product.outputs) * product.groups;
+  const std::int64_t per_row = channels / kCount;
+  const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t index = item / per_row;
+  const std::int32_t made = product.count != nullptr ? *product.count : product.total;
+  if (index >= made) return;
+  const std::int64_t channel = item % per_row * kCount;
+  const auto at = static_cast<std::int32_t>(index);
+  const std::int32_t row = product.list != nullptr ? product.list[at] : at;
+  const std::int32_t* entries = product.table + static_cast<std::int64_t>(row % product.sites) * product.taps;
+  // With several outputs to an input they are one at a time.
+  const T* image = static_cast<const T*>(product.rows) + row / product.sites * product.rows_per_image * product.groups +
+                   channel / product.outputs;
+  const float* weights = static_cast<const float*>(product.packed) + channel;
+  float sums[kCount] = {};
+#pragma unroll 4
+  for (int tap = 0; tap < product.taps; ++tap) {
+    const std::int32_t from = entries[tap];
+    if (from < 0) continue;
+    const auto x =
+        *reinterpret_cast<const Vector<T, kCount>*>(image + static_cast<std::int64_t>(from) * product.groups);
+    const auto w = *reinterpret_cast<const Vector<float, kCount>*>(weights + tap * channels);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] += widen(x.values[i]) * w.values[i];
+  }
+  const RowEnd<T> end(product, at);
+  end.template finish<kCount>(sums, channel);
+}
+
+// Whether vectors of four elements may be read and written everywhere.
+inline bool aligned_for_four(const Product& product, std::size_t element_bytes) {
+  return aligned(product.out, 4 * element_bytes) && aligned(product.added, 4 * element_bytes) &&
+         aligned(product.bias, 16) && aligned(product.sums, 16);
+}
+
+template <typename T>
+int launch_depthwise(const Product& product, void* stream) {
+  const std::int64_t channels = static_cast<std::int64_t>(product.outputs) * product.groups;
+  constexpr int kWide = 4;
+  const bool wide = product.outputs == 1 && channels % kWide == 0 && aligned(product.rows, kWide * sizeof(T));
+  const std::int64_t items = product.total * (wide ? channels / kWide : channels);
+  auto* kernel = wide ? depthwise_kernel<T, kWide> : depthwise_kernel<T, 1>;
+  return launch(kernel, {parts(items, kThreads)}, kThreads, 0, stream, product);
+}
+
+// --- which kernel --------------------------------------------------------------------------------------------------
+
+// A tile's kernels, both ways of gathering.
+struct Tile {
+  int rows;
+  int outputs;
+  int threads;
+  std::size_t shared;
+  int blocks;  // that a multiprocessor holds at once
+  void (*chunks)(Product);
+  void (*elements)(Product);
+};
+
+template <typename Sums, int kStages, int kBlocks>
+constexpr Tile tile() {
+  return {Sums::kRows,
+          Sums::kOutputs,
+          Sums::kThreads,
+          shared_bytes<Sums, kStages>(),
+          kBlocks,
+          product_kernel<Sums, kStages, kBlocks, ChunkGather>,
+          product_kernel<Sums, kStages, kBlocks, ElementGather>};
+}
+
+template <typename T>
+constexpr Tile kTensorTiles[] = {
+    tile<TensorSums<T, 2, 4, 64, 64>, 4, 1>(),
+    tile<TensorSums<T, 2, 4, 64, 32>, 3, 2>(),
+    tile<TensorSums<T, 2, 2, 64, 32>, 4, 2>(),
+    tile<TensorSums<T, 2, 2, 32, 32>, 4, 3>(),
+};
+
+template <typename T>
+constexpr Tile kPlainTiles[] = {
+    tile<PlainSums<2, 4, 8, 8>, 3, 1>(),
+    tile<PlainSums<1, 4, 8, 4>, 4, 2>(),
+};
+
+template <typename T, std::size_t kCount>
+int launch_tiles(const Tile (&tiles)[kCount], const Product& product, std::int32_t wanted, void* stream) {
+  const auto blocks_of = [&](const Tile& tile) {
+    return parts(product.total, tile.rows) * parts(product.outputs, tile.outputs) * product.groups;
+  };
+  const Tile* best = nullptr;
+  if (wanted > 0) {
+    if (wanted > static_cast<std::int32_t>(kCount)) return kInvalidValue;
+    best = &tiles[wanted - 1];
+  } else {
+    DeviceLimits limits{};
+    if (const int status = device_limits(&limits); status != 0) return status;
+    // Whole rounds of blocks, each as long as a tile's sums take; larger tiles do them at a better rate.
+    double least = 0.0;
+    for (const Tile& tile : tiles) {
+      if (tile.shared > limits.shared_bytes) continue;
+      const std::int64_t at_once = static_cast<std::int64_t>(tile.blocks) * limits.multiprocessors;
+      const std::int64_t rounds = (blocks_of(tile) + at_once - 1) / at_once;
+      const double sums = static_cast<double>(tile.rows) * tile.outputs * tile.blocks;
+      const double copies = 64.0 * (tile.rows + tile.outputs) * tile.blocks;
+      const double time = static_cast<double>(rounds) * (sums + copies);
+      if (best == nullptr || time < least) {
+        best = &tile;
+        least = time;
+      }
+    }
+    if (best == nullptr) return kInvalidValue;
+  }
+  const bool chunks = product.inputs % kPerChunk<T> == 0 && aligned(product.rows, kChunk);
+  return launch(chunks ? best->chunks : best->elements, {blocks_of(*best)}, best->threads, best->shared, stream,
+                product);
+}
+
+template <typename T>
+int launch_product_of(Product product, Math math, std::int32_t tile, void* stream) {
+  if (!aligned_for_four(product, sizeof(T))) return kInvalidValue;
+  if (is_depthwise(product.inputs, product.groups)) return launch_depthwise<T>(product, stream);
+  const std::int64_t factors = static_cast<std::int64_t>(product.taps) * product.inputs;
+  product.slabs = static_cast<std::int32_t>((factors * static_cast<int>(sizeof(T)) + kSlab - 1) / kSlab);
+  if constexpr (sizeof(T) == 4) {
+    if (math == kStrict) return launch_tiles<T>(kPlainTiles<T>, product, tile, stream);
+  }
+  return launch_tiles<T>(kTensorTiles<T>, product, tile, stream);
+}
+
+}  // namespace perfonnx::cuda
