@@ -9,14 +9,15 @@
 namespace perfonnx {
 
 void* allocate_aligned(std::size_t bytes) {
-  void* const data = ::operator new(bytes, std::align_val_t(kAlignment));
+  constexpr std::size_t kHugePage = 2 * 1024 * 1024;
+  const std::size_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
+  if (bytes > SIZE_MAX - alignment) throw std::bad_alloc();
+  const std::size_t size = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  void* data = nullptr;
+  if (posix_memalign(&data, alignment, size) != 0) throw std::bad_alloc();
 #if defined(__linux__)
-  constexpr std::uintptr_t kHugePage = 2 * 1024 * 1024;
-  const auto first = reinterpret_cast<std::uintptr_t>(data);
-  const std::uintptr_t begin = (first + kHugePage - 1) / kHugePage * kHugePage;
-  const std::uintptr_t end = (first + bytes) / kHugePage * kHugePage;
-  // A wish: where it is not granted, pages are small.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  // A wish: where it is not granted, pages are small. What is left of the last huge page stays in small ones.
+  if (bytes >= kHugePage) madvise(data, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   return data;
 }

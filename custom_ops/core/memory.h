@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -16,13 +17,14 @@ inline std::size_t checked_product(std::size_t a, std::size_t b) {
   return result;
 }
 
-struct AlignedDelete {
-  void operator()(void* p) const noexcept { ::operator delete(p, std::align_val_t(kAlignment)); }
-};
-
-// At least `bytes`, 64-byte aligned. Much memory is asked for in huge pages: reading packed weights once from end to
-// end would miss the translation of every small one.
+// At least `bytes`, 64-byte aligned, to be freed by AlignedDelete. Much memory lies in huge pages where these are
+// granted: reading packed weights once from end to end would miss the translation of every small one, and small ones
+// lie anywhere, so that some sets of a cache are asked for more than others.
 void* allocate_aligned(std::size_t bytes);
+
+struct AlignedDelete {
+  void operator()(void* p) const noexcept { std::free(p); }
+};
 
 // Memory that lives as long as a kernel: 64-byte aligned, not initialised.
 template <typename T>
@@ -52,7 +54,7 @@ class Allocator {
 
 class HeapAllocator final : public Allocator {
  public:
-  void* allocate(std::size_t bytes) override { return ::operator new(bytes, std::align_val_t(kAlignment)); }
+  void* allocate(std::size_t bytes) override { return allocate_aligned(bytes); }
   void release(void* p) noexcept override { AlignedDelete{}(p); }
 };
 

@@ -17,6 +17,8 @@ constexpr std::int64_t kLongPositions = 256;
 
 // Fewer blocks of positions than this are split over the channels too, so that a pool of threads stays busy.
 constexpr std::int64_t kBlocks = 32;
+// So many values are turned in a few microseconds.
+constexpr std::int64_t kFewValues = 16 * 1024;
 
 // Up to kChannels elements. A copy of known size is a few vector moves; one of unknown size may become a string
 // instruction, which takes longer to start than the whole copy.
@@ -49,7 +51,17 @@ class Blocks {
         parts_(whole_ == 0 || whole_ >= kBlocks ? 1
                                                 : std::min(ceil_div(channels, kChannels), ceil_div(kBlocks, whole_))) {}
 
-  std::int64_t count() const noexcept { return whole_ * parts_; }
+  // Calls function(block) for each of them; they may run at the same time, unless that takes longer to begin than all
+  // of them together.
+  template <typename Function>
+  void for_each_block(Context& context, const Function& function) const {
+    SerialFor serial;
+    Context alone{serial, context.allocator};
+    const bool few = whole_ * length_ * channels_ <= kFewValues;
+    for_each_item(few ? alone : context, whole_ * parts_, [&](std::int64_t i) { function((*this)[i]); });
+  }
+
+ private:
   Block operator[](std::int64_t i) const noexcept {
     const std::int64_t begin = i / parts_ % per_image_ * length_;
     const EvenSplit split{ceil_div(channels_, kChannels), parts_};
@@ -57,7 +69,6 @@ class Blocks {
             std::min(channels_, split.end(i % parts_) * kChannels)};
   }
 
- private:
   std::int64_t positions_;
   std::int64_t channels_;
   std::int64_t length_;
@@ -109,8 +120,7 @@ template <typename T>
 void part_to_rows(const MapPart& part, const T* x, float* rows, const KernelSet& kernels, Context& context) {
   const std::int64_t count = part.end - part.begin;
   const Blocks blocks(part.images, count, part.channels, kLongPositions);
-  for_each_item(context, blocks.count(), [&](std::int64_t number) {
-    const Blocks::Block block = blocks[number];
+  blocks.for_each_block(context, [&](const Blocks::Block& block) {
     for (std::int64_t c = block.channel_begin; c < block.channel_end; c += kChannels) {
       turn_block(kernels, x + (block.image * part.channels + c) * part.pixels, part.pixels, part.begin + block.begin,
                  block.count, std::min(kChannels, block.channel_end - c),
@@ -136,8 +146,7 @@ template <typename T>
 void pick_rows(const T* x, std::int64_t images, std::int64_t channels, std::int64_t pixels, const std::int32_t* sites,
                std::int64_t sites_count, T* rows, Context& context) {
   const Blocks blocks(images, sites_count, channels, kPositions);
-  for_each_item(context, blocks.count(), [&](std::int64_t number) {
-    const Blocks::Block block = blocks[number];
+  blocks.for_each_block(context, [&](const Blocks::Block& block) {
     const std::int64_t count = block.count;
     T tile[kPositions][kChannels];
     for (std::int64_t c = block.channel_begin; c < block.channel_end; c += kChannels) {
@@ -177,8 +186,7 @@ template <typename Tile, typename T, typename Value>
 void rows_to_nchw(std::int64_t images, std::int64_t channels, std::int64_t positions, T* y, const KernelSet& kernels,
                   Context& context, const Value& value) {
   const Blocks blocks(images, positions, channels, kPositions);
-  for_each_item(context, blocks.count(), [&](std::int64_t number) {
-    const Blocks::Block block = blocks[number];
+  blocks.for_each_block(context, [&](const Blocks::Block& block) {
     Tile tile[kPositions][kChannels];
     for (std::int64_t c = block.channel_begin; c < block.channel_end; c += kChannels) {
       const std::int64_t here = std::min(kChannels, block.channel_end - c);
@@ -194,8 +202,7 @@ void expand_copies(const ExpandArgs& args, const float* rows, float* y, const Ke
   const Interpolation& map = *args.interpolation;
   const std::vector<float> zeros(static_cast<std::size_t>(args.channels), 0.0F);
   const Blocks blocks(args.images, map.positions, args.channels, kLongPositions);
-  for_each_item(context, blocks.count(), [&](std::int64_t number) {
-    const Blocks::Block block = blocks[number];
+  blocks.for_each_block(context, [&](const Blocks::Block& block) {
     const float* from[kLongPositions];
     for (std::int64_t i = 0; i < block.count; ++i) {
       const std::int32_t row = map.rows[static_cast<std::size_t>(block.begin + i)];

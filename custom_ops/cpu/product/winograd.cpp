@@ -191,11 +191,12 @@ class Winograd final : public PreparedProduct {
     return {from(begin), from(end) - from(begin)};
   }
 
-  // Points of some tiles, or their sums, in pieces of channels; see f32.h.
+  // Points of some tiles, or their sums, in pieces of channels; see f32.h. Points lie an odd number of pieces, which
+  // are cache lines, apart, so that those of a tile do not drive each other out of the cache.
   struct Points {
     Points(Context& context, std::int64_t points, std::int64_t tiles, std::int64_t channels)
         : piece_stride(tiles * kPiece),
-          point_stride(ceil_div(channels, kPiece) * piece_stride),
+          point_stride((ceil_div(channels, kPiece) * tiles | 1) * kPiece),
           memory(context, checked_product(static_cast<std::size_t>(points), static_cast<std::size_t>(point_stride))) {}
     // Where a channel of a point of a tile lies.
     float* at(std::int64_t point, std::int64_t tile, std::int64_t channel) {
