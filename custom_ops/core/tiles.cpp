@@ -7,12 +7,13 @@
 
 namespace perfonnx {
 
-Tiling::Tiling(const SiteGrid& grid, std::int64_t edge)
-    : grid_(grid), edge_(edge), across_(ceil_div(grid.output_width, edge)), members_(grid.sites.size()) {
+Tiling::Tiling(const SiteGrid& grid, const MapSize& tile)
+    : grid_(grid), tile_(tile), across_(ceil_div(grid.output_width, tile.width)), members_(grid.sites.size()) {
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const std::int64_t y = grid.sites[i] / grid.output_width;
     const std::int64_t x = grid.sites[i] % grid.output_width;
-    members_[i] = {y / edge * across_ + x / edge, static_cast<std::int32_t>(y % edge * edge + x % edge),
+    members_[i] = {y / tile.height * across_ + x / tile.width,
+                   static_cast<std::int32_t>(y % tile.height * tile.width + x % tile.width),
                    static_cast<std::int32_t>(i)};
   }
   std::sort(members_.begin(), members_.end(), [](const Member& a, const Member& b) {
@@ -46,7 +47,8 @@ Tiling::Count Tiling::count(std::int64_t least) const {
 
 TilePlan Tiling::plan(std::int64_t least) const {
   TilePlan plan;
-  plan.edge = edge_;
+  plan.tile = tile_;
+  plan.window = {tile_.height + grid_.geometry.kernel[0] - 1, tile_.width + grid_.geometry.kernel[1] - 1};
   plan.tiles = count(least).tiles;
   plan.inputs.reserve(static_cast<std::size_t>(plan.tiles * plan.reads()));
   plan.outputs.assign(static_cast<std::size_t>(plan.tiles * plan.writes()), -1);
@@ -63,10 +65,10 @@ TilePlan Tiling::plan(std::int64_t least) const {
     }
     if (!taken) return;
     outputs += plan.writes();
-    const std::int64_t top = begin->tile / across_ * edge_ - grid_.geometry.pads[0];
-    const std::int64_t left = begin->tile % across_ * edge_ - grid_.geometry.pads[1];
-    for (std::int64_t y = top; y < top + edge_ + 2; ++y) {
-      for (std::int64_t x = left; x < left + edge_ + 2; ++x) {
+    const std::int64_t top = begin->tile / across_ * tile_.height - grid_.geometry.pads[0];
+    const std::int64_t left = begin->tile % across_ * tile_.width - grid_.geometry.pads[1];
+    for (std::int64_t y = top; y < top + plan.window.height; ++y) {
+      for (std::int64_t x = left; x < left + plan.window.width; ++x) {
         plan.inputs.push_back(grid_.row_at(y, x));
       }
     }

@@ -1,4 +1,4 @@
-// Tiles: the sites of a 3x3 convolution of stride 1, taken together as squares of neighbouring outputs.
+// Tiles: the sites of a convolution of stride 1, taken together as rectangles of neighbouring outputs.
 #pragma once
 
 #include <cstdint>
@@ -8,23 +8,23 @@
 
 namespace perfonnx {
 
-// Tiles of edge x edge outputs, each of which reads (edge + 2) x (edge + 2) inputs.
 struct TilePlan {
-  std::int64_t edge = 0;
+  MapSize tile;    // outputs
+  MapSize window;  // inputs that a tile reads
   std::int64_t tiles = 0;
-  std::vector<std::int32_t> inputs;   // [tiles][edge + 2][edge + 2]: row of the input, -1 = the zero row
-  std::vector<std::int32_t> outputs;  // [tiles][edge][edge]: number of the site, -1 = none
+  std::vector<std::int32_t> inputs;   // [tiles][window]: row of the input, -1 = the zero row
+  std::vector<std::int32_t> outputs;  // [tiles][tile]: number of the site, -1 = none
   std::vector<std::int32_t> rest;     // numbers of the sites that lie in no tile, ascending
 
-  std::int64_t reads() const noexcept { return (edge + 2) * (edge + 2); }
-  std::int64_t writes() const noexcept { return edge * edge; }
+  std::int64_t reads() const noexcept { return window.positions(); }
+  std::int64_t writes() const noexcept { return tile.positions(); }
 };
 
 // The sites of a grid, sorted by tiles. These lie on a lattice from the map's first position on, so that a site's tile
 // does not depend on which other sites there are.
 class Tiling {
  public:
-  Tiling(const SiteGrid& grid, std::int64_t edge);
+  Tiling(const SiteGrid& grid, const MapSize& tile);
 
   struct Count {
     std::int64_t tiles;
@@ -45,7 +45,7 @@ class Tiling {
   void for_each_tile(const Visit& visit) const;
 
   const SiteGrid& grid_;
-  std::int64_t edge_;
+  MapSize tile_;
   std::int64_t across_;          // tiles in a row of them
   std::vector<Member> members_;  // by tile, place and number
 };

@@ -1,7 +1,7 @@
 """Winograd's algorithm against numpy: tiles whole and cut, sites chosen, rows interpolated, with every instruction set.
 
 Sums of transformed numbers round otherwise than those of a direct convolution: errors of 1e-6 to 4e-6 of the largest
-output are what float32 gives with tiles of 4 x 4, a fifth of that with 2 x 2.
+output are what float32 gives with tiles of 4 x 4, a fifth of that with 2 x 2 or in a line.
 """
 
 from __future__ import annotations
@@ -18,20 +18,33 @@ from tests.engine.reference import NO_ACTIVATION, Geometry, activate, conv, map_
 from tests.processes import assert_same_on_any_number_of_processors, run_python
 
 ISAS = _engine.available_isas()
-TOLERANCE = {"winograd4": 1e-5, "winograd2": 3e-6}
+TOLERANCE = {"winograd4": 1e-5, "winograd2": 3e-6, "winograd2_5x5": 3e-6, "winograd4_line": 3e-6}
+FORMS = [
+    ("winograd4", (3, 3)),
+    ("winograd2", (3, 3)),
+    ("winograd2_5x5", (5, 5)),
+    ("winograd4_line", (3, 1)),
+    ("winograd4_line", (1, 3)),
+]
+"""Implementations, and kernels that they compute."""
 
 
 def _layer(
-    seed: int, inputs: int, outputs: int, size: int, images: int = 1
+    seed: int, inputs: int, outputs: int, size: int, images: int = 1, kernel: tuple[int, int] = (3, 3)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, weights and bias of a 3x3 layer."""
+    """Rows, weights and bias of a layer."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((images, inputs, size, size)).astype(np.float32)
-    w = (rng.standard_normal((outputs, inputs, 3, 3)) / np.sqrt(9 * inputs)).astype(np.float32)
+    w = (rng.standard_normal((outputs, inputs, *kernel)) / np.sqrt(np.prod(kernel) * inputs)).astype(np.float32)
     return rows_of(x), w, rng.standard_normal(outputs).astype(np.float32)
 
 
-@settings(max_examples=200, deadline=None)
+def _pads(kernel: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Pads that leave a map its size."""
+    return (kernel[0] // 2, kernel[1] // 2) * 2
+
+
+@settings(max_examples=400, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     inputs=st.integers(1, 40),
@@ -44,7 +57,7 @@ def _layer(
     adds=st.sampled_from(["nothing", "rows", "rows of one image"]),
     activation=st.sampled_from([NO_ACTIVATION, (0.0, -1e30, 1e30), (0.2, -1.0, 2.0)]),
     sloped=st.booleans(),
-    implementation=st.sampled_from(sorted(TOLERANCE)),
+    form=st.sampled_from(FORMS),
     isa=st.sampled_from(ISAS),
 )
 def test_any_layer(
@@ -59,17 +72,18 @@ def test_any_layer(
     adds: str,
     activation: tuple[float, float, float],
     sloped: bool,
-    implementation: str,
+    form: tuple[str, tuple[int, int]],
     isa: str,
 ) -> None:
     rng = np.random.default_rng(seed)
-    geometry = Geometry(pads=pads)
+    implementation, kernel = form
+    geometry = Geometry(kernel, pads=pads)
     positions = size[0] * size[1]
     in_source = np.arange(positions, dtype=np.int32)
     if rows == "interpolated":
         in_source = rng.integers(-1, positions, positions).astype(np.int32)
     s = rng.standard_normal((images, positions, inputs)).astype(np.float32)
-    w = rng.standard_normal((outputs, inputs, 3, 3)).astype(np.float32)
+    w = rng.standard_normal((outputs, inputs, *kernel)).astype(np.float32)
     b = rng.standard_normal(outputs).astype(np.float32)
     out = geometry.output_size(*size)
     sites = np.flatnonzero(rng.random(out[0] * out[1]) < keep).astype(np.int32)
@@ -97,31 +111,35 @@ def test_any_layer(
     )
     assert engine.implementation == implementation
     got = engine(s, z)
-    largest = 9 * inputs  # of the terms of a sum; a layer of few sites may have small outputs alone
+    largest = kernel[0] * kernel[1] * inputs  # of the terms of a sum; a layer of few sites may have small outputs alone
     expected = activate(linear, activation, slope)
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[implementation] * max(np.sqrt(largest) * 4, 10))
     np.testing.assert_array_equal(engine(s, z, threads=3), got)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
+@pytest.mark.parametrize(("implementation", "kernel"), FORMS)
 @pytest.mark.parametrize(("inputs", "outputs", "size"), [(64, 64, 28), (130, 66, 21), (256, 48, 14), (512, 64, 7)])
 def test_error_relative_to_the_largest_output(
-    isa: str, implementation: str, inputs: int, outputs: int, size: int
+    isa: str, implementation: str, kernel: tuple[int, int], inputs: int, outputs: int, size: int
 ) -> None:
-    s, w, b = _layer(0, inputs, outputs, size)
-    expected = conv(s.transpose(0, 2, 1).reshape(1, inputs, size, size), w, Geometry()) + b[:, None, None]
-    engine = _engine.SampledConv(w, b, in_shape=(size, size), pads=(1, 1, 1, 1), isa=isa, implementation=implementation)
+    s, w, b = _layer(0, inputs, outputs, size, kernel=kernel)
+    pads = _pads(kernel)
+    x = s.transpose(0, 2, 1).reshape(1, inputs, size, size)
+    expected = conv(x, w, Geometry(kernel, pads=pads)) + b[:, None, None]
+    engine = _engine.SampledConv(w, b, in_shape=(size, size), pads=pads, isa=isa, implementation=implementation)
     error = np.abs(engine(s) - rows_of(expected)).max() / np.abs(expected).max()
     assert error < TOLERANCE[implementation]
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
-def test_a_site_has_the_bits_of_its_tile_or_of_the_direct_kernel(isa: str, implementation: str) -> None:
+@pytest.mark.parametrize(("implementation", "kernel"), FORMS)
+def test_a_site_has_the_bits_of_its_tile_or_of_the_direct_kernel(
+    isa: str, implementation: str, kernel: tuple[int, int]
+) -> None:
     """Which other sites there are decides only which of the two."""
-    s, w, b = _layer(1, 48, 40, 32, images=2)
-    arguments = {"in_shape": (32, 32), "pads": (1, 1, 1, 1), "isa": isa}
+    s, w, b = _layer(1, 48, 40, 32, images=2, kernel=kernel)
+    arguments = {"in_shape": (32, 32), "pads": _pads(kernel), "isa": isa}
     sites = np.flatnonzero(np.random.default_rng(1).random(1024) < 0.35).astype(np.int32)
     tiles = _engine.SampledConv(w, b, **arguments, implementation=implementation)(s)[:, sites]
     direct = _engine.SampledConv(w, b, **arguments, implementation="direct")(s)[:, sites]
@@ -159,13 +177,13 @@ def test_a_value_that_is_no_number_stays_in_the_tiles_that_read_it(isa: str, val
 )
 def test_results_do_not_depend_on_the_number_of_processors(inputs: int, outputs: int, size: int, images: int) -> None:
     """Few tiles, many weights and many tiles are shared out in different ways."""
-    for implementation in TOLERANCE:
+    for implementation, kernel in FORMS:
         assert_same_on_any_number_of_processors(f"""
 s = rng.standard_normal(({images}, {size**2}, {inputs})).astype(np.float32)
 z = rng.standard_normal((1, {size**2}, {outputs})).astype(np.float32)
-w = rng.standard_normal(({outputs}, {inputs}, 3, 3)).astype(np.float32)
+w = rng.standard_normal(({outputs}, {inputs}, *{kernel})).astype(np.float32)
 engine = _engine.SampledConv(
-    w, None, in_shape=({size}, {size}), pads=(1, 1, 1, 1), adds=True, implementation={implementation!r}
+    w, None, in_shape=({size}, {size}), pads={_pads(kernel)}, adds=True, implementation={implementation!r}
 )
 result = engine(s, z, threads=processors + 1)
 """)
@@ -173,21 +191,25 @@ result = engine(s, z, threads=processors + 1)
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("keep", [0.45, 0.8, 1.0])
+@pytest.mark.parametrize(("implementation", "kernel"), [form for form in FORMS if form[0] != "winograd2"])
 @pytest.mark.parametrize("pads", [(1, 1, 1, 1), (0, 2, 1, 0)])
-def test_maps_in_bands_of_whole_tiles(isa: str, keep: float, pads: tuple[int, int, int, int]) -> None:
+def test_maps_in_bands_of_whole_tiles(
+    isa: str, keep: float, implementation: str, kernel: tuple[int, int], pads: tuple[int, int, int, int]
+) -> None:
     rng = np.random.default_rng(0)
-    geometry = Geometry(pads=pads)
+    geometry = Geometry(kernel, pads=pads)
     x = rng.standard_normal((2, 72, 62, 45)).astype(np.float32)
-    w = (rng.standard_normal((40, 72, 3, 3)) / np.sqrt(9 * 72)).astype(np.float32)
+    w = (rng.standard_normal((40, 72, *kernel)) / np.sqrt(np.prod(kernel) * 72)).astype(np.float32)
     b = rng.standard_normal(40).astype(np.float32)
-    mask = rng.random(geometry.output_size(62, 45)) < keep
+    least = 0.6 if 1 in kernel else 0.0  # lines of fewer sites do not pay
+    mask = rng.random(geometry.output_size(62, 45)) < max(keep, least)
     mask[:6] = False  # a row of tiles without a site, and half a one
     fill = rng.standard_normal(40).astype(np.float32)
     engine = _engine.MaskedConv.sparse(w, b, mask, fill, pads=pads, isa=isa)
-    assert engine.implementation == "winograd4"
+    assert engine.implementation == implementation
     expected = np.where(mask, conv(x, w, geometry) + b[:, None, None], fill[:, None, None])
     got = engine(x)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE["winograd4"] * np.abs(expected).max())
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[implementation] * np.abs(expected).max())
     np.testing.assert_array_equal(engine(x, threads=3), got)
     rows = _engine.SampledConv(w, b, in_shape=(62, 45), sites=np.flatnonzero(mask).astype(np.int32), pads=pads, isa=isa)
     np.testing.assert_array_equal(rows_of(got, mask.ravel()), rows(rows_of(x)))
@@ -204,20 +226,28 @@ result = engine(x, threads=2)
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "size", "chosen"),
+    ("inputs", "outputs", "kernel", "size", "chosen"),
     [
-        (64, 64, 56, "winograd4"),
-        (16, 16, 32, "winograd4"),
-        (512, 512, 28, "winograd4"),
-        (512, 512, 7, "winograd2"),
-        (512, 512, 1, "gathered"),
-        (64, 64, 1, "direct"),
-        (1, 2, 8, "direct"),
+        (64, 64, (3, 3), 56, "winograd4"),
+        (16, 16, (3, 3), 32, "winograd4"),
+        (512, 512, (3, 3), 28, "winograd4"),
+        (512, 512, (3, 3), 7, "winograd2"),
+        (512, 512, (3, 3), 1, "gathered"),
+        (64, 64, (3, 3), 1, "direct"),
+        (1, 2, (3, 3), 8, "direct"),
+        (16, 32, (5, 5), 28, "winograd2_5x5"),
+        (64, 64, (5, 5), 1, "direct"),
+        (384, 384, (1, 3), 8, "winograd4_line"),
+        (64, 64, (3, 1), 56, "winograd4_line"),
+        (12, 12, (3, 1), 56, "direct"),
     ],
 )
-def test_tiles_are_taken_where_they_pay(inputs: int, outputs: int, size: int, chosen: str) -> None:
-    w = np.ones((outputs, inputs, 3, 3), np.float32)
-    assert _engine.SampledConv(w, None, in_shape=(size, size), pads=(1, 1, 1, 1)).implementation == chosen
+def test_tiles_are_taken_where_they_pay(
+    inputs: int, outputs: int, kernel: tuple[int, int], size: int, chosen: str
+) -> None:
+    w = np.ones((outputs, inputs, *kernel), np.float32)
+    engine = _engine.SampledConv(w, None, in_shape=(size, size), pads=_pads(kernel))
+    assert engine.implementation == chosen
 
 
 @pytest.mark.parametrize(("keep", "chosen"), [(0.9, "winograd4"), (0.5, "winograd4"), (0.05, "direct")])
@@ -228,40 +258,59 @@ def test_scattered_sites(keep: float, chosen: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "arguments", "reason"),
+    ("group", "arguments", "reason"),
     [
-        ((64, 64, 5, 5), {}, "its kernel is not 3 x 3"),
-        ((64, 64, 3, 3), {"strides": (2, 1)}, "its strides and dilations are not all 1"),
-        ((64, 64, 3, 3), {"dilations": (1, 2)}, "its strides and dilations are not all 1"),
-        ((64, 32, 3, 3), {"group": 2}, "it has groups"),
+        (1, {"strides": (2, 1)}, "its strides and dilations are not all 1"),
+        (1, {"dilations": (1, 2)}, "its strides and dilations are not all 1"),
+        (2, {"group": 2}, "it has groups"),
     ],
 )
-@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
+@pytest.mark.parametrize(("implementation", "kernel"), FORMS)
 def test_other_convolutions_are_refused(
-    implementation: str, shape: tuple[int, int, int, int], arguments: dict[str, object], reason: str
+    implementation: str, kernel: tuple[int, int], group: int, arguments: dict[str, object], reason: str
 ) -> None:
-    w = np.ones(shape, np.float32)
+    w = np.ones((64, 64 // group, *kernel), np.float32)
     with pytest.raises(ValueError, match=f"'{implementation}' does not apply: {reason}"):
         _engine.SampledConv(w, None, in_shape=(32, 32), implementation=implementation, **arguments)
     assert _engine.SampledConv(w, None, in_shape=(32, 32), **arguments).implementation == "direct"
+
+
+@pytest.mark.parametrize(
+    ("implementation", "reason"),
+    [
+        ("winograd4", "3 x 3"),
+        ("winograd2", "3 x 3"),
+        ("winograd2_5x5", "5 x 5"),
+        ("winograd4_line", "3 x 1 or 1 x 3"),
+    ],
+)
+@pytest.mark.parametrize("kernel", [(1, 1), (5, 1), (3, 5), (7, 7)])
+def test_other_kernels_are_refused(implementation: str, reason: str, kernel: tuple[int, int]) -> None:
+    w = np.ones((64, 64, *kernel), np.float32)
+    with pytest.raises(ValueError, match=f"'{implementation}' does not apply: its kernel is not {reason}"):
+        _engine.SampledConv(w, None, in_shape=(32, 32), implementation=implementation)
+    assert _engine.SampledConv(w, None, in_shape=(32, 32)).implementation in ("direct", "gathered")
 
 
 def _run(exactness: str, verbose: str = "") -> subprocess.CompletedProcess[str]:
     code = """
 import numpy as np
 from perfonnx import _engine
-engine = _engine.SampledConv(np.ones((64, 64, 3, 3), np.float32), None, in_shape=(28, 28))
-engine(np.ones((1, 784, 64), np.float32))
-print(engine.implementation)
+for kernel in ((3, 3), (5, 5), (3, 1), (1, 3)):
+    engine = _engine.SampledConv(np.ones((64, 64, *kernel), np.float32), None, in_shape=(28, 28))
+    engine(np.ones((1, 784, 64), np.float32))
+    print(engine.implementation)
 """
     return run_python(code, PERFONNX_EXACTNESS=exactness, PERFONNX_VERBOSE=verbose)
 
 
 def test_strict_exactness_keeps_to_the_direct_kernels() -> None:
-    assert _run("").stdout.strip() == "winograd4"
+    names = ["winograd4", "winograd2_5x5", "winograd4_line"]
+    assert _run("").stdout.split() == [*names, "winograd4_line"]
     done = _run("strict", verbose="1")
-    assert done.stdout.strip() == "direct"
-    assert "not winograd4: PERFONNX_EXACTNESS is strict" in done.stderr
+    assert done.stdout.split() == ["direct"] * 4
+    for name in names:
+        assert f"not {name}: PERFONNX_EXACTNESS is strict" in done.stderr
 
 
 def test_exactness_of_another_kind_is_a_clear_error() -> None:
@@ -270,26 +319,26 @@ def test_exactness_of_another_kind_is_a_clear_error() -> None:
     assert "PERFONNX_EXACTNESS=loose: use strict, or unset it" in done.stderr
 
 
-@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
-def test_few_sites_of_a_huge_map(implementation: str) -> None:
+@pytest.mark.parametrize(("implementation", "kernel"), FORMS)
+def test_few_sites_of_a_huge_map(implementation: str, kernel: tuple[int, int]) -> None:
     """Tables are as large as the sites are many, not as the map is."""
     side = 2**15
     corners = np.array([0, 1, side, side + 1, side * (side - 1), side**2 - 1], np.int32)
     engine = _engine.SampledConv(
-        np.ones((8, 8, 3, 3), np.float32),
+        np.ones((8, 8, *kernel), np.float32),
         None,
         in_shape=(side, side),
         sites=corners,
-        pads=(1, 1, 1, 1),
+        pads=_pads(kernel),
         implementation=implementation,
     )
     with pytest.raises(ValueError, match="there must be 1073741824"):
         engine(np.ones((1, 4, 8), np.float32))
 
 
-@pytest.mark.parametrize("implementation", sorted(TOLERANCE))
-def test_maps_smaller_than_the_kernel_have_no_output(implementation: str) -> None:
-    engine = _engine.SampledConv(
-        np.ones((8, 8, 3, 3), np.float32), None, in_shape=(1, 2), implementation=implementation
-    )
-    assert engine(np.ones((1, 2, 8), np.float32)).shape == (1, 0, 8)
+@pytest.mark.parametrize(("implementation", "kernel"), FORMS)
+def test_maps_smaller_than_the_kernel_have_no_output(implementation: str, kernel: tuple[int, int]) -> None:
+    size = (2, 5) if kernel[0] > 1 else (5, 2)
+    w = np.ones((8, 8, *kernel), np.float32)
+    engine = _engine.SampledConv(w, None, in_shape=size, implementation=implementation)
+    assert engine(np.ones((1, 10, 8), np.float32)).shape == (1, 0, 8)

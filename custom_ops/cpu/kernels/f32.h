@@ -109,9 +109,13 @@ struct GateArgs {
 // product reads of several tiles is thus one piece of memory.
 enum { kPiece = 16 };
 
-// The inputs of tiles, each turned into (edge + 2)^2 points.
+// Tiles of 4 x 4 and of 2 x 2 outputs of 3x3 kernels, of 2 x 2 of 5x5 ones, of 4 in a line of kernels of 3 taps in a
+// line.
+enum WinogradForm { kSquare4, kSquare2, kSquare2Of5, kLine4, kWinogradForms };
+
+// The inputs of tiles, each turned into as many points.
 struct WinogradInputArgs {
-  const float* const* rows;  // [tiles][(edge + 2)^2]
+  const float* const* rows;  // [tiles][points]
   size_t tiles;
   size_t begin;  // first channel, that of a piece
   size_t end;
@@ -129,8 +133,8 @@ struct WinogradOutputArgs {
   size_t begin;  // first channel, that of a piece
   size_t end;
   const float* bias;          // [outputs], padded to whole vectors
-  float* const* out;          // [tiles][edge^2] rows; null: nobody wants it
-  const float* const* added;  // [tiles][edge^2] rows; null: none
+  float* const* out;          // [tiles][outputs of a tile] rows; null: nobody wants it
+  const float* const* added;  // [tiles][outputs of a tile] rows; null: none
   Act act;
 };
 
@@ -189,9 +193,8 @@ struct F32Kernels {
   TurnFunction turn;
   GateFunction gate;
   RadiusSumFunction radius_sum;
-  // [edge / 2 - 1]: tiles of 2 x 2 and of 4 x 4 outputs
-  WinogradInputFunction winograd_input[2];
-  WinogradOutputFunction winograd_output[2];
+  WinogradInputFunction winograd_input[kWinogradForms];
+  WinogradOutputFunction winograd_output[kWinogradForms];
   WinogradProductFunction winograd_product[2]
                                           [kMaxSiteTile];  // [v - 1][t - 1]: t tiles and v vectors of output channels
 };

@@ -600,8 +600,8 @@ extern constexpr F32Kernels PERFONNX_KERNELS = {
     turn,
     gate,
     radius_sum,
-    {winograd_input<2>, winograd_input<4>},
-    {winograd_output<2>, winograd_output<4>},
+    {winograd_input<6>, winograd_input<4>, winograd_input<6>, winograd_input<6, 1>},
+    {winograd_output<6, 4>, winograd_output<4, 2>, winograd_output<6, 2>, winograd_output<6, 4, 1>},
     {PERFONNX_TILES(winograd_product, 1), PERFONNX_TILES(winograd_product, 2)}};
 
 }  // namespace perfonnx

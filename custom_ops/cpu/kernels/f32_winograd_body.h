@@ -1,24 +1,27 @@
-// Winograd's algorithm for 3x3 kernels, part of f32_body.h: A. Lavin, S. Gray, arXiv 1509.09308. Tiles of EDGE x EDGE
-// outputs, made from (EDGE + 2) x (EDGE + 2) inputs by as many multiplies a pair of channels.
+// Winograd's algorithm, part of f32_body.h: A. Lavin, S. Gray, arXiv 1509.09308. Tiles of EDGE x EDGE outputs of
+// kernels of R x R taps, made from POINTS x POINTS inputs, POINTS = EDGE + R - 1, by as many multiplies a pair of
+// channels; or the same in a line, with DOWN = 1 for POINTS.
 
 namespace perfonnx {
 namespace {
 
-// One dimension: `in` turns EDGE + 2 inputs into as many factors, `out` the products of those into EDGE outputs; the
-// results lie `step` apart.
-template <int EDGE>
+// One dimension: `in` turns POINTS inputs into as many factors, `out` the products of those into EDGE outputs; the
+// results lie `step` apart. What `in` does depends on the points alone, not on how many outputs are made of them.
+template <int POINTS>
 struct Winograd;
 
 // Points 0, 1, -1, infinity.
 template <>
-struct Winograd<2> {
+struct Winograd<4> {
   static PERFONNX_INLINE void in(const Vec* d, Vec* to, size_t step) {
     to[0] = d[0] - d[2];
     to[step] = d[1] + d[2];
     to[2 * step] = d[2] - d[1];
     to[3 * step] = d[1] - d[3];
   }
+  template <int EDGE>
   static PERFONNX_INLINE void out(const Vec* m, Vec* to, size_t step) {
+    static_assert(EDGE == 2, "there are these outputs of four points");
     to[0] = m[0] + (m[1] + m[2]);
     to[step] = (m[1] - m[2]) - m[3];
   }
@@ -27,7 +30,7 @@ struct Winograd<2> {
 // Points 0, a, -a, b, -b, infinity with a = 1 / sqrt(2) and b = sqrt(2): a largest error of a quarter of that with the
 // usual 0, 1, -1, 2, -2, infinity, for two more operations.
 template <>
-struct Winograd<4> {
+struct Winograd<6> {
   static constexpr float kA = 0.70710678118654752440F;
   static constexpr float kB = 1.41421356237309504880F;
   static PERFONNX_INLINE void in(const Vec* d, Vec* to, size_t step) {
@@ -42,39 +45,47 @@ struct Winograd<4> {
     to[4 * step] = even_b - kB * odd_b;
     to[5 * step] = (d[1] + d[5]) - 2.5F * d[3];
   }
+  template <int EDGE>
   static PERFONNX_INLINE void out(const Vec* m, Vec* to, size_t step) {
+    static_assert(EDGE == 4 || EDGE == 2, "there are these outputs of six points");
     const Vec even_a = m[1] + m[2];
     const Vec odd_a = kA * (m[1] - m[2]);
     const Vec even_b = m[3] + m[4];
     const Vec odd_b = kB * (m[3] - m[4]);
     to[0] = m[0] + even_a + even_b;
     to[step] = odd_a + odd_b;
-    to[2 * step] = 0.5F * even_a + 2.0F * even_b;
-    to[3 * step] = 0.5F * odd_a + 2.0F * odd_b + m[5];
+    if constexpr (EDGE == 4) {
+      to[2 * step] = 0.5F * even_a + 2.0F * even_b;
+      to[3 * step] = 0.5F * odd_a + 2.0F * odd_b;
+    }
+    to[(EDGE - 1) * step] += m[5];
   }
 };
 
-template <int EDGE, bool WHOLE>
+template <int POINTS, int DOWN, bool WHOLE>
 PERFONNX_INLINE void winograd_input_vector(const float* const* rows, size_t channel, size_t count, float* to,
                                            size_t point_stride) {
-  constexpr size_t kReads = EDGE + 2;
-  Vec half[kReads * kReads];
+  Vec half[DOWN * POINTS];
   PERFONNX_UNROLL
-  for (size_t j = 0; j < kReads; ++j) {
-    Vec d[kReads];
+  for (size_t j = 0; j < POINTS; ++j) {
+    Vec d[DOWN];
     PERFONNX_UNROLL
-    for (size_t i = 0; i < kReads; ++i) {
-      const float* from = rows[i * kReads + j] + channel;
+    for (size_t i = 0; i < DOWN; ++i) {
+      const float* from = rows[i * POINTS + j] + channel;
       d[i] = WHOLE ? load(from) : load_some(from, count);
     }
-    Winograd<EDGE>::in(d, half + j, kReads);
+    if constexpr (DOWN > 1) {
+      Winograd<DOWN>::in(d, half + j, POINTS);
+    } else {
+      half[j] = d[0];
+    }
   }
   PERFONNX_UNROLL
-  for (size_t i = 0; i < kReads; ++i) {
-    Vec point[kReads];
-    Winograd<EDGE>::in(half + i * kReads, point, 1);
+  for (size_t i = 0; i < DOWN; ++i) {
+    Vec point[POINTS];
+    Winograd<POINTS>::in(half + i * POINTS, point, 1);
     PERFONNX_UNROLL
-    for (size_t j = 0; j < kReads; ++j) store(to + (i * kReads + j) * point_stride, point[j]);
+    for (size_t j = 0; j < POINTS; ++j) store(to + (i * POINTS + j) * point_stride, point[j]);
   }
 }
 
@@ -82,38 +93,43 @@ constexpr size_t piece_offset(size_t channel, size_t piece_stride) {
   return channel / kPiece * piece_stride + channel % kPiece;
 }
 
-template <int EDGE>
+template <int POINTS, int DOWN = POINTS>
 void winograd_input(const WinogradInputArgs* args) {
-  constexpr size_t kReads = EDGE + 2;
+  constexpr size_t kReads = DOWN * POINTS;
+  constexpr size_t kSeen = DOWN > 1 ? 2 : 0;  // so many first columns of a square are those of the one before
   const float* const* rows = args->rows;
-  for (size_t tile = 0; tile < args->tiles; ++tile, rows += kReads * kReads) {
-    const float* const* next = tile + 1 < args->tiles ? rows + kReads * kReads : rows;
+  for (size_t tile = 0; tile < args->tiles; ++tile, rows += kReads) {
+    const float* const* next = tile + 1 < args->tiles ? rows + kReads : rows;
     for (size_t c = args->begin; c < args->end; c += kVector) {
-      for (size_t i = 0; i < kReads; ++i) {  // the first two columns are those of this tile
-        for (size_t j = 2; j < kReads; ++j) prefetch(next[i * kReads + j] + c);
+      for (size_t i = 0; i < DOWN; ++i) {
+        for (size_t j = kSeen; j < POINTS; ++j) prefetch(next[i * POINTS + j] + c);
       }
       const size_t count = args->end - c;
       float* to = args->points + piece_offset(c, args->piece_stride) + tile * kPiece;
       if (count >= kVector) {
-        winograd_input_vector<EDGE, true>(rows, c, kVector, to, args->point_stride);
+        winograd_input_vector<POINTS, DOWN, true>(rows, c, kVector, to, args->point_stride);
       } else {
-        winograd_input_vector<EDGE, false>(rows, c, count, to, args->point_stride);
+        winograd_input_vector<POINTS, DOWN, false>(rows, c, count, to, args->point_stride);
       }
     }
   }
 }
 
-template <int EDGE>
+template <int POINTS, int EDGE, int DOWN>
 PERFONNX_INLINE void winograd_output_vector(const WinogradOutputArgs* args, const float* sums, float* const* out,
                                             const float* const* added, size_t channel, size_t count) {
-  constexpr size_t kPoints = EDGE + 2;
-  Vec half[kPoints * EDGE];
+  constexpr size_t kRows = DOWN > 1 ? EDGE : 1;
+  Vec half[kRows * POINTS];
   PERFONNX_UNROLL
-  for (size_t j = 0; j < kPoints; ++j) {
-    Vec m[kPoints];
+  for (size_t j = 0; j < POINTS; ++j) {
+    Vec m[DOWN];
     PERFONNX_UNROLL
-    for (size_t i = 0; i < kPoints; ++i) m[i] = load(sums + (i * kPoints + j) * args->point_stride);
-    Winograd<EDGE>::out(m, half + j, kPoints);
+    for (size_t i = 0; i < DOWN; ++i) m[i] = load(sums + (i * POINTS + j) * args->point_stride);
+    if constexpr (DOWN > 1) {
+      Winograd<DOWN>::template out<EDGE>(m, half + j, POINTS);
+    } else {
+      half[j] = m[0];
+    }
   }
   const Vec bias = load(args->bias + channel);
   Vec slope = {};
@@ -122,9 +138,9 @@ PERFONNX_INLINE void winograd_output_vector(const WinogradOutputArgs* args, cons
         args->act.slopes != nullptr ? load_some(args->act.slopes + channel, count) : slope + args->act.negative_slope;
   }
   PERFONNX_UNROLL
-  for (size_t i = 0; i < EDGE; ++i) {
+  for (size_t i = 0; i < kRows; ++i) {
     Vec sum[EDGE];
-    Winograd<EDGE>::out(half + i * kPoints, sum, 1);
+    Winograd<POINTS>::template out<EDGE>(half + i * POINTS, sum, 1);
     PERFONNX_UNROLL
     for (size_t j = 0; j < EDGE; ++j) {
       float* to = out[i * EDGE + j];
@@ -137,9 +153,9 @@ PERFONNX_INLINE void winograd_output_vector(const WinogradOutputArgs* args, cons
   }
 }
 
-template <int EDGE>
+template <int POINTS, int EDGE, int DOWN = POINTS>
 void winograd_output(const WinogradOutputArgs* args) {
-  constexpr size_t kWrites = EDGE * EDGE;
+  constexpr size_t kWrites = DOWN > 1 ? EDGE * EDGE : EDGE;
   float* const* out = args->out;
   const float* const* added = args->added;
   for (size_t tile = 0; tile < args->tiles; ++tile, out += kWrites) {
@@ -151,9 +167,9 @@ void winograd_output(const WinogradOutputArgs* args) {
       const size_t count = args->end - c;
       const float* sums = args->sums + piece_offset(c, args->piece_stride) + tile * kPiece;
       if (count >= kVector) {
-        winograd_output_vector<EDGE>(args, sums, out, added, c, kVector);
+        winograd_output_vector<POINTS, EDGE, DOWN>(args, sums, out, added, c, kVector);
       } else {
-        winograd_output_vector<EDGE>(args, sums, out, added, c, count);
+        winograd_output_vector<POINTS, EDGE, DOWN>(args, sums, out, added, c, count);
       }
     }
     if (added != nullptr) added += kWrites;

@@ -1,5 +1,6 @@
-// Winograd's algorithm (A. Lavin, S. Gray, arXiv 1509.09308) for 3x3 layers of stride 1: tiles of 4 x 4 or 2 x 2
-// outputs by 36 or 16 multiplies a pair of channels instead of 144 or 36, exact up to rounding.
+// Winograd's algorithm (A. Lavin, S. Gray, arXiv 1509.09308) for layers of stride 1, exact up to rounding: tiles of 4 x
+// 4 or 2 x 2 outputs of 3x3 kernels by 36 or 16 multiplies a pair of channels instead of 144 or 36; of 2 x 2 outputs of
+// 5x5 kernels by 36 instead of 100; of 4 outputs in a line of 3x1 or 1x3 kernels by 6 instead of 12.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -13,8 +14,6 @@
 namespace perfonnx {
 namespace {
 
-constexpr std::int64_t kTaps = 9;
-
 bool strict() {
   const char* value = std::getenv("PERFONNX_EXACTNESS");
   if (value == nullptr || *value == '\0') return false;
@@ -22,38 +21,60 @@ bool strict() {
   throw Error("environment variable PERFONNX_EXACTNESS=" + std::string(value) + ": use strict, or unset it");
 }
 
-// The factors of a kernel's three taps along one axis; see f32_winograd_body.h for the points.
-constexpr double kRoot = 1.41421356237309504880;
-constexpr double kFactors2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
-constexpr double kFactors4[6][3] = {{1, 0, 0},
-                                    {-2. / 3, -kRoot / 3, -1. / 3},
-                                    {-2. / 3, kRoot / 3, -1. / 3},
-                                    {1. / 6, kRoot / 6, 1. / 3},
-                                    {1. / 6, -kRoot / 6, 1. / 3},
-                                    {0, 0, 1}};
+// One dimension of tiles: `edge` outputs of a kernel of `taps` taps.
+struct Axis {
+  std::int64_t taps;
+  std::int64_t edge;
+  const double* factors;  // [points][taps]: of the taps of a kernel; see f32_winograd_body.h for the points
 
-// The (edge + 2)^2 points of a kernel of 3 x 3 taps, `step` apart.
-void kernel_points(const float* taps, std::int64_t edge, float* to, std::int64_t step) {
-  const std::int64_t along = edge + 2;
-  const double (*factors)[3] = edge == 2 ? kFactors2 : kFactors4;
-  for (std::int64_t y = 0; y < along; ++y) {
-    const double* down = factors[y];
-    double half[3];
-    for (std::int64_t x = 0; x < 3; ++x) half[x] = down[0] * taps[x] + down[1] * taps[3 + x] + down[2] * taps[6 + x];
-    for (std::int64_t x = 0; x < along; ++x, to += step) {
-      const double* across = factors[x];
-      *to = static_cast<float>(half[0] * across[0] + half[1] * across[1] + half[2] * across[2]);
+  std::int64_t points() const noexcept { return edge + taps - 1; }
+};
+constexpr double kRoot = 1.41421356237309504880;
+constexpr double kFactors1x1[] = {1};
+constexpr double kFactors2x3[] = {1, 0, 0, .5, .5, .5, .5, -.5, .5, 0, 0, 1};
+constexpr double kFactors4x3[] = {1,      0,         0,      -2. / 3, -kRoot / 3, -1. / 3, -2. / 3, kRoot / 3, -1. / 3,
+                                  1. / 6, kRoot / 6, 1. / 3, 1. / 6,  -kRoot / 6, 1. / 3,  0,       0,         1};
+constexpr double kFactors2x5[] = {1,       0,          0,       0,          0,        //
+                                  -2. / 3, -kRoot / 3, -1. / 3, -kRoot / 6, -1. / 6,  //
+                                  -2. / 3, kRoot / 3,  -1. / 3, kRoot / 6,  -1. / 6,  //
+                                  1. / 6,  kRoot / 6,  1. / 3,  kRoot / 3,  2. / 3,   //
+                                  1. / 6,  -kRoot / 6, 1. / 3,  -kRoot / 3, 2. / 3,   //
+                                  0,       0,          0,       0,          1};
+constexpr Axis kAlone{1, 1, kFactors1x1};
+
+// Both dimensions.
+struct Axes {
+  Axis down;
+  Axis across;
+
+  std::int64_t points() const noexcept { return down.points() * across.points(); }
+  MapSize tile() const noexcept { return {down.edge, across.edge}; }
+};
+
+// The points of a kernel, `step` apart.
+void kernel_points(const float* taps, const Axes& axes, float* to, std::int64_t step) {
+  const auto& [down, across] = axes;
+  for (std::int64_t y = 0; y < down.points(); ++y) {
+    double half[5] = {};
+    for (std::int64_t i = 0; i < down.taps; ++i) {
+      const double factor = down.factors[y * down.taps + i];
+      for (std::int64_t j = 0; j < across.taps; ++j) half[j] += factor * taps[i * across.taps + j];
+    }
+    for (std::int64_t x = 0; x < across.points(); ++x, to += step) {
+      double sum = 0;
+      for (std::int64_t j = 0; j < across.taps; ++j) sum += half[j] * across.factors[x * across.taps + j];
+      *to = static_cast<float>(sum);
     }
   }
 }
 
 // Weights of every point: [points][panels][inputs][panel width], and the bias padded to whole panels.
 struct PackedPoints {
-  PackedPoints(const ProductLayer& layer, std::int64_t edge) {
+  PackedPoints(const ProductLayer& layer, const Axes& axes) {
     const std::int64_t outputs = layer.shape.outputs;
     const std::int64_t inputs = layer.shape.inputs;
     const auto width = static_cast<std::int64_t>(layer.kernels.f32->panel);
-    const std::int64_t points = (edge + 2) * (edge + 2);
+    const std::int64_t points = axes.points();
     panels = ceil_div(outputs, width);
     panel_size = inputs * width;
     const std::int64_t point_size = panels * panel_size;
@@ -70,7 +91,8 @@ struct PackedPoints {
       if (here < width) std::fill(together.begin(), together.end(), 0.0F);
       for (std::int64_t c = 0; c < inputs; ++c) {
         for (std::int64_t j = 0; j < here; ++j) {
-          kernel_points(layer.weights + ((first + j) * inputs + c) * kTaps, edge, together.data() + j, width);
+          const float* taps = layer.weights + ((first + j) * inputs + c) * layer.shape.taps;
+          kernel_points(taps, axes, together.data() + j, width);
         }
         float* to = weights.data() + panel * panel_size + c * width;
         for (std::int64_t i = 0; i < points; ++i) std::copy_n(together.data() + i * width, width, to + i * point_size);
@@ -94,7 +116,9 @@ struct Costs {
 };
 constexpr Costs kCosts4{36, 230, 300, 500};
 constexpr Costs kCosts2{16, 80, 100, 300};
-constexpr double kSite = 700;        // of a site that is computed directly, beside its multiplies
+constexpr Costs kCosts2Of5{36, 230, 250, 500};
+constexpr Costs kCostsLine4{6, 45, 55, 1000};
+constexpr double kTap = 78;          // of a tap of a site that is computed directly, beside its multiplies
 constexpr double kScattered = 1.15;  // what sites outside tiles cost more than those of a dense layer
 constexpr double kRest = 200000;     // and what it takes to start with them
 constexpr double kWeight = 12;       // a weight that comes from memory, as in layers of many
@@ -107,11 +131,13 @@ constexpr std::int64_t kFewestInputs = 8;
 class Estimate {
  public:
   explicit Estimate(const ProductLayer& layer)
-      : inputs_(static_cast<double>(layer.shape.inputs)), outputs_(static_cast<double>(layer.shape.outputs)) {
+      : taps_(static_cast<double>(layer.shape.taps)),
+        inputs_(static_cast<double>(layer.shape.inputs)),
+        outputs_(static_cast<double>(layer.shape.outputs)) {
     const auto vector = static_cast<double>(layer.kernels.f32->vector);
     padded_ = std::ceil(outputs_ / vector) * vector;
   }
-  double site() const { return kTaps * inputs_ * padded_ + kSite; }
+  double site() const { return taps_ * (inputs_ * padded_ + kTap); }
   double tile(const Costs& costs) const {
     return costs.points * inputs_ * padded_ + costs.input * inputs_ + costs.output * outputs_ + costs.tile;
   }
@@ -128,7 +154,7 @@ class Estimate {
   }
   double directly(std::int64_t sites, double factor = 1) const {
     if (sites == 0) return 0;
-    return together(static_cast<double>(sites) * factor * site(), read(kTaps * inputs_ * outputs_));
+    return together(static_cast<double>(sites) * factor * site(), read(taps_ * inputs_ * outputs_));
   }
 
  private:
@@ -136,6 +162,7 @@ class Estimate {
   static double together(double multiplies, double weights) {
     return std::max(multiplies, weights) + kOverlap * std::min(multiplies, weights);
   }
+  double taps_;
   double inputs_;
   double outputs_;
   double padded_;  // outputs, to whole vectors
@@ -144,23 +171,24 @@ class Estimate {
 // Tiles that are computed together, at most: weights that do not stay in a cache near the processor are read for each
 // such block anew.
 constexpr std::int64_t kHeavyBytes = 6 * 1024 * 1024;
-std::int64_t block_tiles(const ProductLayer& layer, std::int64_t edge) {
-  const std::int64_t points = (edge + 2) * (edge + 2);
+std::int64_t block_tiles(const ProductLayer& layer, std::int64_t points) {
+  constexpr std::int64_t kPoints = 36;  // those of smaller tiles take as much memory together
   const std::int64_t bytes =
       points * layer.shape.inputs * layer.shape.outputs * static_cast<std::int64_t>(sizeof(float));
   const auto tile = static_cast<std::int64_t>(layer.kernels.f32->site_tile);
-  const std::int64_t several = std::max<std::int64_t>(28 / tile, 1) * tile * (edge == 4 ? 1 : 2);
+  const std::int64_t several = std::max<std::int64_t>(28 / tile, 1) * tile * (kPoints / points);
   return bytes > kHeavyBytes ? 2 * several : several;
 }
 
 class Winograd final : public PreparedProduct {
  public:
-  Winograd(const ProductLayer& layer, TilePlan plan)
+  Winograd(const ProductLayer& layer, WinogradForm form, const Axes& axes, TilePlan plan)
       : shape_(layer.shape),
         kernels_(*layer.kernels.f32),
+        form_(form),
         plan_(std::move(plan)),
-        weights_(layer, plan_.edge),
-        block_(block_tiles(layer, plan_.edge)) {
+        weights_(layer, axes),
+        block_(block_tiles(layer, axes.points())) {
     for (std::int64_t t = 0; t < plan_.tiles; ++t) {
       const auto tile = plan_.outputs.begin() + t * plan_.writes();
       last_sites_.push_back(*std::max_element(tile, tile + plan_.writes()));
@@ -173,7 +201,7 @@ class Winograd final : public PreparedProduct {
     run_tiles(run, between(last_sites_, first, first + run.table.sites), context);
     run_rest(run, between(plan_.rest, first, first + run.table.sites), context);
   }
-  std::int64_t edge() const noexcept override { return plan_.edge; }
+  std::int64_t edge() const noexcept override { return plan_.tile.height; }
   const AlignedArray<float>& packed() const noexcept override { return weights_.weights; }
 
  private:
@@ -307,7 +335,7 @@ class Winograd final : public PreparedProduct {
     args.points = block->points.at(0, part.tile_begin, 0);
     args.point_stride = static_cast<std::size_t>(block->points.point_stride);
     args.piece_stride = static_cast<std::size_t>(block->points.piece_stride);
-    kernels_.winograd_input[edge_index()](&args);
+    kernels_.winograd_input[form_](&args);
   }
 
   // A step of the products is a point and a panel.
@@ -362,7 +390,7 @@ class Winograd final : public PreparedProduct {
     args.out = out.data();
     args.added = run.added != nullptr ? added.data() : nullptr;
     args.act = act_of(run.activation);
-    kernels_.winograd_output[edge_index()](&args);
+    kernels_.winograd_output[form_](&args);
   }
 
   // The sites outside tiles, some at a time.
@@ -392,7 +420,6 @@ class Winograd final : public PreparedProduct {
     });
   }
 
-  std::int64_t edge_index() const noexcept { return plan_.edge / 2 - 1; }
   std::int64_t vector() const noexcept { return static_cast<std::int64_t>(kernels_.vector); }
   std::int64_t width() const noexcept { return static_cast<std::int64_t>(kernels_.panel); }
 
@@ -400,6 +427,7 @@ class Winograd final : public PreparedProduct {
 
   WeightShape shape_;
   const F32Kernels& kernels_;
+  WinogradForm form_;
   TilePlan plan_;
   PackedPoints weights_;
   std::int64_t block_;
@@ -409,39 +437,37 @@ class Winograd final : public PreparedProduct {
 
 class WinogradImplementation final : public Implementation {
  public:
-  constexpr WinogradImplementation(const char* name, std::int64_t edge, const Costs& costs)
-      : name_(name), edge_(edge), costs_(costs) {}
+  constexpr WinogradImplementation(const char* name, const char* kernel, WinogradForm form, const Axis& axis,
+                                   const Costs& costs)
+      : name_(name), kernel_(kernel), form_(form), axis_(axis), costs_(costs) {}
 
   const char* name() const noexcept override { return name_; }
   std::string obstacle(const ProductLayer& layer) const override {
     if (layer.grid == nullptr) return "its sites are not known beforehand";
     const ConvGeometry& geometry = layer.grid->geometry;
-    if (geometry.kernel[0] != 3 || geometry.kernel[1] != 3) return "its kernel is not 3 x 3";
+    const Axes axes = axes_of(layer);
+    if (geometry.kernel[0] != axes.down.taps || geometry.kernel[1] != axes.across.taps) {
+      return "its kernel is not " + std::string(kernel_);
+    }
     for (const std::int64_t step :
          {geometry.strides[0], geometry.strides[1], geometry.dilations[0], geometry.dilations[1]}) {
       if (step != 1) return "its strides and dilations are not all 1";
     }
     return layer.shape.groups == 1 ? "" : "it has groups";
   }
-  std::string drawback(const ProductLayer& layer) const override {
-    if (strict()) return "PERFONNX_EXACTNESS is strict";
-    if (edge_ > layer.largest_tile) return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
-    if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
-    const double own = cost(layer);
-    if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
-      return "too few sites in a tile, or too few channels";
-    }
-    if (edge_ == 2) return {};  // the larger tiles had the choice before
-    return own <= static_cast<const WinogradImplementation&>(kWinograd2).cost(layer)
-               ? ""
-               : "its weights are too many for so few tiles";
-  }
+  std::string drawback(const ProductLayer& layer) const override;
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
-    const Tiling tiling(*layer.grid, edge_);
-    return std::make_unique<const Winograd>(layer, tiling.plan(best(layer, tiling).least));
+    const Axes axes = axes_of(layer);
+    const Tiling tiling(*layer.grid, axes.tile());
+    return std::make_unique<const Winograd>(layer, form_, axes, tiling.plan(best(layer, tiling).least));
   }
 
  private:
+  // Of a line along the longer side of the kernel, or of a square.
+  Axes axes_of(const ProductLayer& layer) const {
+    if (form_ != kLine4) return {axis_, axis_};
+    return layer.grid->geometry.kernel[0] > 1 ? Axes{axis_, kAlone} : Axes{kAlone, axis_};
+  }
   struct Choice {
     std::int64_t least;  // sites of a tile
     double cost;         // of an image
@@ -451,26 +477,44 @@ class WinogradImplementation final : public Implementation {
     const Estimate estimate(layer);
     const auto with = [&](std::int64_t least) {
       const Tiling::Count count = tiling.count(least);
-      const std::int64_t passes = ceil_div(count.tiles, block_tiles(layer, edge_));
+      const std::int64_t passes = ceil_div(count.tiles, block_tiles(layer, axes_of(layer).points()));
       return Choice{least, estimate.by_tiles(costs_, count.tiles, count.rest, passes)};
     };
     const Choice some = with(estimate.least(costs_));
     const Choice all = with(1);
     return all.cost < some.cost ? all : some;
   }
-  double cost(const ProductLayer& layer) const { return best(layer, Tiling(*layer.grid, edge_)).cost; }
+  double cost(const ProductLayer& layer) const { return best(layer, Tiling(*layer.grid, axes_of(layer).tile())).cost; }
 
   const char* name_;
-  std::int64_t edge_;
+  const char* kernel_;
+  WinogradForm form_;
+  Axis axis_;
   const Costs& costs_;
 };
 
-const WinogradImplementation kImplementation4("winograd4", 4, kCosts4);
-const WinogradImplementation kImplementation2("winograd2", 2, kCosts2);
+const WinogradImplementation kSquareOf4("winograd4", "3 x 3", kSquare4, {3, 4, kFactors4x3}, kCosts4);
+const WinogradImplementation kSquareOf2("winograd2", "3 x 3", kSquare2, {3, 2, kFactors2x3}, kCosts2);
+const WinogradImplementation kSquareOf2For5("winograd2_5x5", "5 x 5", kSquare2Of5, {5, 2, kFactors2x5}, kCosts2Of5);
+const WinogradImplementation kLineOf4("winograd4_line", "3 x 1 or 1 x 3", kLine4, {3, 4, kFactors4x3}, kCostsLine4);
+
+std::string WinogradImplementation::drawback(const ProductLayer& layer) const {
+  if (strict()) return "PERFONNX_EXACTNESS is strict";
+  if (axis_.edge > layer.largest_tile) return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
+  if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
+  const double own = cost(layer);
+  if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
+    return "too few sites in a tile, or too few channels";
+  }
+  if (form_ != kSquare4) return {};  // of a 3x3 kernel: the larger tiles had the choice before
+  return own <= kSquareOf2.cost(layer) ? "" : "its weights are too many for so few tiles";
+}
 
 }  // namespace
 
-const Implementation& kWinograd4 = kImplementation4;
-const Implementation& kWinograd2 = kImplementation2;
+const Implementation& kWinograd4 = kSquareOf4;
+const Implementation& kWinograd2 = kSquareOf2;
+const Implementation& kWinograd2Of5 = kSquareOf2For5;
+const Implementation& kWinogradLine4 = kLineOf4;
 
 }  // namespace perfonnx
