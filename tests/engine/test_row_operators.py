@@ -140,6 +140,22 @@ def test_sampled_pool(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("channels", [3, 16, 70])
+def test_the_largest_of_a_window_with_what_is_no_number_is_that(isa: str, channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    x = rng.standard_normal((1, channels, 15, 15)).astype(np.float32)
+    for value in (np.nan, np.inf, -np.inf):
+        x[rng.random(x.shape) < 0.1] = value
+    expected = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3)).max(axis=(4, 5))
+    assert np.isnan(expected).any()
+    assert np.isfinite(expected).any()
+    got = _engine.SampledPool((3, 3), in_shape=(15, 15), isa=isa)(rows_of(x, np.arange(225)))
+    np.testing.assert_array_equal(got, rows_of(expected, np.arange(169)))
+    low = np.full((1, 225, channels), -np.inf, np.float32)
+    assert (_engine.SampledPool((3, 3), in_shape=(15, 15), isa=isa)(low) == -np.inf).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("channels", [1, 5, 16, 50])
 @pytest.mark.parametrize("picked", ["all", "some"])
