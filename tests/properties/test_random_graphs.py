@@ -47,7 +47,7 @@ def faults(seed: int) -> list[str]:
         return []
     rng = np.random.default_rng([seed, 2023])
     method = str(rng.choice(["perforate", "perforate", "perforate", "sparse", "radius-adaptive"]))
-    mask = str(rng.choice(["grid", "uniform", "lattice", "stripes-rows", "stripes-columns", "grid-square"]))
+    mask = str(rng.choice(["grid", "uniform", "lattice", "stripes-rows", "stripes-columns", "grid-square", "blocks"]))
     interpolation = str(rng.choice(["nearest", "nearest", "barycentric", "zero"]))
     rate = float(rng.choice([0.25, 0.5, 0.75]))
     found = []
