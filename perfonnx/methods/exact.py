@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 class Exact(SampledMethod):
     """Every position is a site: what the layer gives is what it gave, up to rounding.
 
-    3x3 layers of stride 1 are computed by Winograd's algorithm (Lavin and Gray, arXiv 1509.09308), which onnxruntime
-    does not have on CPUs.
+    Layers of stride 1 with kernels of 3x3, 5x5, 3x1 or 1x3 are computed by Winograd's algorithm (Lavin and Gray, arXiv
+    1509.09308), which onnxruntime does not have on CPUs.
     """
 
     NAME = "exact"
     ADJECTIVE = "exact"
-    SUMMARY = "computes every position, 3x3 layers by Winograd's algorithm; the outputs are the same up to rounding"
+    SUMMARY = (
+        "computes every position, 3x3 and 5x5 layers by Winograd's algorithm; the outputs are the same up to rounding"
+    )
     OPERATOR = PERFORATED_CONV.name
 
     @property

@@ -58,37 +58,50 @@ class Price:
 
 @dataclass(frozen=True)
 class Tiles:
-    """What 3x3 layers cost by tiles of Winograd's algorithm, in multiplies of its innermost loop.
+    """What layers cost by tiles of Winograd's algorithm, in multiplies of its innermost loop.
 
     As the engine estimates it (`winograd.cpp`), which takes the cheapest of these and the direct way.
 
     Attributes:
-        edge: Outputs along an edge of a tile.
+        kernel: Of the layers.
+        tile: Outputs of a tile, down and across.
         points: Multiplies of a tile for each pair of channels.
         read: To transform a tile, for each input channel.
         write: For each output channel.
-        tile: For the tile itself.
+        each: For the tile itself.
     """
 
-    edge: int
+    kernel: tuple[int, int]
+    tile: tuple[int, int]
     points: int
     read: float
     write: float
-    tile: float
+    each: float
+
+    @property
+    def edge(self) -> int:
+        """Outputs along the longest edge."""
+        return max(self.tile)
 
     def multiplies(self, layer: Layer) -> float:
         """Of all tiles of a layer, with what its weights cost that come from memory or the last cache."""
         assert layer.output_shape is not None
         outputs, inputs = layer.w_shape[:2]
         padded = math.ceil(outputs / PANEL) * PANEL
-        count = math.prod(math.ceil(size / self.edge) for size in layer.output_shape)
-        tiles = count * (self.points * inputs * padded + self.read * inputs + self.write * outputs + self.tile)
+        count = math.prod(math.ceil(size / edge) for size, edge in zip(layer.output_shape, self.tile, strict=True))
+        tiles = count * (self.points * inputs * padded + self.read * inputs + self.write * outputs + self.each)
         weights = self.points * inputs * outputs
         reading = weights * (FAR_WEIGHT if weights > MANY_WEIGHTS else NEAR_WEIGHT)
         return max(tiles, reading) + OVERLAP * min(tiles, reading)
 
 
-TILES = (Tiles(4, 36, 230.0, 300.0, 500.0), Tiles(2, 16, 80.0, 100.0, 300.0))
+TILES = (
+    Tiles((3, 3), (4, 4), 36, 230.0, 300.0, 500.0),
+    Tiles((3, 3), (2, 2), 16, 80.0, 100.0, 300.0),
+    Tiles((5, 5), (2, 2), 36, 230.0, 250.0, 500.0),
+    Tiles((3, 1), (4, 1), 6, 45.0, 55.0, 1000.0),
+    Tiles((1, 3), (1, 4), 6, 45.0, 55.0, 1000.0),
+)
 PANEL = 16
 """Output channels that are computed together."""
 NEAR_WEIGHT, FAR_WEIGHT = 3.0, 12.0
@@ -101,12 +114,12 @@ FEWEST_CHANNELS = 16
 """Layers of fewer input or output channels are taken to gain nothing by tiles."""
 
 
-def has_tiles(layer: Layer) -> bool:
-    """Whether Winograd's algorithm can compute a layer."""
+def tiles_of(layer: Layer) -> list[Tiles]:
+    """Those by which Winograd's algorithm can compute a layer."""
     a = layer.attributes
-    if a is None or a.kernel_shape != (3, 3) or {*a.strides, *a.dilations, a.group} != {1}:
-        return False
-    return layer.elem_type == TensorProto.FLOAT and min(layer.w_shape[:2]) >= FEWEST_CHANNELS
+    if a is None or layer.elem_type != TensorProto.FLOAT or {*a.strides, *a.dilations, a.group} != {1}:
+        return []
+    return [tiles for tiles in TILES if tiles.kernel == a.kernel_shape and min(layer.w_shape[:2]) >= FEWEST_CHANNELS]
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class Costs:
     Attributes:
         dense: onnxruntime's Conv, by kind.
         rows: A layer on rows, by kind.
-        tiles: A 3x3 layer on rows by tiles, a multiply of `Tiles` being one.
+        tiles: A layer on rows by tiles, a multiply of `Tiles` being one.
         compact: Per thousand values of a map that is turned to rows, in the caches.
         expand: Per thousand values of a map that is written from rows, in the caches.
         canonical: Per thousand values that a layer on maps reads and writes, beside what it costs on rows.
@@ -158,9 +171,7 @@ class Costs:
     def of_rows(self, layer: Layer, share: float) -> float:
         """The same on rows, computed at this share of the positions, or at more where that takes less time."""
         direct = self._of_layer(self.rows[kind_of(layer)], layer, share)
-        if not has_tiles(layer):
-            return direct
-        tiles = [tiles.multiplies(layer) for tiles in TILES if tiles.edge <= self.largest_tile]
+        tiles = [tiles.multiplies(layer) for tiles in tiles_of(layer) if tiles.edge <= self.largest_tile]
         return min([direct, *(self._of_tiles(layer, share, multiplies) for multiplies in tiles)])
 
     def of_canonical(self, layer: Layer, share: float) -> float:

@@ -23,13 +23,14 @@ FREE_TURNS = Costs(compact=0.0, expand=0.0, canonical=1e6)
 DEAR_TURNS = Costs(compact=1e6, expand=1e6, canonical=0.0)
 
 
-def chain(channels: int, kernels: tuple[int, ...] = (3, 3, 3), size: int = 16) -> onnx.ModelProto:
+def chain(channels: int, kernels: tuple[int | tuple[int, int], ...] = (3, 3, 3), size: int = 16) -> onnx.ModelProto:
     """Convolutions c0, c1, ... of as many channels in as out, with Relu between them."""
     nodes, weights, x = [], {}, "x"
     for i, kernel in enumerate(kernels):
-        size_of = {"kernel_shape": [kernel] * 2, "pads": [kernel // 2] * 4}
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        size_of = {"kernel_shape": [height, width], "pads": [height // 2, width // 2] * 2}
         nodes += [nets.conv(x, f"v{i}", f"w{i}", name=f"c{i}", **size_of), node("Relu", [f"v{i}"], [f"r{i}"])]
-        weights[f"w{i}"] = nets.values(channels, channels, kernel, kernel, seed=i)
+        weights[f"w{i}"] = nets.values(channels, channels, height, width, seed=i)
         x = f"r{i}"
     nodes[-1].output[0] = "y"
     shape = ("N", channels, size, size)
@@ -202,10 +203,10 @@ def test_a_depthwise_layer_cuts_a_region_where_it_costs_more_than_the_turns(monk
 
 @pytest.mark.parametrize(("channels", "kernel"), [(1, 3), (1, 5), (3, 3)])
 def test_a_first_layer_of_few_channels_is_not_made_slower(channels: int, kernel: int) -> None:
-    """Behind it lies a layer that rows gain nothing for either: at rate 0, 5x5 kernels cost the same multiplies."""
-    weights = {"w": nets.values(16, channels, kernel, kernel), "v": nets.values(16, 16, 5, 5)}
+    """Behind it lies a layer that rows gain nothing for either: at rate 0, 7x7 kernels cost the same multiplies."""
+    weights = {"w": nets.values(16, channels, kernel, kernel), "v": nets.values(16, 16, 7, 7)}
     first = nets.conv("x", "a", "w", name="first", kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
-    second = nets.conv("r", "y", "v", name="second", kernel_shape=[5, 5], pads=[2] * 4)
+    second = nets.conv("r", "y", "v", name="second", kernel_shape=[7, 7], pads=[3] * 4)
     nodes = [first, node("Relu", ["a"], ["r"]), second]
     model = nets.model(nodes, weights, inputs={"x": (1, channels, 256, 256)})
     assert rates_on_rows(model, "first")[0.0] == "Conv"
@@ -225,11 +226,12 @@ def test_a_large_kernel_of_few_outputs_is_left_alone_at_a_small_rate() -> None:
 
 
 def test_layers_that_tiles_make_faster_are_computed_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """3x3 layers of stride 1, in float32: by Winograd's algorithm they are faster at rate 0 too."""
-    assert operators(perfonnx.rewrite(chain(64, size=56), rate=0.0).proto)["SampledConv"] == 3
+    """Some kernels of stride 1, in float32: by Winograd's algorithm they are faster at rate 0 too."""
+    for kernels in ((3, 3, 3), (5, 5, 5), ((3, 1), (1, 3), (3, 1))):
+        assert operators(perfonnx.rewrite(chain(64, kernels, size=56), rate=0.0).proto)["SampledConv"] == 3
     alone = operators(perfonnx.rewrite(chain(64, (3,), size=56), rate=0.0).proto)
     assert alone["PerforatedConv"] == 1
-    assert operators(perfonnx.rewrite(chain(64, (5, 5), size=56), rate=0.0).proto)["Conv"] == 2
+    assert operators(perfonnx.rewrite(chain(64, (7, (5, 1)), size=56), rate=0.0).proto)["Conv"] == 2
     half = chain(64, size=56)
     for tensor in half.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor).astype(np.float16)

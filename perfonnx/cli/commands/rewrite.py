@@ -68,8 +68,8 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--exactness",
         choices=("rounding", "strict"),
         default=None,
-        help="rounding (default, unless the plan says otherwise): 3x3 layers by Winograd's algorithm, errors of 1e-6 "
-        "to 4e-6 of the largest output; strict: sums in the order of a direct convolution",
+        help="rounding (default, unless the plan says otherwise): 3x3 and 5x5 layers by Winograd's algorithm, errors "
+        "of 1e-6 to 4e-6 of the largest output; strict: sums in the order of a direct convolution",
     )
     model.add_argument(
         "--memory",
