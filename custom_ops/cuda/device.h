@@ -220,6 +220,7 @@ struct Grid {
 struct DeviceLimits {
   int multiprocessors;
   std::size_t shared_bytes;  // that a block can have
+  int capability;            // 10 * major + minor
 };
 inline int device_limits(DeviceLimits* limits) {
 #ifdef __CUDACC__
@@ -231,9 +232,19 @@ inline int device_limits(DeviceLimits* limits) {
     return status;
   }
   limits->shared_bytes = static_cast<std::size_t>(bytes);
+  int minor = 0;
+  if (const cudaError_t status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+      status != cudaSuccess) {
+    return status;
+  }
+  if (const cudaError_t status = cudaDeviceGetAttribute(&limits->capability, cudaDevAttrComputeCapabilityMajor, device);
+      status != cudaSuccess) {
+    return status;
+  }
+  limits->capability = 10 * limits->capability + minor;
   return cudaDeviceGetAttribute(&limits->multiprocessors, cudaDevAttrMultiProcessorCount, device);
 #else
-  *limits = {1, 227 * 1024};
+  *limits = {1, 227 * 1024, 90};
   return 0;
 #endif
 }

@@ -7,6 +7,7 @@
 #include "cuda/epilogue.h"
 #include "cuda/packed.h"
 #include "cuda/product.h"
+#include "cuda/warpgroup.h"
 
 namespace perfonnx::cuda {
 
@@ -16,6 +17,15 @@ constexpr int kChunks = kSlab / kChunk;
 constexpr int kSumsPad = 8;
 
 __device__ inline int place(int row, int chunk) { return row * kSlab + ((chunk ^ (row % kChunks)) * kChunk); }
+
+// A chunk of floats in shared memory becomes TF32.
+__device__ inline void round_chunk(char* chunk) {
+  auto* values = reinterpret_cast<Vector<std::uint32_t, 4>*>(chunk);
+  Vector<std::uint32_t, 4> rounded = *values;
+#pragma unroll
+  for (std::uint32_t& bits : rounded.values) bits = round_tf32(bits);
+  *values = rounded;
+}
 
 template <typename T>
 constexpr int kPerChunk = kChunk / static_cast<int>(sizeof(T));
@@ -27,6 +37,7 @@ template <typename T, int kWarpsM, int kWarpsN, int kM, int kN>
 class TensorSums {
  public:
   using Type = T;
+  static constexpr bool kBegins = false;
   static constexpr int kRows = kWarpsM * kM;
   static constexpr int kOutputs = kWarpsN * kN;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
@@ -103,11 +114,57 @@ class TensorSums {
   float sums_[kM / 16][kN / 8][4];
 };
 
+// Of a block of kGroups warpgroups, each of which has kM x kN sums, by products that go on while slabs are brought.
+template <typename T, int kGroups, int kM, int kN>
+class WarpgroupSums {
+ public:
+  using Type = T;
+  static constexpr bool kBegins = true;
+  static constexpr int kRows = kGroups * kM;
+  static constexpr int kOutputs = kN;
+  static constexpr int kThreads = kGroups * kWarpgroup;
+
+  __device__ explicit WarpgroupSums(int thread) : thread_(thread) {}  // the first products define the sums
+
+  __device__ void begin(const char* a_slab, const char* b_slab, bool first) {
+    const char* a = a_slab + thread_ / kWarpgroup * kM * kSlab;
+    arrive_for_products();
+#pragma unroll
+    for (int step = 0; step < kChunks / 2; ++step) {
+#pragma unroll
+      for (int i = 0; i < kM / 64; ++i) {
+        begin_product<T>(sums_[i], a + i * 64 * kSlab + step * 2 * kChunk, b_slab + step * 2 * kChunk,
+                         !first || step > 0);
+      }
+    }
+    commit_products();
+  }
+
+  // sums [kRows][kOutputs + kSumsPad]
+  __device__ void store(float* sums) const {
+    const int lane = thread_ % kWarp;
+    const int row = thread_ / kWarpgroup * kM + thread_ % kWarpgroup / kWarp * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < kM / 64; ++i) {
+#pragma unroll
+      for (int k = 0; k < kN / 2; k += 2) {
+        float* to = sums + (row + i * 64 + k / 2 % 2 * 8) * (kOutputs + kSumsPad) + k / 4 * 8 + 2 * (lane % 4);
+        *reinterpret_cast<Vector<float, 2>*>(to) = {{sums_[i][k], sums_[i][k + 1]}};
+      }
+    }
+  }
+
+ private:
+  int thread_;
+  float sums_[kM / 64][kN / 2];
+};
+
 // By plain multiply-adds of floats: kM x kN sums a thread, 8 x 4 threads a warp, whose rows and outputs alternate.
 template <int kWarpsM, int kWarpsN, int kM, int kN>
 class PlainSums {
  public:
   using Type = float;
+  static constexpr bool kBegins = false;
   static constexpr int kRows = kWarpsM * 8 * kM;
   static constexpr int kOutputs = kWarpsN * 4 * kN;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
@@ -334,16 +391,31 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
   };
 
   Sums sums(thread);
+  // Where sums are only begun, their slab is read for one round more.
+  constexpr int kAhead = Sums::kBegins ? kStages - 2 : kStages - 1;
 #pragma unroll
-  for (int stage = 0; stage < kStages - 1; ++stage) bring(stage);
+  for (int stage = 0; stage < kAhead; ++stage) bring(stage);
   int stage = 0;
-  for (int slab = 0; slab < product.slabs; ++slab) {
-    wait_copies<kStages - 2>();
-    __syncthreads();  // the slab is there for everyone, and everyone is done with the one before
-    bring(stage == 0 ? kStages - 1 : stage - 1);
-    sums.add(a_slab(stage), b_slab(stage));
-    stage = stage == kStages - 1 ? 0 : stage + 1;
+  for (int slab = 0; slab < product.slabs; ++slab, stage = stage == kStages - 1 ? 0 : stage + 1) {
+    const int next = stage < kStages - kAhead ? stage + kAhead : stage + kAhead - kStages;
+    wait_copies<kAhead - 1>();
+    if constexpr (Sums::kBegins) {
+      if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int i = 0; i < kRows / kStride; ++i) round_chunk(a_slab(stage) + own_place + i * kStride * kSlab);
+      }
+      show_to_products();
+      __syncthreads();  // the slab is there for everyone, and everyone is done with the last but one
+      sums.begin(a_slab(stage), b_slab(stage), slab == 0);
+      bring(next);
+      wait_products<1>();
+    } else {
+      __syncthreads();  // the slab is there for everyone, and everyone is done with the one before
+      bring(next);
+      sums.add(a_slab(stage), b_slab(stage));
+    }
   }
+  if constexpr (Sums::kBegins) wait_products<0>();
   wait_copies<0>();
   __syncthreads();
 
@@ -430,7 +502,8 @@ struct Tile {
   std::size_t shared;
   int blocks;  // that a multiprocessor holds at once
   void (*chunks)(Product);
-  void (*elements)(Product);
+  void (*elements)(Product);  // null: it cannot
+  int capability = 0;         // that it needs, and no other; 0: any
 };
 
 template <typename Sums, int kStages, int kBlocks>
@@ -444,12 +517,27 @@ constexpr Tile tile() {
           product_kernel<Sums, kStages, kBlocks, ElementGather>};
 }
 
+// Few channels are brought one by one, for which these are not made.
+template <typename Sums, int kStages, int kBlocks>
+constexpr Tile warpgroup_tile() {
+  return {Sums::kRows,    Sums::kOutputs,
+          Sums::kThreads, shared_bytes<Sums, kStages>(),
+          kBlocks,        product_kernel<Sums, kStages, kBlocks, ChunkGather>,
+          nullptr,        90};
+}
+
 template <typename T>
 constexpr Tile kTensorTiles[] = {
     tile<TensorSums<T, 2, 4, 64, 64>, 4, 1>(),
     tile<TensorSums<T, 2, 4, 64, 32>, 3, 2>(),
     tile<TensorSums<T, 2, 2, 64, 32>, 4, 2>(),
     tile<TensorSums<T, 2, 2, 32, 32>, 4, 3>(),
+#ifdef PERFONNX_WARPGROUPS
+    warpgroup_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(),
+    warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(),
+    warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(),
+    warpgroup_tile<WarpgroupSums<T, 2, 128, 64>, 5, 1>(),
+#endif
 };
 
 template <typename T>
@@ -463,17 +551,22 @@ int launch_tiles(const Tile (&tiles)[kCount], const Product& product, std::int32
   const auto blocks_of = [&](const Tile& tile) {
     return parts(product.total, tile.rows) * parts(product.outputs, tile.outputs) * product.groups;
   };
+  DeviceLimits limits{};
+  if (const int status = device_limits(&limits); status != 0) return status;
+  const bool chunks = product.inputs % kPerChunk<T> == 0 && aligned(product.rows, kChunk);
+  const auto runs_here = [&](const Tile& tile) {
+    return (chunks || tile.elements != nullptr) && tile.shared <= limits.shared_bytes &&
+           (tile.capability == 0 || tile.capability == limits.capability);
+  };
   const Tile* best = nullptr;
   if (wanted > 0) {
-    if (wanted > static_cast<std::int32_t>(kCount)) return kInvalidValue;
+    if (wanted > static_cast<std::int32_t>(kCount) || !runs_here(tiles[wanted - 1])) return kInvalidValue;
     best = &tiles[wanted - 1];
   } else {
-    DeviceLimits limits{};
-    if (const int status = device_limits(&limits); status != 0) return status;
     // Whole rounds of blocks, each as long as a tile's sums take; larger tiles do them at a better rate.
     double least = 0.0;
     for (const Tile& tile : tiles) {
-      if (tile.shared > limits.shared_bytes) continue;
+      if (!runs_here(tile)) continue;
       const std::int64_t at_once = static_cast<std::int64_t>(tile.blocks) * limits.multiprocessors;
       const std::int64_t rounds = (blocks_of(tile) + at_once - 1) / at_once;
       const double sums = static_cast<double>(tile.rows) * tile.outputs * tile.blocks;
@@ -486,7 +579,6 @@ int launch_tiles(const Tile (&tiles)[kCount], const Product& product, std::int32
     }
     if (best == nullptr) return kInvalidValue;
   }
-  const bool chunks = product.inputs % kPerChunk<T> == 0 && aligned(product.rows, kChunk);
   return launch(chunks ? best->chunks : best->elements, {blocks_of(*best)}, best->threads, best->shared, stream,
                 product);
 }

@@ -27,10 +27,30 @@ struct Barrier {
   std::uint64_t generation = 0;
 };
 
-struct Copy {
-  void* to;
-  const void* from;
-  bool valid;
+// What a thread has begun, in groups, and does when it waits for them.
+class Later {
+ public:
+  void begin(std::function<void()> work) { open_.push_back(std::move(work)); }
+  void commit() {
+    groups_.push_back(std::move(open_));
+    open_.clear();
+  }
+  void wait(int pending) {
+    while (groups_.size() > static_cast<std::size_t>(pending)) {
+      for (const std::function<void()>& work : groups_.front()) work();
+      groups_.pop_front();
+    }
+  }
+  bool pending() const {
+    bool any = !open_.empty();
+    for (const auto& group : groups_) any = any || !group.empty();
+    return any;
+  }
+  void forget() { groups_.clear(); }
+
+ private:
+  std::vector<std::function<void()>> open_;
+  std::deque<std::vector<std::function<void()>>> groups_;
 };
 
 struct Warp {
@@ -47,8 +67,8 @@ struct Fiber {
   std::uint64_t generation = 0;  // that was current when it began to wait
   std::uint64_t exchanges = 0;
   bool done = false;
-  std::vector<Copy> copies;
-  std::deque<std::vector<Copy>> groups;
+  Later copies;
+  Later products;
 };
 
 // One kernel runs at a time.
@@ -154,11 +174,10 @@ void run_block() {
     if (!moved) fail("a barrier that some threads of the block do not reach");
   }
   for (std::size_t i = 0; i < threads; ++i) {
-    const Fiber& fiber = *machine.fibers[i];
-    bool pending = !fiber.copies.empty();
-    for (const std::vector<Copy>& group : fiber.groups) pending = pending || !group.empty();
-    if (pending) fail("a thread ends before its copies");
-    machine.fibers[i]->groups.clear();
+    Fiber& fiber = *machine.fibers[i];
+    if (fiber.copies.pending() || fiber.products.pending()) fail("a thread ends before what it began");
+    fiber.copies.forget();
+    fiber.products.forget();
   }
 }
 
@@ -194,28 +213,21 @@ void copy_async(void* to, const void* from, bool valid) {
   if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % kBytes != 0) {
     fail("a copy between places that are not aligned");
   }
-  machine.current->copies.push_back({to, from, valid});
-}
-
-void commit_copies() {
-  Fiber& fiber = *machine.current;
-  fiber.groups.push_back(std::move(fiber.copies));
-  fiber.copies.clear();
-}
-
-void wait_copies(int pending) {
-  Fiber& fiber = *machine.current;
-  while (fiber.groups.size() > static_cast<std::size_t>(pending)) {
-    for (const Copy& copy : fiber.groups.front()) {
-      if (copy.valid) {
-        std::memcpy(copy.to, copy.from, 16);
-      } else {
-        std::memset(copy.to, 0, 16);
-      }
+  machine.current->copies.begin([to, from, valid] {
+    if (valid) {
+      std::memcpy(to, from, kBytes);
+    } else {
+      std::memset(to, 0, kBytes);
     }
-    fiber.groups.pop_front();
-  }
+  });
 }
+
+void commit_copies() { machine.current->copies.commit(); }
+void wait_copies(int pending) { machine.current->copies.wait(pending); }
+
+void begin_later(std::function<void()> work) { machine.current->products.begin(std::move(work)); }
+void commit_later() { machine.current->products.commit(); }
+void wait_later(int pending) { machine.current->products.wait(pending); }
 
 const unsigned char* exchange(const void* mine, std::size_t bytes) {
   Fiber& fiber = *machine.current;

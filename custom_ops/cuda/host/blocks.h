@@ -39,6 +39,10 @@ void wait_for_warp();
 void copy_async(void* to, const void* from, bool valid);
 void commit_copies();
 void wait_copies(int pending);
+// Other work that is done when it is waited for.
+void begin_later(std::function<void()> work);
+void commit_later();
+void wait_later(int pending);
 
 // Memory that a warp's lanes exchange values through: `mine` becomes that of the calling lane.
 const unsigned char* exchange(const void* mine, std::size_t bytes);
