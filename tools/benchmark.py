@@ -16,13 +16,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import rivals
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +47,8 @@ from perfonnx.running import memory
 from perfonnx.runtime import timed_options
 from perfonnx.sampling import interpolate
 
-Runner = Callable[[], Any]
+Runner = Callable[[], float]
+"""Runs a model once and says how many milliseconds that took."""
 
 RATES = {
     "perforate": [0.0, 0.25, 0.5, 0.75],
@@ -64,7 +66,7 @@ _LAYERS_EXAMPLES = """examples:
   python tools/benchmark.py layers
         all rates on the layers of VGG-16, AlexNet and NIN, one thread
   python tools/benchmark.py layers --rates 0 0.75 --threads 1 2 --batch 8 --networks nin
-  python tools/benchmark.py layers --networks vgg16 --only 'conv[45]_2' --rates 0.75
+  python tools/benchmark.py layers --networks vgg16 --only 'conv[45]_2' --rates 0.75 --mask grid --beside int8 resize
   python tools/benchmark.py layers --method sparse --json sparse.json
   python tools/benchmark.py layers --method radius-adaptive
 """
@@ -125,7 +127,7 @@ _KERNELS_EXAMPLES = """examples:
 _NETWORKS_EXAMPLES = """examples:
   python tools/benchmark.py networks --json networks.json
         AlexNet, VGG-16, NIN and ResNet-50 with seeded weights, exact and at rates 0.5 and 0.75, one thread
-  python tools/benchmark.py networks --models vgg16 --rates 0.75 --threads 1 2 --batch 1 8
+  python tools/benchmark.py networks --models vgg16 --rates 0.75 --threads 1 2 --batch 1 8 --beside int8 avx2
   python tools/benchmark.py networks --models --folder DIR --size 256
         DnCNN, waifu2x, style transfer and SqueezeNet, as far as DIR has them
   python tools/benchmark.py networks --models --files model.onnx --input-shape input:1,1,256,256
@@ -150,9 +152,10 @@ def main() -> int:
         print(f"benchmark.py: {error}", file=sys.stderr)
         status = 2
     if rows:
-        table = Table(*rows[0], title=_machine(), title_justify="left")
+        columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+        table = Table(*columns, title=_machine(), title_justify="left")
         for row in rows:
-            table.add_row(*map(_cell, row.values()))
+            table.add_row(*(_cell(row.get(column, "")) for column in columns))
         Console(width=200).print(table)
         if options.json:
             write_atomically(options.json, json.dumps({"machine": _machine(), "rows": rows}, indent=2) + "\n")
@@ -199,6 +202,16 @@ def _parser() -> argparse.ArgumentParser:
     networks.add_argument("--mask", default=None)
     networks.add_argument("--no-memory", action="store_true", help="times only")
     networks.set_defaults(run=run_networks)
+    for command, known in ((layers, ("int8", rivals.CAP, "resize")), (networks, ("int8", rivals.CAP))):
+        command.add_argument(
+            "--beside",
+            nargs="*",
+            default=[],
+            choices=known,
+            help="more columns, as times faster than onnxruntime's float: int8, quantized by onnxruntime; "
+            f"{rivals.CAP}, our kernels without AVX-512"
+            + ("; resize, stock Conv of stride 2 and Resize, at rates from 0.7 up" if "resize" in known else ""),
+        )
     for command in (layers, kernels, networks):
         command.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N")
         command.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N")
@@ -238,17 +251,51 @@ def median_times(runners: Sequence[Runner], options: argparse.Namespace) -> list
             break
         for step in range(len(runners)):
             index = (turn + step) % len(runners)
-            start = time.perf_counter()
-            runners[index]()
+            milliseconds = runners[index]()
             if turn >= 2:
-                times[index].append((time.perf_counter() - start) * 1e3)
+                times[index].append(milliseconds)
     return [statistics.median(series) for series in times]
 
 
 def runner(model: onnx.ModelProto | bytes | str, feed: Feed, threads: int, *, library: bool) -> Runner:
     """A session as a function without arguments."""
-    session = perfonnx.session(model, threads=threads, library=library, options=timed_options())
-    return lambda: session.run(None, feed)
+    return timed(perfonnx.session(model, threads=threads, library=library, options=timed_options()), feed)
+
+
+def timed(session: ort.InferenceSession, feed: Feed) -> Runner:
+    """A run of a session."""
+
+    def run() -> float:
+        start = time.perf_counter()
+        session.run(None, feed)
+        return (time.perf_counter() - start) * 1e3
+
+    return run
+
+
+class Beside:
+    """What else is timed with a layer or a network, by the name of its column."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+        self.runners: dict[str, Runner] = {}
+
+    def int8(self, dense: onnx.ModelProto, feed: Feed, threads: int) -> None:
+        """The dense model in int8, by onnxruntime."""
+        if "int8" in self.names:
+            self.runners["int8"] = runner(rivals.int8(dense, feed), feed, threads, library=False)
+
+    def capped(self, model: onnx.ModelProto, feed: Feed, threads: int) -> None:
+        """Our model by the kernels of a smaller instruction set, where the processor has a larger one."""
+        if rivals.CAP in self.names and rivals.is_capped_here():
+            self.runners[f"rows, {rivals.CAP}"] = rivals.Capped(model, feed, threads)
+
+    def columns(self, dense: float, times: Sequence[float]) -> dict[str, float]:
+        """Times faster than the dense model, each; ends what runs in processes of its own."""
+        for found in self.runners.values():
+            if isinstance(found, rivals.Capped):
+                found.close()
+        return {name: dense / time for name, time in zip(self.runners, times, strict=True)}
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -312,7 +359,13 @@ def _layer(network: str, layer: Layer, rate: float, options: argparse.Namespace)
     }
     rows = _model("SampledConv", ops.DOMAIN, {"S": s}, tables, attributes, 3)
     runners.append(runner(rows, {"S": s}, options.threads, library=True))
-    times = median_times(runners, options)
+    beside = Beside(options.beside)
+    beside.int8(dense, {"X": x}, options.threads)
+    beside.capped(rows, {"S": s}, options.threads)
+    if "resize" in options.beside and sampling.rate >= 0.7 and {*geometry["strides"]} == {1}:
+        stock = rivals.strided(x, {"W": w, "B": b}, geometry, layer.output_shape)
+        beside.runners["stride 2 + Resize"] = runner(stock, {"X": x}, options.threads, library=False)
+    times = median_times([*runners, *beside.runners.values()], options)
     theory = 1 / (1 - sampling.rate)
     return {
         "network": network,
@@ -323,6 +376,7 @@ def _layer(network: str, layer: Layer, rate: float, options: argparse.Namespace)
         "rows": times[0] / times[2],
         "NCHW": times[0] / times[1],
         "rows / theory": times[0] / times[2] / theory,
+        **beside.columns(times[0], times[3:]),
     }
 
 
@@ -451,7 +505,7 @@ def kernel_times(
             settings.enable_profiling = True
             settings.profile_file_prefix = f"{folder}/{i}"
             sessions.append(perfonnx.session(network, threads=threads, options=settings))
-        median_times([lambda: sessions[0].run(None, {"X": x}), lambda: sessions[1].run(None, {"S": s})], options)
+        median_times([timed(sessions[0], {"X": x}), timed(sessions[1], {"S": s})], options)
         return [_profiled(Path(session.end_profiling()), "Conv") for session in sessions]
 
 
@@ -524,7 +578,12 @@ def _network(
     del first
     runners = [runner(proto, feed, threads, library=False)]
     runners += [runner(result.proto, feed, threads, library=True) for result in results.values()]
-    times = median_times(runners, options)
+    beside = Beside(options.beside)
+    beside.int8(proto, feed, threads)
+    beside.capped(results["rows"].proto, feed, threads)
+    times = median_times([*runners, *beside.runners.values()], options)
+    columns = beside.columns(times[0], times[3:])
+    del beside
     runners.clear()  # before memory is measured, which loads the models again
     reduction = results["rows"].report.reduction
     row: dict[str, Any] = {
@@ -533,6 +592,7 @@ def _network(
         "rows": times[0] / times[1],
         "NCHW": times[0] / times[2],
         "rows / multiplies": times[0] / times[1] / reduction,
+        **columns,
     }
     if not options.no_memory:
         before, *after = (

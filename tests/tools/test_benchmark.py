@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from perfonnx import _engine
 from tests.models import small
 from tests.passes import nets
 from tests.passes.nets import node
@@ -33,6 +34,23 @@ def test_layers(tmp_path: Path) -> None:
     assert [row["batch"] for row in rows] == [1] * 4 + [2] * 4
     assert [row["theory"] for row in rows[:4]] == pytest.approx([1, 4 / 3, 2, 4], rel=0.05)
     assert all(row["rows"] > 0 and row["NCHW"] > 0 and row["onnxruntime ms"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_what_stands_beside(tmp_path: Path) -> None:
+    small.need_library()
+    out = tmp_path / "out.json"
+    arguments = ("--networks", "nin", "--only", "^conv3$", "--mask", "grid", "--rates", "0", "0.75", "--runs", "3")
+    done = run("layers", *arguments, "--beside", "int8", "avx2", "resize", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    dense, grid = json.loads(out.read_text())["rows"]
+    assert dense["int8"] > 0
+    assert grid["int8"] > 0
+    assert "stride 2 + Resize" not in dense
+    assert grid["stride 2 + Resize"] > 0
+    capped = len(_engine.available_isas()) > 2  # baseline, AVX2 and more
+    assert ("rows, avx2" in grid) == capped
+    assert capped == (grid.get("rows, avx2", 0) > 0)
 
 
 @pytest.mark.slow
