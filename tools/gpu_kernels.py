@@ -398,6 +398,12 @@ def tiles_of(mode: Mode) -> range:
     return range(1 + (mode.tiles if hopper else min(mode.tiles, FEW_CHANNELS)))
 
 
+def variants_of(mode: Mode) -> list[int]:
+    """Tiles, and how many blocks share the sums of each."""
+    shared = [1, 2, 4, 8] if torch.cuda.get_device_capability() >= (9, 0) else [1]
+    return [0, *(tile + 100 * splits for tile in tiles_of(mode)[1:] for splits in shared)]
+
+
 def checks(device: Device) -> Iterator[tuple[str, Mode, Callable[[], float]]]:
     """Name, mode and what computes the error."""
     for mode in MODES:
@@ -549,8 +555,8 @@ class Timing:
             self.case({**label, "what": "stride 2 + resize"}, strided)
         for rate in rates:
             table = row_table(layer, sites_of(rate, layer.out_size))
-            for tile in tiles_of(mode) if tiles else [0]:
-                if layer.inputs == 3 and tile > FEW_CHANNELS:
+            for tile in variants_of(mode) if tiles else [0]:
+                if layer.inputs == 3 and tile % 100 > FEW_CHANNELS:
                     continue
 
                 def ours(table: np.ndarray = table, tile: int = tile) -> dict[str, float]:
@@ -564,21 +570,32 @@ class Timing:
 
 
 def summary(results: list[dict[str, Any]]) -> str:
-    """Speedups of ours over cuDNN, a line for each layer, batch and mode."""
-    lines: dict[str, list[str]] = {}
+    """Speedups of ours over cuDNN, a line for each layer, batch and mode; the best tile where others were tried."""
+    lines: dict[str, str] = {}
     for result in results:
-        key = f"{result['layer']:32} {result['mode']} n{result['batch']:<4}"
-        if result["what"] == "cudnn" and "seconds" in result:
-            lines.setdefault(key, []).append(f"cudnn {result['seconds'] * 1e6:8.0f} us {result['TFLOP/s']:6.0f} TF |")
-        elif result["what"].startswith("ours") and "seconds" in result:
-            tile = result["what"].removeprefix("ours").removeprefix(", tile ")
-            name = result["rate"].replace("quincunx", "qx") + (f"#{tile}" if tile else "")
-            speedup = f"{result['speedup']:.2f}x" if "speedup" in result else "?"
-            lines.setdefault(key, []).append(f"{name}: {speedup} {result['TFLOP/s']:.0f}")
-    return "\n".join(f"{key} {' '.join(parts)}" for key, parts in lines.items())
+        if "seconds" not in result:
+            continue
+        key = f"{result['layer']:30} {result['mode']} n{result['batch']}"
+        if result["what"] == "cudnn":
+            lines[key] = f"cudnn {result['seconds'] * 1e6:.0f}us {result['TFLOP/s']:.0f}TF"
+        elif result["what"].startswith("stride") and key in lines:
+            lines[key] += f" s2 {result['seconds'] * 1e6:.0f}us"
+        elif result["what"] == "ours":
+            lines[key] = lines.get(key, "") + f" | {result['rate']}: {result.get('speedup', 0):.2f}x"
+            lines[key] += f" {result['TFLOP/s']:.0f}TF {result['GB/s']:.0f}GB/s"
+            same = ("layer", "mode", "batch", "rate")
+            others = [
+                other
+                for other in results
+                if "seconds" in other and "tile" in other["what"] and all(other.get(k) == result[k] for k in same)
+            ]
+            if others:
+                best = min(others, key=lambda other: other["seconds"])
+                lines[key] += f" (#{best['what'].split()[-1]} {best.get('speedup', 0):.2f}x)"
+    return "\n".join(f"{key} {line}" for key, line in lines.items())
 
 
-def nvcc_command() -> list[str]:
+def nvcc_command(defines: list[str]) -> list[str]:
     """For the GPU that is here."""
     major, minor = torch.cuda.get_device_capability()
     arch = f"{major}{minor}"
@@ -590,6 +607,7 @@ def nvcc_command() -> list[str]:
         "-lineinfo",
         f"-gencode=arch=compute_{arch}{feature},code=sm_{arch}{feature}",
         *(["-DPERFONNX_SM90A"] if feature else []),
+        *(f"-D{define}" for define in defines),
         "--ptxas-options=-v",
         "-Xcompiler=-fPIC,-Wall,-Wextra",
     ]
@@ -602,6 +620,7 @@ def main() -> int:
     parser.add_argument("--checks-only", action="store_true", help="no timings")
     parser.add_argument("--only", default="", help="layers whose name contains this")
     parser.add_argument("--seconds", type=float, default=150, help="for the timings")
+    parser.add_argument("--define", action="append", default=[], help="for the compiler, to compare variants")
     options = parser.parse_args()
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
     status = 0
@@ -611,8 +630,8 @@ def main() -> int:
             options.json.write_text(json.dumps(report, indent=1))
 
     begin = time.monotonic()
-    place = ROOT / "build" / "cuda-kernels"
-    library = cuda_kernels.build(nvcc_command(), place)
+    place = ROOT / "build" / "-".join(["cuda-kernels", *options.define])
+    library = cuda_kernels.build(nvcc_command(options.define), place)
     report["build seconds"] = time.monotonic() - begin
     print(f"{report['device']}: built in {report['build seconds']:.0f} s", flush=True)
     device = Device(Kernels(library))

@@ -211,11 +211,6 @@ inline constexpr int kInvalidValue = cudaErrorInvalidValue;
 inline constexpr int kInvalidValue = 1;
 #endif
 
-struct Grid {
-  std::int64_t x = 1;
-  std::int64_t y = 1;
-};
-
 // Of the current device.
 struct DeviceLimits {
   int multiprocessors;
@@ -290,26 +285,67 @@ __device__ inline char* shared_memory() {
 #endif
 }
 
+// Blocks of a cluster, which are neighbours in the grid, run at the same time and see each other's shared memory. Only
+// Hopper and what comes after it have clusters of more than one block.
+inline constexpr int kLargestCluster = 8;
+
+__device__ inline void wait_for_cluster() {
+#if !defined(__CUDACC__)
+  host::wait_for_cluster();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;\n" ::: "memory");
+#endif
+}
+
+// Of block `rank` of the cluster, the place that corresponds to one in the block's own shared memory.
+template <typename T>
+__device__ inline const T* in_cluster(const T* place, int rank) {
+#if !defined(__CUDACC__)
+  return static_cast<const T*>(host::in_cluster(place, rank));
+#elif __CUDA_ARCH__ >= 900
+  const T* result = nullptr;
+  asm("mapa.u64 %0, %1, %2;\n" : "=l"(result) : "l"(place), "r"(rank));
+  return result;
+#else
+  return place;
+#endif
+}
+
+struct Blocks {
+  std::int64_t count;
+  int cluster = 1;
+};
+
 // Runs kernel(args) on a stream; a cudaError_t. No blocks are no work.
 template <typename Args>
-int launch(void (*kernel)(Args), Grid grid, int threads, std::size_t shared_bytes, void* stream, const Args& args) {
-  if (grid.x == 0 || grid.y == 0) return 0;
+int launch(void (*kernel)(Args), Blocks blocks, int threads, std::size_t shared_bytes, void* stream, const Args& args) {
+  if (blocks.count == 0) return 0;
 #ifdef __CUDACC__
-  const auto* function = reinterpret_cast<const void*>(kernel);
   if (shared_bytes > 48 * 1024) {
     const cudaError_t status =
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes));
     if (status != cudaSuccess) return status;
   }
-  if (grid.x > 0x7FFFFFFF || grid.y > 0xFFFF) return cudaErrorInvalidConfiguration;
-  Args copy = args;
-  void* parameters[] = {&copy};
-  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)),
-                          dim3(static_cast<unsigned>(threads)), parameters, shared_bytes,
-                          static_cast<cudaStream_t>(stream));
+  if (blocks.count > 0x7FFFFFFF) return cudaErrorInvalidConfiguration;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks.count));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = static_cast<unsigned>(blocks.cluster);
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  if (blocks.cluster > 1) {
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, args);
 #else
   (void)stream;
-  host::run_blocks(grid.x, grid.y, threads, shared_bytes, [&] { kernel(args); });
+  host::run_blocks(blocks.count, blocks.cluster, threads, shared_bytes, [&] { kernel(args); });
   return 0;
 #endif
 }

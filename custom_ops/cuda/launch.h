@@ -55,7 +55,9 @@ struct ProductArgs {
   std::int64_t rows_added;
   Act act;
   void* out;
-  std::int32_t tile;  // 0: the best that applies; n: number n - 1 of the kernels' tiles, for tests and timings
+  // 0: the best that applies. For tests and timings n + 100 s: number n - 1 of the kernels' tiles unless n is 0, and s
+  // blocks that share the sums of a tile unless s is 0.
+  std::int32_t tile;
 };
 
 // The radius-adaptive convolution of rows, out [images, sites, outputs]: with alpha = clip(x . alpha_weights +

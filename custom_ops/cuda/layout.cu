@@ -25,7 +25,7 @@ struct Square {
   }
 };
 
-Grid squares(std::int64_t images, std::int64_t positions, std::int64_t channels) {
+Blocks squares(std::int64_t images, std::int64_t positions, std::int64_t channels) {
   return {images * parts(positions, kSquare) * parts(channels, kSquare)};
 }
 

@@ -38,6 +38,7 @@ class TensorSums {
  public:
   using Type = T;
   static constexpr bool kBegins = false;
+  static constexpr double kPerClock = 20.0;
   static constexpr int kRows = kWarpsM * kM;
   static constexpr int kOutputs = kWarpsN * kN;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
@@ -120,6 +121,7 @@ class WarpgroupSums {
  public:
   using Type = T;
   static constexpr bool kBegins = true;
+  static constexpr double kPerClock = 32.0;  // sums of a slab
   static constexpr int kRows = kGroups * kM;
   static constexpr int kOutputs = kN;
   static constexpr int kThreads = kGroups * kWarpgroup;
@@ -165,6 +167,7 @@ class PlainSums {
  public:
   using Type = float;
   static constexpr bool kBegins = false;
+  static constexpr double kPerClock = 3.5;
   static constexpr int kRows = kWarpsM * 8 * kM;
   static constexpr int kOutputs = kWarpsN * 4 * kN;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
@@ -347,7 +350,10 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
 
   // Blocks of the same rows follow each other, so that these are found in the second cache.
   const int across = (product.outputs + kOutputs - 1) / kOutputs;
-  const auto block = static_cast<int>(blockIdx.x);
+  const int rank = static_cast<int>(blockIdx.x) % product.splits;
+  const int block = static_cast<int>(blockIdx.x) / product.splits;
+  const int first_slab = product.slabs * rank / product.splits;
+  const int end_slab = product.slabs * (rank + 1) / product.splits;
   const int group = block % (across * product.groups) / across;
   const int output = block % across * kOutputs;  // in the group
   const std::int32_t first = block / (across * product.groups) * kRows;
@@ -366,17 +372,17 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
           product, first + own_row, made,
           static_cast<std::int64_t>(group) * product.inputs * static_cast<int>(sizeof(T)),
           product.rows_per_image * row_bytes),
-      own_chunk);
+      first_slab * kChunks + own_chunk);
   const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
-  const char* weights = static_cast<const char*>(product.packed) + group * product.slabs * slab_bytes +
+  const char* weights = static_cast<const char*>(product.packed) + (group * product.slabs + first_slab) * slab_bytes +
                         static_cast<std::int64_t>(output + own_row) * kSlab + own_chunk * kChunk;
 
   char* shared = shared_memory();
   const auto a_slab = [&](int stage) { return shared + stage * kRows * kSlab; };
   const auto b_slab = [&](int stage) { return shared + kStages * kRows * kSlab + stage * kOutputs * kSlab; };
-  int brought = 0;
+  int brought = first_slab;
   const auto bring = [&](int stage) {
-    if (brought < product.slabs) {
+    if (brought < end_slab) {
       gather.bring(a_slab(stage) + own_place);
 #pragma unroll
       for (int i = 0; i < kOutputs / kStride; ++i) {
@@ -396,7 +402,7 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
 #pragma unroll
   for (int stage = 0; stage < kAhead; ++stage) bring(stage);
   int stage = 0;
-  for (int slab = 0; slab < product.slabs; ++slab, stage = stage == kStages - 1 ? 0 : stage + 1) {
+  for (int slab = first_slab; slab < end_slab; ++slab, stage = stage == kStages - 1 ? 0 : stage + 1) {
     const int next = stage < kStages - kAhead ? stage + kAhead : stage + kAhead - kStages;
     wait_copies<kAhead - 1>();
     if constexpr (Sums::kBegins) {
@@ -406,7 +412,7 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
       }
       show_to_products();
       __syncthreads();  // the slab is there for everyone, and everyone is done with the last but one
-      sums.begin(a_slab(stage), b_slab(stage), slab == 0);
+      sums.begin(a_slab(stage), b_slab(stage), slab == first_slab);
       bring(next);
       wait_products<1>();
     } else {
@@ -421,25 +427,44 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
 
   auto* out = reinterpret_cast<float*>(shared);
   sums.store(out);
-  __syncthreads();
+  const bool split = product.splits > 1;
+  if (split) {
+    wait_for_cluster();
+  } else {
+    __syncthreads();
+  }
+  // Each block of the cluster ends some of the rows.
+  const int begin_row = kRows * rank / product.splits;
+  const int end_row = kRows * (rank + 1) / product.splits;
   constexpr int kWide = 4;
   const std::int64_t channels = static_cast<std::int64_t>(product.outputs) * product.groups;
   const bool wide = product.outputs % kWide == 0 && channels % kWide == 0;
-  for (int i = thread; i < kRows * (kOutputs / kWide); i += Sums::kThreads) {
+  for (int i = begin_row * (kOutputs / kWide) + thread; i < end_row * (kOutputs / kWide); i += Sums::kThreads) {
     const int row = i / (kOutputs / kWide);
     const int column = i % (kOutputs / kWide) * kWide;
     if (first + row >= made || output + column >= product.outputs) continue;
-    const RowEnd<T> end(product, first + row);
     const float* from = out + row * (kOutputs + kSumsPad) + column;
+    auto sum = *reinterpret_cast<const Vector<float, kWide>*>(from);
+    if (split) {
+      sum = {};
+      for (int r = 0; r < product.splits; ++r) {
+        const auto part = *reinterpret_cast<const Vector<float, kWide>*>(in_cluster(from, r));
+#pragma unroll
+        for (int k = 0; k < kWide; ++k) sum.values[k] += part.values[k];
+      }
+    }
+    const RowEnd<T> end(product, first + row);
     const std::int64_t channel = static_cast<std::int64_t>(group) * product.outputs + output + column;
     if (wide) {
-      end.template finish<kWide>(from, channel);
+      end.template finish<kWide>(sum.values, channel);
     } else {
-      for (int k = 0; k < kWide && output + column + k < product.outputs; ++k) {
-        end.template finish<1>(from + k, channel + k);
+#pragma unroll
+      for (int k = 0; k < kWide; ++k) {
+        if (output + column + k < product.outputs) end.template finish<1>(&sum.values[k], channel + k);
       }
     }
   }
+  if (split) wait_for_cluster();  // the others may still read
 }
 
 // --- one input for each output -------------------------------------------------------------------------------------
@@ -500,11 +525,21 @@ struct Tile {
   int outputs;
   int threads;
   std::size_t shared;
-  int blocks;  // that a multiprocessor holds at once
+  int blocks;     // that a multiprocessor holds at once
+  double clocks;  // that a slab takes, about
   void (*chunks)(Product);
   void (*elements)(Product);  // null: it cannot
   int capability = 0;         // that it needs, and no other; 0: any
 };
+
+// A slab's sums, or bringing its factors from the second cache, whichever takes longer.
+template <typename Sums>
+constexpr double slab_clocks() {
+  constexpr double kBytesPerClock = 28.0;
+  const double sums = Sums::kRows * Sums::kOutputs / Sums::kPerClock;
+  const double bringing = (Sums::kRows + Sums::kOutputs) * kSlab / kBytesPerClock;
+  return sums > bringing ? sums : bringing;
+}
 
 template <typename Sums, int kStages, int kBlocks>
 constexpr Tile tile() {
@@ -513,6 +548,7 @@ constexpr Tile tile() {
           Sums::kThreads,
           shared_bytes<Sums, kStages>(),
           kBlocks,
+          slab_clocks<Sums>(),
           product_kernel<Sums, kStages, kBlocks, ChunkGather>,
           product_kernel<Sums, kStages, kBlocks, ElementGather>};
 }
@@ -520,10 +556,15 @@ constexpr Tile tile() {
 // Few channels are brought one by one, for which these are not made.
 template <typename Sums, int kStages, int kBlocks>
 constexpr Tile warpgroup_tile() {
-  return {Sums::kRows,    Sums::kOutputs,
-          Sums::kThreads, shared_bytes<Sums, kStages>(),
-          kBlocks,        product_kernel<Sums, kStages, kBlocks, ChunkGather>,
-          nullptr,        90};
+  return {Sums::kRows,
+          Sums::kOutputs,
+          Sums::kThreads,
+          shared_bytes<Sums, kStages>(),
+          kBlocks,
+          slab_clocks<Sums>(),
+          product_kernel<Sums, kStages, kBlocks, ChunkGather>,
+          nullptr,
+          90};
 }
 
 template <typename T>
@@ -547,40 +588,40 @@ constexpr Tile kPlainTiles[] = {
 };
 
 template <typename T, std::size_t kCount>
-int launch_tiles(const Tile (&tiles)[kCount], const Product& product, std::int32_t wanted, void* stream) {
-  const auto blocks_of = [&](const Tile& tile) {
-    return parts(product.total, tile.rows) * parts(product.outputs, tile.outputs) * product.groups;
-  };
+int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t wanted, void* stream) {
   DeviceLimits limits{};
   if (const int status = device_limits(&limits); status != 0) return status;
   const bool chunks = product.inputs % kPerChunk<T> == 0 && aligned(product.rows, kChunk);
-  const auto runs_here = [&](const Tile& tile) {
-    return (chunks || tile.elements != nullptr) && tile.shared <= limits.shared_bytes &&
-           (tile.capability == 0 || tile.capability == limits.capability);
+  const auto blocks_of = [&](const Tile& tile) {
+    return parts(product.total, tile.rows) * parts(product.outputs, tile.outputs) * product.groups;
+  };
+  // Whole rounds of blocks: their slabs, and what a block does before and after them.
+  const auto clocks = [&](const Tile& tile, int splits) {
+    constexpr double kBeside = 4000.0;
+    const std::int64_t rounds =
+        parts(blocks_of(tile) * splits, static_cast<std::int64_t>(tile.blocks) * limits.multiprocessors);
+    const auto slabs = static_cast<double>(parts(product.slabs, splits));
+    return static_cast<double>(rounds) * (slabs * tile.clocks * tile.blocks + kBeside * (splits > 1 ? 1.5 : 1.0));
   };
   const Tile* best = nullptr;
-  if (wanted > 0) {
-    if (wanted > static_cast<std::int32_t>(kCount) || !runs_here(tiles[wanted - 1])) return kInvalidValue;
-    best = &tiles[wanted - 1];
-  } else {
-    // Whole rounds of blocks, each as long as a tile's sums take; larger tiles do them at a better rate.
-    double least = 0.0;
-    for (const Tile& tile : tiles) {
-      if (!runs_here(tile)) continue;
-      const std::int64_t at_once = static_cast<std::int64_t>(tile.blocks) * limits.multiprocessors;
-      const std::int64_t rounds = (blocks_of(tile) + at_once - 1) / at_once;
-      const double sums = static_cast<double>(tile.rows) * tile.outputs * tile.blocks;
-      const double copies = 64.0 * (tile.rows + tile.outputs) * tile.blocks;
-      const double time = static_cast<double>(rounds) * (sums + copies);
-      if (best == nullptr || time < least) {
+  double least = 0.0;
+  for (std::size_t i = 0; i < kCount; ++i) {
+    const Tile& tile = tiles[i];
+    if (tile.shared > limits.shared_bytes || !(chunks || tile.elements != nullptr)) continue;
+    if (tile.capability != 0 && tile.capability != limits.capability) continue;
+    if (wanted % 100 != 0 && wanted % 100 != static_cast<std::int32_t>(i) + 1) continue;
+    for (int splits = 1; splits <= (limits.capability >= 90 ? kLargestCluster : 1); splits *= 2) {
+      if (splits > product.slabs || (wanted >= 100 && wanted / 100 != splits)) continue;
+      if (const double time = clocks(tile, splits); best == nullptr || time < least) {
         best = &tile;
         least = time;
+        product.splits = splits;
       }
     }
-    if (best == nullptr) return kInvalidValue;
   }
-  return launch(chunks ? best->chunks : best->elements, {blocks_of(*best)}, best->threads, best->shared, stream,
-                product);
+  if (best == nullptr) return kInvalidValue;
+  return launch(chunks ? best->chunks : best->elements, {blocks_of(*best) * product.splits, product.splits},
+                best->threads, best->shared, stream, product);
 }
 
 template <typename T>

@@ -123,6 +123,23 @@ def test_products(
     assert_close(got, activate(expected, activation, slopes), dtype, math_mode)
 
 
+@pytest.mark.parametrize(("dtype", "mode"), MODES)
+@pytest.mark.parametrize("splits", [2, 4, 8])
+@pytest.mark.parametrize("channels", [3, 40])
+def test_blocks_that_share_the_sums_of_a_tile(dtype: str, mode: int, splits: int, channels: int) -> None:
+    """Each has some of the slabs, and ends some of the rows."""
+    rng = np.random.default_rng(splits)
+    rows, exact_rows = rounded(rng.standard_normal((2, 30, channels)), dtype)
+    taps = 240 if channels == 3 else 19
+    w = (rng.standard_normal((20, channels, taps)) / 20).astype(np.float32)
+    _, exact_w = rounded(w, dtype)
+    table = rng.integers(-1, 30, (40, taps)).astype(np.int32)
+    got = host.product(rows, w, table, math_mode=mode, tile=100 * splits)
+    assert_close(got, reference(exact_rows, exact_w, table), dtype, mode)
+    alone = host.product(rows, w, table, math_mode=mode, tile=100)
+    np.testing.assert_allclose(widened(got), widened(alone), rtol=2e-2, atol=1e-2)
+
+
 def test_tf32_is_rounded_to_nearest() -> None:
     """Truncated factors would make sums of positive numbers too small by some 5e-4."""
     rng = np.random.default_rng(0)
@@ -149,3 +166,5 @@ def test_what_cannot_be_is_refused() -> None:
     rows = np.ones((1, 1, 4), np.float32)
     with pytest.raises(RuntimeError, match="invalid"):
         host.product(rows, np.ones((4, 4, 1), np.float32), np.zeros((1, 1), np.int32), tile=9)
+    with pytest.raises(RuntimeError, match="invalid"):  # more blocks than slabs
+        host.product(rows, np.ones((4, 4, 1), np.float32), np.zeros((1, 1), np.int32), tile=200)

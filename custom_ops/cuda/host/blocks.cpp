@@ -58,11 +58,19 @@ struct Warp {
   unsigned char slots[2][kLanes * kLaneBytes];
 };
 
+struct Block {
+  Index index;
+  Barrier barrier;
+  char* shared = nullptr;
+  std::vector<Warp> warps;
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   void* fake_stack = nullptr;
   Index index;
+  Block* block = nullptr;
   const Barrier* waits_for = nullptr;
   std::uint64_t generation = 0;  // that was current when it began to wait
   std::uint64_t exchanges = 0;
@@ -74,17 +82,13 @@ struct Fiber {
 // One kernel runs at a time.
 struct Machine {
   std::vector<std::unique_ptr<Fiber>> fibers;
-  std::vector<Warp> warps;
-  Barrier block;
+  std::vector<Block> blocks;  // of the cluster that runs
+  Barrier cluster;
   ucontext_t scheduler;
   void* scheduler_stack = nullptr;
   const void* scheduler_bottom = nullptr;
   std::size_t scheduler_size = 0;
   Fiber* current = nullptr;
-  Index block_index;
-  Index grid;
-  int threads = 0;
-  char* shared = nullptr;
   const std::function<void()>* thread = nullptr;
 };
 Machine machine;
@@ -142,11 +146,11 @@ void wait(Barrier& barrier) {
   fiber.waits_for = nullptr;
 }
 
-void run_block() {
-  const auto threads = static_cast<std::size_t>(machine.threads);
+// The blocks are there; runs `each` threads of every one of them.
+void run_cluster(std::size_t each) {
+  const std::size_t threads = machine.blocks.size() * each;
   while (machine.fibers.size() < threads) machine.fibers.push_back(std::make_unique<Fiber>());
-  machine.warps.assign((threads + kLanes - 1) / kLanes, Warp{});
-  machine.block = Barrier{machine.threads, 0, 0};
+  machine.cluster = Barrier{static_cast<int>(threads), 0, 0};
   for (std::size_t i = 0; i < threads; ++i) {
     Fiber& fiber = *machine.fibers[i];
     getcontext(&fiber.context);
@@ -154,11 +158,12 @@ void run_block() {
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, fiber_main, 0);
-    fiber.index.x = static_cast<unsigned>(i);
+    fiber.index.x = static_cast<unsigned>(i % each);
+    fiber.block = &machine.blocks[i / each];
     fiber.done = false;
     fiber.waits_for = nullptr;
     fiber.exchanges = 0;
-    ++machine.warps[i / kLanes].barrier.expected;
+    ++fiber.block->warps[i % each / kLanes].barrier.expected;
   }
   // Each round from the other end: a result must not depend on who comes first.
   std::size_t left = threads;
@@ -171,7 +176,7 @@ void run_block() {
       to_fiber(fiber);
       if (fiber.done) --left;
     }
-    if (!moved) fail("a barrier that some threads of the block do not reach");
+    if (!moved) fail("a barrier that some threads do not reach");
   }
   for (std::size_t i = 0; i < threads; ++i) {
     Fiber& fiber = *machine.fibers[i];
@@ -183,30 +188,34 @@ void run_block() {
 
 }  // namespace
 
-void run_blocks(std::int64_t grid_x, std::int64_t grid_y, int threads, std::size_t shared_bytes,
+void run_blocks(std::int64_t blocks, int cluster, int threads, std::size_t shared_bytes,
                 const std::function<void()>& thread) {
-  machine.grid = Index{static_cast<unsigned>(grid_x), static_cast<unsigned>(grid_y)};
-  machine.threads = threads;
   machine.thread = &thread;
-  for (std::int64_t y = 0; y < grid_y; ++y) {
-    for (std::int64_t x = 0; x < grid_x; ++x) {
-      machine.block_index = Index{static_cast<unsigned>(x), static_cast<unsigned>(y)};
-      machine.shared = static_cast<char*>(::operator new(shared_bytes, std::align_val_t(kAlignment)));
-      std::memset(machine.shared, 0xFF, shared_bytes);
-      run_block();
-      ::operator delete(machine.shared, std::align_val_t(kAlignment));
+  if (blocks % cluster != 0) fail("clusters that are not whole");
+  for (std::int64_t first = 0; first < blocks; first += cluster) {
+    machine.blocks.assign(static_cast<std::size_t>(cluster), Block{});
+    for (Block& block : machine.blocks) {
+      block.index.x = static_cast<unsigned>(first + (&block - machine.blocks.data()));
+      block.barrier.expected = threads;
+      block.shared = static_cast<char*>(::operator new(shared_bytes, std::align_val_t(kAlignment)));
+      std::memset(block.shared, 0xFF, shared_bytes);
+      block.warps.resize(static_cast<std::size_t>((threads + kLanes - 1) / kLanes));
     }
+    run_cluster(static_cast<std::size_t>(threads));
+    for (const Block& block : machine.blocks) ::operator delete(block.shared, std::align_val_t(kAlignment));
   }
 }
 
 const Index& thread_index() { return machine.current->index; }
-const Index& block_index() { return machine.block_index; }
-const Index& grid_size() { return machine.grid; }
+const Index& block_index() { return machine.current->block->index; }
 int lane() { return static_cast<int>(machine.current->index.x) % kLanes; }
-char* shared_memory() { return machine.shared; }
+char* shared_memory() { return machine.current->block->shared; }
+const void* in_cluster(const void* place, int rank) {
+  return machine.blocks[static_cast<std::size_t>(rank)].shared + (static_cast<const char*>(place) - shared_memory());
+}
 
-void wait_for_block() { wait(machine.block); }
-void wait_for_warp() { wait(machine.warps[machine.current->index.x / kLanes].barrier); }
+void wait_for_block() { wait(machine.current->block->barrier); }
+void wait_for_cluster() { wait(machine.cluster); }
 
 void copy_async(void* to, const void* from, bool valid) {
   constexpr std::uintptr_t kBytes = 16;
@@ -231,7 +240,7 @@ void wait_later(int pending) { machine.current->products.wait(pending); }
 
 const unsigned char* exchange(const void* mine, std::size_t bytes) {
   Fiber& fiber = *machine.current;
-  Warp& warp = machine.warps[fiber.index.x / kLanes];
+  Warp& warp = fiber.block->warps[fiber.index.x / kLanes];
   // Two sets in turn: while one lane fills the next, others may still read this one.
   unsigned char* slots = warp.slots[fiber.exchanges++ % 2];
   std::memcpy(slots + static_cast<std::size_t>(lane()) * kLaneBytes, mine, bytes);

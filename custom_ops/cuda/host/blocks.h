@@ -1,6 +1,6 @@
-// Kernels on the host, for tests: the blocks of a grid one after the other, the threads of a block as fibers that take
-// turns at barriers. A copy that is asynchronous on the device is made as late as it may be, when it is waited for, and
-// shared memory starts as NaN: what is read too early shows.
+// Kernels on the host, for tests: the clusters of a grid one after the other, the threads of a block as fibers that
+// take turns at barriers. A copy that is asynchronous on the device is made as late as it may be, when it is waited
+// for, and shared memory starts as NaN: what is read too early shows.
 #pragma once
 
 #include <cstddef>
@@ -19,23 +19,23 @@ namespace perfonnx::cuda::host {
 
 struct Index {
   unsigned x = 0;
-  unsigned y = 0;
 };
 
-// Runs thread() for every thread of every block.
-void run_blocks(std::int64_t grid_x, std::int64_t grid_y, int threads, std::size_t shared_bytes,
+// Runs thread() for every thread of every block; `cluster` blocks at a time, which see each other's shared memory.
+void run_blocks(std::int64_t blocks, int cluster, int threads, std::size_t shared_bytes,
                 const std::function<void()>& thread);
 
 // Of the thread that runs:
 const Index& thread_index();
 const Index& block_index();
-const Index& grid_size();
-int block_size();
 int lane();
 char* shared_memory();
 
+// Of another block of the cluster, the place that corresponds to one in the block's own shared memory.
+const void* in_cluster(const void* place, int rank);
+
 void wait_for_block();
-void wait_for_warp();
+void wait_for_cluster();
 void copy_async(void* to, const void* from, bool valid);
 void commit_copies();
 void wait_copies(int pending);
@@ -68,7 +68,6 @@ class Lanes {
 // What CUDA C++ has built in.
 #define threadIdx (perfonnx::cuda::host::thread_index())
 #define blockIdx (perfonnx::cuda::host::block_index())
-#define gridDim (perfonnx::cuda::host::grid_size())
 
 inline void __syncthreads() { perfonnx::cuda::host::wait_for_block(); }
 
