@@ -69,6 +69,7 @@ class Tiles:
         read: To transform a tile, for each input channel.
         write: For each output channel.
         each: For the tile itself.
+        fewest: Layers of fewer input or output channels are taken to gain nothing.
     """
 
     kernel: tuple[int, int]
@@ -77,6 +78,7 @@ class Tiles:
     read: float
     write: float
     each: float
+    fewest: int = 16
 
     @property
     def edge(self) -> int:
@@ -98,7 +100,7 @@ class Tiles:
 TILES = (
     Tiles((3, 3), (4, 4), 36, 230.0, 300.0, 500.0),
     Tiles((3, 3), (2, 2), 16, 80.0, 100.0, 300.0),
-    Tiles((5, 5), (2, 2), 36, 230.0, 250.0, 500.0),
+    Tiles((5, 5), (2, 2), 36, 230.0, 250.0, 500.0, fewest=12),
     Tiles((3, 1), (4, 1), 6, 45.0, 55.0, 1000.0),
     Tiles((1, 3), (1, 4), 6, 45.0, 55.0, 1000.0),
 )
@@ -110,8 +112,6 @@ MANY_WEIGHTS = 1 << 19
 """So many weights of a layer are read from memory."""
 OVERLAP = 0.35
 """The part of multiplies and reading that do not hide each other."""
-FEWEST_CHANNELS = 16
-"""Layers of fewer input or output channels are taken to gain nothing by tiles."""
 
 
 def tiles_of(layer: Layer) -> list[Tiles]:
@@ -119,7 +119,7 @@ def tiles_of(layer: Layer) -> list[Tiles]:
     a = layer.attributes
     if a is None or layer.elem_type != TensorProto.FLOAT or {*a.strides, *a.dilations, a.group} != {1}:
         return []
-    return [tiles for tiles in TILES if tiles.kernel == a.kernel_shape and min(layer.w_shape[:2]) >= FEWEST_CHANNELS]
+    return [tiles for tiles in TILES if tiles.kernel == a.kernel_shape and min(layer.w_shape[:2]) >= tiles.fewest]
 
 
 @dataclass(frozen=True)
