@@ -8,12 +8,16 @@
 namespace perfonnx {
 
 Tiling::Tiling(const SiteGrid& grid, const MapSize& tile)
-    : grid_(grid), tile_(tile), across_(ceil_div(grid.output_width, tile.width)), members_(grid.sites.size()) {
+    : grid_(grid),
+      down_{tile.height, grid.geometry.dilations[0], grid.geometry.pads[0]},
+      across_{tile.width, grid.geometry.dilations[1], grid.geometry.pads[1]},
+      row_(ceil_div(ceil_div(grid.output_width, across_.step), across_.tile) * across_.step),
+      members_(grid.sites.size()) {
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const std::int64_t y = grid.sites[i] / grid.output_width;
     const std::int64_t x = grid.sites[i] % grid.output_width;
-    members_[i] = {y / tile.height * across_ + x / tile.width,
-                   static_cast<std::int32_t>(y % tile.height * tile.width + x % tile.width),
+    members_[i] = {down_.tile_at(y) * row_ + across_.tile_at(x),
+                   static_cast<std::int32_t>(down_.place_at(y) * tile.width + across_.place_at(x)),
                    static_cast<std::int32_t>(i)};
   }
   std::sort(members_.begin(), members_.end(), [](const Member& a, const Member& b) {
@@ -47,8 +51,8 @@ Tiling::Count Tiling::count(std::int64_t least) const {
 
 TilePlan Tiling::plan(std::int64_t least) const {
   TilePlan plan;
-  plan.tile = tile_;
-  plan.window = {tile_.height + grid_.geometry.kernel[0] - 1, tile_.width + grid_.geometry.kernel[1] - 1};
+  plan.tile = {down_.tile, across_.tile};
+  plan.window = {down_.tile + grid_.geometry.kernel[0] - 1, across_.tile + grid_.geometry.kernel[1] - 1};
   plan.tiles = count(least).tiles;
   plan.inputs.reserve(static_cast<std::size_t>(plan.tiles * plan.reads()));
   plan.outputs.assign(static_cast<std::size_t>(plan.tiles * plan.writes()), -1);
@@ -65,11 +69,11 @@ TilePlan Tiling::plan(std::int64_t least) const {
     }
     if (!taken) return;
     outputs += plan.writes();
-    const std::int64_t top = begin->tile / across_ * tile_.height - grid_.geometry.pads[0];
-    const std::int64_t left = begin->tile % across_ * tile_.width - grid_.geometry.pads[1];
-    for (std::int64_t y = top; y < top + plan.window.height; ++y) {
-      for (std::int64_t x = left; x < left + plan.window.width; ++x) {
-        plan.inputs.push_back(grid_.row_at(y, x));
+    const std::int64_t top = down_.begin(begin->tile / row_);
+    const std::int64_t left = across_.begin(begin->tile % row_);
+    for (std::int64_t i = 0; i < plan.window.height; ++i) {
+      for (std::int64_t j = 0; j < plan.window.width; ++j) {
+        plan.inputs.push_back(grid_.row_at(top + i * down_.step, left + j * across_.step));
       }
     }
   });

@@ -87,10 +87,13 @@ class Tiles:
 
     def multiplies(self, layer: Layer) -> float:
         """Of all tiles of a layer, with what its weights cost that come from memory or the last cache."""
+        assert layer.attributes is not None
         assert layer.output_shape is not None
         outputs, inputs = layer.w_shape[:2]
         padded = math.ceil(outputs / PANEL) * PANEL
-        count = math.prod(math.ceil(size / edge) for size, edge in zip(layer.output_shape, self.tile, strict=True))
+        count = 1
+        for size, edge, step in zip(layer.output_shape, self.tile, layer.attributes.dilations, strict=True):
+            count *= math.ceil(math.ceil(size / step) / edge) * step
         tiles = count * (self.points * inputs * padded + self.read * inputs + self.write * outputs + self.each)
         weights = self.points * inputs * outputs
         reading = weights * (FAR_WEIGHT if weights > MANY_WEIGHTS else NEAR_WEIGHT)
@@ -117,7 +120,7 @@ OVERLAP = 0.35
 def tiles_of(layer: Layer) -> list[Tiles]:
     """Those by which Winograd's algorithm can compute a layer."""
     a = layer.attributes
-    if a is None or layer.elem_type != TensorProto.FLOAT or {*a.strides, *a.dilations, a.group} != {1}:
+    if a is None or layer.elem_type != TensorProto.FLOAT or {*a.strides, a.group} != {1}:
         return []
     return [tiles for tiles in TILES if tiles.kernel == a.kernel_shape and min(layer.w_shape[:2]) >= tiles.fewest]
 

@@ -182,11 +182,12 @@ std::int64_t block_tiles(const ProductLayer& layer, std::int64_t points) {
 
 class Winograd final : public PreparedProduct {
  public:
-  Winograd(const ProductLayer& layer, WinogradForm form, const Axes& axes, TilePlan plan)
+  Winograd(const ProductLayer& layer, WinogradForm form, const Axes& axes, const Tiling& tiling, std::int64_t least)
       : shape_(layer.shape),
         kernels_(*layer.kernels.f32),
         form_(form),
-        plan_(std::move(plan)),
+        rows_(tiling.rows()),
+        plan_(tiling.plan(least)),
         weights_(layer, axes),
         block_(block_tiles(layer, axes.points())) {
     for (std::int64_t t = 0; t < plan_.tiles; ++t) {
@@ -201,7 +202,7 @@ class Winograd final : public PreparedProduct {
     run_tiles(run, between(last_sites_, first, first + run.table.sites), context);
     run_rest(run, between(plan_.rest, first, first + run.table.sites), context);
   }
-  std::int64_t edge() const noexcept override { return plan_.tile.height; }
+  std::int64_t edge() const noexcept override { return rows_; }
   const AlignedArray<float>& packed() const noexcept override { return weights_.weights; }
 
  private:
@@ -428,6 +429,7 @@ class Winograd final : public PreparedProduct {
   WeightShape shape_;
   const F32Kernels& kernels_;
   WinogradForm form_;
+  std::int64_t rows_;  // of the map, which hold whole tiles
   TilePlan plan_;
   PackedPoints weights_;
   std::int64_t block_;
@@ -449,17 +451,14 @@ class WinogradImplementation final : public Implementation {
     if (geometry.kernel[0] != axes.down.taps || geometry.kernel[1] != axes.across.taps) {
       return "its kernel is not " + std::string(kernel_);
     }
-    for (const std::int64_t step :
-         {geometry.strides[0], geometry.strides[1], geometry.dilations[0], geometry.dilations[1]}) {
-      if (step != 1) return "its strides and dilations are not all 1";
-    }
+    if (geometry.strides[0] != 1 || geometry.strides[1] != 1) return "its strides are not 1";
     return layer.shape.groups == 1 ? "" : "it has groups";
   }
   std::string drawback(const ProductLayer& layer) const override;
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
     const Axes axes = axes_of(layer);
     const Tiling tiling(*layer.grid, axes.tile());
-    return std::make_unique<const Winograd>(layer, form_, axes, tiling.plan(best(layer, tiling).least));
+    return std::make_unique<const Winograd>(layer, form_, axes, tiling, best(layer, tiling).least);
   }
 
  private:
