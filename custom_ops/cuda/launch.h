@@ -3,7 +3,8 @@
 // Every pointer is one to device memory unless it is said to be the host's. Each function puts its work on `stream` (a
 // cudaStream_t; null: the default one) and returns at once: it neither waits for the device nor allocates, so that
 // calls can be captured into a CUDA graph. It returns a cudaError_t, 0 where all is well. Indices are not checked here:
-// tables come from core, which checked them against the model. Every size may be zero.
+// tables come from core, which checked them against the model. Every size may be zero. images * sites, images *
+// rows_per_image and sites * taps are below 2^31, or the function refuses.
 #pragma once
 
 #include <cstddef>
@@ -36,8 +37,7 @@ struct WeightShape {
 
 // A convolution of rows, out [images, sites, outputs]: at site p of image n
 //   act(bias + sum over taps t and channels c of W[m, c, t] * rows[n, table[p, t], c] + added[n, added_source[p], m]),
-// in which row -1 is zeros. The pointers of rows, added and out are aligned as their elements are, and better where
-// that is to be fast: 16 bytes.
+// in which row -1 is zeros. All pointers are 16-byte aligned.
 struct ProductArgs {
   WeightShape shape;
   Element element;  // of rows, added and out

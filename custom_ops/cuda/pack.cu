@@ -1,10 +1,8 @@
-#include "cuda/device.h"
 #include "cuda/packed.h"
 
 namespace perfonnx::cuda {
 namespace {
 
-// Packed [groups][slabs][outputs of a group][128 bytes]: the factors of a sum, tap by tap, zeros behind them.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ PackArgs args) {
   const std::int64_t per_slab = kSlab / static_cast<int>(sizeof(T));
@@ -13,12 +11,15 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
   const std::int64_t slabs = (factors + per_slab - 1) / per_slab;
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= args.shape.groups * slabs * outputs * per_slab) return;
-  const std::int64_t factor = item / (per_slab * outputs) % slabs * per_slab + item % per_slab;
+  const std::int64_t slab = item / (per_slab * outputs) % slabs;
+  const std::int64_t factor = slab * per_slab + item % per_slab;
   const std::int64_t output = item / (per_slab * outputs * slabs) * outputs + item / per_slab % outputs;
   float value = 0.0F;
   if (factor < factors) {
-    const std::int64_t channel = factor % args.shape.inputs;
-    const std::int64_t tap = factor / args.shape.inputs;
+    const bool inside = taps_inside(args.shape.taps, args.shape.inputs, sizeof(T));
+    const std::int64_t channel =
+        inside ? slab / args.shape.taps * per_slab + item % per_slab : factor % args.shape.inputs;
+    const std::int64_t tap = inside ? slab % args.shape.taps : factor / args.shape.inputs;
     const std::int64_t from = args.taps != nullptr ? args.taps[tap] : tap;
     value = args.weights[(output * args.shape.inputs + channel) * args.all_taps + from];
   }

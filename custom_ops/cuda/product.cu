@@ -12,7 +12,7 @@ int launch_product(const Product& product, Element element, Math math, std::int3
 using namespace perfonnx::cuda;
 
 int perfonnx_cuda_product(const ProductArgs* args, void* stream) {
-  if (!few_enough(args->images, args->sites)) return kInvalidValue;
+  if (!few_enough(*args)) return kInvalidValue;
   Product product = product_of(*args);
   product.taps = static_cast<std::int32_t>(args->shape.taps);
   product.packed = args->packed;

@@ -40,10 +40,15 @@ struct Product {
   Ending ending;
 };
 
-// Whether the rows of a product can be numbered.
-constexpr bool few_enough(std::int64_t images, std::int64_t sites) {
+// Whether so many things can be numbered.
+constexpr bool few_enough(std::int64_t count, std::int64_t each) {
   constexpr std::int64_t kMost = 0x7FFFFFFF;
-  return images == 0 || sites <= kMost / images;
+  return count == 0 || each <= kMost / count;
+}
+template <typename Args>
+bool few_enough(const Args& args) {
+  return few_enough(args.images, args.sites) && few_enough(args.images, args.rows_per_image) &&
+         few_enough(args.sites, args.shape.taps);
 }
 
 // What ProductArgs and RadiusArgs say alike; the rest is null.

@@ -221,40 +221,51 @@ class PlainSums {
 
 // The rows of a block's tile that one thread brings: rows `first`, `first` + kStride, ...; of their slabs one chunk.
 template <int kCount, int kStride>
-struct GatheredRows {
-  const std::int32_t* entries[kCount];  // of the row table; null: there is no such row
-  const char* images[kCount];           // the rows that they number, from the group's first channel on
-
-  __device__ GatheredRows(const Product& product, std::int32_t first, std::int32_t made, std::int64_t group_bytes,
-                          std::int64_t image_bytes) {
+class GatheredRows {
+ public:
+  __device__ GatheredRows(const Product& product, std::int32_t first, std::int32_t made) : table_(product.table) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const std::int32_t index = first + i * kStride;
-      entries[i] = nullptr;
-      images[i] = static_cast<const char*>(product.rows);
+      entries_[i] = -1;
+      images_[i] = 0;
       if (index >= made) continue;
       const std::int32_t row = product.list != nullptr ? product.list[index] : index;
-      entries[i] = product.table + static_cast<std::int64_t>(row % product.sites) * product.taps;
-      images[i] += row / product.sites * image_bytes + group_bytes;
+      entries_[i] = row % product.sites * product.taps;
+      images_[i] = row / product.sites * static_cast<std::int32_t>(product.rows_per_image);
     }
   }
 
+  // In the image, -1: there is none.
   __device__ std::int32_t row(int i, int tap, int taps) const {
-    return entries[i] != nullptr && tap < taps ? entries[i][tap] : -1;
+    return entries_[i] >= 0 && tap < taps ? table_[entries_[i] + tap] : -1;
   }
+  // In the batch.
+  __device__ std::int64_t in_batch(int i, std::int32_t row) const { return images_[i] + row; }
+
+ private:
+  const std::int32_t* table_;
+  std::int32_t entries_[kCount];  // the first of a row; -1: there is no such row
+  std::int32_t images_[kCount];   // the first row of its image
 };
 
-// Where channels come in whole chunks: they are copied.
+// Where channels come in whole chunks: they are copied. Where a slab holds channels of one tap (taps_inside), the eight
+// threads that share a row keep an entry of the table each, of eight taps that follow each other.
 template <typename T, int kCount, int kStride>
 class ChunkGather {
  public:
-  __device__ ChunkGather(const Product& product, const GatheredRows<kCount, kStride>& rows, int chunk)
-      : rows_(rows),
+  // group: that of the channels.
+  __device__ ChunkGather(const Product& product, std::int32_t first, std::int32_t made, int group, int slab, int chunk)
+      : rows_(product, first, made),
+        channels_(static_cast<const char*>(product.rows) +
+                  static_cast<std::int64_t>(group) * product.inputs * static_cast<int>(sizeof(T))),
         taps_(product.taps),
         per_tap_(product.inputs / kPerChunk<T>),
-        row_bytes_(static_cast<std::int64_t>(product.inputs) * product.groups * static_cast<int>(sizeof(T))),
-        tap_(chunk / per_tap_),
-        within_(chunk % per_tap_) {
+        row_bytes_(product.inputs * product.groups * static_cast<int>(sizeof(T))),
+        inside_(taps_inside(product.taps, product.inputs, sizeof(T))),
+        chunk_(chunk),
+        tap_(inside_ ? slab % taps_ : (slab * kChunks + chunk) / per_tap_),
+        within_(inside_ ? slab / taps_ * kChunks + chunk : (slab * kChunks + chunk) % per_tap_) {
     look_up();
   }
 
@@ -262,31 +273,47 @@ class ChunkGather {
   __device__ void bring(char* to) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const bool valid = next_[i] >= 0;
-      const char* from = rows_.images[i] + (valid ? next_[i] * row_bytes_ + within_ * kChunk : 0);
-      copy_async(to + i * kStride * kSlab, from, valid);
+      const std::int32_t row = inside_ ? __shfl_sync(0xFFFFFFFFU, entries_[i], tap_ % kChunks, kChunks) : entries_[i];
+      const bool valid = row >= 0;
+      const std::int64_t offset = rows_.in_batch(i, row) * row_bytes_ + within_ * kChunk;
+      copy_async<true>(to + i * kStride * kSlab, channels_ + (valid ? offset : 0), valid);
     }
-    within_ += kChunks;
-    if (within_ >= per_tap_) {
-      do {
-        within_ -= per_tap_;
-        ++tap_;
-      } while (within_ >= per_tap_);
-      look_up();  // a slab ahead of its use
+    // The entries of the next slab, a slab ahead of their use.
+    if (inside_) {
+      if (++tap_ == taps_) {
+        tap_ = 0;
+        within_ += kChunks;
+        if (taps_ > kChunks) look_up();
+      } else if (tap_ % kChunks == 0) {
+        look_up();
+      }
+    } else {
+      within_ += kChunks;
+      if (within_ >= per_tap_) {
+        do {
+          within_ -= per_tap_;
+          ++tap_;
+        } while (within_ >= per_tap_);
+        look_up();
+      }
     }
   }
 
  private:
   __device__ void look_up() {
+    const int tap = inside_ ? tap_ / kChunks * kChunks + chunk_ : tap_;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) next_[i] = rows_.row(i, tap_, taps_);
+    for (int i = 0; i < kCount; ++i) entries_[i] = rows_.row(i, tap, taps_);
   }
 
   GatheredRows<kCount, kStride> rows_;
-  std::int32_t next_[kCount];
+  const char* channels_;
+  std::int32_t entries_[kCount];
   int taps_;
   int per_tap_;
-  std::int64_t row_bytes_;
+  int row_bytes_;
+  bool inside_;
+  int chunk_;
   int tap_;
   int within_;
 };
@@ -295,24 +322,27 @@ class ChunkGather {
 template <typename T, int kCount, int kStride>
 class ElementGather {
  public:
-  __device__ ElementGather(const Product& product, const GatheredRows<kCount, kStride>& rows, int chunk)
-      : rows_(rows),
+  __device__ ElementGather(const Product& product, std::int32_t first, std::int32_t made, int group, int slab,
+                           int chunk)
+      : rows_(product, first, made),
+        group_(static_cast<const T*>(product.rows) + static_cast<std::int64_t>(group) * product.inputs),
         taps_(product.taps),
         inputs_(product.inputs),
         channels_(static_cast<std::int64_t>(product.inputs) * product.groups),
-        factor_(chunk * kPerChunk<T>) {}
+        factor_((slab * kChunks + chunk) * kPerChunk<T>) {}
 
   __device__ void bring(char* to) {
+    const int first_tap = factor_ / inputs_;
+    const int first_channel = factor_ % inputs_;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       Vector<T, kPerChunk<T>> chunk;
-      int tap = factor_ / inputs_;
-      int channel = factor_ % inputs_;
+      int tap = first_tap;
+      int channel = first_channel;
       std::int32_t row = rows_.row(i, tap, taps_);
 #pragma unroll
       for (int e = 0; e < kPerChunk<T>; ++e) {
-        chunk.values[e] =
-            row >= 0 ? reinterpret_cast<const T*>(rows_.images[i])[row * channels_ + channel] : narrow<T>(0.0F);
+        chunk.values[e] = row >= 0 ? group_[rows_.in_batch(i, row) * channels_ + channel] : narrow<T>(0.0F);
         if (++channel == inputs_) {
           channel = 0;
           row = rows_.row(i, ++tap, taps_);
@@ -325,6 +355,7 @@ class ElementGather {
 
  private:
   GatheredRows<kCount, kStride> rows_;
+  const T* group_;
   int taps_;
   int inputs_;
   std::int64_t channels_;
@@ -364,15 +395,7 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
   const int own_row = thread / kChunks;
   const int own_chunk = thread % kChunks;
   const int own_place = place(own_row, own_chunk);
-  const std::int64_t row_bytes =
-      static_cast<std::int64_t>(product.inputs) * product.groups * static_cast<int>(sizeof(T));
-  Gather<T, kRows / kStride, kStride> gather(
-      product,
-      GatheredRows<kRows / kStride, kStride>(
-          product, first + own_row, made,
-          static_cast<std::int64_t>(group) * product.inputs * static_cast<int>(sizeof(T)),
-          product.rows_per_image * row_bytes),
-      first_slab * kChunks + own_chunk);
+  Gather<T, kRows / kStride, kStride> gather(product, first + own_row, made, group, first_slab, own_chunk);
   const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
   const char* weights = static_cast<const char*>(product.packed) + (group * product.slabs + first_slab) * slab_bytes +
                         static_cast<std::int64_t>(output + own_row) * kSlab + own_chunk * kChunk;
@@ -387,8 +410,8 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
 #pragma unroll
       for (int i = 0; i < kOutputs / kStride; ++i) {
         const bool valid = output + own_row + i * kStride < product.outputs;
-        copy_async(b_slab(stage) + own_place + i * kStride * kSlab,
-                   valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
+        copy_async<false>(b_slab(stage) + own_place + i * kStride * kSlab,
+                          valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
       }
       weights += slab_bytes;
       ++brought;
@@ -501,17 +524,17 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(const __grid_consta
   end.template finish<kCount>(sums, channel);
 }
 
-// Whether vectors of four elements may be read and written everywhere.
-inline bool aligned_for_four(const Product& product, std::size_t element_bytes) {
-  return aligned(product.out, 4 * element_bytes) && aligned(product.added, 4 * element_bytes) &&
-         aligned(product.bias, 16) && aligned(product.sums, 16);
+// Whether rows may be copied in chunks, and vectors of four elements read and written everywhere.
+inline bool aligned_enough(const Product& product, std::size_t element_bytes) {
+  return aligned(product.rows, kChunk) && aligned(product.out, 4 * element_bytes) &&
+         aligned(product.added, 4 * element_bytes) && aligned(product.bias, 16) && aligned(product.sums, 16);
 }
 
 template <typename T>
 int launch_depthwise(const Product& product, void* stream) {
   const std::int64_t channels = static_cast<std::int64_t>(product.outputs) * product.groups;
   constexpr int kWide = 4;
-  const bool wide = product.outputs == 1 && channels % kWide == 0 && aligned(product.rows, kWide * sizeof(T));
+  const bool wide = product.outputs == 1 && channels % kWide == 0;
   const std::int64_t items = product.total * (wide ? channels / kWide : channels);
   auto* kernel = wide ? depthwise_kernel<T, kWide> : depthwise_kernel<T, 1>;
   return launch(kernel, {parts(items, kThreads)}, kThreads, 0, stream, product);
@@ -591,7 +614,7 @@ template <typename T, std::size_t kCount>
 int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t wanted, void* stream) {
   DeviceLimits limits{};
   if (const int status = device_limits(&limits); status != 0) return status;
-  const bool chunks = product.inputs % kPerChunk<T> == 0 && aligned(product.rows, kChunk);
+  const bool chunks = product.inputs % kPerChunk<T> == 0;
   const auto blocks_of = [&](const Tile& tile) {
     return parts(product.total, tile.rows) * parts(product.outputs, tile.outputs) * product.groups;
   };
@@ -626,7 +649,7 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
 
 template <typename T>
 int launch_product_of(Product product, Math math, std::int32_t tile, void* stream) {
-  if (!aligned_for_four(product, sizeof(T))) return kInvalidValue;
+  if (!aligned_enough(product, sizeof(T))) return kInvalidValue;
   if (is_depthwise(product.inputs, product.groups)) return launch_depthwise<T>(product, stream);
   const std::int64_t factors = static_cast<std::int64_t>(product.taps) * product.inputs;
   product.slabs = static_cast<std::int32_t>((factors * static_cast<int>(sizeof(T)) + kSlab - 1) / kSlab);

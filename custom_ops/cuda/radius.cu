@@ -87,7 +87,7 @@ using namespace perfonnx::cuda;
 std::size_t perfonnx_cuda_radius_scratch(const RadiusArgs* args) { return Scratch(*args).bytes; }
 
 int perfonnx_cuda_radius(const RadiusArgs* args, void* stream) {
-  if (!few_enough(args->images, args->sites) || args->shape.taps != kCentre + kRing) return kInvalidValue;
+  if (!few_enough(*args) || args->shape.taps != kCentre + kRing) return kInvalidValue;
   const Scratch parts_of(*args);
   auto* scratch = static_cast<char*>(args->scratch);
   Product product = product_of(*args);

@@ -47,14 +47,15 @@ def assert_close(got: np.ndarray, expected: np.ndarray, dtype: str, mode: int) -
 
 
 @pytest.mark.parametrize(("dtype", "mode", "tile"), ALL_TILES)
-@pytest.mark.parametrize("channels", [24, 3])
+@pytest.mark.parametrize("channels", [24, 3, 64])
 def test_every_tile(dtype: str, mode: int, tile: int, channels: int) -> None:
-    """Several blocks down and across, the last of them not full; channels in whole chunks, which some need, and not."""
+    """Several blocks down and across, the last of them not full; channels in whole slabs, in chunks, and in neither."""
     rng = np.random.default_rng(tile)
     rows, exact_rows = rounded(rng.standard_normal((2, 50, channels)), dtype)
-    w = rng.standard_normal((300 if tile < 3 else 70, channels, 3)).astype(np.float32) / 5
+    taps = 10 if channels == 64 else 3
+    w = rng.standard_normal((300 if tile < 3 else 70, channels, taps)).astype(np.float32) / 5
     _, exact_w = rounded(w, dtype)
-    table = rng.integers(-1, 50, (75, 3)).astype(np.int32)
+    table = rng.integers(-1, 50, (75, taps)).astype(np.int32)
     bias = rng.standard_normal(len(w)).astype(np.float32)
     if channels == 3 and tile > FEW_CHANNELS:
         with pytest.raises(RuntimeError, match="invalid"):
@@ -71,7 +72,7 @@ def test_every_tile(dtype: str, mode: int, tile: int, channels: int) -> None:
     images=st.integers(0, 3),
     sites=st.integers(0, 40),
     taps=st.integers(1, 9),
-    inputs=st.sampled_from([1, 2, 3, 4, 8, 12, 16, 40]),
+    inputs=st.sampled_from([1, 2, 3, 4, 8, 12, 16, 40, 64]),
     outputs=st.sampled_from([1, 2, 4, 6, 17]),
     group=st.integers(1, 3),
     added=st.sampled_from(["nothing", "rows", "rows of one image", "rows by number"]),
@@ -125,7 +126,7 @@ def test_products(
 
 @pytest.mark.parametrize(("dtype", "mode"), MODES)
 @pytest.mark.parametrize("splits", [2, 4, 8])
-@pytest.mark.parametrize("channels", [3, 40])
+@pytest.mark.parametrize("channels", [3, 40, 64])
 def test_blocks_that_share_the_sums_of_a_tile(dtype: str, mode: int, splits: int, channels: int) -> None:
     """Each has some of the slabs, and ends some of the rows."""
     rng = np.random.default_rng(splits)
