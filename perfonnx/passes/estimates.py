@@ -91,10 +91,11 @@ class Tiles:
         assert layer.output_shape is not None
         outputs, inputs = layer.w_shape[:2]
         padded = math.ceil(outputs / PANEL) * PANEL
+        channels = inputs * layer.attributes.group
         count = 1
         for size, edge, step in zip(layer.output_shape, self.tile, layer.attributes.dilations, strict=True):
             count *= math.ceil(math.ceil(size / step) / edge) * step
-        tiles = count * (self.points * inputs * padded + self.read * inputs + self.write * outputs + self.each)
+        tiles = count * (self.points * inputs * padded + self.read * channels + self.write * outputs + self.each)
         weights = self.points * inputs * outputs
         reading = weights * (FAR_WEIGHT if weights > MANY_WEIGHTS else NEAR_WEIGHT)
         return max(tiles, reading) + OVERLAP * min(tiles, reading)
@@ -109,6 +110,8 @@ TILES = (
 )
 PANEL = 16
 """Output channels that are computed together."""
+GROUP_PIECE = 16
+"""The channels of groups must be multiples of this."""
 NEAR_WEIGHT, FAR_WEIGHT = 3.0, 12.0
 """Multiplies that reading a weight costs: from the last cache, from memory."""
 MANY_WEIGHTS = 1 << 19
@@ -120,9 +123,12 @@ OVERLAP = 0.35
 def tiles_of(layer: Layer) -> list[Tiles]:
     """Those by which Winograd's algorithm can compute a layer."""
     a = layer.attributes
-    if a is None or layer.elem_type != TensorProto.FLOAT or {*a.strides, a.group} != {1}:
+    if a is None or layer.elem_type != TensorProto.FLOAT or {*a.strides} != {1}:
         return []
-    return [tiles for tiles in TILES if tiles.kernel == a.kernel_shape and min(layer.w_shape[:2]) >= tiles.fewest]
+    outputs, inputs = layer.w_shape[0] // a.group, layer.w_shape[1]
+    if a.group > 1 and (outputs % GROUP_PIECE or inputs % GROUP_PIECE):
+        return []
+    return [tiles for tiles in TILES if tiles.kernel == a.kernel_shape and min(outputs, inputs) >= tiles.fewest]
 
 
 @dataclass(frozen=True)

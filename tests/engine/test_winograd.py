@@ -59,6 +59,7 @@ def _pads(kernel: tuple[int, int]) -> tuple[int, int, int, int]:
     activation=st.sampled_from([NO_ACTIVATION, (0.0, -1e30, 1e30), (0.2, -1.0, 2.0)]),
     sloped=st.booleans(),
     form=st.sampled_from(FORMS),
+    group=st.sampled_from([1, 1, 2, 3]),
     isa=st.sampled_from(ISAS),
 )
 def test_any_layer(
@@ -75,22 +76,25 @@ def test_any_layer(
     activation: tuple[float, float, float],
     sloped: bool,
     form: tuple[str, tuple[int, int]],
+    group: int,
     isa: str,
 ) -> None:
     rng = np.random.default_rng(seed)
     implementation, kernel = form
+    if group > 1:  # of whole pieces of channels
+        inputs, outputs = (group * -(-channels // 16) * 16 for channels in (inputs, outputs))
     geometry = Geometry(kernel, pads=pads, dilations=dilations)
     positions = size[0] * size[1]
     in_source = np.arange(positions, dtype=np.int32)
     if rows == "interpolated":
         in_source = rng.integers(-1, positions, positions).astype(np.int32)
     s = rng.standard_normal((images, positions, inputs)).astype(np.float32)
-    w = rng.standard_normal((outputs, inputs, *kernel)).astype(np.float32)
+    w = rng.standard_normal((outputs, inputs // group, *kernel)).astype(np.float32)
     b = rng.standard_normal(outputs).astype(np.float32)
     out = geometry.output_size(*size)
     sites = np.flatnonzero(rng.random(out[0] * out[1]) < keep).astype(np.int32)
     rng.shuffle(sites)
-    linear = rows_of(conv(map_of(s, in_source, size), w, geometry) + b[:, None, None], sites)
+    linear = rows_of(conv(map_of(s, in_source, size), w, geometry, group) + b[:, None, None], sites)
     z, z_source = None, None
     if adds != "nothing":
         z = rng.standard_normal((1 if adds == "rows of one image" else images, 5, outputs)).astype(np.float32)
@@ -107,6 +111,7 @@ def test_any_layer(
         z_source=z_source,
         pads=pads,
         dilations=dilations,
+        group=group,
         activation=activation,
         slope=slope,
         isa=isa,
@@ -270,17 +275,17 @@ def test_scattered_sites(keep: float, chosen: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "arguments", "reason"),
+    ("inputs", "arguments", "reason"),
     [
-        (1, {"strides": (2, 1)}, "its strides are not 1"),
-        (2, {"group": 2}, "it has groups"),
+        (64, {"strides": (2, 1)}, "its strides are not 1"),
+        (24, {"group": 2}, "the channels of its groups are no multiples of 16"),
     ],
 )
 @pytest.mark.parametrize(("implementation", "kernel"), FORMS)
 def test_other_convolutions_are_refused(
-    implementation: str, kernel: tuple[int, int], group: int, arguments: dict[str, object], reason: str
+    implementation: str, kernel: tuple[int, int], inputs: int, arguments: dict[str, object], reason: str
 ) -> None:
-    w = np.ones((64, 64 // group, *kernel), np.float32)
+    w = np.ones((64, inputs, *kernel), np.float32)
     with pytest.raises(ValueError, match=f"'{implementation}' does not apply: {reason}"):
         _engine.SampledConv(w, None, in_shape=(32, 32), implementation=implementation, **arguments)
     assert _engine.SampledConv(w, None, in_shape=(32, 32), **arguments).implementation == "direct"

@@ -243,6 +243,14 @@ def test_layers_that_tiles_make_faster_are_computed_everywhere(monkeypatch: pyte
     assert dear["Conv"] == 3
 
 
+@pytest.mark.parametrize(("channels", "faster"), [(96, True), (64, True), (48, False)])
+def test_groups_of_whole_pieces_of_channels_are_computed_by_tiles(channels: int, faster: bool) -> None:
+    """Of two groups each: pieces are of 16 channels, and a group of 24 is not made of them."""
+    weights = {"w": nets.values(channels, channels // 2, 3, 3)}
+    model = nets.model([nets.conv("x", "y", "w", group=2)], weights, inputs={"x": (1, channels, 56, 56)})
+    assert (operators(perfonnx.rewrite(model).proto)["Conv"] == 0) == faster
+
+
 def test_a_pool_reads_the_rows_that_there_are() -> None:
     """A map that only a pool reads is not written out, however dear that would be."""
     model = chain(8, (3, 3), 256)

@@ -68,26 +68,28 @@ void kernel_points(const float* taps, const Axes& axes, float* to, std::int64_t 
   }
 }
 
-// Weights of every point: [points][panels][inputs][panel width], and the bias padded to whole panels.
+// Weights of every point: [points][groups][panels][inputs][panel width], and the bias padded to whole panels.
 struct PackedPoints {
   PackedPoints(const ProductLayer& layer, const Axes& axes) {
-    const std::int64_t outputs = layer.shape.outputs;
+    const std::int64_t outputs = layer.shape.outputs_per_group();
     const std::int64_t inputs = layer.shape.inputs;
     const auto width = static_cast<std::int64_t>(layer.kernels.f32->panel);
     const std::int64_t points = axes.points();
-    panels = ceil_div(outputs, width);
+    panels_per_group = ceil_div(outputs, width);
+    panels = layer.shape.groups * panels_per_group;
     panel_size = inputs * width;
     const std::int64_t point_size = panels * panel_size;
     weights =
         AlignedArray<float>(checked_product(static_cast<std::size_t>(points), static_cast<std::size_t>(point_size)));
     bias = AlignedArray<float>(static_cast<std::size_t>(panels * width));
     std::fill_n(bias.data(), bias.size(), 0.0F);
-    if (layer.bias != nullptr) std::copy_n(layer.bias, outputs, bias.data());
+    if (layer.bias != nullptr) std::copy_n(layer.bias, layer.shape.outputs, bias.data());
     // Points lie so far apart that their lines, written a float at a time, would drive each other out of the cache.
     std::vector<float> together(static_cast<std::size_t>(points * width));
     for (std::int64_t panel = 0; panel < panels; ++panel) {
-      const std::int64_t first = panel * width;
-      const std::int64_t here = std::min(width, outputs - first);
+      const std::int64_t in_group = panel % panels_per_group * width;
+      const std::int64_t first = panel / panels_per_group * outputs + in_group;
+      const std::int64_t here = std::min(width, outputs - in_group);
       if (here < width) std::fill(together.begin(), together.end(), 0.0F);
       for (std::int64_t c = 0; c < inputs; ++c) {
         for (std::int64_t j = 0; j < here; ++j) {
@@ -100,7 +102,8 @@ struct PackedPoints {
     }
   }
 
-  std::int64_t panels;
+  std::int64_t panels_per_group;
+  std::int64_t panels;  // of all groups
   std::int64_t panel_size;
   AlignedArray<float> weights;
   AlignedArray<float> bias;
@@ -133,13 +136,14 @@ class Estimate {
   explicit Estimate(const ProductLayer& layer)
       : taps_(static_cast<double>(layer.shape.taps)),
         inputs_(static_cast<double>(layer.shape.inputs)),
+        channels_(static_cast<double>(layer.shape.input_channels())),
         outputs_(static_cast<double>(layer.shape.outputs)) {
     const auto vector = static_cast<double>(layer.kernels.f32->vector);
     padded_ = std::ceil(outputs_ / vector) * vector;
   }
   double site() const { return taps_ * (inputs_ * padded_ + kTap); }
   double tile(const Costs& costs) const {
-    return costs.points * inputs_ * padded_ + costs.input * inputs_ + costs.output * outputs_ + costs.tile;
+    return costs.points * inputs_ * padded_ + costs.input * channels_ + costs.output * outputs_ + costs.tile;
   }
   // Fewest sites of a tile that is worth while.
   std::int64_t least(const Costs& costs) const {
@@ -163,7 +167,8 @@ class Estimate {
     return std::max(multiplies, weights) + kOverlap * std::min(multiplies, weights);
   }
   double taps_;
-  double inputs_;
+  double inputs_;    // of a group
+  double channels_;  // of all groups
   double outputs_;
   double padded_;  // outputs, to whole vectors
 };
@@ -243,7 +248,7 @@ class Winograd final : public PreparedProduct {
         : span(tiles_of_image),
           first(begin),
           tiles(count),
-          points(context, of.plan_.reads(), count, of.shape_.inputs),
+          points(context, of.plan_.reads(), count, of.shape_.input_channels()),
           sums(context, of.plan_.reads(), count, of.weights_.panels * of.width()) {}
     Span span;
     std::int64_t first;
@@ -279,7 +284,7 @@ class Winograd final : public PreparedProduct {
     if (alone) {
       for_each_alone(context, blocks, [&](std::int64_t i, Context& inside) {
         Block block(*this, inside, span, split.begin(i), split.end(i) - split.begin(i));
-        read(run, {0, block.tiles, 0, shape_.inputs}, &block);
+        read(run, {0, block.tiles, 0, shape_.input_channels()}, &block);
         multiply(0, steps(), &block);
         write(run, {0, block.tiles, 0, shape_.outputs}, &block);
       });
@@ -287,7 +292,7 @@ class Winograd final : public PreparedProduct {
     }
     for (std::int64_t i = 0; i < blocks; ++i) {
       Block block(*this, context, span, split.begin(i), split.end(i) - split.begin(i));
-      share_out(block, shape_.inputs, context, [&](const Part& part) { read(run, part, &block); });
+      share_out(block, shape_.input_channels(), context, [&](const Part& part) { read(run, part, &block); });
       // Few steps are a task each, so that the threads can take as many.
       const EvenSplit steps_of{steps(), steps() < kFewSteps * threads ? steps() : kParts * threads};
       context.parallel.run(static_cast<std::size_t>(steps_of.parts), [&](std::size_t task) {
@@ -315,17 +320,18 @@ class Winograd final : public PreparedProduct {
 
   void read(const ProductRun& run, const Part& part, Block* block) const {
     const std::int64_t reads = plan_.reads();
+    const std::int64_t channels = shape_.input_channels();
     const std::int64_t count = part.tile_end - part.tile_begin;
     std::vector<const float*> rows(static_cast<std::size_t>(count * reads));
     for (std::int64_t t = 0; t < count; ++t) {
       const std::int64_t number = block->first + part.tile_begin + t;
       const std::int32_t* numbers = plan_.inputs.data() + (block->span.begin + number % block->span.count) * reads;
-      const float* image = run.input.data + number / block->span.count * run.input.rows_per_image * shape_.inputs;
+      const float* image = run.input.data + number / block->span.count * run.input.rows_per_image * channels;
       for (std::int64_t i = 0; i < reads; ++i) {
         // What no site of the run reads need not be there.
         const std::int64_t row = numbers[i] - run.input.first_row;
         const bool there = numbers[i] >= 0 && row >= 0 && row < run.input.rows_per_image;
-        rows[static_cast<std::size_t>(t * reads + i)] = there ? image + row * shape_.inputs : run.input.zero_row;
+        rows[static_cast<std::size_t>(t * reads + i)] = there ? image + row * channels : run.input.zero_row;
       }
     }
     WinogradInputArgs args{};
@@ -350,12 +356,16 @@ class Winograd final : public PreparedProduct {
     args.next_step = static_cast<std::size_t>(ceil_div(width(), tiles.parts));
     for (std::int64_t step = begin; step < end; ++step) {
       const std::int64_t point = step / weights_.panels;
-      const std::int64_t channel = step % weights_.panels * width();
-      const std::int64_t vectors = std::min<std::int64_t>(ceil_div(shape_.outputs - channel, vector()), 2);
+      const std::int64_t panel = step % weights_.panels;
+      const std::int64_t group = panel / weights_.panels_per_group;
+      const std::int64_t in_group = panel % weights_.panels_per_group * width();
+      const std::int64_t channel = group * shape_.outputs_per_group() + in_group;
+      const std::int64_t left = shape_.outputs_per_group() - in_group;
+      const std::int64_t vectors = std::min<std::int64_t>(ceil_div(left, vector()), 2);
       args.panel = weights_.weights.data() + step * weights_.panel_size;
       args.next = args.panel + weights_.panel_size;
       for (std::int64_t i = 0; i < tiles.parts; ++i) {
-        args.points = block->points.at(point, tiles.begin(i), 0);
+        args.points = block->points.at(point, tiles.begin(i), group * shape_.inputs);
         args.sums = block->sums.at(point, tiles.begin(i), channel);
         kernels_.winograd_product[vectors - 1][tiles.end(i) - tiles.begin(i) - 1](&args);
         args.next += args.next_step * args.inputs;
@@ -452,7 +462,9 @@ class WinogradImplementation final : public Implementation {
       return "its kernel is not " + std::string(kernel_);
     }
     if (geometry.strides[0] != 1 || geometry.strides[1] != 1) return "its strides are not 1";
-    return layer.shape.groups == 1 ? "" : "it has groups";
+    const WeightShape& shape = layer.shape;
+    const bool whole = shape.inputs % kPiece == 0 && shape.outputs_per_group() % kPiece == 0;
+    return shape.groups == 1 || whole ? "" : "the channels of its groups are no multiples of " + std::to_string(kPiece);
   }
   std::string drawback(const ProductLayer& layer) const override;
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
