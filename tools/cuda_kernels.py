@@ -1,15 +1,24 @@
 """The C interface of the CUDA kernels (custom_ops/cuda/launch.h) for Python: raw pointers as integers, no onnxruntime.
 
 Tests call it on kernels that were compiled for the host, `gpu_kernels.py` on the device's.
+
+    python tools/cuda_kernels.py
+
+compiles the kernels with nvcc, for which no GPU is needed, with warnings as errors, and says how many registers each
+has. One that keeps some of them in memory is an error too.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parents[1] / "custom_ops"
@@ -20,6 +29,10 @@ STRICT, TENSOR_CORES = range(2)
 """Math."""
 
 _I64, _I32, _F32, _POINTER = ctypes.c_int64, ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+
+
+ARCHITECTURES = (("80", "sm_80"), ("90a", "sm_90a"), ("90", "compute_90"))
+"""What a library has code for: machine code, and for later GPUs the intermediate form."""
 
 
 class Act(ctypes.Structure):
@@ -177,6 +190,15 @@ class Kernels:
             raise RuntimeError(f"{name}: {self.library.perfonnx_cuda_error_text(status).decode()} ({status})")
 
 
+def nvcc_command(architectures: Sequence[tuple[str, str]] = ARCHITECTURES) -> list[str]:
+    """The command that compiles the kernels for some (virtual, real) architectures."""
+    options = ["-std=c++17", "-O3", "-lineinfo", "--ptxas-options=-v", "-Xcompiler=-fPIC,-Wall,-Wextra"]
+    options += [f"-gencode=arch=compute_{virtual},code={real}" for virtual, real in architectures]
+    if any(virtual == "90a" for virtual, _ in architectures):
+        options.append("-DPERFONNX_SM90A")
+    return ["nvcc", *options]
+
+
 def build(compiler: Sequence[str], place: Path, extra_sources: Sequence[Path] = ()) -> Path:
     """Compile and link the kernels into a shared library in `place`, several files at once.
 
@@ -205,3 +227,44 @@ def build(compiler: Sequence[str], place: Path, extra_sources: Sequence[Path] = 
     library = place / "libperfonnx_cuda_kernels.so"
     subprocess.run([*compiler, "-shared", "-o", str(library), *map(str, objects)], check=True, capture_output=True)
     return library
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the compiler says of a kernel."""
+
+    name: str
+    architecture: str
+    registers: int
+    spilled: int
+    """Bytes of registers that are kept in memory."""
+
+
+def resources(log: str) -> list[Resources]:
+    """Read the messages of nvcc_command's compiler, names of C++ in its mangled form or not."""
+    result = []
+    for part in log.split("Compiling entry function ")[1:]:
+        name, architecture = re.findall(r"'([^']*)'", part)[:2]
+        registers, stores = re.search(r"Used (\d+) registers", part), re.search(r"(\d+) bytes spill stores", part)
+        assert registers is not None
+        assert stores is not None
+        result.append(Resources(name, architecture, int(registers[1]), int(stores[1])))
+    return result
+
+
+def main() -> int:
+    """Compile, print a line for each kernel; exit status 1 where one spills."""
+    command = [*nvcc_command(), "-Werror=all-warnings", "--Werror=default-stream-launch", "-Xcompiler=-Werror"]
+    with tempfile.TemporaryDirectory() as name:
+        build(command, Path(name))
+        log = "\n".join(path.read_text() for path in sorted(Path(name).glob("*.log")))
+    readable = subprocess.run(["c++filt"], input=log, capture_output=True, text=True, check=True).stdout
+    found = resources(readable.replace("perfonnx::", "").replace("cuda::", "").replace("(anonymous namespace)::", ""))
+    for kernel in found:
+        spilled = f", {kernel.spilled} BYTES SPILLED" if kernel.spilled else ""
+        print(f"{kernel.registers:3} registers, {kernel.architecture:6} {kernel.name}{spilled}")
+    return 1 if any(kernel.spilled for kernel in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

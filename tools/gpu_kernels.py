@@ -595,22 +595,11 @@ def summary(results: list[dict[str, Any]]) -> str:
     return "\n".join(f"{key} {line}" for key, line in lines.items())
 
 
-def nvcc_command(defines: list[str]) -> list[str]:
+def compiler(defines: list[str]) -> list[str]:
     """For the GPU that is here."""
     major, minor = torch.cuda.get_device_capability()
-    arch = f"{major}{minor}"
-    feature = "a" if arch == "90" else ""
-    return [
-        "nvcc",
-        "-std=c++17",
-        "-O3",
-        "-lineinfo",
-        f"-gencode=arch=compute_{arch}{feature},code=sm_{arch}{feature}",
-        *(["-DPERFONNX_SM90A"] if feature else []),
-        *(f"-D{define}" for define in defines),
-        "--ptxas-options=-v",
-        "-Xcompiler=-fPIC,-Wall,-Wextra",
-    ]
+    name = f"{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
+    return [*cuda_kernels.nvcc_command([(name, f"sm_{name}")]), *(f"-D{define}" for define in defines)]
 
 
 def main() -> int:
@@ -631,7 +620,7 @@ def main() -> int:
 
     begin = time.monotonic()
     place = ROOT / "build" / "-".join(["cuda-kernels", *options.define])
-    library = cuda_kernels.build(nvcc_command(options.define), place)
+    library = cuda_kernels.build(compiler(options.define), place)
     report["build seconds"] = time.monotonic() - begin
     print(f"{report['device']}: built in {report['build seconds']:.0f} s", flush=True)
     device = Device(Kernels(library))

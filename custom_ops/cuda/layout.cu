@@ -71,14 +71,17 @@ __global__ void __launch_bounds__(kThreads) expand_kernel(const __grid_constant_
     for (int i = 0; i < kSquare; i += kLines) {
       const std::int64_t position = square.position + line + i;
       if (position >= args.positions) continue;
+      const std::int32_t* sources = args.source + position * args.per_position;
+      const float* weights = args.weight != nullptr ? args.weight + position * args.per_position : nullptr;
       bool none = true;
       float sum = 0.0F;
-      for (std::int64_t k = position * args.per_position; k < (position + 1) * args.per_position; ++k) {
-        const std::int32_t source = args.source[k];
+#pragma unroll 1
+      for (int k = 0; k < static_cast<int>(args.per_position); ++k) {
+        const std::int32_t source = sources[k];
         if (source < 0) continue;
         none = false;
         const float value = widen(rows[source * args.channels]);
-        sum += args.weight != nullptr ? args.weight[k] * value : value;
+        sum += weights != nullptr ? weights[k] * value : value;
       }
       const bool filled = none && args.fill != nullptr;
       turned[(line + i) * kPitch + lane] = narrow<T>(filled ? args.fill[channel] : activate(args.act, sum, channel));

@@ -37,6 +37,7 @@ template <typename T, int kWarpsM, int kWarpsN, int kM, int kN>
 class TensorSums {
  public:
   using Type = T;
+  static constexpr bool kRounds = sizeof(T) == 4;  // floats become TF32
   static constexpr bool kBegins = false;
   static constexpr double kPerClock = 20.0;
   static constexpr int kRows = kWarpsM * kM;
@@ -68,10 +69,6 @@ class TensorSums {
 #pragma unroll
       for (int i = 0; i < kM / 16; ++i) {
         load_matrices(a[i], a_slab + i * 16 * kSlab + (a_place_ ^ (step * 2 * kChunk)));
-        if constexpr (sizeof(T) == 4) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) a[i][k] = round_tf32(a[i][k]);
-        }
       }
 #pragma unroll
       for (int j = 0; j < kN / 16; ++j) {
@@ -120,6 +117,7 @@ template <typename T, int kGroups, int kM, int kN>
 class WarpgroupSums {
  public:
   using Type = T;
+  static constexpr bool kRounds = sizeof(T) == 4;  // floats become TF32
   static constexpr bool kBegins = true;
   static constexpr double kPerClock = 32.0;  // sums of a slab
   static constexpr int kRows = kGroups * kM;
@@ -166,6 +164,7 @@ template <int kWarpsM, int kWarpsN, int kM, int kN>
 class PlainSums {
  public:
   using Type = float;
+  static constexpr bool kRounds = false;
   static constexpr bool kBegins = false;
   static constexpr double kPerClock = 3.5;
   static constexpr int kRows = kWarpsM * 8 * kM;
@@ -373,6 +372,7 @@ constexpr std::size_t shared_bytes() {
 
 template <typename Sums, int kStages, int kBlocks, template <typename, int, int> class Gather>
 __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const __grid_constant__ Product product) {
+  if constexpr (Sums::kBegins && !kHasWarpgroups) return;  // never launched there
   using T = typename Sums::Type;
   constexpr int kRows = Sums::kRows;
   constexpr int kOutputs = Sums::kOutputs;
@@ -428,11 +428,11 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
   for (int slab = first_slab; slab < end_slab; ++slab, stage = stage == kStages - 1 ? 0 : stage + 1) {
     const int next = stage < kStages - kAhead ? stage + kAhead : stage + kAhead - kStages;
     wait_copies<kAhead - 1>();
-    if constexpr (Sums::kBegins) {
-      if constexpr (sizeof(T) == 4) {
+    if constexpr (Sums::kRounds) {
 #pragma unroll
-        for (int i = 0; i < kRows / kStride; ++i) round_chunk(a_slab(stage) + own_place + i * kStride * kSlab);
-      }
+      for (int i = 0; i < kRows / kStride; ++i) round_chunk(a_slab(stage) + own_place + i * kStride * kSlab);
+    }
+    if constexpr (Sums::kBegins) {
       show_to_products();
       __syncthreads();  // the slab is there for everyone, and everyone is done with the last but one
       sums.begin(a_slab(stage), b_slab(stage), slab == first_slab);
@@ -593,7 +593,7 @@ constexpr Tile warpgroup_tile() {
 template <typename T>
 constexpr Tile kTensorTiles[] = {
     tile<TensorSums<T, 2, 4, 64, 64>, 4, 1>(),
-    tile<TensorSums<T, 2, 4, 64, 32>, 3, 2>(),
+    tile<TensorSums<T, 2, 2, 64, 64>, 3, 2>(),
     tile<TensorSums<T, 2, 2, 64, 32>, 4, 2>(),
     tile<TensorSums<T, 2, 2, 32, 32>, 4, 3>(),
 #ifdef PERFONNX_WARPGROUPS

@@ -10,6 +10,13 @@
 
 namespace perfonnx::cuda {
 
+// Whether the code that is compiled is for a device that has them.
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+inline constexpr bool kHasWarpgroups = false;
+#else
+inline constexpr bool kHasWarpgroups = true;
+#endif
+
 inline constexpr int kWarpgroup = 4 * kWarp;
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -124,9 +131,7 @@ template <typename T, int kCount>
 __device__ inline void begin_product(float (&sums)[kCount], const char* a, const char* b, bool keep) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   multiply_described(T(), sums, describe_factor(a), describe_factor(b), keep ? 1 : 0);
-#elif defined(__CUDACC__)
-  __trap();  // never launched
-#else
+#elif !defined(__CUDACC__)
   host::begin_later([sums = &sums[0], a, b, keep] {
     constexpr int kElements = 32 / static_cast<int>(sizeof(T));
     const auto element = [](const char* factor, int row, int index) {
@@ -154,7 +159,7 @@ __device__ inline void begin_product(float (&sums)[kCount], const char* a, const
 // What ordinary stores and asynchronous copies of this thread put into shared memory is seen by products that begin
 // behind the next barrier.
 __device__ inline void show_to_products() {
-#ifdef __CUDACC__
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 #endif
 }
