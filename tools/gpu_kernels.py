@@ -399,9 +399,11 @@ def tiles_of(mode: Mode) -> range:
 
 
 def variants_of(mode: Mode) -> list[int]:
-    """Tiles, and how many blocks share the sums of each."""
-    shared = [1, 2, 4, 8] if torch.cuda.get_device_capability() >= (9, 0) else [1]
-    return [0, *(tile + 100 * splits for tile in tiles_of(mode)[1:] for splits in shared)]
+    """Tiles, and how many blocks share the sums of each: 0 leaves both to the kernels, less than 100 the latter."""
+    return [
+        0,
+        *(tile + 100 * splits for tile in tiles_of(mode)[1:] for splits in ([1, 2, 4, 8] if tile > 4 else [0, 1])),
+    ]
 
 
 def checks(device: Device) -> Iterator[tuple[str, Mode, Callable[[], float]]]:
@@ -512,7 +514,8 @@ class Timing:
             result |= run()
         except Exception as error:
             result["failure"] = repr(error)[:300]
-            print("FAILED", result, flush=True)
+            if "tile" not in result["what"]:  # not every tile takes every layer
+                print("FAILED", result, flush=True)
         self.results.append(result)
         return result
 
@@ -555,7 +558,8 @@ class Timing:
             self.case({**label, "what": "stride 2 + resize"}, strided)
         for rate in rates:
             table = row_table(layer, sites_of(rate, layer.out_size))
-            for tile in variants_of(mode) if tiles else [0]:
+            variants = variants_of(mode) if tiles and rate != "0" else tiles_of(mode) if tiles else [0]
+            for tile in variants:
                 if layer.inputs == 3 and tile % 100 > FEW_CHANNELS:
                     continue
 
@@ -567,6 +571,55 @@ class Timing:
                 what = "ours" if tile == 0 else f"ours, tile {tile}"
                 self.case({**label, "what": what, "rate": rate}, ours)
                 self.device.forget()
+
+
+def layout_timings(device: Device, timing: Timing) -> None:
+    """What moves memory alone, 32 images of 256 channels, 56 x 56; GB/s of what must be read and written."""
+    images, channels, size = 32, 256, 56
+    pixels = size**2
+    sites = sites_of(".75", size)
+    y, x = np.divmod(np.arange(pixels), size)
+    nearest = (y // 2 * (size // 2) + x // 2).astype(np.int32)
+    windows = row_table(Layer("pool", 1, 1, size, 2, 2, 0), np.arange(pixels // 4, dtype=np.int32))
+    act = Act(1.0, -math.inf, math.inf, None)
+    for mode in (MODES[0], MODES[2]):
+        element, dtype = ELEMENTS[mode.dtype], mode.dtype
+        maps = random_tensor(images, channels, size, size, dtype=dtype)
+        rows = random_tensor(images, pixels, channels, dtype=dtype)
+        few = random_tensor(images, len(sites), channels, dtype=dtype)
+        begin = device.put(np.arange(0, windows.size + 1, 4, dtype=np.int64)).data_ptr()
+        entries, source = device.put(windows).data_ptr(), device.put(nearest).data_ptr()
+        site_list = device.put(sites).data_ptr()
+        compact = CompactArgs(element, images, channels, pixels, pixels, None, maps.data_ptr(), rows.data_ptr())
+        some = CompactArgs(element, images, channels, pixels, len(sites), site_list, maps.data_ptr(), few.data_ptr())
+        expand = ExpandArgs(
+            element, images, len(sites), channels, pixels, 1, source, None, None, act, few.data_ptr(), maps.data_ptr()
+        )
+        pool = PoolArgs(
+            element=element,
+            images=images,
+            rows_per_image=pixels,
+            channels=channels,
+            sites=len(sites),
+            begin=begin,
+            entries=entries,
+            rows=rows.data_ptr(),
+            out=few.data_ptr(),
+        )
+        all_bytes, few_bytes = (tensor.numel() * tensor.element_size() for tensor in (maps, few))
+        for name, what, args, moved in [
+            ("compact", "compact", compact, 2 * all_bytes),
+            ("compact .75", "compact", some, 2 * few_bytes),
+            ("expand .75", "expand", expand, all_bytes + few_bytes),
+            ("max pool", "pool", pool, all_bytes + few_bytes),
+        ]:
+
+            def run(what: str = what, args: ctypes.Structure = args, moved: int = moved) -> dict[str, float]:
+                seconds = seconds_of(lambda: device.run(what, args))
+                return {"seconds": seconds, "GB/s": moved / seconds / 1e9}
+
+            print(timing.case({"layer": name, "mode": mode.name, "batch": images, "what": "layout"}, run), flush=True)
+        device.forget()
 
 
 def summary(results: list[dict[str, Any]]) -> str:
@@ -654,6 +707,7 @@ def main() -> int:
             for name in ("tf32", "fp16"):
                 for layer in others if batch == 32 else layers:
                     timing.layer(layer, modes[name], batch, RATES)
+        layout_timings(device, timing)
         for name in ("fp32", "bf16"):
             for layer in layers:
                 timing.layer(layer, modes[name], 32, ["0", ".75"])
