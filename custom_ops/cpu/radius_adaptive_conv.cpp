@@ -19,7 +19,9 @@ constexpr std::int64_t kStackFloats = 1024 * 1024;
 
 RadiusAdaptiveConv::RadiusAdaptiveConv(const ConvConstants& conv, const RadiusConstants& radius,
                                        const KernelSet& kernels)
-    : geometry_(conv.geometry.checked()), activation_(conv.activation.opened()), product_(conv, radius, kernels) {}
+    : geometry_(conv.geometry.checked()),
+      activation_(conv.activation.opened()),
+      product_(conv, radius, nullptr, kernels) {}
 
 void RadiusAdaptiveConv::check(const Images& x) const {
   x.check_channels(product_.input_channels());

@@ -40,18 +40,30 @@ Product product_of(const ConvConstants& conv, const char* part, const std::vecto
                  conv.layer + ", " + part);
 }
 
+// The ring as a kernel of 3 x 3 taps, of which the one in the middle is zero. Null: tiles never pay.
+std::unique_ptr<const ChosenTiles> tiles_of(const ConvConstants& conv, const float* bias, const SiteGrid& grid,
+                                            std::int64_t group_sites, const KernelSet& kernels) {
+  std::vector<float> weights(conv.weights, conv.weights + conv.outputs * conv.inputs * 9);
+  for (std::size_t i = kCentre; i < weights.size(); i += 9) weights[i] = 0.0F;
+  return make_chosen_tiles(
+      {weights.data(), bias, {conv.outputs, conv.inputs, 9, conv.groups}, kernels, &grid, conv.largest_tile},
+      group_sites);
+}
+
 }  // namespace
 
 RadiusTables make_radius_tables(const SiteGrid& grid) {
   return {make_row_table(grid, {kCentre}), make_row_table(grid, ring_taps())};
 }
 
-RadiusProduct::RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels)
+RadiusProduct::RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const SiteGrid* grid,
+                             const KernelSet& kernels)
     : center_gain_(radius.center_gain),
       alpha_bias_(radius.alpha_bias),
       centre_(
           product_of(checked(conv), "centre", {kCentre}, radius.center_gain == 0.0F ? conv.bias : nullptr, kernels)),
       ring_(product_of(conv, "ring", ring_taps(), radius.ring_bias, kernels)),
+      tiles_(grid == nullptr ? nullptr : tiles_of(conv, radius.ring_bias, *grid, block_sites(), kernels)),
       zero_row_(static_cast<std::size_t>(ring_.input_channels()), 0.0F) {
   const auto vector = static_cast<std::int64_t>(kernels.f32->vector);
   alpha_weights_.assign(static_cast<std::size_t>(ceil_div(input_channels(), vector) * vector), 0.0F);
@@ -96,6 +108,24 @@ void RadiusProduct::gate(const InputRows& input, const RowTable& table, std::int
   }
 }
 
+void RadiusProduct::run_ring(const InputRows& input, const RowTable& table, const SiteList& list, float* out,
+                             Context& context) const {
+  const ProductRun all{input, table, nullptr, out, outputs(), &list};
+  if (tiles_ == nullptr) return ring_.run(all, context);
+  const std::vector<std::int64_t> rest = tiles_->run(all, context);
+  const auto count = static_cast<std::int64_t>(rest.size());
+  if (count == list.count) return ring_.run(all, context);
+  if (count == 0) return;
+  std::vector<std::int64_t> numbers(rest.size());
+  for (std::size_t i = 0; i < rest.size(); ++i) numbers[i] = list.numbers[rest[i]];
+  Scratch<float> rows(context, checked_product(rest.size(), static_cast<std::size_t>(outputs())));
+  const SiteList others{numbers.data(), count};
+  ring_.run({input, table, nullptr, rows.data(), outputs(), &others}, context);
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::copy_n(rows.data() + i * outputs(), outputs(), out + rest[static_cast<std::size_t>(i)] * outputs());
+  }
+}
+
 void RadiusProduct::run(const InputRows& input, const RadiusTables& tables, std::int64_t first, std::int64_t count,
                         const Activation* activation, float* out, Context& context) const {
   constexpr std::int64_t kPiece = 256;  // sites of a step that is shared out by itself
@@ -129,8 +159,7 @@ void RadiusProduct::run(const InputRows& input, const RadiusTables& tables, std:
   Scratch<float> centre(context, size(count));
   centre_.run({input, tables.centre, nullptr, centre.data(), outputs(), &all}, context);
   Scratch<float> ring(context, size(open_count));
-  const SiteList list{open.data(), open_count};
-  ring_.run({input, tables.ring, nullptr, ring.data(), outputs(), &list}, context);
+  run_ring(input, tables.ring, {open.data(), open_count}, ring.data(), context);
 
   for_each_item(context, pieces, [&](std::int64_t i) {
     const std::int64_t begin = i * kPiece;

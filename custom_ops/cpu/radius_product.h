@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "core/layer.h"
 #include "core/tables.h"
+#include "cpu/product/chosen_tiles.h"
 #include "cpu/product/product.h"
 
 namespace perfonnx {
@@ -20,8 +22,9 @@ RadiusTables make_radius_tables(const SiteGrid& grid);
 
 class RadiusProduct {
  public:
-  // Throws Error unless the kernel is 3 x 3.
-  RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const KernelSet& kernels);
+  // Throws Error unless the kernel is 3 x 3. grid: the sites, where they are known beforehand; else null.
+  RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const SiteGrid* grid,
+                const KernelSet& kernels);
 
   std::int64_t outputs() const noexcept { return ring_.outputs(); }
   std::int64_t input_channels() const noexcept { return ring_.input_channels(); }
@@ -33,6 +36,10 @@ class RadiusProduct {
   std::int64_t block_sites() const noexcept;
 
   const KernelSet& kernels() const noexcept { return ring_.kernels(); }
+  // The first sites of what has to be computed together, tiles of open sites; empty: each site by itself.
+  std::vector<std::int64_t> groups() const {
+    return tiles_ != nullptr ? tiles_->groups() : std::vector<std::int64_t>();
+  }
 
   // out [count, outputs]: sites `first` to `first + count` of the batch (image * sites + site), through the activation
   // if it is not null.
@@ -42,6 +49,9 @@ class RadiusProduct {
   const float* zero_row() const noexcept { return zero_row_.data(); }
 
  private:
+  // The rings of the open sites, list, into out [list.count, outputs].
+  void run_ring(const InputRows& input, const RowTable& table, const SiteList& list, float* out,
+                Context& context) const;
   void gate(const InputRows& input, const RowTable& table, std::int64_t first, std::int64_t count, float* alpha) const;
 
   float center_gain_;
@@ -50,6 +60,7 @@ class RadiusProduct {
   std::vector<float> bias_;           // added behind the products; empty: the centre's own
   Product centre_;
   Product ring_;
+  std::unique_ptr<const ChosenTiles> tiles_;  // of the rings, where many are open; null: never
   std::vector<float> zero_row_;
 };
 

@@ -97,15 +97,16 @@ class SampledRadiusAdaptiveConv {
 
   void check(const Rows& s) const;
   std::int64_t sites() const noexcept { return tables_.ring.sites; }
-  std::int64_t outputs() const noexcept { return product_.outputs(); }
+  std::int64_t outputs() const noexcept { return product_->outputs(); }
   // r [s.images, sites, outputs] of S's element type.
   void run(const Rows& s, void* r, Context& context) const;
 
  private:
   Activation activation_;
-  RadiusProduct product_;
   RowIndex in_source_;
+  std::optional<RadiusProduct> product_;
   RadiusTables tables_;
+  std::vector<std::int64_t> groups_;  // as the product says
 };
 
 // Max or average pooling from rows to rows.

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <vector>
+
 #include "cpu/row_operators.h"
 
 namespace perfonnx {
@@ -11,18 +14,21 @@ SampledRadiusAdaptiveConv::SampledRadiusAdaptiveConv(const ConvConstants& conv, 
                                                      const VirtualMap& map, const std::optional<Indices>& sites,
                                                      const KernelSet& kernels)
     : activation_(conv.activation.opened()),
-      product_(conv, radius, kernels),
       in_source_("in_source", map.source, map.size.checked("in_shape").positions()) {
-  const ConvGeometry& geometry = conv.geometry;
+  const ConvGeometry& geometry = conv.geometry.checked();
   const MapSize output = geometry.output_size(map.size).checked("in_shape");
   const std::vector<std::int32_t> positions = checked_sites(sites, output, geometry.taps());
-  tables_ = make_radius_tables({geometry, map.size, output.width, positions, in_source_.data()});
+  const SiteGrid grid{geometry, map.size, output.width, positions, in_source_.data()};
+  const bool ascending = std::is_sorted(positions.begin(), positions.end());
+  product_.emplace(conv, radius, ascending ? &grid : nullptr, kernels);
+  tables_ = make_radius_tables(grid);
+  groups_ = product_->groups();
 }
 
 void SampledRadiusAdaptiveConv::check(const Rows& s) const {
-  if (s.channels != product_.input_channels()) {
+  if (s.channels != product_->input_channels()) {
     throw Error("input 'S': shape " + s.shape_text() + " has " + std::to_string(s.channels) +
-                " channels, but W and group expect " + std::to_string(product_.input_channels()));
+                " channels, but W and group expect " + std::to_string(product_->input_channels()));
   }
   in_source_.check("S", s);
 }
@@ -31,21 +37,29 @@ void SampledRadiusAdaptiveConv::run(const Rows& s, void* r, Context& context) co
   check(s);
   if (s.images == 0 || sites() == 0) return;
   const FloatRows rows(s, context);
-  const InputRows input{rows.data(), s.images, s.rows, product_.zero_row()};
+  const InputRows input{rows.data(), s.images, s.rows, product_->zero_row()};
   FloatResult result(r, s.element, s.images * sites() * outputs(), context);
   const Activation* activation = activation_.is_identity() ? nullptr : &activation_;
   const std::int64_t total = s.images * sites();
-  const auto block = [&](std::int64_t first, std::int64_t last, Context& inside) {
-    product_.run(input, tables_, first, last - first, activation, result.data() + first * outputs(), inside);
+  // Blocks of whole groups, or of sites where each stands for itself; no result depends on how they are cut.
+  const std::int64_t per_image = groups_.empty() ? sites() : static_cast<std::int64_t>(groups_.size());
+  const auto first_site = [&](std::int64_t unit) {
+    const std::int64_t of_image = unit % per_image;
+    return unit / per_image * sites() + (groups_.empty() ? of_image : groups_[static_cast<std::size_t>(of_image)]);
   };
-  const EvenSplit blocks{total, ceil_div(total, product_.block_sites())};
-  if (product_.deep()) {
-    for (std::int64_t i = 0; i < blocks.parts; ++i) block(blocks.begin(i), blocks.end(i), context);
+  const std::int64_t units = s.images * per_image;
+  const EvenSplit blocks{units, std::min(ceil_div(total, product_->block_sites()), units)};
+  const auto block = [&](std::int64_t i, Context& inside) {
+    const std::int64_t first = first_site(blocks.begin(i));
+    product_->run(input, tables_, first, first_site(blocks.end(i)) - first, activation,
+                  result.data() + first * outputs(), inside);
+  };
+  if (product_->deep()) {
+    for (std::int64_t i = 0; i < blocks.parts; ++i) block(i, context);
   } else if (blocks.parts < kBlocksPerThread * wanted_tasks()) {  // too few to share: share each step of one block
-    block(0, total, context);
+    product_->run(input, tables_, 0, total, activation, result.data(), context);
   } else {
-    for_each_alone(context, blocks.parts,
-                   [&](std::int64_t i, Context& inside) { block(blocks.begin(i), blocks.end(i), inside); });
+    for_each_alone(context, blocks.parts, block);
   }
   result.finish(context);
 }

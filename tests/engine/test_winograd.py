@@ -242,6 +242,44 @@ result = engine(x, threads=2)
 """)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("channels", "outputs", "size"), [(48, 40, (33, 30)), (64, 96, (14, 14)), (320, 32, (12, 20))])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.8, 1.0])
+def test_rings_of_open_gates_by_tiles(
+    isa: str, channels: int, outputs: int, size: tuple[int, int], share: float
+) -> None:
+    """Against the form on maps, whose rings are computed directly."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, channels, *size)).astype(np.float32)
+    x[:, 0] = np.where(rng.random((3, *size)) < share, 1, -1)
+    w = (rng.standard_normal((outputs, channels, 3, 3)) / np.sqrt(9 * channels)).astype(np.float32)
+    b, ring = rng.standard_normal((2, outputs)).astype(np.float32)
+    gate = np.zeros((1, channels, 1, 1), np.float32)
+    gate[0, 0] = 0.7
+    arguments = {"b_ring": ring, "center_gain": 0.5, "pads": (1, 1, 1, 1), "isa": isa}
+    directly = rows_of(_engine.RadiusAdaptiveConv(w, b, gate, **arguments)(x))
+    engine = _engine.SampledRadiusAdaptiveConv(w, b, gate, in_shape=size, **arguments)
+    got = engine(rows_of(x))
+    np.testing.assert_allclose(got, directly, rtol=0, atol=1e-5 * np.abs(directly).max())
+    if share == 1:
+        assert (got != directly).any()  # tiles round otherwise
+    np.testing.assert_array_equal(engine(rows_of(x), threads=3), got)
+    sites = np.flatnonzero(rng.random(size[0] * size[1]) < 0.7).astype(np.int32)
+    some = _engine.SampledRadiusAdaptiveConv(w, b, gate, in_shape=size, sites=sites, **arguments)(rows_of(x))
+    np.testing.assert_allclose(some, directly[:, sites], rtol=0, atol=1e-5 * np.abs(directly).max())
+
+
+def test_rings_do_not_change_with_the_number_of_processors() -> None:
+    assert_same_on_any_number_of_processors("""
+s = rng.standard_normal((2, 56 * 56, 64)).astype(np.float32)
+w = rng.standard_normal((64, 64, 3, 3)).astype(np.float32)
+gate = np.zeros((1, 64, 1, 1), np.float32)
+gate[0, 0] = 1
+engine = _engine.SampledRadiusAdaptiveConv(w, None, gate, in_shape=(56, 56), pads=(1, 1, 1, 1))
+result = engine(s, threads=processors)
+""")
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "kernel", "size", "chosen"),
     [

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
 #include "cpu/act.h"
+#include "cpu/product/chosen_tiles.h"
 #include "cpu/product/panels.h"
 
 namespace perfonnx {
@@ -204,19 +206,32 @@ class Winograd final : public PreparedProduct {
 
   void run(const ProductRun& run, Context& context) const override {
     const std::int64_t first = run.table.first;
-    run_tiles(run, between(last_sites_, first, first + run.table.sites), context);
+    run_tiles(run, {between(last_sites_, first, first + run.table.sites)}, context);
     run_rest(run, between(plan_.rest, first, first + run.table.sites), context);
   }
-  std::int64_t edge() const noexcept override { return rows_; }
-  const AlignedArray<float>& packed() const noexcept override { return weights_.weights; }
 
- private:
-  // Some of the tiles, or of the sites outside tiles, which are the same in every image.
+  // Some tiles of a run: all of a span in each image, or those that are listed.
   struct Span {
     std::int64_t begin;
     std::int64_t count;
   };
-  // Those between two sites that are the first of their rows of tiles.
+  struct Selection {
+    Span span{0, 0};
+    bool listed = false;
+    std::vector<std::int64_t> tiles{};    // image * tiles of an image + tile
+    std::vector<std::int32_t> outputs{};  // [tiles][tile]: row of the output, -1 = nobody wants it
+  };
+  void run_tiles(const ProductRun& run, const Selection& selection, Context& context) const;
+  const TilePlan& plan() const noexcept { return plan_; }
+  // How often the weights are read for so many tiles.
+  std::int64_t passes(std::int64_t tiles) const noexcept { return ceil_div(tiles, block_); }
+
+  std::int64_t edge() const noexcept override { return rows_; }
+  const AlignedArray<float>& packed() const noexcept override { return weights_.weights; }
+
+ private:
+  // Tiles, or sites outside tiles, which are the same in every image: those between two sites that are the first of
+  // their rows of tiles.
   static Span between(const std::vector<std::int32_t>& sites, std::int64_t begin, std::int64_t end) {
     const auto from = [&](std::int64_t limit) {
       return std::partition_point(sites.begin(), sites.end(), [&](std::int32_t site) { return site < limit; }) -
@@ -241,16 +256,15 @@ class Winograd final : public PreparedProduct {
     Scratch<float> memory;
   };
 
-  // Some tiles of a run (image * tiles of an image + tile, of those in the span) and what lies between their inputs and
-  // outputs.
+  // Tiles that are computed together, by their places in the selection, and what lies between their inputs and outputs.
   struct Block {
-    Block(const Winograd& of, Context& context, const Span& tiles_of_image, std::int64_t begin, std::int64_t count)
-        : span(tiles_of_image),
+    Block(const Winograd& of, Context& context, const Selection& selected, std::int64_t begin, std::int64_t count)
+        : selection(selected),
           first(begin),
           tiles(count),
           points(context, of.plan_.reads(), count, of.shape_.input_channels()),
           sums(context, of.plan_.reads(), count, of.weights_.panels * of.width()) {}
-    Span span;
+    const Selection& selection;
     std::int64_t first;
     std::int64_t tiles;
     Points points;
@@ -265,42 +279,15 @@ class Winograd final : public PreparedProduct {
     std::int64_t channel_end;
   };
 
-  // Either every thread takes blocks, or, where there are too few tiles for that or the weights are too many for each
-  // thread to read them all, a block at a time and each of its steps is shared out.
-  void run_tiles(const ProductRun& run, const Span& span, Context& context) const {
-    constexpr std::int64_t kSmall = 2 * 1024 * 1024;  // multiplies that are not worth three steps
-    constexpr std::int64_t kFewSteps = 20;            // for each thread
-    constexpr std::int64_t kFewTiles = 4;             // for a thread that reads all weights for them
-    const std::int64_t total = run.input.images * span.count;
-    if (total == 0) return;
-    const std::int64_t threads = wanted_tasks();
-    const bool heavy = static_cast<std::int64_t>(weights_.weights.size() * sizeof(float)) > kHeavyBytes;
-    const bool small = total * plan_.reads() * shape_.inputs * shape_.outputs < kSmall;
-    const bool enough = !heavy && total >= threads * kFewTiles;
-    const bool alone = enough || small || threads == 1;
-    std::int64_t blocks = ceil_div(total, block_);
-    if (enough) blocks = ceil_div(blocks, threads) * threads;
-    const EvenSplit split{total, blocks};
-    if (alone) {
-      for_each_alone(context, blocks, [&](std::int64_t i, Context& inside) {
-        Block block(*this, inside, span, split.begin(i), split.end(i) - split.begin(i));
-        read(run, {0, block.tiles, 0, shape_.input_channels()}, &block);
-        multiply(0, steps(), &block);
-        write(run, {0, block.tiles, 0, shape_.outputs}, &block);
-      });
-      return;
-    }
-    for (std::int64_t i = 0; i < blocks; ++i) {
-      Block block(*this, context, span, split.begin(i), split.end(i) - split.begin(i));
-      share_out(block, shape_.input_channels(), context, [&](const Part& part) { read(run, part, &block); });
-      // Few steps are a task each, so that the threads can take as many.
-      const EvenSplit steps_of{steps(), steps() < kFewSteps * threads ? steps() : kParts * threads};
-      context.parallel.run(static_cast<std::size_t>(steps_of.parts), [&](std::size_t task) {
-        const auto part = static_cast<std::int64_t>(task);
-        multiply(steps_of.begin(part), steps_of.end(part), &block);
-      });
-      share_out(block, shape_.outputs, context, [&](const Part& part) { write(run, part, &block); });
-    }
+  // Image and tile at a place of the selection.
+  struct At {
+    std::int64_t image;
+    std::int64_t tile;
+  };
+  At at(const Selection& selection, std::int64_t place) const noexcept {
+    if (!selection.listed) return {place / selection.span.count, selection.span.begin + place % selection.span.count};
+    const std::int64_t number = selection.tiles[static_cast<std::size_t>(place)];
+    return {number / plan_.tiles, number % plan_.tiles};
   }
 
   // Calls function(part) for parts that together are all channels of all tiles of a block.
@@ -324,9 +311,9 @@ class Winograd final : public PreparedProduct {
     const std::int64_t count = part.tile_end - part.tile_begin;
     std::vector<const float*> rows(static_cast<std::size_t>(count * reads));
     for (std::int64_t t = 0; t < count; ++t) {
-      const std::int64_t number = block->first + part.tile_begin + t;
-      const std::int32_t* numbers = plan_.inputs.data() + (block->span.begin + number % block->span.count) * reads;
-      const float* image = run.input.data + number / block->span.count * run.input.rows_per_image * channels;
+      const At here = at(block->selection, block->first + part.tile_begin + t);
+      const std::int32_t* numbers = plan_.inputs.data() + here.tile * reads;
+      const float* image = run.input.data + here.image * run.input.rows_per_image * channels;
       for (std::int64_t i = 0; i < reads; ++i) {
         // What no site of the run reads need not be there.
         const std::int64_t row = numbers[i] - run.input.first_row;
@@ -380,14 +367,18 @@ class Winograd final : public PreparedProduct {
     std::vector<float*> out(static_cast<std::size_t>(count * writes));
     std::vector<const float*> added(run.added != nullptr ? out.size() : 0);
     for (std::int64_t t = 0; t < count; ++t) {
-      const std::int64_t tile = block->first + part.tile_begin + t;
-      const std::int32_t* numbers = plan_.outputs.data() + (block->span.begin + tile % block->span.count) * writes;
+      const std::int64_t place = block->first + part.tile_begin + t;
+      const Selection& selection = block->selection;
+      const At here = at(selection, place);
+      const std::int32_t* numbers =
+          selection.listed ? selection.outputs.data() + place * writes : plan_.outputs.data() + here.tile * writes;
+      const std::int64_t before = selection.listed ? 0 : here.image * run.table.sites - run.table.first;
       for (std::int64_t i = 0; i < writes; ++i) {
         if (numbers[i] < 0) continue;
-        const std::int64_t row = tile / block->span.count * run.table.sites + numbers[i] - run.table.first;
-        const auto at = static_cast<std::size_t>(t * writes + i);
-        out[at] = run.out + row * run.out_stride;
-        if (run.added != nullptr) added[at] = sites.added_row(row);
+        const std::int64_t row = before + numbers[i];
+        const auto to = static_cast<std::size_t>(t * writes + i);
+        out[to] = run.out + row * run.out_stride;
+        if (run.added != nullptr) added[to] = sites.added_row(row);
       }
     }
     WinogradOutputArgs args{};
@@ -447,6 +438,140 @@ class Winograd final : public PreparedProduct {
   std::unique_ptr<const PreparedProduct> rest_;  // of sites outside tiles; null: there are none
 };
 
+// Either every thread takes blocks, or, where there are too few tiles for that or the weights are too many for each
+// thread to read them all, a block at a time and each of its steps is shared out.
+void Winograd::run_tiles(const ProductRun& run, const Selection& selection, Context& context) const {
+  constexpr std::int64_t kSmall = 2 * 1024 * 1024;  // multiplies that are not worth three steps
+  constexpr std::int64_t kFewSteps = 20;            // for each thread
+  constexpr std::int64_t kFewTiles = 4;             // for a thread that reads all weights for them
+  const std::int64_t total =
+      selection.listed ? static_cast<std::int64_t>(selection.tiles.size()) : run.input.images * selection.span.count;
+  if (total == 0) return;
+  const std::int64_t threads = wanted_tasks();
+  const bool heavy = static_cast<std::int64_t>(weights_.weights.size() * sizeof(float)) > kHeavyBytes;
+  const bool small = total * plan_.reads() * shape_.inputs * shape_.outputs < kSmall;
+  const bool enough = !heavy && total >= threads * kFewTiles;
+  const bool alone = enough || small || threads == 1;
+  std::int64_t blocks = ceil_div(total, block_);
+  if (enough) blocks = ceil_div(blocks, threads) * threads;
+  const EvenSplit split{total, blocks};
+  if (alone) {
+    for_each_alone(context, blocks, [&](std::int64_t i, Context& inside) {
+      Block block(*this, inside, selection, split.begin(i), split.end(i) - split.begin(i));
+      read(run, {0, block.tiles, 0, shape_.input_channels()}, &block);
+      multiply(0, steps(), &block);
+      write(run, {0, block.tiles, 0, shape_.outputs}, &block);
+    });
+    return;
+  }
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    Block block(*this, context, selection, split.begin(i), split.end(i) - split.begin(i));
+    share_out(block, shape_.input_channels(), context, [&](const Part& part) { read(run, part, &block); });
+    // Few steps are a task each, so that the threads can take as many.
+    const EvenSplit steps_of{steps(), steps() < kFewSteps * threads ? steps() : kParts * threads};
+    context.parallel.run(static_cast<std::size_t>(steps_of.parts), [&](std::size_t task) {
+      const auto part = static_cast<std::int64_t>(task);
+      multiply(steps_of.begin(part), steps_of.end(part), &block);
+    });
+    share_out(block, shape_.outputs, context, [&](const Part& part) { write(run, part, &block); });
+  }
+}
+
+class ChosenWinograd final : public ChosenTiles {
+ public:
+  ChosenWinograd(const ProductLayer& layer, Winograd winograd, const Costs& costs, std::int64_t group_sites)
+      : winograd_(std::move(winograd)),
+        estimate_(layer),
+        costs_(costs),
+        least_(estimate_.least(costs)),
+        of_site_(layer.grid->sites.size(), Of{-1, 0}) {
+    const TilePlan& plan = winograd_.plan();
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(plan.outputs.size()); ++i) {
+      const std::int32_t site = plan.outputs[static_cast<std::size_t>(i)];
+      if (site < 0) continue;
+      of_site_[static_cast<std::size_t>(site)] = {static_cast<std::int32_t>(i / plan.writes()),
+                                                  static_cast<std::int32_t>(i % plan.writes())};
+    }
+    const std::int64_t row = winograd_.edge() * layer.grid->output_width;  // positions
+    for (std::size_t i = 0; i < layer.grid->sites.size(); ++i) {
+      const auto site = static_cast<std::int64_t>(i);
+      const bool enough = groups_.empty() || site - groups_.back() >= group_sites;
+      if (enough && (i == 0 || layer.grid->sites[i] / row != layer.grid->sites[i - 1] / row)) groups_.push_back(site);
+    }
+  }
+
+  std::vector<std::int64_t> run(const ProductRun& run, Context& context) const override {
+    const SiteList& list = *run.list;
+    Winograd::Selection selection;
+    selection.listed = true;
+    std::vector<std::int64_t> rest;
+    for (std::int64_t begin = 0; begin < list.count;) {
+      const std::int64_t image = list.numbers[begin] / run.table.sites;
+      const auto next = std::upper_bound(groups_.begin(), groups_.end(), list.numbers[begin] % run.table.sites);
+      const std::int64_t limit = image * run.table.sites + (next == groups_.end() ? run.table.sites : *next);
+      const std::int64_t end = std::lower_bound(list.numbers + begin, list.numbers + list.count, limit) - list.numbers;
+      select(run, image, begin, end, &selection, &rest);
+      begin = end;
+    }
+    winograd_.run_tiles(run, selection, context);
+    return rest;
+  }
+  const std::vector<std::int64_t>& groups() const noexcept override { return groups_; }
+
+ private:
+  // Where a site lies.
+  struct Of {
+    std::int32_t tile;  // -1: in none, since its position has another site
+    std::int32_t place;
+  };
+
+  // Sorts the listed sites of one group of an image.
+  void select(const ProductRun& run, std::int64_t image, std::int64_t begin, std::int64_t end,
+              Winograd::Selection* selection, std::vector<std::int64_t>* rest) const {
+    const TilePlan& plan = winograd_.plan();
+    const auto of = [&](std::int64_t place) {
+      return of_site_[static_cast<std::size_t>(run.list->numbers[place] % run.table.sites)];
+    };
+    std::map<std::int32_t, std::int64_t> sites;  // by tile
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (const std::int32_t tile = of(i).tile; tile >= 0) ++sites[tile];
+    }
+    std::int64_t tiles = 0;
+    std::int64_t inside = 0;
+    for (const auto& [tile, count] : sites) {
+      tiles += count >= least_ ? 1 : 0;
+      inside += count >= least_ ? count : 0;
+    }
+    const double by_tiles = estimate_.by_tiles(costs_, tiles, end - begin - inside, winograd_.passes(tiles));
+    const bool none = by_tiles > estimate_.directly(end - begin, kScattered);
+    for (auto& [tile, count] : sites) {  // from here on: its place, -1 where it is not taken
+      if (none || count < least_) {
+        count = -1;
+        continue;
+      }
+      count = static_cast<std::int64_t>(selection->tiles.size());
+      selection->tiles.push_back(image * plan.tiles + tile);
+      selection->outputs.resize(selection->outputs.size() + static_cast<std::size_t>(plan.writes()), -1);
+    }
+    for (std::int64_t i = begin; i < end; ++i) {
+      const Of here = of(i);
+      const std::int64_t place = here.tile < 0 ? -1 : sites.find(here.tile)->second;
+      if (place < 0) {
+        rest->push_back(i);
+      } else {
+        selection->outputs[static_cast<std::size_t>(place * plan.writes() + here.place)] = static_cast<std::int32_t>(i);
+      }
+    }
+  }
+
+  Winograd winograd_;
+  Estimate estimate_;
+  Costs costs_;
+  std::int64_t least_;  // sites of a tile that is worth while
+  std::vector<Of> of_site_;
+  std::vector<std::int64_t> groups_;
+};
+
 class WinogradImplementation final : public Implementation {
  public:
   constexpr WinogradImplementation(const char* name, const char* kernel, WinogradForm form, const Axis& axis,
@@ -471,6 +596,11 @@ class WinogradImplementation final : public Implementation {
     const Axes axes = axes_of(layer);
     const Tiling tiling(*layer.grid, axes.tile());
     return std::make_unique<const Winograd>(layer, form_, axes, tiling, best(layer, tiling).least);
+  }
+  std::unique_ptr<const ChosenTiles> prepare_chosen(const ProductLayer& layer, std::int64_t group_sites) const {
+    const Axes axes = axes_of(layer);
+    Winograd winograd(layer, form_, axes, Tiling(*layer.grid, axes.tile()), 1);
+    return std::make_unique<const ChosenWinograd>(layer, std::move(winograd), costs_, group_sites);
   }
 
  private:
@@ -522,6 +652,13 @@ std::string WinogradImplementation::drawback(const ProductLayer& layer) const {
 }
 
 }  // namespace
+
+std::unique_ptr<const ChosenTiles> make_chosen_tiles(const ProductLayer& layer, std::int64_t group_sites) {
+  for (const WinogradImplementation* form : {&kSquareOf4, &kSquareOf2}) {
+    if (form->obstacle(layer).empty() && form->drawback(layer).empty()) return form->prepare_chosen(layer, group_sites);
+  }
+  return nullptr;
+}
 
 const Implementation& kWinograd4 = kSquareOf4;
 const Implementation& kWinograd2 = kSquareOf2;
