@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from perfonnx import ops
-from perfonnx.ops.common import FLOAT_MAX, Activation, ConvAttributes
+from perfonnx.ops.common import FLOAT_MAX, TILE_SIZES, Activation, ConvAttributes
 
 LATEST_OPSET = 21
 
@@ -139,6 +139,7 @@ def cases(draw: st.DrawFn, op: str) -> Case:
             constants["source"], constants["weight"] = _tables(draw, rng, mask)
             extra["interpolation"] = "test"
     constants["slope"] = draw_slope(draw, rng, out_channels, dtype)
+    extra["largest_tile"] = draw(st.sampled_from(TILE_SIZES))
     return Case(op, x, constants, geometry, draw(st.sampled_from(ACTIVATIONS)), extra)
 
 

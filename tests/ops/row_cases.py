@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from perfonnx import ops
 from perfonnx.masks import PoolWindow
-from perfonnx.ops.common import Activation, ConvAttributes, conv_attributes
+from perfonnx.ops.common import TILE_SIZES, Activation, ConvAttributes, conv_attributes
 from perfonnx.ops.sampled_conv import SAMPLED_CONV
 from perfonnx.ops.sampled_pool import SAMPLED_AVERAGE_POOL
 from perfonnx.ops.sampled_pool import window as window_of
@@ -188,8 +188,9 @@ def _sampled_conv(
         "z_source": z_source,
         "slope": draw_slope(draw, rng, outputs, s.dtype),
     }
-    expected = SAMPLED_CONV.reference(*inputs.values(), **geometry.attributes(), **activation.attributes())
-    return RowCase("SampledConv", inputs, {**geometry.attributes(), **activation.attributes()}, expected)
+    attributes = {**geometry.attributes(), **activation.attributes(), "largest_tile": draw(st.sampled_from(TILE_SIZES))}
+    expected = SAMPLED_CONV.reference(*inputs.values(), **attributes)
+    return RowCase("SampledConv", inputs, attributes, expected)
 
 
 def _sampled_radius(
@@ -228,6 +229,7 @@ def _sampled_radius(
     activation: Activation = draw(st.sampled_from(ACTIVATIONS))
     gain = draw(st.sampled_from([0.0, 1.0]))
     attributes = {**geometry.attributes(), **activation.attributes(), "center_gain": gain}
+    attributes["largest_tile"] = draw(st.sampled_from(TILE_SIZES))
     expected = SAMPLED_RADIUS_ADAPTIVE_CONV.reference(*inputs.values(), **attributes)
     return RowCase("SampledRadiusAdaptiveConv", inputs, attributes, expected)
 
