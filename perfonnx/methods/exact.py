@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Exact(SampledMethod):
     """Every position is a site: what the layer gives is what it gave, up to rounding.
 
-    Layers of stride 1 with kernels of 3x3, 5x5, 3x1 or 1x3 are computed by Winograd's algorithm (Lavin and Gray, arXiv
-    1509.09308), which onnxruntime does not have on CPUs.
+    Layers of stride 1 with kernels of 3x3, 5x5, or 3, 5 or 7 taps in a line are computed by Winograd's algorithm (Lavin
+    and Gray, arXiv 1509.09308), which onnxruntime does not have on CPUs.
     """
 
     NAME = "exact"

@@ -6,59 +6,64 @@ namespace perfonnx {
 namespace {
 
 // One dimension: `in` turns POINTS inputs into as many factors, `out` the products of those into EDGE outputs; the
-// results lie `step` apart. What `in` does depends on the points alone, not on how many outputs are made of them.
+// results lie `step` apart. What `in` does depends on the points alone, not on how many outputs are made of them:
+// a factor is the inputs times the coefficients of the product of x - p over the other points p. A pair of points, p
+// and -p, shares its even and its odd terms.
 template <int POINTS>
-struct Winograd;
+struct Winograd {
+  static constexpr size_t kPairs = POINTS / 2 - 1;
+  static constexpr const double (&kPoints)[4] = kWinogradPoints[kPairs - 1];
 
-// Points 0, 1, -1, infinity.
-template <>
-struct Winograd<4> {
-  static PERFONNX_INLINE void in(const Vec* d, Vec* to, size_t step) {
-    to[0] = d[0] - d[2];
-    to[step] = d[1] + d[2];
-    to[2 * step] = d[2] - d[1];
-    to[3 * step] = d[1] - d[3];
-  }
-  template <int EDGE>
-  static PERFONNX_INLINE void out(const Vec* m, Vec* to, size_t step) {
-    static_assert(EDGE == 2, "there are these outputs of four points");
-    to[0] = m[0] + (m[1] + m[2]);
-    to[step] = (m[1] - m[2]) - m[3];
-  }
-};
-
-// Points 0, a, -a, b, -b, infinity with a = 1 / sqrt(2) and b = sqrt(2): a largest error of a quarter of that with the
-// usual 0, 1, -1, 2, -2, infinity, for two more operations.
-template <>
-struct Winograd<6> {
-  static constexpr float kA = 0.70710678118654752440F;
-  static constexpr float kB = 1.41421356237309504880F;
-  static PERFONNX_INLINE void in(const Vec* d, Vec* to, size_t step) {
-    const Vec even_a = d[4] - 2.0F * d[2];
-    const Vec odd_a = d[3] - 2.0F * d[1];
-    const Vec even_b = d[4] - 0.5F * d[2];
-    const Vec odd_b = d[3] - 0.5F * d[1];
-    to[0] = (d[0] + d[4]) - 2.5F * d[2];
-    to[step] = even_a + kA * odd_a;
-    to[2 * step] = even_a - kA * odd_a;
-    to[3 * step] = even_b + kB * odd_b;
-    to[4 * step] = even_b - kB * odd_b;
-    to[5 * step] = (d[1] + d[5]) - 2.5F * d[3];
-  }
-  template <int EDGE>
-  static PERFONNX_INLINE void out(const Vec* m, Vec* to, size_t step) {
-    static_assert(EDGE == 4 || EDGE == 2, "there are these outputs of six points");
-    const Vec even_a = m[1] + m[2];
-    const Vec odd_a = kA * (m[1] - m[2]);
-    const Vec even_b = m[3] + m[4];
-    const Vec odd_b = kB * (m[3] - m[4]);
-    to[0] = m[0] + even_a + even_b;
-    to[step] = odd_a + odd_b;
-    if constexpr (EDGE == 4) {
-      to[2 * step] = 0.5F * even_a + 2.0F * even_b;
-      to[3 * step] = 0.5F * odd_a + 2.0F * odd_b;
+  // The coefficients, lowest first, of the product of y - p^2 over all pairs but one; [kPairs]: over all.
+  struct Products {
+    float of[kPairs + 1][kPairs + 1];
+  };
+  static constexpr Products products() {
+    Products result{};
+    for (size_t without = 0; without <= kPairs; ++without) {
+      double product[kPairs + 2] = {1};
+      for (size_t i = 0; i < kPairs; ++i) {
+        if (i == without) continue;
+        for (size_t k = kPairs; k > 0; --k) product[k] = product[k - 1] - kPoints[i] * kPoints[i] * product[k];
+        product[0] *= -kPoints[i] * kPoints[i];
+      }
+      for (size_t k = 0; k <= kPairs; ++k) result.of[without][k] = static_cast<float>(product[k]);
     }
-    to[(EDGE - 1) * step] += m[5];
+    return result;
+  }
+  static constexpr Products kProducts = products();
+
+  static PERFONNX_INLINE Vec sum(const Vec* d, const float (&coefficients)[kPairs + 1], size_t count) {
+    Vec result = d[2 * (count - 1)];  // the highest coefficient is 1
+    PERFONNX_UNROLL
+    for (size_t k = 0; k + 1 < count; ++k) result += coefficients[k] * d[2 * k];
+    return result;
+  }
+  static PERFONNX_INLINE void in(const Vec* d, Vec* to, size_t step) {
+    to[0] = sum(d, kProducts.of[kPairs], kPairs + 1);
+    to[(POINTS - 1) * step] = sum(d + 1, kProducts.of[kPairs], kPairs + 1);
+    PERFONNX_UNROLL
+    for (size_t i = 0; i < kPairs; ++i) {
+      const Vec even = sum(d + 2, kProducts.of[i], kPairs);
+      const Vec odd = static_cast<float>(kPoints[i]) * sum(d + 1, kProducts.of[i], kPairs);
+      to[(2 * i + 1) * step] = even + odd;
+      to[(2 * i + 2) * step] = even - odd;
+    }
+  }
+
+  template <int EDGE>
+  static PERFONNX_INLINE void out(const Vec* m, Vec* to, size_t step) {
+    Vec outputs[EDGE] = {m[0]};
+    PERFONNX_UNROLL
+    for (size_t i = 0; i < kPairs; ++i) {
+      const Vec both[2] = {m[2 * i + 1] + m[2 * i + 2], m[2 * i + 1] - m[2 * i + 2]};
+      double power = 1;
+      PERFONNX_UNROLL
+      for (size_t k = 0; k < EDGE; ++k, power *= kPoints[i]) outputs[k] += static_cast<float>(power) * both[k % 2];
+    }
+    outputs[EDGE - 1] += m[POINTS - 1];
+    PERFONNX_UNROLL
+    for (size_t k = 0; k < EDGE; ++k) to[k * step] = outputs[k];
   }
 };
 

@@ -101,7 +101,6 @@ class Implementation {
 extern const Implementation& kDepthwise;
 extern const Implementation& kWinograd4;
 extern const Implementation& kWinograd2;
-extern const Implementation& kWinograd2Of5;
 extern const Implementation& kWinogradLine4;
 extern const Implementation& kDirect;
 extern const Implementation& kGathered;

@@ -9,7 +9,7 @@
 namespace perfonnx {
 
 const std::vector<const Implementation*>& implementations() {
-  static const std::vector<const Implementation*> list{&kDepthwise,     &kWinograd4, &kWinograd2, &kWinograd2Of5,
+  static const std::vector<const Implementation*> list{&kDepthwise,     &kWinograd4, &kWinograd2,
                                                        &kWinogradLine4, &kDirect,    &kGathered};
   return list;
 }

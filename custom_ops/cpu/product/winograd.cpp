@@ -1,6 +1,7 @@
 // Winograd's algorithm (A. Lavin, S. Gray, arXiv 1509.09308) for layers of stride 1, exact up to rounding: tiles of 4 x
 // 4 or 2 x 2 outputs of 3x3 kernels by 36 or 16 multiplies a pair of channels instead of 144 or 36; of 2 x 2 outputs of
-// 5x5 kernels by 36 instead of 100; of 4 outputs in a line of 3x1 or 1x3 kernels by 6 instead of 12.
+// 5x5 kernels by 36 instead of 100; of 4 outputs in a line of kernels of 3, 5 or 7 taps in a line by 6, 8 or 10 instead
+// of 12, 20 or 28.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -27,22 +28,9 @@ bool strict() {
 struct Axis {
   std::int64_t taps;
   std::int64_t edge;
-  const double* factors;  // [points][taps]: of the taps of a kernel; see f32_winograd_body.h for the points
 
   std::int64_t points() const noexcept { return edge + taps - 1; }
 };
-constexpr double kRoot = 1.41421356237309504880;
-constexpr double kFactors1x1[] = {1};
-constexpr double kFactors2x3[] = {1, 0, 0, .5, .5, .5, .5, -.5, .5, 0, 0, 1};
-constexpr double kFactors4x3[] = {1,      0,         0,      -2. / 3, -kRoot / 3, -1. / 3, -2. / 3, kRoot / 3, -1. / 3,
-                                  1. / 6, kRoot / 6, 1. / 3, 1. / 6,  -kRoot / 6, 1. / 3,  0,       0,         1};
-constexpr double kFactors2x5[] = {1,       0,          0,       0,          0,        //
-                                  -2. / 3, -kRoot / 3, -1. / 3, -kRoot / 6, -1. / 6,  //
-                                  -2. / 3, kRoot / 3,  -1. / 3, kRoot / 6,  -1. / 6,  //
-                                  1. / 6,  kRoot / 6,  1. / 3,  kRoot / 3,  2. / 3,   //
-                                  1. / 6,  -kRoot / 6, 1. / 3,  -kRoot / 3, 2. / 3,   //
-                                  0,       0,          0,       0,          1};
-constexpr Axis kAlone{1, 1, kFactors1x1};
 
 // Both dimensions.
 struct Axes {
@@ -53,22 +41,61 @@ struct Axes {
   MapSize tile() const noexcept { return {down.edge, across.edge}; }
 };
 
-// The points of a kernel, `step` apart.
-void kernel_points(const float* taps, const Axes& axes, float* to, std::int64_t step) {
-  const auto& [down, across] = axes;
-  for (std::int64_t y = 0; y < down.points(); ++y) {
-    double half[5] = {};
-    for (std::int64_t i = 0; i < down.taps; ++i) {
-      const double factor = down.factors[y * down.taps + i];
-      for (std::int64_t j = 0; j < across.taps; ++j) half[j] += factor * taps[i * across.taps + j];
-    }
-    for (std::int64_t x = 0; x < across.points(); ++x, to += step) {
-      double sum = 0;
-      for (std::int64_t j = 0; j < across.taps; ++j) sum += half[j] * across.factors[x * across.taps + j];
-      *to = static_cast<float>(sum);
+// [points][taps]: the values of a kernel, taken for a polynomial, at the points, as Lagrange's interpolation weighs
+// them; see f32_winograd_body.h.
+std::vector<double> tap_factors(const Axis& axis) {
+  if (axis.taps == 1) return {1};
+  const std::int64_t pairs = axis.points() / 2 - 1;
+  const double (&points)[4] = kWinogradPoints[pairs - 1];
+  // The product of y - p^2 over all pairs but one.
+  const auto product = [&](double y, std::int64_t without) {
+    double result = 1;
+    for (std::int64_t i = 0; i < pairs; ++i) result *= i == without ? 1 : y - points[i] * points[i];
+    return result;
+  };
+  std::vector<double> factors(static_cast<std::size_t>(axis.points() * axis.taps));
+  factors.front() = 1 / product(0, pairs);
+  factors.back() = 1;
+  double* to = factors.data() + axis.taps;
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    for (const double point : {points[i], -points[i]}) {
+      double value = 1 / (2 * point * point * product(point * point, i));
+      for (std::int64_t t = 0; t < axis.taps; ++t, value *= point) *to++ = value;
     }
   }
+  return factors;
 }
+
+// Turns kernels into their points.
+class KernelPoints {
+ public:
+  explicit KernelPoints(const Axes& axes)
+      : axes_(axes), down_(tap_factors(axes.down)), across_(tap_factors(axes.across)) {}
+
+  // The results lie `step` apart.
+  void fill(const float* taps, float* to, std::int64_t step) const {
+    const auto& [down, across] = axes_;
+    const double* factor = down_.data();
+    for (std::int64_t y = 0; y < down.points(); ++y) {
+      double half[kMostTaps] = {};
+      for (std::int64_t i = 0; i < down.taps; ++i, ++factor) {
+        for (std::int64_t j = 0; j < across.taps; ++j) half[j] += *factor * taps[i * across.taps + j];
+      }
+      const double* weight = across_.data();
+      for (std::int64_t x = 0; x < across.points(); ++x, to += step) {
+        double sum = 0;
+        for (std::int64_t j = 0; j < across.taps; ++j) sum += half[j] * *weight++;
+        *to = static_cast<float>(sum);
+      }
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kMostTaps = 7;
+  Axes axes_;
+  std::vector<double> down_;
+  std::vector<double> across_;
+};
 
 // Weights of every point: [points][groups][panels][inputs][panel width], and the bias padded to whole panels.
 struct PackedPoints {
@@ -87,6 +114,7 @@ struct PackedPoints {
     std::fill_n(bias.data(), bias.size(), 0.0F);
     if (layer.bias != nullptr) std::copy_n(layer.bias, layer.shape.outputs, bias.data());
     // Points lie so far apart that their lines, written a float at a time, would drive each other out of the cache.
+    const KernelPoints kernel(axes);
     std::vector<float> together(static_cast<std::size_t>(points * width));
     for (std::int64_t panel = 0; panel < panels; ++panel) {
       const std::int64_t in_group = panel % panels_per_group * width;
@@ -96,7 +124,7 @@ struct PackedPoints {
       for (std::int64_t c = 0; c < inputs; ++c) {
         for (std::int64_t j = 0; j < here; ++j) {
           const float* taps = layer.weights + ((first + j) * inputs + c) * layer.shape.taps;
-          kernel_points(taps, axes, together.data() + j, width);
+          kernel.fill(taps, together.data() + j, width);
         }
         float* to = weights.data() + panel * panel_size + c * width;
         for (std::int64_t i = 0; i < points; ++i) std::copy_n(together.data() + i * width, width, to + i * point_size);
@@ -119,10 +147,6 @@ struct Costs {
   double output;
   double tile;  // and for itself
 };
-constexpr Costs kCosts4{36, 230, 300, 500};
-constexpr Costs kCosts2{16, 80, 100, 300};
-constexpr Costs kCosts2Of5{36, 230, 250, 500};
-constexpr Costs kCostsLine4{6, 45, 55, 1000};
 constexpr double kTap = 78;          // of a tap of a site that is computed directly, beside its multiplies
 constexpr double kScattered = 1.15;  // what sites outside tiles cost more than those of a dense layer
 constexpr double kRest = 200000;     // and what it takes to start with them
@@ -572,42 +596,74 @@ class ChosenWinograd final : public ChosenTiles {
   std::vector<std::int64_t> groups_;
 };
 
+// A kernel of `taps` taps in a line, or of as many down as across.
+struct Form {
+  WinogradForm number;
+  std::int64_t taps;
+  Costs costs;
+};
+constexpr Form kSquares4[] = {{kSquare4Of3, 3, {36, 230, 300, 500}}};
+constexpr Form kSquares2[] = {{kSquare2Of3, 3, {16, 80, 100, 300}}, {kSquare2Of5, 5, {36, 230, 250, 500}}};
+constexpr Form kLines4[] = {
+    {kLine4Of3, 3, {6, 45, 55, 1000}}, {kLine4Of5, 5, {8, 60, 70, 1200}}, {kLine4Of7, 7, {10, 80, 85, 1400}}};
+
 class WinogradImplementation final : public Implementation {
  public:
-  constexpr WinogradImplementation(const char* name, const char* kernel, WinogradForm form, const Axis& axis,
-                                   const Costs& costs)
-      : name_(name), kernel_(kernel), form_(form), axis_(axis), costs_(costs) {}
+  template <std::size_t N>
+  constexpr WinogradImplementation(const char* name, const char* kernels, std::int64_t edge, bool line,
+                                   const Form (&forms)[N])
+      : name_(name), kernels_(kernels), edge_(edge), line_(line), forms_(forms), form_count_(N) {}
 
   const char* name() const noexcept override { return name_; }
   std::string obstacle(const ProductLayer& layer) const override {
     if (layer.grid == nullptr) return "its sites are not known beforehand";
+    if (form_of(layer) == nullptr) return "its kernel is not " + std::string(kernels_);
     const ConvGeometry& geometry = layer.grid->geometry;
-    const Axes axes = axes_of(layer);
-    if (geometry.kernel[0] != axes.down.taps || geometry.kernel[1] != axes.across.taps) {
-      return "its kernel is not " + std::string(kernel_);
-    }
     if (geometry.strides[0] != 1 || geometry.strides[1] != 1) return "its strides are not 1";
     const WeightShape& shape = layer.shape;
     const bool whole = shape.inputs % kPiece == 0 && shape.outputs_per_group() % kPiece == 0;
     return shape.groups == 1 || whole ? "" : "the channels of its groups are no multiples of " + std::to_string(kPiece);
   }
-  std::string drawback(const ProductLayer& layer) const override;
+  std::string drawback(const ProductLayer& layer) const override {
+    if (strict()) return "PERFONNX_EXACTNESS is strict";
+    if (edge_ > layer.largest_tile) return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
+    if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
+    const double own = cost(layer);
+    if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
+      return "too few sites in a tile, or too few channels";
+    }
+    if (edge_ == 2 || line_) return {};  // larger tiles had the choice before
+    return own <= static_cast<const WinogradImplementation&>(kWinograd2).cost(layer)
+               ? ""
+               : "its weights are too many for so few tiles";
+  }
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
     const Axes axes = axes_of(layer);
     const Tiling tiling(*layer.grid, axes.tile());
-    return std::make_unique<const Winograd>(layer, form_, axes, tiling, best(layer, tiling).least);
+    return std::make_unique<const Winograd>(layer, form_of(layer)->number, axes, tiling, best(layer, tiling).least);
   }
   std::unique_ptr<const ChosenTiles> prepare_chosen(const ProductLayer& layer, std::int64_t group_sites) const {
     const Axes axes = axes_of(layer);
-    Winograd winograd(layer, form_, axes, Tiling(*layer.grid, axes.tile()), 1);
-    return std::make_unique<const ChosenWinograd>(layer, std::move(winograd), costs_, group_sites);
+    const Form& form = *form_of(layer);
+    Winograd winograd(layer, form.number, axes, Tiling(*layer.grid, axes.tile()), 1);
+    return std::make_unique<const ChosenWinograd>(layer, std::move(winograd), form.costs, group_sites);
   }
 
  private:
-  // Of a line along the longer side of the kernel, or of a square.
+  // Null: of this kernel there is none.
+  const Form* form_of(const ProductLayer& layer) const {
+    const auto [down, across] = layer.grid->geometry.kernel;
+    const auto fits = [&](const Form& form) {
+      const std::int64_t other = line_ ? 1 : form.taps;
+      return (down == form.taps && across == other) || (down == other && across == form.taps);
+    };
+    const Form* const end = forms_ + form_count_;
+    const Form* const found = std::find_if(forms_, end, fits);
+    return found != end ? found : nullptr;
+  }
   Axes axes_of(const ProductLayer& layer) const {
-    if (form_ != kLine4) return {axis_, axis_};
-    return layer.grid->geometry.kernel[0] > 1 ? Axes{axis_, kAlone} : Axes{kAlone, axis_};
+    const auto [down, across] = layer.grid->geometry.kernel;
+    return {{down, down > 1 ? edge_ : 1}, {across, across > 1 ? edge_ : 1}};
   }
   struct Choice {
     std::int64_t least;  // sites of a tile
@@ -616,53 +672,42 @@ class WinogradImplementation final : public Implementation {
   // Either tiles of few sites are left to the direct kernel, or, lest that reads its weights for them, none.
   Choice best(const ProductLayer& layer, const Tiling& tiling) const {
     const Estimate estimate(layer);
+    const Costs& costs = form_of(layer)->costs;
     const auto with = [&](std::int64_t least) {
       const Tiling::Count count = tiling.count(least);
       const std::int64_t passes = ceil_div(count.tiles, block_tiles(layer, axes_of(layer).points()));
-      return Choice{least, estimate.by_tiles(costs_, count.tiles, count.rest, passes)};
+      return Choice{least, estimate.by_tiles(costs, count.tiles, count.rest, passes)};
     };
-    const Choice some = with(estimate.least(costs_));
+    const Choice some = with(estimate.least(costs));
     const Choice all = with(1);
     return all.cost < some.cost ? all : some;
   }
   double cost(const ProductLayer& layer) const { return best(layer, Tiling(*layer.grid, axes_of(layer).tile())).cost; }
 
   const char* name_;
-  const char* kernel_;
-  WinogradForm form_;
-  Axis axis_;
-  const Costs& costs_;
+  const char* kernels_;
+  std::int64_t edge_;
+  bool line_;
+  const Form* forms_;
+  std::size_t form_count_;
 };
 
-const WinogradImplementation kSquareOf4("winograd4", "3 x 3", kSquare4, {3, 4, kFactors4x3}, kCosts4);
-const WinogradImplementation kSquareOf2("winograd2", "3 x 3", kSquare2, {3, 2, kFactors2x3}, kCosts2);
-const WinogradImplementation kSquareOf2For5("winograd2_5x5", "5 x 5", kSquare2Of5, {5, 2, kFactors2x5}, kCosts2Of5);
-const WinogradImplementation kLineOf4("winograd4_line", "3 x 1 or 1 x 3", kLine4, {3, 4, kFactors4x3}, kCostsLine4);
-
-std::string WinogradImplementation::drawback(const ProductLayer& layer) const {
-  if (strict()) return "PERFONNX_EXACTNESS is strict";
-  if (axis_.edge > layer.largest_tile) return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
-  if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
-  const double own = cost(layer);
-  if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
-    return "too few sites in a tile, or too few channels";
-  }
-  if (form_ != kSquare4) return {};  // of a 3x3 kernel: the larger tiles had the choice before
-  return own <= kSquareOf2.cost(layer) ? "" : "its weights are too many for so few tiles";
-}
+const WinogradImplementation kSquare4("winograd4", "3 x 3", 4, false, kSquares4);
+const WinogradImplementation kSquare2("winograd2", "3 x 3 or 5 x 5", 2, false, kSquares2);
+const WinogradImplementation kLine4("winograd4_line", "a line of 3, 5 or 7 taps", 4, true, kLines4);
 
 }  // namespace
 
 std::unique_ptr<const ChosenTiles> make_chosen_tiles(const ProductLayer& layer, std::int64_t group_sites) {
-  for (const WinogradImplementation* form : {&kSquareOf4, &kSquareOf2}) {
-    if (form->obstacle(layer).empty() && form->drawback(layer).empty()) return form->prepare_chosen(layer, group_sites);
+  for (const WinogradImplementation* tiles : {&kSquare4, &kSquare2}) {
+    if (!tiles->obstacle(layer).empty() || !tiles->drawback(layer).empty()) continue;
+    return tiles->prepare_chosen(layer, group_sites);
   }
   return nullptr;
 }
 
-const Implementation& kWinograd4 = kSquareOf4;
-const Implementation& kWinograd2 = kSquareOf2;
-const Implementation& kWinograd2Of5 = kSquareOf2For5;
-const Implementation& kWinogradLine4 = kLineOf4;
+const Implementation& kWinograd4 = kSquare4;
+const Implementation& kWinograd2 = kSquare2;
+const Implementation& kWinogradLine4 = kLine4;
 
 }  // namespace perfonnx
