@@ -72,9 +72,9 @@ class Mode:
 FEW_CHANNELS = 4
 MODES = [
     Mode("fp32", torch.float32, STRICT, 1e-5, 2),
-    Mode("tf32", torch.float32, TENSOR_CORES, 1e-3, 8),
-    Mode("fp16", torch.float16, TENSOR_CORES, 1e-2, 8),
-    Mode("bf16", torch.bfloat16, TENSOR_CORES, 1e-2, 8),
+    Mode("tf32", torch.float32, TENSOR_CORES, 1e-3, 14),
+    Mode("fp16", torch.float16, TENSOR_CORES, 1e-2, 14),
+    Mode("bf16", torch.bfloat16, TENSOR_CORES, 1e-2, 14),
 ]
 
 

@@ -12,13 +12,15 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
   const std::int64_t item = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (item >= args.shape.groups * slabs * outputs * per_slab) return;
   const std::int64_t slab = item / (per_slab * outputs) % slabs;
-  const std::int64_t factor = slab * per_slab + item % per_slab;
-  const std::int64_t output = item / (per_slab * outputs * slabs) * outputs + item / per_slab % outputs;
+  const std::int64_t row = item / per_slab % outputs;
+  const std::int64_t output = item / (per_slab * outputs * slabs) * outputs + row;
+  const int per_chunk = kChunk / static_cast<int>(sizeof(T));
+  const std::int64_t in_slab = (item % per_slab / per_chunk ^ row % kChunks) * per_chunk + item % per_chunk;
+  const std::int64_t factor = slab * per_slab + in_slab;
   float value = 0.0F;
   if (factor < factors) {
     const bool inside = taps_inside(args.shape.taps, args.shape.inputs, sizeof(T));
-    const std::int64_t channel =
-        inside ? slab / args.shape.taps * per_slab + item % per_slab : factor % args.shape.inputs;
+    const std::int64_t channel = inside ? slab / args.shape.taps * per_slab + in_slab : factor % args.shape.inputs;
     const std::int64_t tap = inside ? slab % args.shape.taps : factor / args.shape.inputs;
     const std::int64_t from = args.taps != nullptr ? args.taps[tap] : tap;
     value = args.weights[(output * args.shape.inputs + channel) * args.all_taps + from];

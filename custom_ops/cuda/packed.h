@@ -8,6 +8,14 @@ namespace perfonnx::cuda {
 // The factors of a sum come in slabs of so many bytes: [groups][slabs][outputs of a group][kSlab], zeros behind the
 // last.
 inline constexpr int kSlab = 128;
+inline constexpr int kChunk = 16;
+inline constexpr int kChunks = kSlab / kChunk;
+
+// Where chunk `chunk` of row `row` of a slab lies, in shared memory and in packed weights: eight rows' chunks lie in
+// different banks.
+__host__ __device__ constexpr int place(int row, int chunk) {
+  return row * kSlab + ((chunk ^ (row % kChunks)) * kChunk);
+}
 
 // The order of the factors of a sum. Where channels fill whole slabs, the slabs of some channels at every tap follow
 // each other: taps of neighbouring sites read the same rows a short time apart, and find them in the first cache. Else

@@ -11,12 +11,8 @@
 
 namespace perfonnx::cuda {
 
-constexpr int kChunk = 16;  // bytes
-constexpr int kChunks = kSlab / kChunk;
 // Floats between the rows of sums in shared memory, beside the outputs: stores of fragments then meet all banks.
 constexpr int kSumsPad = 8;
-
-__device__ inline int place(int row, int chunk) { return row * kSlab + ((chunk ^ (row % kChunks)) * kChunk); }
 
 // A chunk of floats in shared memory becomes TF32.
 __device__ inline void round_chunk(char* chunk) {
@@ -268,17 +264,11 @@ class ChunkGather {
     look_up();
   }
 
-  // The thread's chunks of the next slab, to places kStride rows apart.
+  // The thread's chunks of the next slab, to places kStride rows apart. The entries for the one after it are looked up
+  // here too, a slab ahead of their use.
   __device__ void bring(char* to) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const std::int32_t row = inside_ ? __shfl_sync(0xFFFFFFFFU, entries_[i], tap_ % kChunks, kChunks) : entries_[i];
-      const bool valid = row >= 0;
-      const std::int64_t offset = rows_.in_batch(i, row) * row_bytes_ + within_ * kChunk;
-      copy_async<true>(to + i * kStride * kSlab, channels_ + (valid ? offset : 0), valid);
-    }
-    // The entries of the next slab, a slab ahead of their use.
     if (inside_) {
+      bring_rows(to, [&](int i) { return __shfl_sync(0xFFFFFFFFU, entries_[i], tap_ % kChunks, kChunks); });
       if (++tap_ == taps_) {
         tap_ = 0;
         within_ += kChunks;
@@ -287,6 +277,7 @@ class ChunkGather {
         look_up();
       }
     } else {
+      bring_rows(to, [&](int i) { return entries_[i]; });
       within_ += kChunks;
       if (within_ >= per_tap_) {
         do {
@@ -299,6 +290,17 @@ class ChunkGather {
   }
 
  private:
+  template <typename Row>
+  __device__ void bring_rows(char* to, const Row& row) {
+    const char* from = channels_ + within_ * kChunk;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const std::int32_t found = row(i);
+      const bool valid = found >= 0;
+      const std::int64_t offset = rows_.in_batch(i, valid ? found : 0) * row_bytes_;
+      copy_async<true>(to + i * kStride * kSlab, from + offset, valid);
+    }
+  }
   __device__ void look_up() {
     const int tap = inside_ ? tap_ / kChunks * kChunks + chunk_ : tap_;
 #pragma unroll
@@ -370,6 +372,85 @@ constexpr std::size_t shared_bytes() {
   return stages > sums ? stages : sums;
 }
 
+// What a block works at: some slabs of a tile. Blocks of a cluster are kPair tiles of different rows and the same
+// outputs, times the splits.
+template <typename Sums, int kPair>
+struct Work {
+  int rank;   // in the cluster
+  int split;  // of product.splits
+  int group;
+  int output;          // the first, in the group
+  std::int32_t first;  // row
+  std::int32_t made;   // rows in all
+  int first_slab;
+  int end_slab;
+  bool none;  // for the whole cluster
+
+  __device__ explicit Work(const Product& product) {
+    // Tiles of the same rows follow each other, so that these are found in the second cache.
+    const int across = (product.outputs + Sums::kOutputs - 1) / Sums::kOutputs;
+    const auto block = static_cast<int>(blockIdx.x);
+    const int cluster = block / (kPair * product.splits);
+    rank = block % (kPair * product.splits);
+    split = rank / kPair;
+    group = cluster % (across * product.groups) / across;
+    output = cluster % across * Sums::kOutputs;
+    const std::int32_t pair = cluster / (across * product.groups) * kPair;
+    first = (pair + rank % kPair) * Sums::kRows;
+    made = product.count != nullptr ? *product.count : product.total;
+    first_slab = product.slabs * split / product.splits;
+    end_slab = product.slabs * (split + 1) / product.splits;
+    none = pair * Sums::kRows >= made;
+  }
+};
+
+// The packed weights of a tile's first slab; the next is slab_bytes on.
+template <typename Sums, int kPair>
+__device__ const char* tile_weights(const Product& product, const Work<Sums, kPair>& work, std::int64_t slab_bytes) {
+  return static_cast<const char*>(product.packed) + (work.group * product.slabs + work.first_slab) * slab_bytes +
+         static_cast<std::int64_t>(work.output) * kSlab;
+}
+
+// The sums of a tile [kRows][kOutputs + kSumsPad] lie in shared memory; the splits' are added up.
+template <typename Sums, int kPair>
+__device__ void end_tile(const Product& product, const Work<Sums, kPair>& work, const float* sums, int thread) {
+  constexpr int kRows = Sums::kRows;
+  constexpr int kOutputs = Sums::kOutputs;
+  // Each block of the cluster ends some of the rows.
+  const int begin_row = kRows * work.split / product.splits;
+  const int end_row = kRows * (work.split + 1) / product.splits;
+  constexpr int kWide = 4;
+  const std::int64_t channels = static_cast<std::int64_t>(product.outputs) * product.groups;
+  const bool wide = product.outputs % kWide == 0 && channels % kWide == 0;
+  for (int i = begin_row * (kOutputs / kWide) + thread; i < end_row * (kOutputs / kWide); i += Sums::kThreads) {
+    const int row = i / (kOutputs / kWide);
+    const int column = i % (kOutputs / kWide) * kWide;
+    if (work.first + row >= work.made || work.output + column >= product.outputs) continue;
+    const float* from = sums + row * (kOutputs + kSumsPad) + column;
+    auto sum = *reinterpret_cast<const Vector<float, kWide>*>(from);
+    if (product.splits > 1) {
+      sum = {};
+      for (int split = 0; split < product.splits; ++split) {
+        const float* there = in_cluster(from, split * kPair + work.rank % kPair);
+        const auto part = *reinterpret_cast<const Vector<float, kWide>*>(there);
+#pragma unroll
+        for (int k = 0; k < kWide; ++k) sum.values[k] += part.values[k];
+      }
+    }
+    const RowEnd<typename Sums::Type> end(product, work.first + row);
+    const std::int64_t channel = static_cast<std::int64_t>(work.group) * product.outputs + work.output + column;
+    if (wide) {
+      end.template finish<kWide>(sum.values, channel);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kWide; ++k) {
+        if (work.output + column + k < product.outputs) end.template finish<1>(&sum.values[k], channel + k);
+      }
+    }
+  }
+}
+
+// Every thread brings its chunks of both factors.
 template <typename Sums, int kStages, int kBlocks, template <typename, int, int> class Gather>
 __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const __grid_constant__ Product product) {
   if constexpr (Sums::kBegins && !kHasWarpgroups) return;  // never launched there
@@ -378,38 +459,28 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
   constexpr int kOutputs = Sums::kOutputs;
   constexpr int kStride = Sums::kThreads / kChunks;
   static_assert(kStride % kChunks == 0 && kRows % kStride == 0 && kOutputs % kStride == 0);
-
-  // Blocks of the same rows follow each other, so that these are found in the second cache.
-  const int across = (product.outputs + kOutputs - 1) / kOutputs;
-  const int rank = static_cast<int>(blockIdx.x) % product.splits;
-  const int block = static_cast<int>(blockIdx.x) / product.splits;
-  const int first_slab = product.slabs * rank / product.splits;
-  const int end_slab = product.slabs * (rank + 1) / product.splits;
-  const int group = block % (across * product.groups) / across;
-  const int output = block % across * kOutputs;  // in the group
-  const std::int32_t first = block / (across * product.groups) * kRows;
-  const std::int32_t made = product.count != nullptr ? *product.count : product.total;
-  if (first >= made) return;
+  const Work<Sums, 1> work(product);
+  if (work.none) return;
 
   const auto thread = static_cast<int>(threadIdx.x);
   const int own_row = thread / kChunks;
   const int own_chunk = thread % kChunks;
   const int own_place = place(own_row, own_chunk);
-  Gather<T, kRows / kStride, kStride> gather(product, first + own_row, made, group, first_slab, own_chunk);
+  Gather<T, kRows / kStride, kStride> gather(product, work.first + own_row, work.made, work.group, work.first_slab,
+                                             own_chunk);
   const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
-  const char* weights = static_cast<const char*>(product.packed) + (group * product.slabs + first_slab) * slab_bytes +
-                        static_cast<std::int64_t>(output + own_row) * kSlab + own_chunk * kChunk;
+  const char* weights = tile_weights(product, work, slab_bytes) + own_place;
 
   char* shared = shared_memory();
   const auto a_slab = [&](int stage) { return shared + stage * kRows * kSlab; };
   const auto b_slab = [&](int stage) { return shared + kStages * kRows * kSlab + stage * kOutputs * kSlab; };
-  int brought = first_slab;
+  int brought = work.first_slab;
   const auto bring = [&](int stage) {
-    if (brought < end_slab) {
+    if (brought < work.end_slab) {
       gather.bring(a_slab(stage) + own_place);
 #pragma unroll
       for (int i = 0; i < kOutputs / kStride; ++i) {
-        const bool valid = output + own_row + i * kStride < product.outputs;
+        const bool valid = work.output + own_row + i * kStride < product.outputs;
         copy_async<false>(b_slab(stage) + own_place + i * kStride * kSlab,
                           valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
       }
@@ -425,7 +496,7 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
 #pragma unroll
   for (int stage = 0; stage < kAhead; ++stage) bring(stage);
   int stage = 0;
-  for (int slab = first_slab; slab < end_slab; ++slab, stage = stage == kStages - 1 ? 0 : stage + 1) {
+  for (int slab = work.first_slab; slab < work.end_slab; ++slab, stage = stage == kStages - 1 ? 0 : stage + 1) {
     const int next = stage < kStages - kAhead ? stage + kAhead : stage + kAhead - kStages;
     wait_copies<kAhead - 1>();
     if constexpr (Sums::kRounds) {
@@ -435,7 +506,7 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
     if constexpr (Sums::kBegins) {
       show_to_products();
       __syncthreads();  // the slab is there for everyone, and everyone is done with the last but one
-      sums.begin(a_slab(stage), b_slab(stage), slab == first_slab);
+      sums.begin(a_slab(stage), b_slab(stage), slab == work.first_slab);
       bring(next);
       wait_products<1>();
     } else {
@@ -450,44 +521,109 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
 
   auto* out = reinterpret_cast<float*>(shared);
   sums.store(out);
-  const bool split = product.splits > 1;
-  if (split) {
+  if (product.splits > 1) {
     wait_for_cluster();
   } else {
     __syncthreads();
   }
-  // Each block of the cluster ends some of the rows.
-  const int begin_row = kRows * rank / product.splits;
-  const int end_row = kRows * (rank + 1) / product.splits;
-  constexpr int kWide = 4;
-  const std::int64_t channels = static_cast<std::int64_t>(product.outputs) * product.groups;
-  const bool wide = product.outputs % kWide == 0 && channels % kWide == 0;
-  for (int i = begin_row * (kOutputs / kWide) + thread; i < end_row * (kOutputs / kWide); i += Sums::kThreads) {
-    const int row = i / (kOutputs / kWide);
-    const int column = i % (kOutputs / kWide) * kWide;
-    if (first + row >= made || output + column >= product.outputs) continue;
-    const float* from = out + row * (kOutputs + kSumsPad) + column;
-    auto sum = *reinterpret_cast<const Vector<float, kWide>*>(from);
-    if (split) {
-      sum = {};
-      for (int r = 0; r < product.splits; ++r) {
-        const auto part = *reinterpret_cast<const Vector<float, kWide>*>(in_cluster(from, r));
-#pragma unroll
-        for (int k = 0; k < kWide; ++k) sum.values[k] += part.values[k];
-      }
-    }
-    const RowEnd<T> end(product, first + row);
-    const std::int64_t channel = static_cast<std::int64_t>(group) * product.outputs + output + column;
-    if (wide) {
-      end.template finish<kWide>(sum.values, channel);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kWide; ++k) {
-        if (output + column + k < product.outputs) end.template finish<1>(&sum.values[k], channel + k);
-      }
+  end_tile(product, work, out, thread);
+  if (product.splits > 1) wait_for_cluster();  // the others may still read
+}
+
+// A warpgroup of its own brings the rows, and one of its threads asks for the weights, which come in one piece: where
+// kPair is 2, half of it by each of the two blocks of a pair, whose outputs are the same.
+template <typename Sums, int kStages, int kPair>
+__global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
+    parted_kernel(const __grid_constant__ Product product) {
+  if constexpr (!kHasWarpgroups) return;  // never launched there
+  using T = typename Sums::Type;
+  constexpr int kRows = Sums::kRows;
+  constexpr int kOutputs = Sums::kOutputs;
+  constexpr int kStride = kWarpgroup / kChunks;
+  constexpr int kGroups = Sums::kThreads / kWarpgroup;
+  static_assert(kGroups == 2, "registers are shared out among three warpgroups");
+  const Work<Sums, kPair> work(product);
+  if (work.none) return;
+
+  const auto thread = static_cast<int>(threadIdx.x);
+  char* shared = shared_memory();
+  const auto a_slab = [&](int stage) { return shared + stage * kRows * kSlab; };
+  const auto b_slab = [&](int stage) { return shared + kStages * kRows * kSlab + stage * kOutputs * kSlab; };
+  auto* there = reinterpret_cast<Signal*>(shared + kStages * (kRows + kOutputs) * kSlab);  // a slab, in its stage
+  Signal* done = there + kStages;                                                          // with it
+  const int slabs = work.end_slab - work.first_slab;
+  const int pair_rank = work.rank % kPair;
+  const int pair_first = work.rank - pair_rank;
+  if (thread == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      start_signal(there + stage, kWarpgroup + 1);
+      start_signal(done + stage, kPair * kGroups);
     }
   }
-  if (split) wait_for_cluster();  // the others may still read
+  wait_for_cluster();
+
+  if (thread >= Sums::kThreads) {
+    give_registers<128>();
+    const int own = thread - Sums::kThreads;
+    const int own_place = place(own / kChunks, own % kChunks);
+    ChunkGather<T, kRows / kStride, kStride> gather(product, work.first + own / kChunks, work.made, work.group,
+                                                    work.first_slab, own % kChunks);
+    const int outputs = product.outputs - work.output < kOutputs ? product.outputs - work.output : kOutputs;
+    const int half_first = pair_rank * (kOutputs / kPair);
+    const int half = outputs - half_first < kOutputs / kPair ? outputs - half_first : kOutputs / kPair;
+    const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
+    const char* weights = tile_weights(product, work, slab_bytes) + half_first * kSlab;
+    // What is on its way for so long is there mostly; the sums of the slab before the last wait for nothing else.
+    constexpr int kAhead = kStages - 2;
+    for (int slab = 0; slab < slabs + kAhead; ++slab) {
+      if (slab < slabs) {
+        const int stage = slab % kStages;
+        if (slab >= kStages) wait_for_signal(done + stage, (slab / kStages - 1) % 2);
+        if (own == 0) {
+          announce(there + stage, outputs * kSlab);
+          if (half > 0) {
+            copy_to_blocks<kPair>(b_slab(stage) + half_first * kSlab, weights, half * kSlab, there + stage, pair_first);
+          }
+          weights += slab_bytes;
+        }
+        gather.bring(a_slab(stage) + own_place);
+      }
+      commit_copies();
+      if (slab >= kAhead) {
+        const int stage = (slab - kAhead) % kStages;
+        wait_copies<kAhead>();
+        if constexpr (Sums::kRounds) {
+#pragma unroll
+          for (int i = 0; i < kRows / kStride; ++i) round_chunk(a_slab(stage) + own_place + i * kStride * kSlab);
+        }
+        show_to_products();
+        arrive(there + stage);
+      }
+    }
+    wait_for_cluster();  // the sums are there
+    wait_for_cluster();  // and read
+  } else {
+    take_registers<192>();
+    Sums sums(thread);
+    // A stage is free for everyone who brings something.
+    const auto leave = [&](int slab) {
+      if (thread % kWarpgroup < kPair) arrive_in_cluster(done + slab % kStages, pair_first + thread % kWarpgroup);
+    };
+    for (int slab = 0; slab < slabs; ++slab) {
+      const int stage = slab % kStages;
+      wait_for_signal(there + stage, slab / kStages % 2);
+      sums.begin(a_slab(stage), b_slab(stage), slab == 0);
+      wait_products<1>();
+      if (slab > 0) leave(slab - 1);
+    }
+    wait_products<0>();
+    wait_for_threads(Sums::kThreads);
+    auto* out = reinterpret_cast<float*>(shared);
+    sums.store(out);
+    wait_for_cluster();
+    end_tile(product, work, out, thread);
+    wait_for_cluster();  // the others may still read
+  }
 }
 
 // --- one input for each output -------------------------------------------------------------------------------------
@@ -553,14 +689,15 @@ struct Tile {
   void (*chunks)(Product);
   void (*elements)(Product);  // null: it cannot
   int capability = 0;         // that it needs, and no other; 0: any
+  int pair = 1;               // tiles of rows that make a cluster
 };
 
 // A slab's sums, or bringing its factors from the second cache, whichever takes longer.
 template <typename Sums>
-constexpr double slab_clocks() {
+constexpr double slab_clocks(int pair = 1) {
   constexpr double kBytesPerClock = 28.0;
   const double sums = Sums::kRows * Sums::kOutputs / Sums::kPerClock;
-  const double bringing = (Sums::kRows + Sums::kOutputs) * kSlab / kBytesPerClock;
+  const double bringing = (Sums::kRows + Sums::kOutputs / pair) * kSlab / kBytesPerClock;
   return sums > bringing ? sums : bringing;
 }
 
@@ -590,6 +727,23 @@ constexpr Tile warpgroup_tile() {
           90};
 }
 
+template <typename Sums, int kStages, int kPair>
+constexpr Tile parted_tile() {
+  constexpr std::size_t kSignals = 2 * kStages * sizeof(Signal);
+  constexpr std::size_t kSlabs = static_cast<std::size_t>(kStages) * (Sums::kRows + Sums::kOutputs) * kSlab + kSignals;
+  constexpr std::size_t kLargest = shared_bytes<Sums, kStages>();
+  return {Sums::kRows,
+          Sums::kOutputs,
+          Sums::kThreads + kWarpgroup,
+          kSlabs > kLargest ? kSlabs : kLargest,
+          1,
+          slab_clocks<Sums>(kPair),
+          parted_kernel<Sums, kStages, kPair>,
+          nullptr,
+          90,
+          kPair};
+}
+
 template <typename T>
 constexpr Tile kTensorTiles[] = {
     tile<TensorSums<T, 2, 4, 64, 64>, 4, 1>(),
@@ -601,6 +755,12 @@ constexpr Tile kTensorTiles[] = {
     warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(),
     warpgroup_tile<WarpgroupSums<T, 2, 128, 64>, 5, 1>(),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(),
+    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2>(),
+    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 2>(),
+    parted_tile<WarpgroupSums<T, 2, 128, 64>, 5, 2>(),
+    parted_tile<WarpgroupSums<T, 2, 64, 128>, 6, 2>(),
 #endif
 };
 
@@ -616,7 +776,8 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
   if (const int status = device_limits(&limits); status != 0) return status;
   const bool chunks = product.inputs % kPerChunk<T> == 0;
   const auto blocks_of = [&](const Tile& tile) {
-    return parts(product.total, tile.rows) * parts(product.outputs, tile.outputs) * product.groups;
+    const std::int64_t down = parts(parts(product.total, tile.rows), tile.pair) * tile.pair;
+    return down * parts(product.outputs, tile.outputs) * product.groups;
   };
   // Whole rounds of blocks: their slabs, and what a block does before and after them.
   const auto clocks = [&](const Tile& tile, int splits) {
@@ -634,6 +795,7 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
     if (tile.capability != 0 && tile.capability != limits.capability) continue;
     if (wanted % 100 != 0 && wanted % 100 != static_cast<std::int32_t>(i) + 1) continue;
     for (int splits = 1; splits <= (limits.capability >= 90 ? kLargestCluster : 1); splits *= 2) {
+      if (splits * tile.pair > kLargestCluster) continue;
       if (splits > product.slabs || (wanted >= 100 && wanted / 100 != splits)) continue;
       if (const double time = clocks(tile, splits); best == nullptr || time < least) {
         best = &tile;
@@ -643,8 +805,9 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
     }
   }
   if (best == nullptr) return kInvalidValue;
-  return launch(chunks ? best->chunks : best->elements, {blocks_of(*best) * product.splits, product.splits},
-                best->threads, best->shared, stream, product);
+  return launch(chunks ? best->chunks : best->elements,
+                {blocks_of(*best) * product.splits, best->pair * product.splits}, best->threads, best->shared, stream,
+                product);
 }
 
 template <typename T>

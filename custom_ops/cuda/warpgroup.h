@@ -190,4 +190,127 @@ __device__ inline void wait_products() {
 #endif
 }
 
+// --- registers of warpgroups -----------------------------------------------------------------------------------------
+
+// Of the registers that each of the block's threads has, the calling warpgroup keeps this many,
+template <int kCount>
+__device__ inline void give_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kCount));
+#endif
+}
+
+// or takes what others gave, until it has this many.
+template <int kCount>
+__device__ inline void take_registers() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kCount));
+#endif
+}
+
+// --- copies that signal --------------------------------------------------------------------------------------------
+
+// A barrier in shared memory that threads and copies arrive at. Round n of it is over when `count` threads of the
+// cluster and the bytes that were announced have arrived; it is then round n + 1, and a wait for the parity of n
+// passes.
+struct alignas(8) Signal {
+  std::uint64_t state;
+};
+
+#ifdef __CUDACC__
+__device__ inline std::uint32_t shared_address(const void* place) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(place));
+}
+#endif
+
+// By one thread, in front of a barrier of the cluster.
+__device__ inline void start_signal(Signal* signal, int count) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(signal)), "r"(count) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+#elif !defined(__CUDACC__)
+  host::start_signal(signal, count);
+#endif
+}
+
+// Arrives at the block's own signal, and announces bytes.
+__device__ inline void announce(Signal* signal, int bytes) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(signal)), "r"(bytes)
+               : "memory");
+#elif !defined(__CUDACC__)
+  host::announce(signal, bytes);
+#endif
+}
+
+// Arrives at the block's own signal.
+__device__ inline void arrive(Signal* signal) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(signal)) : "memory");
+#elif !defined(__CUDACC__)
+  host::announce(signal, 0);
+#endif
+}
+
+// Arrives at the signal of block `rank` of the cluster that corresponds to one of its own.
+__device__ inline void arrive_in_cluster(Signal* signal, int rank) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  std::uint32_t address = 0;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(address) : "r"(shared_address(signal)), "r"(rank));
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];\n" ::"r"(address) : "memory");
+#elif !defined(__CUDACC__)
+  host::arrive_in_cluster(signal, rank);
+#endif
+}
+
+// Until the round of this parity is over.
+__device__ inline void wait_for_signal(Signal* signal, int parity) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  std::uint32_t over = 0;
+  do {
+    asm volatile(
+        "{.reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;}\n"
+        : "=r"(over)
+        : "r"(shared_address(signal)), "r"(parity)
+        : "memory");
+  } while (over == 0);
+#elif !defined(__CUDACC__)
+  host::wait_for_signal(signal, parity);
+#endif
+}
+
+// Whole chunks of 16 bytes from global memory to this place in the shared memory of the kBlocks neighbouring blocks of
+// the cluster of which `first` is the first, whose corresponding signals are told. One block: the calling one.
+template <int kBlocks>
+__device__ inline void copy_to_blocks(void* to, const void* from, int bytes, Signal* signal, int first) {
+  const auto blocks = static_cast<std::uint16_t>(((1U << kBlocks) - 1U) << first);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (kBlocks == 1) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(signal))
+                 : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+        "%4;\n" ::"r"(shared_address(to)),
+        "l"(from), "r"(bytes), "r"(shared_address(signal)), "h"(blocks)
+        : "memory");
+  }
+#elif !defined(__CUDACC__)
+  host::copy_to_cluster(to, from, bytes, signal, blocks);
+#endif
+}
+
+// A barrier of the first `threads` threads of the block.
+__device__ inline void wait_for_threads(int threads) {
+#ifdef __CUDACC__
+  asm volatile("bar.sync 1, %0;\n" ::"r"(threads) : "memory");
+#else
+  host::wait_for_threads(threads);
+#endif
+}
+
 }  // namespace perfonnx::cuda
