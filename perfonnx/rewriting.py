@@ -73,7 +73,7 @@ class LayerReport:
         name: Layer name.
         plan: What was asked.
         rate: Share of its work that is really left out: of the positions; in radius-adaptive layers, of the calibration
-            data's pixels, which skip their ring.
+            data's pixels, which skip their ring; of the multiplies where standard layers stand in its place.
         output_shape: (OH, OW).
         multiplies: Per image, before and after.
         notes: What passes did to it.
@@ -536,10 +536,9 @@ def _after(workspace: Workspace, state: State, changes: list[Change], report: Re
             report.layers.append(_layer_report(layer, step, rate, saved[name], _notes(changes, name)))
     for name, rebuilt in state.rebuilt.items():
         saved[name] = rebuilt.saved
-        notes = tuple(rebuilt.notes)
-        report.layers.append(
-            _layer_report(rebuilt.layer, chained(rebuilt.steps), 0.0, rebuilt.saved + within.get(name, 0), notes)
-        )
+        layer, less = rebuilt.layer, rebuilt.saved + within.get(name, 0)
+        rate = less / max(layer.multiplies or 0, 1)
+        report.layers.append(_layer_report(layer, chained(rebuilt.steps), rate, less, tuple(rebuilt.notes)))
     total = sum(saved.values())
     report.multiplies = (report.multiplies[0], report.multiplies[0] - total)
     report.conv_multiplies = (report.conv_multiplies[0], report.conv_multiplies[0] - total)

@@ -294,7 +294,7 @@ def test_a_model_without_convolutions() -> None:
         ({"rate": float("inf")}, "rate inf"),
         ({"rate": "0.5"}, "rate '0.5'"),
         ({"rate": True}, "rate True"),
-        ({"method": "magic"}, "unknown method 'magic'; choose from exact, perforate, radius-adaptive, sparse"),
+        ({"method": "magic"}, "unknown method 'magic'; choose from exact, .*perforate, radius-adaptive, sparse"),
         ({"mask": "magic"}, "unknown mask 'magic'; choose from"),
         ({"mask": 3}, "unknown mask 3"),
         ({"mask": "gone.npy"}, r"gone\.npy"),

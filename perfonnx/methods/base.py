@@ -216,7 +216,7 @@ class Fitted:
     Attributes:
         correction: What was found, which makes the layer again without data; None where nothing was.
         note: A few words for the report.
-        nodes: New nodes: those in its place, or beside it.
+        nodes: New nodes: those in its place, or beside it. None in its place: it stays, and the note says why.
     """
 
     correction: Correction | None
@@ -294,6 +294,11 @@ class Method(ABC):
 
     def check_data(self, name: str, context: Context) -> None:  # noqa: B027
         """Raise `PerfonnxError` where what it is fitted by is not there; `name` is the layer's."""
+
+    @property
+    def heeds_reservation(self) -> bool:
+        """Whether layers of little work per value, such as those of 1x1 kernels, are left alone where nobody asked."""
+        return True
 
     def obstacle(self, layer: Layer, context: Context) -> str | None:
         """Why it cannot replace a layer, as a person says it; None where it can."""

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
-from perfonnx.methods import Context, Method, Needs, Spot, StandardMethod
+from perfonnx.methods import Affine, Context, Method, Needs, Spot, StandardMethod
 from perfonnx.model.layers import Layer, all_layers, unique_name
 from perfonnx.model.shapes import infer_types
 from perfonnx.model.workspace import Workspace
@@ -69,7 +69,8 @@ class Rebuild(Pass):
 
     def _replaced(self, workspace: Workspace, state: State, todo: list[_Task]) -> list[Change]:
         changes = []
-        folded = {layer.name: fold(workspace, layer) for _, layer, _ in todo}
+        nothing: tuple[Affine | None, list[str]] = None, []
+        folded = {layer.name: fold(workspace, layer) if layer.is_conv else nothing for _, layer, _ in todo}
         fitted = {layer.name: layer.node for _, layer, steps in todo if steps[0].needs is Needs.TARGETS}
         targets = None
         if fitted and self.context.feeds is not None:
@@ -81,6 +82,9 @@ class Rebuild(Pass):
             assert isinstance(step, StandardMethod)
             given = targets if layer.name in fitted else None
             result = step.replaced(Spot(self.context, layer.name, layer.node, layer, None, affine, given))
+            if not result.nodes:
+                self._left(state, rebuilt, layer, result.note)
+                continue
             for node in result.nodes:
                 node.name = unique_name(workspace, str(node.name))
             self._put(workspace, rebuilt, layer.node, list(result.nodes), f"{layer.name}/{step.NAME}")
@@ -90,6 +94,13 @@ class Rebuild(Pass):
             rebuilt.notes += notes
             changes += [Change(rebuilt.layer.name, note) for note in notes]
         return changes
+
+    @staticmethod
+    def _left(state: State, rebuilt: Rebuilt, layer: Layer, reason: str) -> None:
+        """A layer stays as it is, and what its plan goes on with is not done."""
+        state.skips.append(Skip(layer.name, reason))
+        if rebuilt.layer is layer:
+            del state.rebuilt[layer.name]
 
     @staticmethod
     def _put(workspace: Workspace, rebuilt: Rebuilt, old: gs.Node, nodes: list[gs.Node], origin: str) -> None:

@@ -204,7 +204,7 @@ class Select(Pass):
             elif only and not any(p.search(layer.name) for p in only):
                 reason = "not selected by --only"
             elif not reason and not only:
-                reason = layer.reservation
+                reason = layer.reservation if options.example.heeds_reservation else None
                 if layer.origin is not None:
                     reason = f"already rewritten: it comes from {layer.origin}"
                 elif not reason and (layer.multiplies or 0) <= small:

@@ -1,0 +1,405 @@
+"""What all low-rank methods share: settings, how large the rank is, what it is fitted to, and the new layers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from perfonnx.corrections import Correction, digest
+from perfonnx.errors import PerfonnxError
+from perfonnx.methods.base import Context, Fitted, Method, Needs, Space, Spot, StandardMethod, setting, standard_conv
+from perfonnx.methods.lowrank.form import Form, Order, Part, Piece
+from perfonnx.methods.lowrank.metric import COVARIANCE, FROBENIUS, METRICS, Covariance, Frobenius, Metric
+from perfonnx.methods.lowrank.rows import Rows, sampled
+from perfonnx.model.layers import Layer
+
+Float = NDArray[np.float64]
+
+SAVE = 0.5
+"""Share of a layer's multiplies that is saved where nothing else is asked for."""
+
+NEAR = 0.75
+"""A rank is rounded down to a multiple of a register's width that is at least this part of it."""
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """A weight that is to be approximated.
+
+    Attributes:
+        weight: float64 [M, C, kh, kw], of one group.
+        metric: In what sense.
+        rows: What the layer sees and should give; None without data.
+        bias: float64 [M].
+    """
+
+    weight: Float
+    metric: Metric
+    rows: Rows | None
+    bias: Float
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a method found for one group.
+
+    Attributes:
+        arrays: One for each piece of the form: weights, and orders of channels.
+        weight: float64 [M, C, kh, kw], what they multiply out to.
+        bias: float64 [M], where the method finds it by itself.
+    """
+
+    arrays: Sequence[NDArray[Any]]
+    weight: Float
+    bias: Float | None = None
+
+
+@dataclass(frozen=True)
+class LowRank(StandardMethod):
+    """A layer becomes a chain of smaller ones.
+
+    With data, layers are fitted front to back: to what the original network gave, from what reaches them now. First
+    the weight is refitted to that by ridge regression, then it is approximated in the metric.
+
+    Attributes:
+        rank: How large the factors are, see each method; 0: as `error` or `save` says.
+        error: The smallest rank is taken whose squared error, over the variance of what the layer should give (without
+            data: over the weight's squares), is no larger; 0: as `save` says.
+        save: Share of the layer's multiplies to be saved; the largest rank is taken that saves as much.
+        metric: One of `perfonnx.methods.lowrank.metric.METRICS`; empty: covariance where there is data.
+    """
+
+    ADJECTIVE = "low-rank"
+    ROUNDED: ClassVar[bool] = True
+    """Whether kernels like ranks that are multiples of a register's width."""
+
+    rank: int = setting(0, "rank of the factors, for low-rank methods", "K", said="have a rank")
+    error: float = setting(0.0, "relative squared error that a low-rank layer may have, such as 0.02", "E")
+    save: float = setting(SAVE, "share of a low-rank layer's multiplies to save (default 0.5)", "S")
+    metric: str = setting(
+        "",
+        "what low-rank filters are close in: covariance (default with --data), frobenius (without) or mahalanobis",
+        "NAME",
+    )
+
+    # --- what a method says -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def pieces(self, form: Form, rank: int) -> list[Piece]:
+        """What stands for one group of a layer, at a rank from 1 to `full`."""
+
+    @abstractmethod
+    def full(self, form: Form) -> int:
+        """The rank at which one group loses nothing."""
+
+    @abstractmethod
+    def factors(self, problem: Approximation, form: Form, rank: int) -> Factors:
+        """The arrays of the pieces."""
+
+    def unfit(self, form: Form) -> str | None:
+        """Why it has no form for a layer; None where it has."""
+        return None
+
+    # --- settings -----------------------------------------------------------------------------------------------------
+
+    def check(self, where: str) -> None:
+        """See `Method.check`."""
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 0:
+            raise PerfonnxError(f"{where}: rank {self.rank!r} is not a whole number from 1 up")
+        for name in ("error", "save"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise PerfonnxError(f"{where}: {name} {value!r} is not a number from 0 up and below 1")
+        if self.rank and self.error:
+            raise PerfonnxError(f"{where}: a rank and an error: give one of them")
+        if self.metric and self.metric not in METRICS:
+            raise PerfonnxError(f"{where}: unknown metric {self.metric!r}; choose from {', '.join(METRICS)}")
+
+    @property
+    def needs(self) -> Needs:
+        """Responses, where there is data; without, weights are approximated by themselves."""
+        return Needs.NOTHING if self.metric == FROBENIUS else Needs.TARGETS
+
+    def check_data(self, name: str, context: Context) -> None:
+        """See `Method.check_data`."""
+        if self.metric == COVARIANCE and context.feeds is None and name not in context.corrections:
+            raise PerfonnxError(f"layer {name!r}: its covariance is wanted, but there is no data; give --data")
+
+    @property
+    def heeds_reservation(self) -> bool:
+        """1x1 kernels are worth it."""
+        return False
+
+    @property
+    def asked(self) -> str:
+        """See `Method.asked`."""
+        return "" if self.rank or self.error else f"saving {self.save:g}"
+
+    @property
+    def saving(self) -> float:
+        """See `Method.saving`; not known where a rank or an error is asked for."""
+        return 0.0 if self.rank or self.error else self.save
+
+    # --- search -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def candidates(cls, space: Space) -> Sequence[Method]:
+        """See `Method.candidates`."""
+        return [cls(save=saving) for saving in space.savings] if cls.TRIED else []
+
+    TRIED: ClassVar[bool] = False
+    """Whether a search tries it: the others are there to be compared with."""
+
+    @property
+    def kind(self) -> Method:
+        """See `Method.kind`."""
+        return replace(self, rank=0, error=0.0, save=SAVE)
+
+    @property
+    def timed(self) -> Method:
+        """The values of weights take no time."""
+        return self if self.error else replace(self, metric=FROBENIUS)
+
+    # --- ranks --------------------------------------------------------------------------------------------------------
+
+    def obstacle(self, layer: Layer, context: Context) -> str | None:
+        """See `Method.obstacle`: a rank that saves nothing is refused with the numbers."""
+        if layer.input_shape is None or not all(isinstance(d, int) for d in layer.input_shape[1:]):
+            return "the size of its input is not known"
+        form = Form.of(layer)
+        if reason := self.unfit(form) or _odd_bias(layer, context):
+            return reason
+        if self.rank > self.full(form):
+            return f"rank {self.rank} is more than its {self.full(form)}"
+        before = form.multiplies([form.whole])
+        rank = self.rank or 1
+        after = form.multiplies(self.pieces(form, rank))
+        if after >= before:
+            return f"rank {rank} saves nothing: {after} multiplies instead of {before}"
+        if not self.error and not self.rank and after > (1 - self.save) * before:
+            return f"rank 1 saves only {1 - after / before:.1%} of its multiplies"
+        return None
+
+    def largest(self, form: Form, most: float) -> int:
+        """The largest rank that takes no more than so many multiplies, at least 1."""
+        low, high = 1, self.full(form)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if form.multiplies(self.pieces(form, middle)) <= most:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    # --- replacing ----------------------------------------------------------------------------------------------------
+
+    def replaced(self, spot: Spot) -> Fitted:
+        """See `StandardMethod.replaced`."""
+        try:
+            return _Replacing(self, spot).done()
+        except PerfonnxError as error:
+            raise PerfonnxError(f"layer {spot.name!r}: {error}") from error
+
+
+class _Replacing:
+    """One layer's replacement."""
+
+    def __init__(self, method: LowRank, spot: Spot) -> None:
+        self.method = method
+        self.spot = spot
+        self.form = Form.of(spot.layer)
+        turned = not spot.layer.is_conv and not spot.node.attrs.get("transB", 0)
+        self.weight = spot.weight.T[:, :, None, None] if turned else spot.weight
+        self.weight = self.weight.reshape(*self.weight.shape[:2], *self.form.kernel)
+
+    def done(self) -> Fitted:
+        """As before, where that is known; else by fitting."""
+        spot, before = self.spot, self.form.multiplies([self.form.whole])
+        known = spot.context.corrections.get(spot.name)
+        if spot.targets is None and known is not None:
+            correction, found = known, self._as_before(known)
+            note = "as before: "
+        else:
+            rank, error, found, bias, words = self._found()
+            if form_multiplies(self.method, self.form, rank) >= before:
+                return Fitted(None, f"{words}: that saves nothing")
+            arrays = {f"factor{i}": array.astype(np.float32) for i, array in enumerate(found)}
+            arrays |= {"bias": bias.astype(np.float32), "rank": np.array([rank], np.float32)}
+            correction, note = Correction.of(spot.weight, arrays, 0.0, error), ""
+            found = [arrays[f"factor{i}"] for i in range(len(found))]
+        rank = int(correction.arrays["rank"][0])
+        after = form_multiplies(self.method, self.form, rank)
+        note += f"rank {rank} of {self.method.full(self.form)}, {before / after:.2f}x fewer multiplies"
+        note += f", error {correction.after:.2%}" if correction.after else ""
+        return Fitted(correction, note, self._nodes(found, correction.arrays["bias"], rank))
+
+    def _as_before(self, correction: Correction) -> list[NDArray[Any]]:
+        again = "approximate again with --data"
+        arrays = correction.arrays
+        rank = arrays.get("rank")
+        if rank is None or rank.shape != (1,) or not 1 <= rank[0] <= self.method.full(self.form):
+            raise PerfonnxError(f"its factors have no rank of this method; {again}")
+        if correction.weights != digest(self.spot.weight):
+            raise PerfonnxError(f"its factors were found for other weights; {again}")
+        pieces, groups = self.method.pieces(self.form, int(rank[0])), self.form.groups
+        found = [arrays.get(f"factor{i}", np.zeros(0)) for i in range(len(pieces))]
+        for piece, array in zip(pieces, found, strict=True):
+            if isinstance(piece, Part):
+                wrong = array.shape != (piece.shape[0] * groups, *piece.shape[1:])
+            else:
+                wrong = array.shape != (piece.taken * groups,) or not _is_order(array, piece.channels * groups)
+            if wrong:
+                raise PerfonnxError(f"its factors are of another form; {again}")
+        if arrays.get("bias", np.zeros(0)).shape != (self.form.outputs * groups,):
+            raise PerfonnxError(f"its factors have no bias of its size; {again}")
+        return found
+
+    def _found(self) -> tuple[int, float, list[NDArray[Any]], Float, str]:
+        """Rank, error, arrays, bias, and what is to be said where that is of no use."""
+        method, form = self.method, self.form
+        rows = sampled(self.spot) if self.spot.targets is not None else None
+        problems = [self._problem(number, rows) for number in range(form.groups)]
+        before = form.multiplies([form.whole])
+        if method.rank:
+            return method.rank, *self._fit(problems, method.rank), f"rank {method.rank}"
+        if not method.error:
+            rank = rounded_down(method.largest(form, (1 - method.save) * before), method)
+            return rank, *self._fit(problems, rank), f"rank {rank}"
+        unit = register_width() if method.ROUNDED else 1
+        low, high = 1, max(method.largest(form, before - 1), 1)
+        results: dict[int, tuple[float, list[NDArray[Any]], Float]] = {high: self._fit(problems, high)}
+        if results[high][0] > method.error:
+            words = f"rank {high}, the largest that saves something, has an error of {results[high][0]:.2%}"
+            return method.full(form), *results[high], words
+        while low < high:
+            middle = (low + high) // 2
+            results[middle] = self._fit(problems, middle)
+            low, high = (low, middle) if results[middle][0] <= method.error else (middle + 1, high)
+        wide = min(-(-low // unit) * unit, method.largest(form, before - 1)) if low > unit else low
+        if wide not in results:
+            results[wide] = self._fit(problems, wide)
+        return wide, *results[wide], ""
+
+    def _problem(self, number: int, rows: Rows | None) -> Approximation:
+        """That of one group."""
+        form, ridge = self.form, self.spot.context.ridge
+        ours = slice(number * form.outputs, (number + 1) * form.outputs)
+        weight, bias = self.weight[ours].astype(np.float64), self._bias()[ours]
+        if rows is None:
+            return Approximation(weight, Frobenius(), None, bias)
+        rows = rows.group(number, form.groups)
+        refitted = rows.refitted(weight.reshape(form.outputs, -1), ridge)
+        metric = Covariance.of(rows, ridge)
+        return Approximation(refitted.reshape(weight.shape), metric, rows, rows.bias(refitted))
+
+    def _bias(self) -> Float:
+        node = self.spot.node
+        if len(node.inputs) < 3 or not node.inputs[2].name:
+            return np.zeros(len(self.weight))
+        return np.broadcast_to(self.spot.bias.astype(np.float64).reshape(-1), len(self.weight))
+
+    def _fit(self, problems: Sequence[Approximation], rank: int) -> tuple[float, list[NDArray[Any]], Float]:
+        """Error, arrays of all groups together, and the bias."""
+        form = self.form
+        found = [self.method.factors(problem, form, rank) for problem in problems]
+        errors, biases = [], []
+        for problem, factors in zip(problems, found, strict=True):
+            bias, flat = factors.bias, factors.weight.reshape(form.outputs, -1)
+            if problem.rows is None:
+                errors.append(problem.metric.squared(problem.weight - factors.weight))
+                errors[-1] /= max(problem.metric.squared(problem.weight), 1e-300)
+                biases.append(problem.bias)
+                continue
+            biases.append(problem.rows.bias(flat) if bias is None else bias)
+            errors.append(problem.rows.error(flat, biases[-1]))
+        arrays = []
+        for i, piece in enumerate(self.method.pieces(form, rank)):
+            step = piece.channels if isinstance(piece, Order) else 0
+            arrays.append(np.concatenate([each.arrays[i] + number * step for number, each in enumerate(found)]))
+        return float(np.mean(errors)), arrays, np.concatenate(biases)
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    def _nodes(self, arrays: Sequence[NDArray[Any]], bias: NDArray[Any], rank: int) -> list[gs.Node]:
+        spot, x = self.spot, self.spot.node.inputs[0]
+        dtype = spot.weight.dtype
+        with np.errstate(over="ignore"):
+            if not all(np.isfinite(array.astype(dtype)).all() for array in (*arrays, bias)):
+                raise PerfonnxError("its factors are too large for the type of its weights")
+        pieces = self.method.pieces(self.form, rank)
+        last = max(i for i, piece in enumerate(pieces) if isinstance(piece, Part))
+        nodes: list[gs.Node] = []
+        for i, (piece, array) in enumerate(zip(pieces, arrays, strict=True)):
+            given = bias if i == last and (bias.any() or spot.targets is not None) else None
+            if isinstance(piece, Order):
+                nodes.append(self._gather(piece, x, array.astype(np.int64)))
+            elif spot.layer.is_conv:
+                group = piece.attributes.group * self.form.groups
+                nodes.append(standard_conv(spot, piece.name, x, array, replace(piece.attributes, group=group), given))
+            else:
+                nodes += self._product(piece.name, x, array[:, :, 0, 0].T.astype(dtype), given)
+            x = nodes[-1].outputs[0]
+        return nodes
+
+    def _gather(self, piece: Order, x: gs.Tensor, order: NDArray[np.int64]) -> gs.Node:
+        workspace, name = self.spot.workspace, f"{self.spot.name}.{piece.name}"
+        output = workspace.free_name(f"{self.spot.node.outputs[0].name}.{piece.name}")
+        axis = 1 if self.spot.layer.is_conv else -1
+        inputs = [x, workspace.add_constant(f"{name}.order", order)]
+        return gs.Node("Gather", name, {"axis": axis}, inputs, [gs.Variable(output)])
+
+    def _product(self, part: str, x: gs.Tensor, weight: NDArray[Any], bias: NDArray[Any] | None) -> list[gs.Node]:
+        """A product with [K, M], and its bias, which `MatMul` has not."""
+        spot = self.spot
+        workspace, name = spot.workspace, f"{spot.name}.{part}"
+        inputs = [x, workspace.add_constant(f"{name}.weight", weight)]
+        output = gs.Variable(workspace.free_name(f"{spot.node.outputs[0].name}.{part}"))
+        if bias is None:
+            return [gs.Node("MatMul", name, {}, inputs, [output])]
+        added = workspace.add_constant(f"{name}.bias", bias.astype(weight.dtype))
+        if spot.node.op == "Gemm":
+            return [gs.Node("Gemm", name, {}, [*inputs, added], [output])]
+        total = gs.Variable(workspace.free_name(f"{output.name}.biased"))
+        return [
+            gs.Node("MatMul", name, {}, inputs, [output]),
+            gs.Node("Add", f"{name}.biased", {}, [output, added], [total]),
+        ]
+
+
+def form_multiplies(method: LowRank, form: Form, rank: int) -> int:
+    """Of a layer at a rank."""
+    return form.multiplies(method.pieces(form, rank))
+
+
+def _odd_bias(layer: Layer, context: Context) -> str | None:
+    """Why a product's bias cannot be taken over; None where it can."""
+    if layer.is_conv or len(layer.node.inputs) < 3 or not layer.node.inputs[2].name:
+        return None
+    bias = context.workspace.constant_proto(layer.node.inputs[2])
+    if bias is not None and tuple(bias.dims) in ((), (1,), (1, 1), (layer.w_shape[0],), (1, layer.w_shape[0])):
+        return None
+    return "its bias is not one for each output"
+
+
+def _is_order(array: NDArray[Any], channels: int) -> bool:
+    return bool((array == np.floor(array)).all() and (array >= 0).all() and (array < channels).all())
+
+
+def register_width() -> int:
+    """Floats in a register of the instruction set that the engine chooses here, 8 at least."""
+    from perfonnx import _engine
+
+    return 16 if "avx512" in _engine.default_isa() else 8
+
+
+def rounded_down(rank: int, method: LowRank) -> int:
+    """The multiple of a register's width below a rank, where that is not far from it."""
+    unit = register_width() if method.ROUNDED else 1
+    rounded = rank // unit * unit
+    return rounded if rounded >= NEAR * rank else rank

@@ -1,0 +1,223 @@
+"""What all low-rank methods share: exact at full rank, fitted on data, refused where nothing is saved, replayed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto
+
+import perfonnx
+from perfonnx import PerfonnxError, Plan
+from perfonnx.methods import METHODS
+from perfonnx.methods.lowrank.base import LowRank, register_width
+from perfonnx.ops.common import convolve
+from tests.methods.lowrank import chains
+from tests.passes import nets
+from tests.passes.nets import node
+
+ALL = [method for method in METHODS.values() if issubclass(method, LowRank)]
+GENERAL = [method for method in ALL if method().unfit(chains.form(8, 6)) is None]
+
+
+def named(method: type[LowRank]) -> str:
+    return method.NAME
+
+
+def separable(outputs: int = 16, inputs: int = 8, rank: int = 2, seed: int = 3) -> np.ndarray:
+    """A weight whose filters are sums of so many products of a column and a row."""
+    rng = np.random.default_rng(seed)
+    columns, rows = rng.standard_normal((rank, inputs, 3)), rng.standard_normal((outputs, rank, 3))
+    return (np.einsum("mrj,rci->mcij", rows, columns) / 10).astype(np.float32)
+
+
+def network(w2: np.ndarray, *, dtype: Any = np.float32, **attributes: Any) -> ModelProto:
+    """Three layers, the second one with this weight, a bias, and a ReLU behind it."""
+    outputs, inputs = w2.shape[0], w2.shape[1] * attributes.get("group", 1)
+    weights = {
+        "w1": nets.values(inputs, 3, 3, 3),
+        "w2": w2,
+        "b2": nets.values(outputs),
+        "w3": nets.values(4, outputs, 3, 3),
+    }
+    nodes = [
+        nets.conv("x", "a", "w1", name="conv1"),
+        node("Relu", ["a"], ["ra"]),
+        nets.conv("ra", "b", "w2", "b2", name="conv2", **attributes),
+        node("Relu", ["b"], ["rb"]),
+        nets.conv("rb", "y", "w3", name="conv3"),
+    ]
+    kind = TensorProto.FLOAT16 if dtype == np.float16 else TensorProto.FLOAT
+    return nets.model(nodes, {name: value.astype(dtype) for name, value in weights.items()}, dtype=kind)
+
+
+def batches(dtype: Any = np.float32) -> list[dict[str, np.ndarray]]:
+    return [nets.feed(6, 3, 12, 10, seed=seed, dtype=dtype) for seed in range(4)]
+
+
+def difference(model: ModelProto, other: ModelProto, seed: int = 99) -> float:
+    """Squared error over variance."""
+    feeds = nets.feed(1, 3, 12, 10, seed=seed)
+    (a,), (b,) = nets.run(model, feeds), nets.run(other, feeds)
+    return float(np.square(a - b).mean() / a.var())
+
+
+@pytest.mark.parametrize("geometry", [chains.SQUARE, chains.AWKWARD], ids=["square", "awkward"])
+@pytest.mark.parametrize("method", GENERAL, ids=named)
+def test_the_full_form_is_the_layer(method: type[LowRank], geometry: Any) -> None:
+    form = chains.form(8, 6, geometry)
+    weight, chosen = chains.weight(form), method()
+    full = chosen.full(form)
+    found = chosen.factors(chains.plain(weight), form, full)
+    x = np.random.default_rng(1).standard_normal((2, 6, *form.size))
+    expected = convolve(x, weight, None, geometry)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(chains.run(chosen.pieces(form, full), found.arrays, x), expected, atol=1e-4 * scale)
+    np.testing.assert_allclose(found.weight, weight, atol=1e-4 * np.abs(weight).max())
+
+
+@pytest.mark.parametrize("method", GENERAL, ids=named)
+def test_the_weight_that_is_told_is_what_the_chain_gives(method: type[LowRank]) -> None:
+    form = chains.form(8, 6, chains.AWKWARD)
+    weight, chosen = chains.weight(form), method()
+    rank = max(chosen.largest(form, form.multiplies([form.whole]) * 0.7), 1)
+    found = chosen.factors(chains.plain(weight), form, rank)
+    x = np.random.default_rng(1).standard_normal((2, 6, *form.size))
+    expected = convolve(x, found.weight, None, chains.AWKWARD)
+    np.testing.assert_allclose(chains.run(chosen.pieces(form, rank), found.arrays, x), expected, atol=1e-9)
+    left = np.square(weight - found.weight).sum() / np.square(weight).sum()
+    assert 0 < left < 1
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["plain", "data"])
+@pytest.mark.parametrize("attributes", [{}, {"strides": [2, 1], "pads": [2, 0, 0, 1]}, {"group": 2}], ids=str)
+def test_a_layer_of_that_rank_stays_what_it_was(attributes: dict[str, Any], data: bool) -> None:
+    groups = attributes.get("group", 1)
+    w = np.concatenate([separable(16 // groups, 8, seed=g) for g in range(groups)])
+    model = network(w, **attributes)
+    result = perfonnx.rewrite(model, method="jaderberg", rank=2, only="conv2", samples=batches() if data else None)
+    nets.check(result.proto)
+    assert nets.op_types(result.proto).count("Conv") == 4
+    assert difference(model, result.proto) < 1e-8
+    (layer,) = result.report.layers
+    assert layer.multiplies[1] < layer.multiplies[0]
+    assert layer.notes[-1].startswith("rank 2 of ")
+
+
+def test_data_makes_it_better() -> None:
+    """The same form, at the same multiplies: fitted on responses, then on the weight alone."""
+    model = network(nets.values(16, 8, 3, 3))
+    fitted = perfonnx.rewrite(model, method="jaderberg", save=0.5, only="conv2", samples=batches())
+    plain = perfonnx.rewrite(model, method="jaderberg", save=0.5, only="conv2")
+    assert fitted.report.multiplies == plain.report.multiplies
+    assert difference(model, fitted.proto) < 0.6 * difference(model, plain.proto)
+
+
+def test_a_layer_makes_up_for_what_is_before_it() -> None:
+    """Fitted front to back, conv2 and conv3 are nearer to the original than if each were fitted by itself."""
+    model = network(nets.values(16, 8, 3, 3))
+    both = perfonnx.rewrite(model, method="jaderberg", save=0.5, only=["conv2", "conv3"], samples=batches())
+    alone = {}
+    for name in ("conv2", "conv3"):
+        alone |= perfonnx.rewrite(model, method="jaderberg", save=0.5, only=name, samples=batches()).corrections
+    method = METHODS["jaderberg"](save=0.5)
+    apart = perfonnx.rewrite(model, plan=Plan({"conv2": method, "conv3": method}), corrections=alone)
+    assert difference(model, both.proto) < difference(model, apart.proto)
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["plain", "data"])
+def test_a_plan_gives_the_same_bytes_without_data(data: bool, tmp_path: Path) -> None:
+    model = network(nets.values(16, 8, 3, 3))
+    result = perfonnx.rewrite(model, method="jaderberg", save=0.5, samples=batches() if data else None)
+    result.save_plan(tmp_path / "plan.json")
+    assert perfonnx.rewrite(model, plan=tmp_path / "plan.json").to_bytes() == result.to_bytes()
+    assert json.loads((tmp_path / "plan.json").read_text())["layers"]["conv2"]["method"] == "jaderberg"
+    other = network(nets.values(16, 8, 3, 3, seed=5))
+    with pytest.raises(PerfonnxError, match="its factors were found for other weights; approximate again with --data"):
+        perfonnx.rewrite(other, plan=tmp_path / "plan.json")
+
+
+def test_an_error_is_kept_by_the_smallest_rank() -> None:
+    model = network(nets.values(16, 8, 3, 3))
+    ranks = []
+    for error in (0.3, 0.1):
+        result = perfonnx.rewrite(model, method="jaderberg", error=error, only="conv2", samples=batches())
+        (correction,) = result.corrections.values()
+        ranks.append(int(correction.arrays["rank"][0]))
+        assert correction.after <= error
+        below = perfonnx.rewrite(model, method="jaderberg", rank=ranks[-1] - 1, only="conv2", samples=batches())
+        if ranks[-1] % register_width():
+            assert next(iter(below.corrections.values())).after > error
+    assert ranks[0] < ranks[1]
+    none = perfonnx.rewrite(model, method="jaderberg", error=1e-6, only="conv2", samples=batches())
+    assert not none.report.layers
+    (reason,) = (skip.reason for skip in none.report.skips if skip.layer == "conv2")
+    assert "the largest that saves something, has an error of" in reason
+    assert nets.op_types(none.proto) == nets.op_types(model)
+
+
+def test_what_saves_nothing_is_refused_with_the_numbers() -> None:
+    model = network(nets.values(16, 8, 3, 3))
+    result = perfonnx.rewrite(model, method="jaderberg", rank=20, only="conv2")
+    (reason,) = (skip.reason for skip in result.report.skips if skip.layer == "conv2")
+    assert reason == f"rank 20 saves nothing: {20 * (24 + 48) * 120} multiplies instead of {16 * 8 * 9 * 120}"
+    result = perfonnx.rewrite(model, method="jaderberg", rank=25, only="conv2")
+    (reason,) = (skip.reason for skip in result.report.skips if skip.layer == "conv2")
+    assert reason == "rank 25 is more than its 24"
+    result = perfonnx.rewrite(model, method="jaderberg", save=0.99, only="conv2")
+    (reason,) = (skip.reason for skip in result.report.skips if skip.layer == "conv2")
+    assert reason == "rank 1 saves only 93.8% of its multiplies"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": -1}, "rank -1 is not a whole number"),
+        ({"rank": 1.5}, "rank 1.5 is not a whole number"),
+        ({"save": 1.0}, "save 1.0 is not a number from 0 up and below 1"),
+        ({"error": "much"}, "error 'much' is not a number"),
+        ({"rank": 2, "error": 0.1}, "a rank and an error: give one of them"),
+        ({"metric": "angle"}, "unknown metric 'angle'"),
+    ],
+)
+def test_settings_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(PerfonnxError, match=message):
+        perfonnx.rewrite(network(nets.values(16, 8, 3, 3)), method="jaderberg", **settings)
+    plan = {"perfonnx_plan": 1, "layers": {"conv2": {"method": "jaderberg", **settings}}}
+    with pytest.raises(PerfonnxError, match=f"layer 'conv2': {message}"):
+        Plan.from_json(plan)
+
+
+def test_covariance_wants_data() -> None:
+    with pytest.raises(PerfonnxError, match="its covariance is wanted, but there is no data; give --data"):
+        perfonnx.rewrite(network(nets.values(16, 8, 3, 3)), method="jaderberg", metric="covariance", only="conv2")
+
+
+def test_half_precision_stays_half() -> None:
+    model = network(separable(), dtype=np.float16)
+    result = perfonnx.rewrite(model, method="jaderberg", rank=2, only="conv2", samples=batches(np.float16))
+    nets.check(result.proto)
+    feeds = nets.feed(dtype=np.float16)
+    (a,), (b,) = nets.run(model, feeds), nets.run(result.proto, feeds)
+    assert b.dtype == np.float16
+    assert float(np.abs(a.astype(float) - b).max() / np.abs(a).max()) < 0.02
+
+
+def test_hostile_factors_are_refused() -> None:
+    model = network(nets.values(16, 8, 3, 3))
+    result = perfonnx.rewrite(model, method="jaderberg", rank=3, only="conv2")
+    (correction,) = result.corrections.values()
+    plan = Plan({"conv2": METHODS["jaderberg"](rank=3)})
+    for name, values, message in (
+        ("rank", np.zeros(1, np.float32), "no rank of this method"),
+        ("rank", np.full(1, 4, np.float32), "of another form"),
+        ("factor0", np.zeros((3, 8, 1, 3), np.float32), "of another form"),
+        ("bias", np.zeros(15, np.float32), "no bias of its size"),
+    ):
+        arrays = {**correction.arrays, name: values}
+        changed = {"conv2": type(correction)(**{**vars(correction), "arrays": arrays})}
+        with pytest.raises(PerfonnxError, match=f"layer 'conv2': its factors .*{message}"):
+            perfonnx.rewrite(model, plan=plan, corrections=changed)
