@@ -15,8 +15,21 @@ from perfonnx.passes.rules.moves import MOVES
 from perfonnx.passes.rules.normalizations import INSTANCE_NORMALIZATION, LRN
 from perfonnx.passes.rules.pools import POOLS
 from perfonnx.passes.rules.rule import NO_MAP, Rule, is_map
+from perfonnx.passes.rules.upsampling import CONV_TRANSPOSE, DEPTH_TO_SPACE
 
-RULES = (SAMPLED, RADIUS_ADAPTIVE, ELEMENTWISE, JOINS, MOVES, LRN, INSTANCE_NORMALIZATION, POOLS, FLATTEN)
+RULES = (
+    SAMPLED,
+    RADIUS_ADAPTIVE,
+    ELEMENTWISE,
+    JOINS,
+    MOVES,
+    DEPTH_TO_SPACE,
+    CONV_TRANSPOSE,
+    LRN,
+    INSTANCE_NORMALIZATION,
+    POOLS,
+    FLATTEN,
+)
 
 _BY_OPERATOR = {(rule.domain, op): rule for rule in RULES for op in rule.takes}
 

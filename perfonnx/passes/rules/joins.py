@@ -1,4 +1,4 @@
-"""Add, Sum and Concat: on the common refinement of the samplings, which is exact."""
+"""Add, Sum, Mul and Concat: on the common refinement of the samplings, which is exact."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _join(lowering: Lowering, node: gs.Node) -> Match | Skip:
     first = parts[0]
     source: NDArray[Any]
     alike = all(part.same_sampling(first) for part in parts)
-    if node.op != "Concat" and len(parts) == 2 and _add_into_conv(lowering, node, parts):
+    if node.op in ("Add", "Sum") and len(parts) == 2 and _add_into_conv(lowering, node, parts):
         return Match("added by the layer before it")
     if alike:
         source, count, tensors = first.source, first.count, [part.tensor for part in parts]
@@ -119,4 +119,4 @@ def _take(lowering: Lowering, rows: Rows, numbers: Table) -> gs.Tensor:
     return picked
 
 
-JOINS = Rule(["Add", "Sum", "Concat"], _join, _obstacle, joins=True)
+JOINS = Rule(["Add", "Sum", "Mul", "Concat"], _join, _obstacle, joins=True)
