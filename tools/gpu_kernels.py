@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,13 @@ class Mode:
     math: int
     tolerance: float
     """Of the error's norm relative to the result's."""
-    tiles: int
-    """How many there are; only some take few channels, and only Hopper has them all."""
 
 
-FEW_CHANNELS = 4
 MODES = [
-    Mode("fp32", torch.float32, STRICT, 1e-5, 2),
-    Mode("tf32", torch.float32, TENSOR_CORES, 1e-3, 14),
-    Mode("fp16", torch.float16, TENSOR_CORES, 1e-2, 14),
-    Mode("bf16", torch.bfloat16, TENSOR_CORES, 1e-2, 14),
+    Mode("fp32", torch.float32, STRICT, 1e-5),
+    Mode("tf32", torch.float32, TENSOR_CORES, 1e-3),
+    Mode("fp16", torch.float16, TENSOR_CORES, 1e-2),
+    Mode("bf16", torch.bfloat16, TENSOR_CORES, 1e-2),
 ]
 
 
@@ -319,6 +316,7 @@ def check_radius(device: Device, mode: Mode, share: float) -> float:
         center_gain=1.0,
         act=Act(0.0, -math.inf, math.inf, None),
         out=out.data_ptr(),
+        tile=2,
     )
     scratch = torch.full((device.kernels.radius_scratch(args),), 255, dtype=torch.uint8, device="cuda")
     args.scratch = scratch.data_ptr()
@@ -392,33 +390,51 @@ def check_pool(device: Device, mode: Mode, average: bool) -> float:
     return error_of(out, values.mean(2) if average else values.amax(2))
 
 
-def tiles_of(mode: Mode) -> range:
-    """Numbers of the tiles that run here; 0 lets the kernels choose."""
+TILES = {
+    "any device": range(1, 5),
+    "warpgroups": range(5, 9),
+    "warpgroups that part": range(9, 15),
+    "chosen": range(1),
+}
+"""Numbers of the tiles of products, by the kind of kernel. The first alone take few channels; 0 lets the kernels choose
+among all of them."""
+
+
+def tiles_of(mode: Mode, kinds: Collection[str]) -> list[int]:
+    """Numbers of the tiles of some kinds that run here."""
     hopper = torch.cuda.get_device_capability() == (9, 0)
-    return range(1 + (mode.tiles if hopper else min(mode.tiles, FEW_CHANNELS)))
+    tiles = [tile for kind in kinds if hopper or not kind.startswith("warp") for tile in TILES[kind]]
+    return [tile for tile in sorted(tiles) if mode.math != STRICT or tile <= 2]
 
 
-def variants_of(mode: Mode) -> list[int]:
-    """Tiles, and how many blocks share the sums of each: 0 leaves both to the kernels, less than 100 the latter."""
-    return [
-        0,
-        *(tile + 100 * splits for tile in tiles_of(mode)[1:] for splits in ([1, 2, 4, 8] if tile > 4 else [0, 1])),
-    ]
+def takes(layer: Layer, tile: int) -> bool:
+    """Whether the tile is made for layers of so many channels."""
+    return layer.inputs >= 8 or tile % 100 < 5
 
 
-def checks(device: Device) -> Iterator[tuple[str, Mode, Callable[[], float]]]:
+def variants_of(tiles: Sequence[int]) -> list[int]:
+    """Tiles, and how many blocks share the sums of each."""
+    return [tile + 100 * splits for tile in tiles for splits in ([0] if tile == 0 else [1] if tile < 5 else [1, 2, 4])]
+
+
+def checks(device: Device, kinds: Collection[str]) -> Iterator[tuple[str, Mode, Callable[[], float]]]:
     """Name, mode and what computes the error."""
     for mode in MODES:
-        for tile in tiles_of(mode):
+        for tile in tiles_of(mode, kinds):
             for inputs, outputs, group, kernel in [(64, 192, 1, 3), (96, 40, 1, 1), (3, 64, 1, 7), (64, 128, 2, 3)]:
-                if inputs == 3 and tile > FEW_CHANNELS:
+                if not takes(Layer("check", inputs, outputs, SIZE), tile):
                     continue
-                name = f"product {inputs}-{outputs} {kernel}x{kernel} groups {group} tile {tile}"
-                yield (
-                    name,
-                    mode,
-                    lambda m=mode, t=tile, s=(inputs, outputs, group, kernel): check_product(device, m, t, *s),
-                )
+                for splits in (0, 2):
+                    name = f"product {inputs}-{outputs} {kernel}x{kernel} groups {group} tile {tile} splits {splits}"
+                    yield (
+                        name,
+                        mode,
+                        lambda m=mode, t=tile + 100 * splits, s=(inputs, outputs, group, kernel): check_product(
+                            device, m, t, *s
+                        ),
+                    )
+        if "any device" not in kinds:
+            continue
         yield "depthwise 64", mode, lambda m=mode: check_product(device, m, 0, 64, 64, 64, 3)
         yield "depthwise 30 x 2", mode, lambda m=mode: check_product(device, m, 0, 30, 60, 30, 5)
         for share in (0.0, 0.4, 1.0):
@@ -429,10 +445,10 @@ def checks(device: Device) -> Iterator[tuple[str, Mode, Callable[[], float]]]:
         yield "average pool", mode, lambda m=mode: check_pool(device, m, average=True)
 
 
-def run_checks(device: Device) -> list[dict[str, Any]]:
+def run_checks(device: Device, kinds: Collection[str]) -> list[dict[str, Any]]:
     """All of them, those that fail too."""
     results = []
-    for name, mode, check in checks(device):
+    for name, mode, check in checks(device, kinds):
         result: dict[str, Any] = {"check": name, "mode": mode.name}
         try:
             result["error"] = check()
@@ -498,9 +514,11 @@ def measure_ceilings() -> dict[str, float]:
 class Timing:
     """Times of layers, as long as there is time."""
 
-    def __init__(self, device: Device, deadline: float) -> None:
+    def __init__(self, device: Device, kinds: Collection[str], deadline: float, write: Callable[[], None]) -> None:
         self.device = device
+        self.kinds = kinds
         self.deadline = deadline
+        self.write = write
         self.results: list[dict[str, Any]] = []
         self.left_out = 0
 
@@ -558,9 +576,9 @@ class Timing:
             self.case({**label, "what": "stride 2 + resize"}, strided)
         for rate in rates:
             table = row_table(layer, sites_of(rate, layer.out_size))
-            variants = variants_of(mode) if tiles and rate != "0" else tiles_of(mode) if tiles else [0]
-            for tile in variants:
-                if layer.inputs == 3 and tile % 100 > FEW_CHANNELS:
+            variants = [tile for tile in tiles_of(mode, self.kinds) if tiles or tile == 0]
+            for tile in variants_of(variants) if rate != "0" else variants:
+                if not takes(layer, tile):
                     continue
 
                 def ours(table: np.ndarray = table, tile: int = tile) -> dict[str, float]:
@@ -571,6 +589,7 @@ class Timing:
                 what = "ours" if tile == 0 else f"ours, tile {tile}"
                 self.case({**label, "what": what, "rate": rate}, ours)
                 self.device.forget()
+        self.write()
 
 
 def layout_timings(device: Device, timing: Timing) -> None:
@@ -655,6 +674,33 @@ def compiler(defines: list[str]) -> list[str]:
     return [*cuda_kernels.nvcc_command([(name, f"sm_{name}")]), *(f"-D{define}" for define in defines)]
 
 
+def check_apart(library: Path, place: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Check each kind of kernel in a process of its own: one that hangs or breaks its context must not take the others.
+
+    Returns:
+        What was checked, and the kinds that can be timed.
+    """
+    running = {}
+    for number, kind in enumerate(TILES):
+        found = place / f"checks-{number}.json"
+        found.unlink(missing_ok=True)
+        command = [sys.executable, __file__, "--library", str(library), "--kind", kind, "--json", str(found)]
+        running[kind] = (subprocess.Popen(command), found)
+    results, sound = [], []
+    limit = time.monotonic() + 60
+    for kind, (process, found) in running.items():
+        try:
+            process.wait(max(1.0, limit - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            print(f"the checks of {kind} hang", flush=True)
+            process.kill()
+        if found.exists():
+            results += json.loads(found.read_text())["checks"]
+        if process.returncode == 0:
+            sound.append(kind)
+    return results, sound
+
+
 def main() -> int:
     """Exit status 1 where a check fails or nothing could be built."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -662,6 +708,8 @@ def main() -> int:
     parser.add_argument("--checks-only", action="store_true", help="no timings")
     parser.add_argument("--only", default="", help="layers whose name contains this")
     parser.add_argument("--seconds", type=float, default=150, help="for the timings")
+    parser.add_argument("--library", type=Path, help="check this one and do nothing else")
+    parser.add_argument("--kind", action="append", default=[], choices=list(TILES), help="of the kernels to check")
     parser.add_argument("--define", action="append", default=[], help="for the compiler, to compare variants")
     options = parser.parse_args()
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
@@ -673,21 +721,28 @@ def main() -> int:
 
     begin = time.monotonic()
     place = ROOT / "build" / "-".join(["cuda-kernels", *options.define])
-    library = cuda_kernels.build(compiler(options.define), place)
-    report["build seconds"] = time.monotonic() - begin
-    print(f"{report['device']}: built in {report['build seconds']:.0f} s", flush=True)
+    if options.library:
+        library = options.library
+    else:
+        library = cuda_kernels.build(compiler(options.define), place)
+        report["build seconds"] = time.monotonic() - begin
+        print(f"{report['device']}: built in {report['build seconds']:.0f} s", flush=True)
     device = Device(Kernels(library))
     torch.manual_seed(0)
-    report["checks"] = run_checks(device)
+    if options.library:
+        report["checks"] = run_checks(device, options.kind)
+        write()
+        return 0 if all(result["passed"] for result in report["checks"]) else 1
+    report["checks"], sound = check_apart(library, place)
     failed = [result for result in report["checks"] if not result["passed"]]
-    print(f"checks: {len(report['checks']) - len(failed)} passed, {len(failed)} failed", flush=True)
-    status = 1 if failed else 0
+    print(f"checks: {len(report['checks']) - len(failed)} passed, {len(failed)} failed; sound: {sound}", flush=True)
+    status = 1 if failed or len(sound) < len(TILES) else 0
     write()
     if options.checks_only:
         return status
 
     torch.backends.cudnn.benchmark = True
-    timing = Timing(device, time.monotonic() + options.seconds)
+    timing = Timing(device, sound, time.monotonic() + options.seconds, write)
     try:
         report["ceilings"] = measure_ceilings()
         print(report["ceilings"], flush=True)
