@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -33,16 +34,16 @@ class Approximation:
     """A weight that is to be approximated.
 
     Attributes:
-        weight: float64 [M, C, kh, kw], of one group.
+        weight: float64 [M, C, kh, kw], of one group; with data, refitted to what reaches the layer now.
         metric: In what sense.
         rows: What the layer sees and should give; None without data.
-        bias: float64 [M].
+        original: The weight as it came.
     """
 
     weight: Float
     metric: Metric
     rows: Rows | None
-    bias: Float
+    original: Float
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Factors:
         arrays: One for each piece of the form: weights, and orders of channels.
         weight: float64 [M, C, kh, kw], what they multiply out to.
         bias: float64 [M], where the method finds it by itself.
+        note: A few words on them.
     """
 
     arrays: Sequence[NDArray[Any]]
     weight: Float
     bias: Float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,8 @@ class LowRank(StandardMethod):
     """
 
     ADJECTIVE = "low-rank"
-    ROUNDED: ClassVar[bool] = True
-    """Whether kernels like ranks that are multiples of a register's width."""
-
+    TRIED: ClassVar[bool] = False
+    """Whether a search tries it: the others are there to be compared with."""
     rank: int = setting(0, "rank of the factors, for low-rank methods", "K", said="have a rank")
     error: float = setting(0.0, "relative squared error that a low-rank layer may have, such as 0.02", "E")
     save: float = setting(SAVE, "share of a low-rank layer's multiplies to save (default 0.5)", "S")
@@ -96,7 +98,11 @@ class LowRank(StandardMethod):
 
     @abstractmethod
     def full(self, form: Form) -> int:
-        """The rank at which one group loses nothing."""
+        """The largest rank, at which one group loses nothing where the method says no else."""
+
+    def ranks(self, form: Form) -> Sequence[int]:
+        """The ranks that there are, in order."""
+        return range(1, self.full(form) + 1)
 
     @abstractmethod
     def factors(self, problem: Approximation, form: Form, rank: int) -> Factors:
@@ -153,9 +159,6 @@ class LowRank(StandardMethod):
         """See `Method.candidates`."""
         return [cls(save=saving) for saving in space.savings] if cls.TRIED else []
 
-    TRIED: ClassVar[bool] = False
-    """Whether a search tries it: the others are there to be compared with."""
-
     @property
     def kind(self) -> Method:
         """See `Method.kind`."""
@@ -175,27 +178,30 @@ class LowRank(StandardMethod):
         form = Form.of(layer)
         if reason := self.unfit(form) or _odd_bias(layer, context):
             return reason
+        ranks = self.ranks(form)
         if self.rank > self.full(form):
             return f"rank {self.rank} is more than its {self.full(form)}"
+        if self.rank and self.rank not in ranks:
+            return f"rank {self.rank} is none of {', '.join(map(str, ranks))}"
         before = form.multiplies([form.whole])
-        rank = self.rank or 1
+        rank = self.rank or ranks[0]
         after = form.multiplies(self.pieces(form, rank))
         if after >= before:
             return f"rank {rank} saves nothing: {after} multiplies instead of {before}"
         if not self.error and not self.rank and after > (1 - self.save) * before:
-            return f"rank 1 saves only {1 - after / before:.1%} of its multiplies"
+            return f"rank {rank} saves only {1 - after / before:.1%} of its multiplies"
         return None
 
     def largest(self, form: Form, most: float) -> int:
-        """The largest rank that takes no more than so many multiplies, at least 1."""
-        low, high = 1, self.full(form)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if form.multiplies(self.pieces(form, middle)) <= most:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        """The largest rank that takes no more than so many multiplies, or the first."""
+        ranks = self.ranks(form)
+        count = bisect_right(ranks, most, key=lambda rank: form.multiplies(self.pieces(form, rank)))
+        return ranks[max(count - 1, 0)]
+
+    def rounded_down(self, form: Form, rank: int) -> int:
+        """The multiple of a register's width below a rank, where that is one, and not far from it."""
+        rounded = rank // register_width() * register_width()
+        return rounded if rounded >= NEAR * rank and rounded in self.ranks(form) else rank
 
     # --- replacing ----------------------------------------------------------------------------------------------------
 
@@ -205,6 +211,17 @@ class LowRank(StandardMethod):
             return _Replacing(self, spot).done()
         except PerfonnxError as error:
             raise PerfonnxError(f"layer {spot.name!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found for a layer: the rank, the error, the arrays of all pieces, the bias, and words for the report."""
+
+    rank: int
+    error: float
+    arrays: list[NDArray[Any]]
+    bias: Float
+    words: list[str]
 
 
 class _Replacing:
@@ -224,26 +241,27 @@ class _Replacing:
         known = spot.context.corrections.get(spot.name)
         if spot.targets is None and known is not None:
             correction, found = known, self._as_before(known)
-            note = "as before: "
+            note, words = "as before: ", []
         else:
-            rank, error, found, bias, words = self._found()
-            if form_multiplies(self.method, self.form, rank) >= before:
-                return Fitted(None, f"{words}: that saves nothing")
-            arrays = {f"factor{i}": array.astype(np.float32) for i, array in enumerate(found)}
-            arrays |= {"bias": bias.astype(np.float32), "rank": np.array([rank], np.float32)}
-            correction, note = Correction.of(spot.weight, arrays, 0.0, error), ""
-            found = [arrays[f"factor{i}"] for i in range(len(found))]
+            new = self._found()
+            if isinstance(new, str):
+                return Fitted(None, new)
+            arrays = {f"factor{i}": array.astype(np.float32) for i, array in enumerate(new.arrays)}
+            arrays |= {"bias": new.bias.astype(np.float32), "rank": np.array([new.rank], np.float32)}
+            correction, note = Correction.of(spot.weight, arrays, 0.0, new.error), ""
+            found = [arrays[f"factor{i}"] for i in range(len(new.arrays))]
+            words = new.words
         rank = int(correction.arrays["rank"][0])
         after = form_multiplies(self.method, self.form, rank)
-        note += f"rank {rank} of {self.method.full(self.form)}, {before / after:.2f}x fewer multiplies"
-        note += f", error {correction.after:.2%}" if correction.after else ""
+        note += f"rank {rank} of {self.method.full(self.form)}, {before / after:.2f}x fewer multiplies, "
+        note += ", ".join([f"error {correction.after:.2%}", *words])
         return Fitted(correction, note, self._nodes(found, correction.arrays["bias"], rank))
 
     def _as_before(self, correction: Correction) -> list[NDArray[Any]]:
         again = "approximate again with --data"
         arrays = correction.arrays
         rank = arrays.get("rank")
-        if rank is None or rank.shape != (1,) or not 1 <= rank[0] <= self.method.full(self.form):
+        if rank is None or rank.shape != (1,) or rank[0] not in self.method.ranks(self.form):
             raise PerfonnxError(f"its factors have no rank of this method; {again}")
         if correction.weights != digest(self.spot.weight):
             raise PerfonnxError(f"its factors were found for other weights; {again}")
@@ -260,43 +278,41 @@ class _Replacing:
             raise PerfonnxError(f"its factors have no bias of its size; {again}")
         return found
 
-    def _found(self) -> tuple[int, float, list[NDArray[Any]], Float, str]:
-        """Rank, error, arrays, bias, and what is to be said where that is of no use."""
+    def _found(self) -> _Found | str:
+        """What was found for the rank that is asked for, or why none is of use."""
         method, form = self.method, self.form
         rows = sampled(self.spot) if self.spot.targets is not None else None
         problems = [self._problem(number, rows) for number in range(form.groups)]
         before = form.multiplies([form.whole])
         if method.rank:
-            return method.rank, *self._fit(problems, method.rank), f"rank {method.rank}"
+            return self._fit(problems, method.rank)
         if not method.error:
-            rank = rounded_down(method.largest(form, (1 - method.save) * before), method)
-            return rank, *self._fit(problems, rank), f"rank {rank}"
-        unit = register_width() if method.ROUNDED else 1
-        low, high = 1, max(method.largest(form, before - 1), 1)
-        results: dict[int, tuple[float, list[NDArray[Any]], Float]] = {high: self._fit(problems, high)}
-        if results[high][0] > method.error:
-            words = f"rank {high}, the largest that saves something, has an error of {results[high][0]:.2%}"
-            return method.full(form), *results[high], words
+            return self._fit(problems, method.rounded_down(form, method.largest(form, (1 - method.save) * before)))
+        ranks = [rank for rank in method.ranks(form) if form_multiplies(method, form, rank) < before]
+        found = {ranks[-1]: self._fit(problems, ranks[-1])}
+        if (least := found[ranks[-1]].error) > method.error:
+            return f"rank {ranks[-1]}, the largest that saves something, has an error of {least:.2%}"
+        low, high = 0, len(ranks) - 1
         while low < high:
             middle = (low + high) // 2
-            results[middle] = self._fit(problems, middle)
-            low, high = (low, middle) if results[middle][0] <= method.error else (middle + 1, high)
-        wide = min(-(-low // unit) * unit, method.largest(form, before - 1)) if low > unit else low
-        if wide not in results:
-            results[wide] = self._fit(problems, wide)
-        return wide, *results[wide], ""
+            found[ranks[middle]] = self._fit(problems, ranks[middle])
+            low, high = (low, middle) if found[ranks[middle]].error <= method.error else (middle + 1, high)
+        rank, unit = ranks[low], register_width()
+        wide = -(-rank // unit) * unit
+        rank = wide if rank >= NEAR * wide and wide in ranks else rank
+        return found.get(rank) or self._fit(problems, rank)
 
     def _problem(self, number: int, rows: Rows | None) -> Approximation:
         """That of one group."""
         form, ridge = self.form, self.spot.context.ridge
         ours = slice(number * form.outputs, (number + 1) * form.outputs)
-        weight, bias = self.weight[ours].astype(np.float64), self._bias()[ours]
+        weight = self.weight[ours].astype(np.float64)
         if rows is None:
-            return Approximation(weight, Frobenius(), None, bias)
+            return Approximation(weight, Frobenius(), None, weight)
         rows = rows.group(number, form.groups)
         refitted = rows.refitted(weight.reshape(form.outputs, -1), ridge)
         metric = Covariance.of(rows, ridge)
-        return Approximation(refitted.reshape(weight.shape), metric, rows, rows.bias(refitted))
+        return Approximation(refitted.reshape(weight.shape), metric, rows, weight)
 
     def _bias(self) -> Float:
         node = self.spot.node
@@ -304,25 +320,26 @@ class _Replacing:
             return np.zeros(len(self.weight))
         return np.broadcast_to(self.spot.bias.astype(np.float64).reshape(-1), len(self.weight))
 
-    def _fit(self, problems: Sequence[Approximation], rank: int) -> tuple[float, list[NDArray[Any]], Float]:
-        """Error, arrays of all groups together, and the bias."""
+    def _fit(self, problems: Sequence[Approximation], rank: int) -> _Found:
+        """All groups together."""
         form = self.form
         found = [self.method.factors(problem, form, rank) for problem in problems]
         errors, biases = [], []
-        for problem, factors in zip(problems, found, strict=True):
-            bias, flat = factors.bias, factors.weight.reshape(form.outputs, -1)
+        for number, (problem, factors) in enumerate(zip(problems, found, strict=True)):
             if problem.rows is None:
-                errors.append(problem.metric.squared(problem.weight - factors.weight))
-                errors[-1] /= max(problem.metric.squared(problem.weight), 1e-300)
-                biases.append(problem.bias)
+                error = problem.metric.squared(problem.weight - factors.weight)
+                errors.append(error / max(problem.metric.squared(problem.weight), 1e-300))
+                biases.append(self._bias()[number * form.outputs : (number + 1) * form.outputs])
                 continue
-            biases.append(problem.rows.bias(flat) if bias is None else bias)
+            flat = factors.weight.reshape(form.outputs, -1)
+            biases.append(problem.rows.bias(flat) if factors.bias is None else factors.bias)
             errors.append(problem.rows.error(flat, biases[-1]))
         arrays = []
         for i, piece in enumerate(self.method.pieces(form, rank)):
             step = piece.channels if isinstance(piece, Order) else 0
             arrays.append(np.concatenate([each.arrays[i] + number * step for number, each in enumerate(found)]))
-        return float(np.mean(errors)), arrays, np.concatenate(biases)
+        words = list(dict.fromkeys(each.note for each in found if each.note))
+        return _Found(rank, float(np.mean(errors)), arrays, np.concatenate(biases), words)
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -334,6 +351,10 @@ class _Replacing:
                 raise PerfonnxError("its factors are too large for the type of its weights")
         pieces = self.method.pieces(self.form, rank)
         last = max(i for i, piece in enumerate(pieces) if isinstance(piece, Part))
+        for array in arrays[last + 1 :]:  # orders, which the bias goes through as well
+            before = np.zeros_like(bias)
+            before[array.astype(np.int64)] = bias
+            bias = before
         nodes: list[gs.Node] = []
         for i, (piece, array) in enumerate(zip(pieces, arrays, strict=True)):
             given = bias if i == last and (bias.any() or spot.targets is not None) else None
@@ -396,10 +417,3 @@ def register_width() -> int:
     from perfonnx import _engine
 
     return 16 if "avx512" in _engine.default_isa() else 8
-
-
-def rounded_down(rank: int, method: LowRank) -> int:
-    """The multiple of a register's width below a rank, where that is not far from it."""
-    unit = register_width() if method.ROUNDED else 1
-    rounded = rank // unit * unit
-    return rounded if rounded >= NEAR * rank else rank
