@@ -292,10 +292,9 @@ def test_every_implementation_computes_the_same(isa: str, channels: int, outputs
             continue
         assert product.implementation == name
         np.testing.assert_allclose(product(rows, table), expected, rtol=1e-4, atol=1e-4)
-    tiles = [
-        name for name in _engine.implementations() if name.startswith("winograd")
-    ]  # the sites of this product are not known beforehand
-    assert refused == (tiles if group == channels else ["depthwise", *tiles])
+    # The sites of this product are not known beforehand.
+    others = [name for name in _engine.implementations() if name == "merged" or name.startswith("winograd")]
+    assert refused == (others if group == channels else ["depthwise", *others])
 
 
 @pytest.mark.parametrize(
@@ -311,7 +310,7 @@ def test_every_implementation_computes_the_same(isa: str, channels: int, outputs
 def test_the_first_implementation_that_applies_is_taken(
     channels: int, outputs: int, taps: int, group: int, chosen: str
 ) -> None:
-    order = ["depthwise", "winograd4", "winograd2", "winograd4_line", "direct", "gathered"]
+    order = ["depthwise", "merged", "winograd4", "winograd2", "winograd4_line", "direct", "gathered"]
     assert _engine.implementations() == order
     w = np.ones((outputs, channels // group, taps), np.float32)
     assert _engine.SampledProduct(w, group=group).implementation == chosen

@@ -94,11 +94,14 @@ class Implementation {
   virtual std::string obstacle(const ProductLayer&) const { return {}; }
   // Why it had better not; empty where it does well.
   virtual std::string drawback(const ProductLayer&) const { return {}; }
+  // What an image takes by estimate, in multiplies of the innermost loop, where the sites are known.
+  virtual double cost(const ProductLayer& layer) const;
   virtual std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const = 0;
 };
 
 // Each in its file.
 extern const Implementation& kDepthwise;
+extern const Implementation& kMerged;
 extern const Implementation& kWinograd4;
 extern const Implementation& kWinograd2;
 extern const Implementation& kWinogradLine4;

@@ -4,25 +4,17 @@
 // of 12, 20 or 28.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <map>
 #include <string>
 #include <vector>
 
-#include "core/error.h"
 #include "cpu/act.h"
+#include "cpu/product/choosing.h"
 #include "cpu/product/chosen_tiles.h"
 #include "cpu/product/panels.h"
 
 namespace perfonnx {
 namespace {
-
-bool strict() {
-  const char* value = std::getenv("PERFONNX_EXACTNESS");
-  if (value == nullptr || *value == '\0') return false;
-  if (std::string(value) == "strict") return true;
-  throw Error("environment variable PERFONNX_EXACTNESS=" + std::string(value) + ": use strict, or unset it");
-}
 
 // One dimension of tiles: `edge` outputs of a kernel of `taps` taps.
 struct Axis {
@@ -139,37 +131,23 @@ struct PackedPoints {
   AlignedArray<float> bias;
 };
 
-// Estimates, in multiplies of the innermost loop (17 to 19 ps on a Zen 4): what a tile and a site cost beside theirs,
-// and a weight that comes from memory. Measured on layers of 8 to 512 channels.
+// What tiles cost, in multiplies of the innermost loop.
 struct Costs {
   double points;  // multiplies of a tile, for each pair of channels
   double input;   // to transform a tile, for each channel
   double output;
   double tile;  // and for itself
 };
-constexpr double kTap = 78;          // of a tap of a site that is computed directly, beside its multiplies
-constexpr double kScattered = 1.15;  // what sites outside tiles cost more than those of a dense layer
-constexpr double kRest = 200000;     // and what it takes to start with them
-constexpr double kWeight = 12;       // a weight that comes from memory, as in layers of many
-constexpr double kManyWeights = 512 * 1024;
-constexpr double kNearWeight = 3;  // one that comes from the last cache, as every one does for later tiles
-constexpr double kOverlap = .35;   // the part of multiplies and weights that do not hide each other
+constexpr double kRest = 200000;  // what it takes to start with sites outside tiles
 
 constexpr std::int64_t kFewestInputs = 8;
 
-class Estimate {
+class TileEstimate : public Estimate {
  public:
-  explicit Estimate(const ProductLayer& layer)
-      : taps_(static_cast<double>(layer.shape.taps)),
-        inputs_(static_cast<double>(layer.shape.inputs)),
-        channels_(static_cast<double>(layer.shape.input_channels())),
-        outputs_(static_cast<double>(layer.shape.outputs)) {
-    const auto vector = static_cast<double>(layer.kernels.f32->vector);
-    padded_ = std::ceil(outputs_ / vector) * vector;
-  }
-  double site() const { return taps_ * (inputs_ * padded_ + kTap); }
+  using Estimate::Estimate;
+
   double tile(const Costs& costs) const {
-    return costs.points * inputs_ * padded_ + costs.input * channels_ + costs.output * outputs_ + costs.tile;
+    return costs.points * pairs() + costs.input * channels() + costs.output * outputs() + costs.tile;
   }
   // Fewest sites of a tile that is worth while.
   std::int64_t least(const Costs& costs) const {
@@ -177,26 +155,11 @@ class Estimate {
   }
   // An image by tiles, its other sites directly.
   double by_tiles(const Costs& costs, std::int64_t tiles, std::int64_t rest, std::int64_t passes) const {
-    const double weights = costs.points * inputs_ * outputs_;
-    const double again = static_cast<double>(std::max<std::int64_t>(passes - 1, 0)) * weights * kNearWeight;
-    return together(static_cast<double>(tiles) * tile(costs), tiles > 0 ? read(weights) + again : 0) +
+    const double all = costs.points * weights();
+    const double again = static_cast<double>(std::max<std::int64_t>(passes - 1, 0)) * all * kNearWeight;
+    return together(static_cast<double>(tiles) * tile(costs), tiles > 0 ? read(all) + again : 0) +
            (rest > 0 ? directly(rest, kScattered) + kRest : 0);
   }
-  double directly(std::int64_t sites, double factor = 1) const {
-    if (sites == 0) return 0;
-    return together(static_cast<double>(sites) * factor * site(), read(taps_ * inputs_ * outputs_));
-  }
-
- private:
-  static double read(double weights) { return weights * (weights > kManyWeights ? kWeight : kNearWeight); }
-  static double together(double multiplies, double weights) {
-    return std::max(multiplies, weights) + kOverlap * std::min(multiplies, weights);
-  }
-  double taps_;
-  double inputs_;    // of a group
-  double channels_;  // of all groups
-  double outputs_;
-  double padded_;  // outputs, to whole vectors
 };
 
 // Tiles that are computed together, at most: weights that do not stay in a cache near the processor are read for each
@@ -567,7 +530,7 @@ class ChosenWinograd final : public ChosenTiles {
       inside += count >= least_ ? count : 0;
     }
     const double by_tiles = estimate_.by_tiles(costs_, tiles, end - begin - inside, winograd_.passes(tiles));
-    const bool none = by_tiles > estimate_.directly(end - begin, kScattered);
+    const bool none = by_tiles > estimate_.directly(end - begin, Estimate::kScattered);
     for (auto& [tile, count] : sites) {  // from here on: its place, -1 where it is not taken
       if (none || count < least_) {
         count = -1;
@@ -589,7 +552,7 @@ class ChosenWinograd final : public ChosenTiles {
   }
 
   Winograd winograd_;
-  Estimate estimate_;
+  TileEstimate estimate_;
   Costs costs_;
   std::int64_t least_;  // sites of a tile that is worth while
   std::vector<Of> of_site_;
@@ -625,7 +588,7 @@ class WinogradImplementation final : public Implementation {
     return shape.groups == 1 || whole ? "" : "the channels of its groups are no multiples of " + std::to_string(kPiece);
   }
   std::string drawback(const ProductLayer& layer) const override {
-    if (strict()) return "PERFONNX_EXACTNESS is strict";
+    if (const std::string exact = exactness_obstacle(); !exact.empty()) return exact;
     if (edge_ > layer.largest_tile) return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
     if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
     const double own = cost(layer);
@@ -636,6 +599,9 @@ class WinogradImplementation final : public Implementation {
     return own <= static_cast<const WinogradImplementation&>(kWinograd2).cost(layer)
                ? ""
                : "its weights are too many for so few tiles";
+  }
+  double cost(const ProductLayer& layer) const override {
+    return best(layer, Tiling(*layer.grid, axes_of(layer).tile())).cost;
   }
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
     const Axes axes = axes_of(layer);
@@ -671,7 +637,7 @@ class WinogradImplementation final : public Implementation {
   };
   // Either tiles of few sites are left to the direct kernel, or, lest that reads its weights for them, none.
   Choice best(const ProductLayer& layer, const Tiling& tiling) const {
-    const Estimate estimate(layer);
+    const TileEstimate estimate(layer);
     const Costs& costs = form_of(layer)->costs;
     const auto with = [&](std::int64_t least) {
       const Tiling::Count count = tiling.count(least);
@@ -682,7 +648,6 @@ class WinogradImplementation final : public Implementation {
     const Choice all = with(1);
     return all.cost < some.cost ? all : some;
   }
-  double cost(const ProductLayer& layer) const { return best(layer, Tiling(*layer.grid, axes_of(layer).tile())).cost; }
 
   const char* name_;
   const char* kernels_;
