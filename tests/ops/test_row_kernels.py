@@ -58,24 +58,26 @@ def test_lower_instruction_sets_agree_too(isa: str) -> None:
 def _conv_case(
     *,
     channels: tuple[int, int],
-    kernel: int = 3,
+    kernel: int | tuple[int, int] = 3,
     size: tuple[int, int] = (14, 15),
     batch: int = 2,
     group: int = 1,
     sloped: bool = False,
+    keep: float = 0.4,
 ) -> RowCase:
     """A convolution large enough for several panels, blocks of channels and blocks of sites, with everything given."""
     rng = np.random.default_rng(7)
     positions = size[0] * size[1]
-    geometry = ConvAttributes((kernel, kernel), pads=(kernel // 2,) * 4, group=group)
-    w = rng.standard_normal((channels[1], channels[0] // group, kernel, kernel)).astype(np.float32)
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    geometry = ConvAttributes((height, width), pads=(height // 2, width // 2) * 2, group=group)
+    w = rng.standard_normal((channels[1], channels[0] // group, height, width)).astype(np.float32)
     inputs: dict[str, Any] = {
         "S": rng.standard_normal((batch, 60, channels[0])).astype(np.float32),
         "W": w / np.float32(np.sqrt(w[0].size)),
         "B": rng.standard_normal(channels[1]).astype(np.float32),
         "in_source": rng.integers(-1, 60, positions).astype(np.int32),
         "in_shape": np.array(size, np.int64),
-        "sites": np.flatnonzero(rng.random(positions) < 0.4).astype(np.int32),
+        "sites": np.flatnonzero(rng.random(positions) < keep).astype(np.int32),
         "Z": rng.standard_normal((batch, 9, channels[1])).astype(np.float32),
         "z_source": None,
     }
@@ -94,6 +96,22 @@ def test_sums_in_several_steps_add_z_once(channels: tuple[int, int], kernel: int
     case = _conv_case(channels=channels, kernel=kernel, sloped=sloped)
     got = perfonnx.session(case.model(fallback=False)).run(None, case.feed)[0]
     np.testing.assert_allclose(got, case.expected, rtol=0, atol=5e-5)  # sums of up to 15000 products
+
+
+@pytest.mark.parametrize(
+    ("kernel", "group"), [((3, 3), 1), ((3, 3), 2), ((5, 5), 1), ((3, 1), 1), ((1, 5), 1), ((7, 1), 1)]
+)
+def test_the_three_ways_agree_on_tiles(kernel: tuple[int, int], group: int) -> None:
+    case = _conv_case(channels=(64, 32), kernel=kernel, group=group, keep=1.0)
+    model = case.model(fallback=True)
+    by_kernel, by_body = (
+        perfonnx.session(model, threads=1, library=library).run(None, case.feed)[0] for library in (True, False)
+    )
+    np.testing.assert_allclose(by_kernel, case.expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(by_body, case.expected, rtol=0, atol=2e-5)
+    case.attributes["largest_tile"] = 0
+    directly = perfonnx.session(case.model(fallback=False), threads=1).run(None, case.feed)[0]
+    assert not np.array_equal(by_kernel, directly)
 
 
 @pytest.mark.parametrize("channels", [3, 40, 70])
