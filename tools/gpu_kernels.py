@@ -649,8 +649,8 @@ def summary(results: list[dict[str, Any]]) -> str:
             continue
         key = f"{result['layer']:30} {result['mode']} n{result['batch']}"
         if result["what"] == "cudnn":
-            lines[key] = f"cudnn {result['seconds'] * 1e6:.0f}us {result['TFLOP/s']:.0f}TF"
-        elif result["what"].startswith("stride") and key in lines:
+            lines.setdefault(key, f"cudnn {result['seconds'] * 1e6:.0f}us {result['TFLOP/s']:.0f}TF")
+        elif result["what"].startswith("stride") and " s2 " not in lines.get(key, " s2 "):
             lines[key] += f" s2 {result['seconds'] * 1e6:.0f}us"
         elif result["what"] == "ours":
             lines[key] = lines.get(key, "") + f" | {result['rate']}: {result.get('speedup', 0):.2f}x"
@@ -710,6 +710,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=150, help="for the timings")
     parser.add_argument("--library", type=Path, help="check this one and do nothing else")
     parser.add_argument("--kind", action="append", default=[], choices=list(TILES), help="of the kernels to check")
+    parser.add_argument("--one", default="", help="run one layer alone, for a profiler: LAYER,MODE,RATE,TILE")
     parser.add_argument("--define", action="append", default=[], help="for the compiler, to compare variants")
     options = parser.parse_args()
     report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
@@ -729,6 +730,18 @@ def main() -> int:
         print(f"{report['device']}: built in {report['build seconds']:.0f} s", flush=True)
     device = Device(Kernels(library))
     torch.manual_seed(0)
+    if options.one:
+        name, mode_name, rate, tile = options.one.split(",")
+        layer = next(layer for layer in LAYERS if name in layer.name)
+        mode = next(mode for mode in MODES if mode.name == mode_name)
+        rows = random_tensor(32, layer.size**2, layer.inputs, dtype=mode.dtype)
+        w = random_tensor(layer.outputs, layer.inputs // layer.group, layer.kernel, layer.kernel, scale=0.05)
+        table = row_table(layer, sites_of(rate, layer.out_size))
+        run, _ = device.product(rows, w, random_tensor(layer.outputs), table, mode, group=layer.group, tile=int(tile))
+        for _ in range(5):
+            run()
+        torch.cuda.synchronize()
+        return 0
     if options.library:
         report["checks"] = run_checks(device, options.kind)
         write()

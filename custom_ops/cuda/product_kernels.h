@@ -35,7 +35,6 @@ class TensorSums {
   using Type = T;
   static constexpr bool kRounds = sizeof(T) == 4;  // floats become TF32
   static constexpr bool kBegins = false;
-  static constexpr double kPerClock = 20.0;
   static constexpr int kRows = kWarpsM * kM;
   static constexpr int kOutputs = kWarpsN * kN;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
@@ -115,7 +114,6 @@ class WarpgroupSums {
   using Type = T;
   static constexpr bool kRounds = sizeof(T) == 4;  // floats become TF32
   static constexpr bool kBegins = true;
-  static constexpr double kPerClock = 32.0;  // sums of a slab
   static constexpr int kRows = kGroups * kM;
   static constexpr int kOutputs = kN;
   static constexpr int kThreads = kGroups * kWarpgroup;
@@ -162,7 +160,6 @@ class PlainSums {
   using Type = float;
   static constexpr bool kRounds = false;
   static constexpr bool kBegins = false;
-  static constexpr double kPerClock = 3.5;
   static constexpr int kRows = kWarpsM * 8 * kM;
   static constexpr int kOutputs = kWarpsN * 4 * kN;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
@@ -422,29 +419,39 @@ __device__ void end_tile(const Product& product, const Work<Sums, kPair>& work, 
   constexpr int kWide = 4;
   const std::int64_t channels = static_cast<std::int64_t>(product.outputs) * product.groups;
   const bool wide = product.outputs % kWide == 0 && channels % kWide == 0;
-  for (int i = begin_row * (kOutputs / kWide) + thread; i < end_row * (kOutputs / kWide); i += Sums::kThreads) {
-    const int row = i / (kOutputs / kWide);
-    const int column = i % (kOutputs / kWide) * kWide;
-    if (work.first + row >= work.made || work.output + column >= product.outputs) continue;
-    const float* from = sums + row * (kOutputs + kSumsPad) + column;
-    auto sum = *reinterpret_cast<const Vector<float, kWide>*>(from);
-    if (product.splits > 1) {
-      sum = {};
-      for (int split = 0; split < product.splits; ++split) {
-        const float* there = in_cluster(from, split * kPair + work.rank % kPair);
-        const auto part = *reinterpret_cast<const Vector<float, kWide>*>(there);
+  // Several at once, so that what they read is on its way at the same time.
+  constexpr int kAtOnce = 4;
+  const int end = end_row * (kOutputs / kWide);
+  for (int i = begin_row * (kOutputs / kWide) + thread; i < end; i += kAtOnce * Sums::kThreads) {
+    Vector<float, kWide> sum[kAtOnce] = {};
+#pragma unroll 2
+    for (int split = 0; split < product.splits; ++split) {
+      const float* there = in_cluster(sums, split * kPair + work.rank % kPair);
 #pragma unroll
-        for (int k = 0; k < kWide; ++k) sum.values[k] += part.values[k];
+      for (int b = 0; b < kAtOnce; ++b) {
+        const int item = i + b * Sums::kThreads;
+        if (item >= end) continue;
+        const int place = item / (kOutputs / kWide) * (kOutputs + kSumsPad) + item % (kOutputs / kWide) * kWide;
+        const auto part = *reinterpret_cast<const Vector<float, kWide>*>(there + place);
+#pragma unroll
+        for (int k = 0; k < kWide; ++k) sum[b].values[k] += part.values[k];
       }
     }
-    const RowEnd<typename Sums::Type> end(product, work.first + row);
-    const std::int64_t channel = static_cast<std::int64_t>(work.group) * product.outputs + work.output + column;
-    if (wide) {
-      end.template finish<kWide>(sum.values, channel);
-    } else {
 #pragma unroll
-      for (int k = 0; k < kWide; ++k) {
-        if (work.output + column + k < product.outputs) end.template finish<1>(&sum.values[k], channel + k);
+    for (int b = 0; b < kAtOnce; ++b) {
+      const int item = i + b * Sums::kThreads;
+      const int row = item / (kOutputs / kWide);
+      const int column = item % (kOutputs / kWide) * kWide;
+      if (item >= end || work.first + row >= work.made || work.output + column >= product.outputs) continue;
+      const RowEnd<typename Sums::Type> row_end(product, work.first + row);
+      const std::int64_t channel = static_cast<std::int64_t>(work.group) * product.outputs + work.output + column;
+      if (wide) {
+        row_end.template finish<kWide>(sum[b].values, channel);
+      } else {
+#pragma unroll
+        for (int k = 0; k < kWide; ++k) {
+          if (work.output + column + k < product.outputs) row_end.template finish<1>(&sum[b].values[k], channel + k);
+        }
       }
     }
   }
@@ -685,89 +692,73 @@ struct Tile {
   int threads;
   std::size_t shared;
   int blocks;     // that a multiprocessor holds at once
-  double clocks;  // that a slab takes, about
+  double clocks;  // that a slab takes where a multiprocessor has no other: measured on an H100 at 1.97 GHz
   void (*chunks)(Product);
   void (*elements)(Product);  // null: it cannot
   int capability = 0;         // that it needs, and no other; 0: any
   int pair = 1;               // tiles of rows that make a cluster
 };
 
-// A slab's sums, or bringing its factors from the second cache, whichever takes longer.
-template <typename Sums>
-constexpr double slab_clocks(int pair = 1) {
-  constexpr double kBytesPerClock = 28.0;
-  const double sums = Sums::kRows * Sums::kOutputs / Sums::kPerClock;
-  const double bringing = (Sums::kRows + Sums::kOutputs / pair) * kSlab / kBytesPerClock;
-  return sums > bringing ? sums : bringing;
-}
-
 template <typename Sums, int kStages, int kBlocks>
-constexpr Tile tile() {
+constexpr Tile tile(double clocks) {
   return {Sums::kRows,
           Sums::kOutputs,
           Sums::kThreads,
           shared_bytes<Sums, kStages>(),
           kBlocks,
-          slab_clocks<Sums>(),
+          clocks,
           product_kernel<Sums, kStages, kBlocks, ChunkGather>,
           product_kernel<Sums, kStages, kBlocks, ElementGather>};
 }
 
 // Few channels are brought one by one, for which these are not made.
 template <typename Sums, int kStages, int kBlocks>
-constexpr Tile warpgroup_tile() {
+constexpr Tile warpgroup_tile(double clocks) {
   return {Sums::kRows,
           Sums::kOutputs,
           Sums::kThreads,
           shared_bytes<Sums, kStages>(),
           kBlocks,
-          slab_clocks<Sums>(),
+          clocks,
           product_kernel<Sums, kStages, kBlocks, ChunkGather>,
           nullptr,
           90};
 }
 
 template <typename Sums, int kStages, int kPair>
-constexpr Tile parted_tile() {
+constexpr Tile parted_tile(double clocks) {
   constexpr std::size_t kSignals = 2 * kStages * sizeof(Signal);
   constexpr std::size_t kSlabs = static_cast<std::size_t>(kStages) * (Sums::kRows + Sums::kOutputs) * kSlab + kSignals;
   constexpr std::size_t kLargest = shared_bytes<Sums, kStages>();
-  return {Sums::kRows,
-          Sums::kOutputs,
-          Sums::kThreads + kWarpgroup,
-          kSlabs > kLargest ? kSlabs : kLargest,
-          1,
-          slab_clocks<Sums>(kPair),
-          parted_kernel<Sums, kStages, kPair>,
-          nullptr,
-          90,
-          kPair};
+  return {Sums::kRows, Sums::kOutputs, Sums::kThreads + kWarpgroup,         kSlabs > kLargest ? kSlabs : kLargest,
+          1,           clocks,         parted_kernel<Sums, kStages, kPair>, nullptr,
+          90,          kPair};
 }
 
 template <typename T>
 constexpr Tile kTensorTiles[] = {
-    tile<TensorSums<T, 2, 4, 64, 64>, 4, 1>(),
-    tile<TensorSums<T, 2, 2, 64, 64>, 3, 2>(),
-    tile<TensorSums<T, 2, 2, 64, 32>, 4, 2>(),
-    tile<TensorSums<T, 2, 2, 32, 32>, 4, 3>(),
+    tile<TensorSums<T, 2, 4, 64, 64>, 4, 1>(3270),
+    tile<TensorSums<T, 2, 2, 64, 64>, 3, 2>(1600),
+    tile<TensorSums<T, 2, 2, 64, 32>, 4, 2>(1100),
+    tile<TensorSums<T, 2, 2, 32, 32>, 4, 3>(600),
 #ifdef PERFONNX_WARPGROUPS
-    warpgroup_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(),
-    warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(),
-    warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(),
-    warpgroup_tile<WarpgroupSums<T, 2, 128, 64>, 5, 1>(),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(),
-    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2>(),
-    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 2>(),
-    parted_tile<WarpgroupSums<T, 2, 128, 64>, 5, 2>(),
-    parted_tile<WarpgroupSums<T, 2, 64, 128>, 6, 2>(),
+    warpgroup_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(2020),
+    warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
+    warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(1380),
+    warpgroup_tile<WarpgroupSums<T, 2, 64, 64>, 3, 3>(900),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(2020),
+    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2>(2020),
+    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 2>(2600),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 4>(2020),
+    parted_tile<WarpgroupSums<T, 2, 64, 128>, 6, 2>(1380),
 #endif
 };
 
 template <typename T>
 constexpr Tile kPlainTiles[] = {
-    tile<PlainSums<2, 4, 8, 8>, 3, 1>(),
-    tile<PlainSums<1, 4, 8, 4>, 4, 2>(),
+    tile<PlainSums<2, 4, 8, 8>, 3, 1>(4700),
+    tile<PlainSums<1, 4, 8, 4>, 4, 2>(1300),
 };
 
 template <typename T, std::size_t kCount>
@@ -781,11 +772,12 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
   };
   // Whole rounds of blocks: their slabs, and what a block does before and after them.
   const auto clocks = [&](const Tile& tile, int splits) {
-    constexpr double kBeside = 4000.0;
+    constexpr double kBeside = 5000.0;
+    constexpr double kSplit = 4000.0;
     const std::int64_t rounds =
         parts(blocks_of(tile) * splits, static_cast<std::int64_t>(tile.blocks) * limits.multiprocessors);
     const auto slabs = static_cast<double>(parts(product.slabs, splits));
-    return static_cast<double>(rounds) * (slabs * tile.clocks * tile.blocks + kBeside * (splits > 1 ? 1.5 : 1.0));
+    return static_cast<double>(rounds) * (slabs * tile.clocks * tile.blocks + kBeside + (splits > 1 ? kSplit : 0.0));
   };
   const Tile* best = nullptr;
   double least = 0.0;
