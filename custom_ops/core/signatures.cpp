@@ -9,6 +9,7 @@ namespace {
 
 constexpr bool kRequired = false;
 constexpr bool kOptional = true;
+constexpr bool kOfRun = true;
 
 template <typename T>
 std::vector<T> joined(std::vector<T> first, const std::vector<T>& second) {
@@ -33,7 +34,7 @@ std::vector<Attribute> conv_attributes(const std::vector<Attribute>& own = {}) {
 // What it reads (X maps, or S rows), weights and bias; `own`; the slopes of its activation.
 std::vector<Input> conv_inputs(const char* read, const std::vector<Input>& own) {
   const std::vector<Input> first{
-      {read, InputType::kT, kRequired}, {"W", InputType::kT, kRequired}, {"B", InputType::kT, kOptional}};
+      {read, InputType::kT, kRequired, kOfRun}, {"W", InputType::kT, kRequired}, {"B", InputType::kT, kOptional}};
   return joined(joined(first, own), {{"slope", InputType::kT, kOptional}});
 }
 
@@ -53,7 +54,7 @@ std::vector<Input> map_inputs() {
 
 Signature pool(const char* name, const Attribute& own) {
   return {name,
-          joined({{"S", InputType::kT, kRequired}}, map_inputs()),
+          joined({{"S", InputType::kT, kRequired, kOfRun}}, map_inputs()),
           {{"kernel_shape", AttributeType::kInts, true},
            {"strides", AttributeType::kInts, false},
            {"pads", AttributeType::kInts, false},
@@ -71,19 +72,19 @@ std::vector<Signature> all() {
       {"SparseConv", conv_inputs("X", {mask, {"fill", InputType::kT, kOptional}}), conv_attributes()},
       {"RadiusAdaptiveConv", conv_inputs("X", radius_inputs()), conv_attributes({center_gain})},
       {"Compact",
-       {{"X", InputType::kT, kRequired},
+       {{"X", InputType::kT, kRequired, kOfRun},
         {"sites", InputType::kInt32, kOptional},
         {"shape", InputType::kInt64, kOptional}},
        {}},
       {"ExpandRows",
-       {{"S", InputType::kT, kRequired},
+       {{"S", InputType::kT, kRequired, kOfRun},
         {"source", InputType::kInt32, kRequired},
         {"shape", InputType::kInt64, kRequired},
         {"weight", InputType::kFactors, kOptional}},
        {}},
       {"SampledConv",
-       conv_inputs("S",
-                   joined(map_inputs(), {{"Z", InputType::kT, kOptional}, {"z_source", InputType::kInt32, kOptional}})),
+       conv_inputs("S", joined(map_inputs(),
+                               {{"Z", InputType::kT, kOptional, kOfRun}, {"z_source", InputType::kInt32, kOptional}})),
        conv_attributes()},
       pool("SampledMaxPool", {"dilations", AttributeType::kInts, false}),
       pool("SampledAveragePool", {"count_include_pad", AttributeType::kInt, false}),

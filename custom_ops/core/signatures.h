@@ -19,6 +19,7 @@ struct Input {
   const char* name;
   InputType type;
   bool optional;
+  bool of_run = false;  // it may change from run to run; the others are constants of the model
 };
 
 struct Attribute {

@@ -2,15 +2,10 @@
 
 #include <algorithm>
 
-#include "core/error.h"
 #include "cpu/act.h"
 
 namespace perfonnx {
 namespace {
-
-constexpr std::int32_t kCentre = 4;  // of the 3 x 3 taps
-
-std::vector<std::int32_t> ring_taps() { return {0, 1, 2, 3, 5, 6, 7, 8}; }
 
 // A block's centres, rings and results have this many floats each, for at least kFewestSites sites: with fewer, the
 // open ones among them are too few for the cost of a product to be that of its sums.
@@ -18,15 +13,6 @@ constexpr std::int64_t kBlockFloats = 64 * 1024;
 constexpr std::int64_t kFewestSites = 448;
 constexpr std::int64_t kDeepInputs = 2304;
 constexpr std::int64_t kDeepFloats = 1024 * 1024;
-
-const ConvConstants& checked(const ConvConstants& conv) {
-  const ConvGeometry& geometry = conv.geometry.checked();
-  if (geometry.kernel[0] != 3 || geometry.kernel[1] != 3) {
-    throw Error("input 'W': the kernel is " + std::to_string(geometry.kernel[0]) + " x " +
-                std::to_string(geometry.kernel[1]) + ", but this operator needs 3 x 3");
-  }
-  return conv;
-}
 
 Product product_of(const ConvConstants& conv, const char* part, const std::vector<std::int32_t>& taps,
                    const float* bias, const KernelSet& kernels) {
@@ -44,7 +30,7 @@ Product product_of(const ConvConstants& conv, const char* part, const std::vecto
 std::unique_ptr<const ChosenTiles> tiles_of(const ConvConstants& conv, const float* bias, const SiteGrid& grid,
                                             std::int64_t group_sites, const KernelSet& kernels) {
   std::vector<float> weights(conv.weights, conv.weights + conv.outputs * conv.inputs * 9);
-  for (std::size_t i = kCentre; i < weights.size(); i += 9) weights[i] = 0.0F;
+  for (std::size_t i = kCentreTap; i < weights.size(); i += 9) weights[i] = 0.0F;
   return make_chosen_tiles(
       {weights.data(), bias, {conv.outputs, conv.inputs, 9, conv.groups}, kernels, &grid, conv.largest_tile},
       group_sites);
@@ -52,16 +38,12 @@ std::unique_ptr<const ChosenTiles> tiles_of(const ConvConstants& conv, const flo
 
 }  // namespace
 
-RadiusTables make_radius_tables(const SiteGrid& grid) {
-  return {make_row_table(grid, {kCentre}), make_row_table(grid, ring_taps())};
-}
-
 RadiusProduct::RadiusProduct(const ConvConstants& conv, const RadiusConstants& radius, const SiteGrid* grid,
                              const KernelSet& kernels)
     : center_gain_(radius.center_gain),
       alpha_bias_(radius.alpha_bias),
-      centre_(
-          product_of(checked(conv), "centre", {kCentre}, radius.center_gain == 0.0F ? conv.bias : nullptr, kernels)),
+      centre_(product_of(checked_radius(conv), "centre", {kCentreTap}, radius.center_gain == 0.0F ? conv.bias : nullptr,
+                         kernels)),
       ring_(product_of(conv, "ring", ring_taps(), radius.ring_bias, kernels)),
       tiles_(grid == nullptr ? nullptr : tiles_of(conv, radius.ring_bias, *grid, block_sites(), kernels)),
       zero_row_(static_cast<std::size_t>(ring_.input_channels()), 0.0F) {

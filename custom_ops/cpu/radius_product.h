@@ -6,19 +6,11 @@
 #include <memory>
 #include <vector>
 
-#include "core/layer.h"
-#include "core/tables.h"
+#include "core/radius.h"
 #include "cpu/product/chosen_tiles.h"
 #include "cpu/product/product.h"
 
 namespace perfonnx {
-
-// The rows that feed each site.
-struct RadiusTables {
-  RowTable centre;  // one tap
-  RowTable ring;    // eight
-};
-RadiusTables make_radius_tables(const SiteGrid& grid);
 
 class RadiusProduct {
  public:

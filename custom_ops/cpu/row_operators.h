@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/pooling.h"
+#include "core/row_layers.h"
 #include "core/rows.h"
 #include "cpu/operators.h"
 
@@ -15,48 +16,37 @@ namespace perfonnx {
 // Rows of a map at some positions.
 class Compact {
  public:
-  // sites: flat positions in the map, or all of them. size: of the maps that they were made for; 0 for any.
+  // As CompactSites.
   explicit Compact(const std::optional<Indices>& sites, const MapSize& size = {},
-                   const KernelSet& kernels = default_kernels());
+                   const KernelSet& kernels = default_kernels())
+      : sites_(sites, size), kernels_(kernels) {}
 
-  void check(const Images& x) const;
-  std::int64_t sites(const Images& x) const noexcept;
+  void check(const Images& x) const { sites_.check(x); }
+  std::int64_t sites(const Images& x) const noexcept { return sites_.count(x); }
   // rows [x.images, sites, x.channels] of X's element type.
   void run(const Images& x, void* rows, Context& context) const;
 
  private:
-  bool all_;
-  bool leading_ = true;  // site i is position i
-  std::int64_t count_ = 0;
-  std::int64_t largest_ = -1;
-  MapSize size_;
-  std::vector<std::int32_t> sites_;
+  CompactSites sites_;
   const KernelSet& kernels_;
 };
 
 // The map that rows stand for.
 class Expand {
  public:
-  // source [positions of the map, per_position], -1 adding nothing; weight the same or null.
+  // As ExpandSources.
   Expand(const MapSize& map, const std::int32_t* source, const float* weight, std::int64_t per_position,
-         const KernelSet& kernels = default_kernels());
+         const KernelSet& kernels = default_kernels())
+      : sources_(map, source, weight, per_position), kernels_(kernels) {}
 
-  void check(const Rows& s) const;
-  const MapSize& map() const noexcept { return map_; }
+  void check(const Rows& s) const { sources_.check(s); }
+  const MapSize& map() const noexcept { return sources_.map(); }
   // Y [s.images, s.channels, height, width] of S's element type.
   void run(const Rows& s, void* y, Context& context) const;
 
  private:
-  MapSize map_;
-  std::int64_t largest_ = -1;
-  Interpolation interpolation_;
+  ExpandSources sources_;
   const KernelSet& kernels_;
-};
-
-// Rows Z to add. `source` (z_source) has one entry per site, or one for all of them.
-struct AddedConstants {
-  std::optional<Indices> source;
-  std::optional<Rows> zeros;  // the shape of a constant Z that is all zeros, and so need not be read
 };
 
 // A convolution from rows to rows.
@@ -68,7 +58,7 @@ class SampledConv {
   // Of its product.
   const char* implementation() const noexcept { return product_->implementation(); }
   // Whether run wants Z.
-  bool adds() const noexcept { return adds_; }
+  bool adds() const noexcept { return added_->reads(); }
   void check(const Rows& s, const Rows* z) const;
   std::int64_t sites() const noexcept { return table_.sites; }
   std::int64_t outputs() const noexcept { return product_->outputs(); }
@@ -76,16 +66,12 @@ class SampledConv {
   void run(const Rows& s, const Rows* z, void* r, Context& context) const;
 
  private:
-  void check_added(const Rows& z) const;
-
   Activation activation_;
   std::optional<Product> product_;
   RowIndex in_source_;
   RowTable table_;
-  std::optional<RowIndex> z_source_;
-  bool adds_ = false;
-  std::int64_t zero_images_ = 1;  // of a Z that is not read
-  std::vector<float> zero_row_;   // for S
+  std::optional<AddedSources> added_;
+  std::vector<float> zero_row_;  // for S
   std::vector<float> added_zero_row_;
 };
 

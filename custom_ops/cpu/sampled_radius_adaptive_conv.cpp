@@ -26,10 +26,7 @@ SampledRadiusAdaptiveConv::SampledRadiusAdaptiveConv(const ConvConstants& conv, 
 }
 
 void SampledRadiusAdaptiveConv::check(const Rows& s) const {
-  if (s.channels != product_->input_channels()) {
-    throw Error("input 'S': shape " + s.shape_text() + " has " + std::to_string(s.channels) +
-                " channels, but W and group expect " + std::to_string(product_->input_channels()));
-  }
+  check_channels(s, product_->input_channels());
   in_source_.check("S", s);
 }
 
