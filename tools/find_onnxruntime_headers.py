@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEADER = "onnxruntime_c_api.h"
-MIN_API_VERSION = 17
+MIN_API_VERSION = 18
 DEBIAN_SUITE = "trixie"
 DEBIAN_PACKAGE = "libonnxruntime-dev"
 RELEASE_VERSION = "1.21.0"
@@ -291,7 +291,7 @@ def find(arguments: argparse.Namespace) -> Path:
         if headers is None:
             raise HeadersError(
                 f"ONNXRUNTIME_INCLUDE_DIR={arguments.user_dir} holds no {HEADER} of API version {MIN_API_VERSION} "
-                "(onnxruntime 1.17) or later; point it at the include directory of an ONNX Runtime release, or unset it"
+                "(onnxruntime 1.18) or later; point it at the include directory of an ONNX Runtime release, or unset it"
             )
         return headers
     if arguments.system_dir and (headers := headers_under(Path(arguments.system_dir))) is not None:

@@ -161,6 +161,12 @@ int perfonnx_cuda_compact(const perfonnx::cuda::CompactArgs* args, void* stream)
 int perfonnx_cuda_expand(const perfonnx::cuda::ExpandArgs* args, void* stream);
 int perfonnx_cuda_pool(const perfonnx::cuda::PoolArgs* args, void* stream);
 
+// The bytes at `from`, on the host, which may change as soon as the function returns if they are not page-locked.
+int perfonnx_cuda_upload(void* to, const void* from, std::size_t bytes, void* stream);
+// These two wait: for all that is on the stream, or on the device.
+int perfonnx_cuda_wait(void* stream);
+int perfonnx_cuda_wait_for_device();
+
 // What a status says.
 const char* perfonnx_cuda_error_text(int status);
 }

@@ -241,7 +241,8 @@ class GatheredRows {
   std::int32_t images_[kCount];   // the first row of its image
 };
 
-// Where channels come in whole chunks: they are copied.
+// Where channels come in whole chunks: they are copied. Where a slab holds channels of one tap (taps_inside), the eight
+// threads that share a row keep an entry of the table each, of eight taps that follow each other.
 template <typename T, int kCount, int kStride>
 class ChunkGather {
  public:
@@ -253,34 +254,54 @@ class ChunkGather {
         taps_(product.taps),
         per_tap_(product.inputs / kPerChunk<T>),
         row_bytes_(product.inputs * product.groups * static_cast<int>(sizeof(T))),
-        tap_((slab * kChunks + chunk) / per_tap_),
-        within_((slab * kChunks + chunk) % per_tap_) {
+        inside_(taps_inside(product.taps, product.inputs, sizeof(T))),
+        chunk_(chunk),
+        tap_(inside_ ? slab % taps_ : (slab * kChunks + chunk) / per_tap_),
+        within_(inside_ ? slab / taps_ * kChunks + chunk : (slab * kChunks + chunk) % per_tap_) {
     look_up();
   }
 
-  // The thread's chunks of the next slab, to places kStride rows apart.
+  // The thread's chunks of the next slab, to places kStride rows apart. The entries for the one after it are looked up
+  // here too, a slab ahead of their use.
   __device__ void bring(char* to) {
-    const char* from = channels_ + within_ * kChunk;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const bool valid = entries_[i] >= 0;
-      const std::int64_t offset = rows_.in_batch(i, valid ? entries_[i] : 0) * row_bytes_;
-      copy_async(to + i * kStride * kSlab, from + offset, valid);
-    }
-    within_ += kChunks;
-    if (within_ >= per_tap_) {
-      do {
-        within_ -= per_tap_;
-        ++tap_;
-      } while (within_ >= per_tap_);
-      look_up();  // a slab ahead of its use
+    if (inside_) {
+      bring_rows(to, [&](int i) { return __shfl_sync(0xFFFFFFFFU, entries_[i], tap_ % kChunks, kChunks); });
+      if (++tap_ == taps_) {
+        tap_ = 0;
+        within_ += kChunks;
+        if (taps_ > kChunks) look_up();
+      } else if (tap_ % kChunks == 0) {
+        look_up();
+      }
+    } else {
+      bring_rows(to, [&](int i) { return entries_[i]; });
+      within_ += kChunks;
+      if (within_ >= per_tap_) {
+        do {
+          within_ -= per_tap_;
+          ++tap_;
+        } while (within_ >= per_tap_);
+        look_up();
+      }
     }
   }
 
  private:
-  __device__ void look_up() {
+  template <typename Row>
+  __device__ void bring_rows(char* to, const Row& row) {
+    const char* from = channels_ + within_ * kChunk;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) entries_[i] = rows_.row(i, tap_, taps_);
+    for (int i = 0; i < kCount; ++i) {
+      const std::int32_t found = row(i);
+      const bool valid = found >= 0;
+      const std::int64_t offset = rows_.in_batch(i, valid ? found : 0) * row_bytes_;
+      copy_async<true>(to + i * kStride * kSlab, from + offset, valid);
+    }
+  }
+  __device__ void look_up() {
+    const int tap = inside_ ? tap_ / kChunks * kChunks + chunk_ : tap_;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) entries_[i] = rows_.row(i, tap, taps_);
   }
 
   GatheredRows<kCount, kStride> rows_;
@@ -289,6 +310,8 @@ class ChunkGather {
   int taps_;
   int per_tap_;
   int row_bytes_;
+  bool inside_;
+  int chunk_;
   int tap_;
   int within_;
 };
@@ -465,8 +488,8 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
 #pragma unroll
       for (int i = 0; i < kOutputs / kStride; ++i) {
         const bool valid = work.output + own_row + i * kStride < product.outputs;
-        copy_async(b_slab(stage) + own_place + i * kStride * kSlab,
-                   valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
+        copy_async<false>(b_slab(stage) + own_place + i * kStride * kSlab,
+                          valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
       }
       weights += slab_bytes;
       ++brought;
@@ -514,8 +537,8 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
   if (product.splits > 1) wait_for_cluster();  // the others may still read
 }
 
-// A warpgroup of its own brings the rows, and one of its threads asks for the weights. Those come to kPair blocks,
-// whose outputs are the same, at once: each asks for its part of them.
+// A warpgroup of its own brings the rows, and one of its threads asks for the weights, which come in one piece: where
+// kPair is 2, half of it by each of the two blocks of a pair, whose outputs are the same.
 template <typename Sums, int kStages, int kPair>
 __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
     parted_kernel(const __grid_constant__ Product product) {
@@ -525,12 +548,7 @@ __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
   constexpr int kOutputs = Sums::kOutputs;
   constexpr int kStride = kWarpgroup / kChunks;
   constexpr int kGroups = Sums::kThreads / kWarpgroup;
-  // Registers of a thread of three warpgroups: as many as the block starts with, or the last to ask would wait for
-  // ever.
-  constexpr int kAtStart = 168;
-  constexpr int kBringing = 136;
-  constexpr int kMultiplying = 184;
-  static_assert(kGroups == 2 && kBringing + kGroups * kMultiplying <= (kGroups + 1) * kAtStart);
+  static_assert(kGroups == 2, "registers are shared out among three warpgroups");
   const Work<Sums, kPair> work(product);
   if (work.none) return;
 
@@ -552,22 +570,35 @@ __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
   wait_for_cluster();
 
   if (thread >= Sums::kThreads) {
-    give_registers<kBringing>();
+    give_registers<128>();
     const int own = thread - Sums::kThreads;
     const int own_place = place(own / kChunks, own % kChunks);
     ChunkGather<T, kRows / kStride, kStride> gather(product, work.first + own / kChunks, work.made, work.group,
                                                     work.first_slab, own % kChunks);
     const int outputs = product.outputs - work.output < kOutputs ? product.outputs - work.output : kOutputs;
-    const int part_first = pair_rank * (kOutputs / kPair);
-    const int part = outputs - part_first < kOutputs / kPair ? outputs - part_first : kOutputs / kPair;
+    const int half_first = pair_rank * (kOutputs / kPair);
+    const int half = outputs - half_first < kOutputs / kPair ? outputs - half_first : kOutputs / kPair;
     const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
-    const char* weights = tile_weights(product, work, slab_bytes) + part_first * kSlab;
-    // A slab is on its way while this many others are waited for; then two lie ready for the sums to begin.
+    const char* weights = tile_weights(product, work, slab_bytes) + half_first * kSlab;
+    // What is on its way for so long is there mostly; the sums of the slab before the last wait for nothing else.
     constexpr int kAhead = kStages - 2;
     for (int slab = 0; slab < slabs + kAhead; ++slab) {
+      if (slab < slabs) {
+        const int stage = slab % kStages;
+        if (slab >= kStages) wait_for_signal(done + stage, (slab / kStages - 1) % 2);
+        if (own == 0) {
+          announce(there + stage, outputs * kSlab);
+          if (half > 0) {
+            copy_to_blocks<kPair>(b_slab(stage) + half_first * kSlab, weights, half * kSlab, there + stage, pair_first);
+          }
+          weights += slab_bytes;
+        }
+        gather.bring(a_slab(stage) + own_place);
+      }
+      commit_copies();
       if (slab >= kAhead) {
         const int stage = (slab - kAhead) % kStages;
-        wait_copies<kAhead - 1>();
+        wait_copies<kAhead>();
         if constexpr (Sums::kRounds) {
 #pragma unroll
           for (int i = 0; i < kRows / kStride; ++i) round_chunk(a_slab(stage) + own_place + i * kStride * kSlab);
@@ -575,24 +606,11 @@ __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
         show_to_products();
         arrive(there + stage);
       }
-      if (slab < slabs) {
-        const int stage = slab % kStages;
-        if (slab >= kStages) wait_for_signal(done + stage, (slab / kStages - 1) % 2);
-        if (own == 0) {
-          announce(there + stage, outputs * kSlab);
-          if (part > 0) {
-            copy_to_blocks<kPair>(b_slab(stage) + part_first * kSlab, weights, part * kSlab, there + stage, pair_first);
-          }
-          weights += slab_bytes;
-        }
-        gather.bring(a_slab(stage) + own_place);
-      }
-      commit_copies();
     }
     wait_for_cluster();  // the sums are there
     wait_for_cluster();  // and read
   } else {
-    take_registers<kMultiplying>();
+    take_registers<192>();
     Sums sums(thread);
     // A stage is free for everyone who brings something.
     const auto leave = [&](int slab) {
@@ -728,13 +746,12 @@ constexpr Tile kTensorTiles[] = {
     warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(1380),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 64>, 3, 3>(900),
-    // Their clocks are not known yet: taken by their numbers alone.
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 2>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 4>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 64, 128>, 6, 2>(1e9),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(2020),
+    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2>(2020),
+    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 2>(2600),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 4>(2020),
+    parted_tile<WarpgroupSums<T, 2, 64, 128>, 6, 2>(1380),
 #endif
 };
 

@@ -1,9 +1,9 @@
 #include "ort/api.h"
 
-#include <atomic>
+#include <algorithm>
 #include <cmath>
-#include <exception>
-#include <mutex>
+#include <limits>
+#include <memory>
 
 namespace perfonnx::ort {
 namespace {
@@ -116,7 +116,8 @@ std::vector<float> Constant::floats() const {
     const auto* from = static_cast<const float*>(data);
     for (std::size_t i = 0; i < result.size(); ++i) result[i] = from[i];
   } else {
-    widen(static_cast<const Half*>(data), result.size(), result.data());
+    const auto* from = static_cast<const Half*>(data);
+    std::transform(from, from + result.size(), result.begin(), [](Half value) { return to_float(value); });
   }
   return result;
 }
@@ -295,13 +296,6 @@ Mask read_mask(const Constant& mask) {
   return Mask{static_cast<const bool*>(mask.data), mask.dims[0], mask.dims[1]};
 }
 
-Call::Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory, const Signature& signature)
-    : api_(api), context_(context), signature_(signature) {
-  check(api_, api_.KernelContext_GetAllocator(context, memory, &allocator_));
-}
-
-Call::~Call() { api_.ReleaseAllocator(allocator_); }
-
 const void* Call::input(const char* name, std::size_t rank, const char* meaning, Element* element,
                         std::vector<std::int64_t>* dims) const {
   const OrtValue* value = nullptr;
@@ -356,37 +350,5 @@ void* Call::output(const std::int64_t* dims, std::size_t rank) const {
   check(api_, api_.GetTensorMutableData(value, &data));
   return data;
 }
-
-void Call::run(std::size_t count, const std::function<void(std::size_t)>& task) {
-  if (count == 0) return;
-  struct Shared {
-    const std::function<void(std::size_t)>& task;
-    std::mutex mutex;
-    std::exception_ptr problem;
-  } shared{task, {}, nullptr};
-  const auto call = [](void* data, std::size_t i) {  // no exception may pass through onnxruntime's pool
-    auto* state = static_cast<Shared*>(data);
-    try {
-      state->task(i);
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(state->mutex);
-      if (!state->problem) state->problem = std::current_exception();
-    }
-  };
-  if (count == 1) {
-    call(&shared, 0);
-  } else {
-    check(api_, api_.KernelContext_ParallelFor(context_, call, count, 0, &shared));
-  }
-  if (shared.problem) std::rethrow_exception(shared.problem);
-}
-
-void* Call::allocate(std::size_t bytes) {
-  void* p = allocator_->Alloc(allocator_, bytes);
-  if (p == nullptr) throw std::bad_alloc();
-  return p;
-}
-
-void Call::release(void* p) noexcept { allocator_->Free(allocator_, p); }
 
 }  // namespace perfonnx::ort

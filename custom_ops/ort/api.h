@@ -9,21 +9,19 @@
 #include <string>
 #include <vector>
 
-#include "core/context.h"
+#include "core/images.h"
+#include "core/layer.h"
 #include "core/rows.h"
 #include "core/signatures.h"
-#include "cpu/half.h"
-#include "cpu/layout.h"
-#include "cpu/operators.h"
 
-#if ORT_API_VERSION < 17
-#error "perfonnx needs the headers of ONNX Runtime 1.17 or later: set ONNXRUNTIME_INCLUDE_DIR to newer ones"
+#if ORT_API_VERSION < 18
+#error "perfonnx needs the headers of ONNX Runtime 1.18 or later: set ONNXRUNTIME_INCLUDE_DIR to newer ones"
 #endif
 
 namespace perfonnx::ort {
 
 // The lowest version that has all that is used: one library then runs with every later onnxruntime.
-inline constexpr std::uint32_t kApiVersion = 17;
+inline constexpr std::uint32_t kApiVersion = 18;
 
 // Throws std::runtime_error with the status's message, if there is one.
 void check(const OrtApi& api, OrtStatus* status);
@@ -53,6 +51,7 @@ class KernelInfo {
       : api_(api), info_(info), signature_(signature) {}
 
   const OrtApi& api() const noexcept { return api_; }
+  const OrtKernelInfo* get() const noexcept { return info_; }
   // "PerforatedConv node 'conv1'", for messages; by its output where the node has no name.
   std::string describe() const;
 
@@ -102,11 +101,12 @@ MapSize read_map_size(const KernelInfo& info, const char* name);
 // bool [height, width]
 Mask read_mask(const Constant& mask);
 
-// One call of a kernel: its inputs and output, onnxruntime's thread pool and arena.
-class Call final : private ParallelFor, private Allocator {
+// One call of a kernel: its inputs and output.
+class Call {
  public:
-  Call(const OrtApi& api, OrtKernelContext* context, const OrtMemoryInfo* memory, const Signature& signature);
-  ~Call() override;
+  Call(const OrtApi& api, OrtKernelContext* context, const Signature& signature)
+      : api_(api), context_(context), signature_(signature) {}
+  virtual ~Call() = default;
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
@@ -115,21 +115,20 @@ class Call final : private ParallelFor, private Allocator {
   // The only output, of these dimensions.
   void* output(std::int64_t n, std::int64_t channels, std::int64_t height, std::int64_t width) const;
   void* output(std::int64_t n, std::int64_t rows, std::int64_t channels) const;
-  Context context() { return Context{*this, *this}; }
+
+ protected:
+  const OrtApi& api() const noexcept { return api_; }
+  OrtKernelContext* ort_context() const noexcept { return context_; }
 
  private:
   // Data, type and dimensions of an input; Error unless it has `rank` dimensions, which `meaning` names.
   const void* input(const char* name, std::size_t rank, const char* meaning, Element* element,
                     std::vector<std::int64_t>* dims) const;
   void* output(const std::int64_t* dims, std::size_t rank) const;
-  void run(std::size_t count, const std::function<void(std::size_t)>& task) override;
-  void* allocate(std::size_t bytes) override;
-  void release(void* p) noexcept override;
 
   const OrtApi& api_;
   OrtKernelContext* context_;
   const Signature& signature_;
-  OrtAllocator* allocator_ = nullptr;
 };
 
 }  // namespace perfonnx::ort

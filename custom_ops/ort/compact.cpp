@@ -1,24 +1,26 @@
-#include "cpu/row_operators.h"
 #include "ort/custom_op.h"
 
 namespace perfonnx::ort {
 namespace {
 
+template <typename B>
 struct CompactOp {
-  using Engine = Compact;
+  using Backend = B;
+  using Engine = typename B::Compact;
   static constexpr const char* kName = "Compact";
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     MapSize size;  // older models do not say which size they were made for
     if (info.has_input("shape")) size = read_map_size(info, "shape");
-    return std::make_unique<const Engine>(read_indices(info, "sites"), size);
+    return std::make_unique<const Engine>(read_indices(info, "sites"), size, B::device(info));
   }
 
+  template <typename Call>
   static void compute(const Engine& engine, Call& call) {
     const Images x = call.images("X");
     engine.check(x);
     void* rows = call.output(x.images, engine.sites(x), x.channels);
-    Context context = call.context();
+    auto context = call.context();
     engine.run(x, rows, context);
   }
 };

@@ -7,6 +7,12 @@
 #include <vector>
 
 #include "ort/api.h"
+#ifndef PERFONNX_CUDA_ON_HOST
+#include "ort/cpu_backend.h"
+#endif
+#if defined(PERFONNX_CUDA) || defined(PERFONNX_CUDA_ON_HOST)
+#include "ort/cuda_backend.h"
+#endif
 
 namespace perfonnx::ort {
 
@@ -35,7 +41,7 @@ struct Kernel {
   const OrtApi* api;
   const Signature* signature;
   std::string node;
-  std::unique_ptr<OrtMemoryInfo, void(ORT_API_CALL*)(OrtMemoryInfo*)> memory;
+  typename Op::Backend::Shared shared;
   std::unique_ptr<const typename Op::Engine> engine;
 };
 
@@ -63,8 +69,8 @@ OrtStatus* guarded(const OrtApi& api, const std::string& node, const Function& f
   }
 }
 
-// Op gives: kName, that of its signature; Engine, the kernel of the engine; create(KernelInfo) -> unique_ptr of
-// it; compute(const Engine&, Call&).
+// Op gives: Backend, where it runs; kName, that of its signature; Engine, the kernel of the engine; create(KernelInfo)
+// -> unique_ptr of it; compute(const Engine&, a call of the backend&).
 template <typename Op>
 class CustomOp final : public OrtCustomOp {
  public:
@@ -72,7 +78,7 @@ class CustomOp final : public OrtCustomOp {
   explicit CustomOp(ONNXTensorElementDataType type) : OrtCustomOp{}, signature_(signature(Op::kName)), type_(type) {
     version = kApiVersion;
     GetName = [](const OrtCustomOp* op) { return of(op).name; };
-    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+    GetExecutionProviderType = [](const OrtCustomOp*) { return Op::Backend::kProvider; };
     GetInputTypeCount = [](const OrtCustomOp* op) { return of(op).inputs.size(); };
     GetInputType = [](const OrtCustomOp* op, std::size_t i) {
       return element_type(of(op).inputs[i].type, static_cast<const CustomOp*>(op)->type_);
@@ -80,7 +86,10 @@ class CustomOp final : public OrtCustomOp {
     GetInputCharacteristic = [](const OrtCustomOp* op, std::size_t i) {
       return of(op).inputs[i].optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
     };
-    GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return OrtMemTypeDefault; };
+    // Constants are read on the host, when a kernel is created.
+    GetInputMemoryType = [](const OrtCustomOp* op, std::size_t i) {
+      return Op::Backend::kOnHost || of(op).inputs[i].of_run ? OrtMemTypeDefault : OrtMemTypeCPUInput;
+    };
     GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
     GetOutputType = [](const OrtCustomOp* op, std::size_t) { return static_cast<const CustomOp*>(op)->type_; };
     GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) { return INPUT_OUTPUT_REQUIRED; };
@@ -107,10 +116,8 @@ class CustomOp final : public OrtCustomOp {
     return guarded(*api, node, [&] {
       const KernelInfo kernel_info(*api, info, of(op));
       node = kernel_info.describe();
-      OrtMemoryInfo* memory = nullptr;
-      check(*api, api->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory));
-      auto kernel =
-          std::make_unique<Kernel<Op>>(Kernel<Op>{api, &of(op), node, {memory, api->ReleaseMemoryInfo}, nullptr});
+      auto kernel = std::make_unique<Kernel<Op>>(
+          Kernel<Op>{api, &of(op), node, typename Op::Backend::Shared(kernel_info), nullptr});
       kernel->engine = Op::create(kernel_info);
       *out = kernel.release();
     });
@@ -119,7 +126,7 @@ class CustomOp final : public OrtCustomOp {
   static OrtStatus* ORT_API_CALL compute(void* data, OrtKernelContext* context) noexcept {
     const auto* kernel = static_cast<const Kernel<Op>*>(data);
     return guarded(*kernel->api, kernel->node, [&] {
-      Call call(*kernel->api, context, kernel->memory.get(), *kernel->signature);
+      auto call = kernel->shared.call(*kernel->api, context, *kernel->signature);
       Op::compute(*kernel->engine, call);
     });
   }
@@ -128,7 +135,7 @@ class CustomOp final : public OrtCustomOp {
   ONNXTensorElementDataType type_;
 };
 
-// Both overloads of an operator.
+// Both overloads of an operator on a backend.
 template <typename Op>
 void add_overloads(const OrtApi& api, OrtCustomOpDomain* domain) {
   static const CustomOp<Op> ops[] = {CustomOp<Op>(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT),
@@ -141,9 +148,17 @@ using AddOperator = void (*)(const OrtApi&, OrtCustomOpDomain*);
 // Those that the library has. Filled while it is loaded, by the `Registration` in each operator's file.
 std::vector<AddOperator>& operators();
 
-template <typename Op>
+// An operator on every backend that was built.
+template <template <typename Backend> class Op>
 struct Registration {
-  Registration() { operators().push_back(add_overloads<Op>); }
+  Registration() {
+#ifndef PERFONNX_CUDA_ON_HOST
+    operators().push_back(add_overloads<Op<CpuBackend>>);
+#endif
+#if defined(PERFONNX_CUDA) || defined(PERFONNX_CUDA_ON_HOST)
+    operators().push_back(add_overloads<Op<CudaBackend>>);
+#endif
+  }
 };
 
 }  // namespace perfonnx::ort

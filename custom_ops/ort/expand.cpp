@@ -1,11 +1,12 @@
-#include "cpu/row_operators.h"
 #include "ort/custom_op.h"
 
 namespace perfonnx::ort {
 namespace {
 
+template <typename B>
 struct ExpandOp {
-  using Engine = Expand;
+  using Backend = B;
+  using Engine = typename B::Expand;
   static constexpr const char* kName = "ExpandRows";
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
@@ -23,14 +24,15 @@ struct ExpandOp {
       weights = weight->floats();
     }
     return std::make_unique<const Engine>(map, static_cast<const std::int32_t*>(source.data),
-                                          weight ? weights.data() : nullptr, source.dims[1]);
+                                          weight ? weights.data() : nullptr, source.dims[1], B::device(info));
   }
 
+  template <typename Call>
   static void compute(const Engine& engine, Call& call) {
     const Rows s = call.rows("S");
     engine.check(s);
     void* y = call.output(s.images, s.channels, engine.map().height, engine.map().width);
-    Context context = call.context();
+    auto context = call.context();
     engine.run(s, y, context);
   }
 };

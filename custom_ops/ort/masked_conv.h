@@ -1,19 +1,21 @@
 // What the operators that run a MaskedConv share.
 #pragma once
 
-#include "cpu/isa.h"
 #include "ort/custom_op.h"
 
 namespace perfonnx::ort {
 
+template <typename B>
 struct MaskedConvOp {
-  using Engine = MaskedConv;
+  using Backend = B;
+  using Engine = typename B::MaskedConv;
 
+  template <typename Call>
   static void compute(const Engine& engine, Call& call) {
     const Images x = call.images("X");
     engine.check(x);
     void* y = call.output(x.images, engine.outputs(), engine.height(), engine.width());
-    Context context = call.context();
+    auto context = call.context();
     engine.run(x, y, context);
   }
 };

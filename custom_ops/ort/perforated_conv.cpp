@@ -3,7 +3,9 @@
 namespace perfonnx::ort {
 namespace {
 
-struct PerforatedConvOp : MaskedConvOp {
+template <typename B>
+struct PerforatedConvOp : MaskedConvOp<B> {
+  using typename MaskedConvOp<B>::Engine;
   static constexpr const char* kName = "PerforatedConv";
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
@@ -21,9 +23,10 @@ struct PerforatedConvOp : MaskedConvOp {
       weight->expect_shape(source.dims, "that of source");
       weights = weight->floats();
     }
-    return std::unique_ptr<const Engine>(
-        new Engine(make_perforated_conv(inputs.conv, mask, static_cast<const std::int32_t*>(source.data),
-                                        weight ? weights.data() : nullptr, source.dims[1], default_kernels())));
+    Interpolation interpolation =
+        make_interpolation(mask.data, mask.positions(), static_cast<const std::int32_t*>(source.data),
+                           weight ? weights.data() : nullptr, source.dims[1]);
+    return std::make_unique<const Engine>(inputs.conv, mask, std::move(interpolation), nullptr, B::device(info));
   }
 };
 

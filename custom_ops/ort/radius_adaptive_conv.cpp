@@ -1,6 +1,5 @@
 #include <cmath>
 
-#include "cpu/isa.h"
 #include "ort/custom_op.h"
 #include "ort/radius_inputs.h"
 
@@ -26,21 +25,24 @@ RadiusInputs::RadiusInputs(const KernelInfo& info, const ConvConstants& conv) {
 
 namespace {
 
+template <typename B>
 struct RadiusAdaptiveConvOp {
-  using Engine = RadiusAdaptiveConv;
+  using Backend = B;
+  using Engine = typename B::RadiusAdaptiveConv;
   static constexpr const char* kName = "RadiusAdaptiveConv";
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     const ConvInputs inputs(info);
     const RadiusInputs radius(info, inputs.conv);
-    return std::make_unique<const Engine>(inputs.conv, radius.radius, default_kernels());
+    return std::make_unique<const Engine>(inputs.conv, radius.radius, B::device(info));
   }
 
+  template <typename Call>
   static void compute(const Engine& engine, Call& call) {
     const Images x = call.images("X");
     engine.check(x);
     void* y = call.output(x.images, engine.outputs(), engine.height(x), engine.width(x));
-    Context context = call.context();
+    auto context = call.context();
     engine.run(x, y, context);
   }
 };

@@ -1,20 +1,20 @@
 #include <algorithm>
 
-#include "cpu/isa.h"
-#include "cpu/row_operators.h"
 #include "ort/custom_op.h"
 
 namespace perfonnx::ort {
 namespace {
 
 // nullopt without Z; with the shape of a Z that is known to add nothing.
-std::optional<AddedConstants> read_added(const KernelInfo& info) {
+// on_host: whether the numbers of a constant Z can be read.
+std::optional<AddedConstants> read_added(const KernelInfo& info, bool on_host) {
   const std::optional<Indices> source = read_indices(info, "z_source");
   if (!info.has_input("Z")) {
     if (source) throw Error("input 'z_source': it is given without Z; give both or neither");
     return std::nullopt;
   }
   AddedConstants added{source, std::nullopt};
+  if (!on_host) return added;
   if (const std::optional<Constant> z = info.constant_if_any("Z")) {
     if (z->dims.size() != 3) {
       throw Error("input 'Z': shape " + shape_text(z->dims) + " instead of [N or 1, rows, channels]");
@@ -27,24 +27,27 @@ std::optional<AddedConstants> read_added(const KernelInfo& info) {
   return added;
 }
 
+template <typename B>
 struct SampledConvOp {
-  using Engine = SampledConv;
+  using Backend = B;
+  using Engine = typename B::SampledConv;
   static constexpr const char* kName = "SampledConv";
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     const ConvInputs inputs(info);
     const VirtualMap map{read_map_size(info, "in_shape"), read_indices(info, "in_source")};
-    return std::make_unique<const Engine>(inputs.conv, map, read_indices(info, "sites"), read_added(info),
-                                          default_kernels());
+    return std::make_unique<const Engine>(inputs.conv, map, read_indices(info, "sites"), read_added(info, B::kOnHost),
+                                          B::device(info));
   }
 
+  template <typename Call>
   static void compute(const Engine& engine, Call& call) {
     const Rows s = call.rows("S");
     std::optional<Rows> z;
     if (engine.adds()) z = call.rows("Z");
     engine.check(s, z ? &*z : nullptr);
     void* r = call.output(s.images, engine.sites(), engine.outputs());
-    Context context = call.context();
+    auto context = call.context();
     engine.run(s, z ? &*z : nullptr, r, context);
   }
 };

@@ -1,5 +1,3 @@
-#include "cpu/isa.h"
-#include "cpu/row_operators.h"
 #include "ort/custom_op.h"
 
 namespace perfonnx::ort {
@@ -11,9 +9,10 @@ bool read_flag(const KernelInfo& info, const char* name) {
   return value == 1;
 }
 
-template <bool kAverage>
+template <typename B, bool kAverage>
 struct SampledPoolOp {
-  using Engine = SampledPool;
+  using Backend = B;
+  using Engine = typename B::SampledPool;
   static constexpr const char* kName = kAverage ? "SampledAveragePool" : "SampledMaxPool";
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
@@ -30,20 +29,26 @@ struct SampledPoolOp {
       read_ints(info, "dilations", window.geometry.dilations, 2);
     }
     const VirtualMap map{read_map_size(info, "in_shape"), read_indices(info, "in_source")};
-    return std::make_unique<const Engine>(window, map, read_indices(info, "sites"), default_kernels());
+    return std::make_unique<const Engine>(window, map, read_indices(info, "sites"), B::device(info));
   }
 
+  template <typename Call>
   static void compute(const Engine& engine, Call& call) {
     const Rows s = call.rows("S");
     engine.check(s);
     void* r = call.output(s.images, engine.sites(), s.channels);
-    Context context = call.context();
+    auto context = call.context();
     engine.run(s, r, context);
   }
 };
 
-const Registration<SampledPoolOp<false>> kMax;
-const Registration<SampledPoolOp<true>> kAverage;
+template <typename B>
+using SampledMaxPoolOp = SampledPoolOp<B, false>;
+template <typename B>
+using SampledAveragePoolOp = SampledPoolOp<B, true>;
+
+const Registration<SampledMaxPoolOp> kMax;
+const Registration<SampledAveragePoolOp> kAverage;
 
 }  // namespace
 

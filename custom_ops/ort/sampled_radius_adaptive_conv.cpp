@@ -1,13 +1,13 @@
-#include "cpu/isa.h"
-#include "cpu/row_operators.h"
 #include "ort/custom_op.h"
 #include "ort/radius_inputs.h"
 
 namespace perfonnx::ort {
 namespace {
 
+template <typename B>
 struct SampledRadiusAdaptiveConvOp {
-  using Engine = SampledRadiusAdaptiveConv;
+  using Backend = B;
+  using Engine = typename B::SampledRadiusAdaptiveConv;
   static constexpr const char* kName = "SampledRadiusAdaptiveConv";
 
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
@@ -15,14 +15,15 @@ struct SampledRadiusAdaptiveConvOp {
     const RadiusInputs radius(info, inputs.conv);
     const VirtualMap map{read_map_size(info, "in_shape"), read_indices(info, "in_source")};
     return std::make_unique<const Engine>(inputs.conv, radius.radius, map, read_indices(info, "sites"),
-                                          default_kernels());
+                                          B::device(info));
   }
 
+  template <typename Call>
   static void compute(const Engine& engine, Call& call) {
     const Rows s = call.rows("S");
     engine.check(s);
     void* r = call.output(s.images, engine.sites(), engine.outputs());
-    Context context = call.context();
+    auto context = call.context();
     engine.run(s, r, context);
   }
 };

@@ -57,7 +57,7 @@ def test_a_user_s_directory_without_headers_is_an_error_not_a_hint(tmp_path: Pat
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("version", "taken"), [(16, False), (17, True), (31, True)])
+@pytest.mark.parametrize(("version", "taken"), [(17, False), (18, True), (31, True)])
 def test_system_headers_must_be_new_enough(tmp_path: Path, version: int, taken: bool) -> None:
     system = _headers(tmp_path / "system", version)
     done = _run(tmp_path, "--system-dir", str(system), "--release-url", "file:///nonexistent")

@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <utility>
 #include <vector>
@@ -207,6 +208,8 @@ void run_cluster(std::size_t each) {
 
 void run_blocks(std::int64_t blocks, int cluster, int threads, std::size_t shared_bytes,
                 const std::function<void()>& thread) {
+  static std::mutex one_machine;  // for all threads of the process
+  const std::lock_guard<std::mutex> lock(one_machine);
   machine.thread = &thread;
   if (blocks % cluster != 0) fail("clusters that are not whole");
   for (std::int64_t first = 0; first < blocks; first += cluster) {

@@ -1,0 +1,69 @@
+#include "ort/cuda_backend.h"
+
+namespace perfonnx::ort {
+namespace {
+
+// What onnxruntime's CUDA provider can be asked for in a call (cuda_resource.h, which packages of its headers lack).
+constexpr int kResourceVersion = 3;
+constexpr int kUseTf32 = 10011;
+
+using Arena = std::unique_ptr<OrtAllocator, void(ORT_API_CALL*)(OrtAllocator*)>;
+
+Arena arena_of(const KernelInfo& info) {
+  OrtAllocator* arena = nullptr;
+  check(info.api(), info.api().KernelInfoGetAllocator(info.get(), OrtMemTypeDefault, &arena));
+  return {arena, info.api().ReleaseAllocator};
+}
+
+class LastingMemory final : public Allocator {
+ public:
+  LastingMemory(const OrtApi& api, Arena arena) : api_(api), arena_(std::move(arena)) {}
+
+  void* allocate(std::size_t bytes) override {
+    void* p = nullptr;
+    check(api_, api_.AllocatorAlloc(arena_.get(), bytes, &p));
+    if (p == nullptr) throw std::bad_alloc();
+    return p;
+  }
+  void release(void* p) noexcept override { arena_->Free(arena_.get(), p); }
+
+ private:
+  const OrtApi& api_;
+  Arena arena_;
+};
+
+}  // namespace
+
+cuda::Memory CudaBackend::device(const KernelInfo& info) {
+  return std::make_shared<LastingMemory>(info.api(), arena_of(info));
+}
+
+CudaBackend::Shared::Shared(const KernelInfo& info) : arena_(arena_of(info)) {}
+
+CudaCall::CudaCall(const OrtApi& api, OrtKernelContext* context, const Signature& signature, OrtAllocator* arena)
+    : Call(api, context, signature), arena_(arena) {}
+
+cuda::Run CudaCall::context() {
+#ifdef PERFONNX_CUDA_ON_HOST
+  return {nullptr, cuda::Math::kStrict, *this};
+#else
+  void* stream = nullptr;
+  check(api(), api().KernelContext_GetGPUComputeStream(ort_context(), &stream));
+  void* tf32 = nullptr;
+  check(api(), api().KernelContext_GetResource(ort_context(), kResourceVersion, kUseTf32, &tf32));
+  return {stream, tf32 != nullptr ? cuda::Math::kTensorCores : cuda::Math::kStrict, *this};
+#endif
+}
+
+void* CudaCall::allocate(std::size_t bytes) {
+  const OrtMemoryInfo* memory = nullptr;
+  check(api(), api().AllocatorGetInfo(arena_, &memory));
+  void* p = nullptr;
+  check(api(), api().KernelContext_GetScratchBuffer(ort_context(), memory, bytes, &p));
+  if (p == nullptr) throw std::bad_alloc();
+  return p;
+}
+
+void CudaCall::release(void* p) noexcept { arena_->Free(arena_, p); }
+
+}  // namespace perfonnx::ort
