@@ -91,18 +91,12 @@ __device__ inline std::uint32_t round_tf32(std::uint32_t bits) {
 
 // --- asynchronous copies -------------------------------------------------------------------------------------------
 
-// 16 bytes from global to shared memory, zeros where !valid; both aligned. Seen by the thread after a wait. kKeep:
-// through the first cache, where it may be read again.
-template <bool kKeep>
+// 16 bytes from global to shared memory, zeros where !valid; both aligned. Seen by the thread after a wait.
 __device__ inline void copy_async(void* to, const void* from, bool valid) {
 #ifdef __CUDACC__
   const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  const int bytes = valid ? 16 : 0;
-  if constexpr (kKeep) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(from), "r"(bytes) : "memory");
-  } else {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(from), "r"(bytes) : "memory");
-  }
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
 #else
   host::copy_async(to, from, valid);
 #endif

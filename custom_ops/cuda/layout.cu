@@ -57,34 +57,53 @@ __global__ void __launch_bounds__(kThreads) compact_kernel(const __grid_constant
   }
 }
 
-template <typename T>
+// kOne: every position has one source and no weight; what several positions need is then on its way at the same time.
+template <typename T, bool kOne>
 __global__ void __launch_bounds__(kThreads) expand_kernel(const __grid_constant__ ExpandArgs args) {
   auto* turned = reinterpret_cast<T*>(shared_memory());
   const Square square(args.positions, args.channels);
   const auto thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kSquare;
   const int line = thread / kSquare;
+  constexpr int kEach = kSquare / kLines;
   const std::int64_t channel = square.channel + lane;
   if (channel < args.channels) {
     const T* rows = static_cast<const T*>(args.rows) + square.image * args.rows_per_image * args.channels + channel;
+    const float fill = args.fill != nullptr ? args.fill[channel] : activate(args.act, 0.0F, channel);
+    float sums[kEach];
+    bool some[kEach];
+    if constexpr (kOne) {
+      std::int32_t sources[kEach];
 #pragma unroll
-    for (int i = 0; i < kSquare; i += kLines) {
-      const std::int64_t position = square.position + line + i;
-      if (position >= args.positions) continue;
-      const std::int32_t* sources = args.source + position * args.per_position;
-      const float* weights = args.weight != nullptr ? args.weight + position * args.per_position : nullptr;
-      bool none = true;
-      float sum = 0.0F;
-#pragma unroll 1
-      for (int k = 0; k < static_cast<int>(args.per_position); ++k) {
-        const std::int32_t source = sources[k];
-        if (source < 0) continue;
-        none = false;
-        const float value = widen(rows[source * args.channels]);
-        sum += weights != nullptr ? weights[k] * value : value;
+      for (int i = 0; i < kEach; ++i) {
+        const std::int64_t position = square.position + line + i * kLines;
+        sources[i] = position < args.positions ? args.source[position] : -1;
+        some[i] = sources[i] >= 0;
       }
-      const bool filled = none && args.fill != nullptr;
-      turned[(line + i) * kPitch + lane] = narrow<T>(filled ? args.fill[channel] : activate(args.act, sum, channel));
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) sums[i] = some[i] ? widen(rows[sources[i] * args.channels]) : 0.0F;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) {
+        const std::int64_t position = square.position + line + i * kLines;
+        sums[i] = 0.0F;
+        some[i] = false;
+        if (position >= args.positions) continue;
+        const std::int32_t* sources = args.source + position * args.per_position;
+        const float* weights = args.weight != nullptr ? args.weight + position * args.per_position : nullptr;
+#pragma unroll 1
+        for (int k = 0; k < static_cast<int>(args.per_position); ++k) {
+          const std::int32_t source = sources[k];
+          if (source < 0) continue;
+          some[i] = true;
+          const float value = widen(rows[source * args.channels]);
+          sums[i] += weights != nullptr ? weights[k] * value : value;
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      turned[(line + i * kLines) * kPitch + lane] = narrow<T>(some[i] ? activate(args.act, sums[i], channel) : fill);
     }
   }
   __syncthreads();
@@ -114,7 +133,9 @@ int perfonnx_cuda_compact(const CompactArgs* args, void* stream) {
 int perfonnx_cuda_expand(const ExpandArgs* args, void* stream) {
   return with_type_of(args->element, [&](auto value) {
     using T = decltype(value);
-    return launch(expand_kernel<T>, squares(args->images, args->positions, args->channels), kThreads,
-                  kSquare * kPitch * sizeof(T), stream, *args);
+    const bool one = args->per_position == 1 && args->weight == nullptr;
+    return launch(one ? expand_kernel<T, true> : expand_kernel<T, false>,
+                  squares(args->images, args->positions, args->channels), kThreads, kSquare * kPitch * sizeof(T),
+                  stream, *args);
   });
 }

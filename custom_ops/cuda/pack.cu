@@ -19,9 +19,8 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ 
   const std::int64_t factor = slab * per_slab + in_slab;
   float value = 0.0F;
   if (factor < factors) {
-    const bool inside = taps_inside(args.shape.taps, args.shape.inputs, sizeof(T));
-    const std::int64_t channel = inside ? slab / args.shape.taps * per_slab + in_slab : factor % args.shape.inputs;
-    const std::int64_t tap = inside ? slab % args.shape.taps : factor / args.shape.inputs;
+    const std::int64_t channel = factor % args.shape.inputs;
+    const std::int64_t tap = factor / args.shape.inputs;
     const std::int64_t from = args.taps != nullptr ? args.taps[tap] : tap;
     value = args.weights[(output * args.shape.inputs + channel) * args.all_taps + from];
   }

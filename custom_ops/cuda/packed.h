@@ -5,8 +5,8 @@
 
 namespace perfonnx::cuda {
 
-// The factors of a sum come in slabs of so many bytes: [groups][slabs][outputs of a group][kSlab], zeros behind the
-// last.
+// The factors of a sum, ordered by tap and then by channel, come in slabs of so many bytes: [groups][slabs][outputs of
+// a group][kSlab], zeros behind the last.
 inline constexpr int kSlab = 128;
 inline constexpr int kChunk = 16;
 inline constexpr int kChunks = kSlab / kChunk;
@@ -15,17 +15,6 @@ inline constexpr int kChunks = kSlab / kChunk;
 // different banks.
 __host__ __device__ constexpr int place(int row, int chunk) {
   return row * kSlab + ((chunk ^ (row % kChunks)) * kChunk);
-}
-
-// The order of the factors of a sum. Where channels fill whole slabs, the slabs of some channels at every tap follow
-// each other: taps of neighbouring sites read the same rows a short time apart, and find them in the first cache. Else
-// they are ordered by tap, then by channel.
-__host__ __device__ constexpr bool taps_inside(std::int64_t taps, std::int64_t inputs, std::size_t element_bytes) {
-#ifdef PERFONNX_TAPS_OUTSIDE
-  return false;
-#else
-  return taps > 1 && inputs * static_cast<std::int64_t>(element_bytes) % kSlab == 0;
-#endif
 }
 
 // One input for each output: these are packed [taps][outputs] in floats.

@@ -116,6 +116,7 @@ class WarpgroupSums {
   static constexpr bool kBegins = true;
   static constexpr int kRows = kGroups * kM;
   static constexpr int kOutputs = kN;
+  static constexpr int kSums = kM * kN / kWarpgroup;  // of a thread
   static constexpr int kThreads = kGroups * kWarpgroup;
 
   __device__ explicit WarpgroupSums(int thread) : thread_(thread) {}  // the first products define the sums
@@ -241,8 +242,7 @@ class GatheredRows {
   std::int32_t images_[kCount];   // the first row of its image
 };
 
-// Where channels come in whole chunks: they are copied. Where a slab holds channels of one tap (taps_inside), the eight
-// threads that share a row keep an entry of the table each, of eight taps that follow each other.
+// Where channels come in whole chunks: they are copied.
 template <typename T, int kCount, int kStride>
 class ChunkGather {
  public:
@@ -254,54 +254,34 @@ class ChunkGather {
         taps_(product.taps),
         per_tap_(product.inputs / kPerChunk<T>),
         row_bytes_(product.inputs * product.groups * static_cast<int>(sizeof(T))),
-        inside_(taps_inside(product.taps, product.inputs, sizeof(T))),
-        chunk_(chunk),
-        tap_(inside_ ? slab % taps_ : (slab * kChunks + chunk) / per_tap_),
-        within_(inside_ ? slab / taps_ * kChunks + chunk : (slab * kChunks + chunk) % per_tap_) {
+        tap_((slab * kChunks + chunk) / per_tap_),
+        within_((slab * kChunks + chunk) % per_tap_) {
     look_up();
   }
 
-  // The thread's chunks of the next slab, to places kStride rows apart. The entries for the one after it are looked up
-  // here too, a slab ahead of their use.
+  // The thread's chunks of the next slab, to places kStride rows apart.
   __device__ void bring(char* to) {
-    if (inside_) {
-      bring_rows(to, [&](int i) { return __shfl_sync(0xFFFFFFFFU, entries_[i], tap_ % kChunks, kChunks); });
-      if (++tap_ == taps_) {
-        tap_ = 0;
-        within_ += kChunks;
-        if (taps_ > kChunks) look_up();
-      } else if (tap_ % kChunks == 0) {
-        look_up();
-      }
-    } else {
-      bring_rows(to, [&](int i) { return entries_[i]; });
-      within_ += kChunks;
-      if (within_ >= per_tap_) {
-        do {
-          within_ -= per_tap_;
-          ++tap_;
-        } while (within_ >= per_tap_);
-        look_up();
-      }
+    const char* from = channels_ + within_ * kChunk;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const bool valid = entries_[i] >= 0;
+      const std::int64_t offset = rows_.in_batch(i, valid ? entries_[i] : 0) * row_bytes_;
+      copy_async(to + i * kStride * kSlab, from + offset, valid);
+    }
+    within_ += kChunks;
+    if (within_ >= per_tap_) {
+      do {
+        within_ -= per_tap_;
+        ++tap_;
+      } while (within_ >= per_tap_);
+      look_up();  // a slab ahead of its use
     }
   }
 
  private:
-  template <typename Row>
-  __device__ void bring_rows(char* to, const Row& row) {
-    const char* from = channels_ + within_ * kChunk;
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const std::int32_t found = row(i);
-      const bool valid = found >= 0;
-      const std::int64_t offset = rows_.in_batch(i, valid ? found : 0) * row_bytes_;
-      copy_async<true>(to + i * kStride * kSlab, from + offset, valid);
-    }
-  }
   __device__ void look_up() {
-    const int tap = inside_ ? tap_ / kChunks * kChunks + chunk_ : tap_;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) entries_[i] = rows_.row(i, tap, taps_);
+    for (int i = 0; i < kCount; ++i) entries_[i] = rows_.row(i, tap_, taps_);
   }
 
   GatheredRows<kCount, kStride> rows_;
@@ -310,8 +290,6 @@ class ChunkGather {
   int taps_;
   int per_tap_;
   int row_bytes_;
-  bool inside_;
-  int chunk_;
   int tap_;
   int within_;
 };
@@ -488,8 +466,8 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
 #pragma unroll
       for (int i = 0; i < kOutputs / kStride; ++i) {
         const bool valid = work.output + own_row + i * kStride < product.outputs;
-        copy_async<false>(b_slab(stage) + own_place + i * kStride * kSlab,
-                          valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
+        copy_async(b_slab(stage) + own_place + i * kStride * kSlab,
+                   valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
       }
       weights += slab_bytes;
       ++brought;
@@ -537,10 +515,10 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
   if (product.splits > 1) wait_for_cluster();  // the others may still read
 }
 
-// A warpgroup of its own brings the rows, and one of its threads asks for the weights, which come in one piece: where
-// kPair is 2, half of it by each of the two blocks of a pair, whose outputs are the same.
-template <typename Sums, int kStages, int kPair>
-__global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
+// A warpgroup of its own brings the rows, and one of its threads asks for the weights. Those come to kPair blocks,
+// whose outputs are the same, at once: each asks for its part of them.
+template <typename Sums, int kStages, int kPair, int kBlocks>
+__global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, kBlocks)
     parted_kernel(const __grid_constant__ Product product) {
   if constexpr (!kHasWarpgroups) return;  // never launched there
   using T = typename Sums::Type;
@@ -548,7 +526,14 @@ __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
   constexpr int kOutputs = Sums::kOutputs;
   constexpr int kStride = kWarpgroup / kChunks;
   constexpr int kGroups = Sums::kThreads / kWarpgroup;
-  static_assert(kGroups == 2, "registers are shared out among three warpgroups");
+  constexpr int kThreads = Sums::kThreads + kWarpgroup;
+  // Registers of a thread: what those who bring slabs can do without, those who multiply take. They must not ask for
+  // more than the block starts with, which would never come.
+  constexpr int kAtStart = 65536 / (kThreads * kBlocks) / 8 * 8;
+  constexpr int kMultiplying = Sums::kSums / 8 * 8 + (kBlocks == 1 ? 48 : 32);
+  constexpr int kBringing = (kThreads / kWarpgroup * kAtStart - kGroups * kMultiplying) / 8 * 8;
+  constexpr bool kShares = kMultiplying > kAtStart;
+  static_assert(kBringing >= 48);
   const Work<Sums, kPair> work(product);
   if (work.none) return;
 
@@ -570,35 +555,22 @@ __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
   wait_for_cluster();
 
   if (thread >= Sums::kThreads) {
-    give_registers<128>();
+    if constexpr (kShares) give_registers<kBringing>();
     const int own = thread - Sums::kThreads;
     const int own_place = place(own / kChunks, own % kChunks);
     ChunkGather<T, kRows / kStride, kStride> gather(product, work.first + own / kChunks, work.made, work.group,
                                                     work.first_slab, own % kChunks);
     const int outputs = product.outputs - work.output < kOutputs ? product.outputs - work.output : kOutputs;
-    const int half_first = pair_rank * (kOutputs / kPair);
-    const int half = outputs - half_first < kOutputs / kPair ? outputs - half_first : kOutputs / kPair;
+    const int part_first = pair_rank * (kOutputs / kPair);
+    const int part = outputs - part_first < kOutputs / kPair ? outputs - part_first : kOutputs / kPair;
     const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
-    const char* weights = tile_weights(product, work, slab_bytes) + half_first * kSlab;
-    // What is on its way for so long is there mostly; the sums of the slab before the last wait for nothing else.
+    const char* weights = tile_weights(product, work, slab_bytes) + part_first * kSlab;
+    // A slab is on its way while this many others are waited for; then two lie ready for the sums to begin.
     constexpr int kAhead = kStages - 2;
     for (int slab = 0; slab < slabs + kAhead; ++slab) {
-      if (slab < slabs) {
-        const int stage = slab % kStages;
-        if (slab >= kStages) wait_for_signal(done + stage, (slab / kStages - 1) % 2);
-        if (own == 0) {
-          announce(there + stage, outputs * kSlab);
-          if (half > 0) {
-            copy_to_blocks<kPair>(b_slab(stage) + half_first * kSlab, weights, half * kSlab, there + stage, pair_first);
-          }
-          weights += slab_bytes;
-        }
-        gather.bring(a_slab(stage) + own_place);
-      }
-      commit_copies();
       if (slab >= kAhead) {
         const int stage = (slab - kAhead) % kStages;
-        wait_copies<kAhead>();
+        wait_copies<kAhead - 1>();
         if constexpr (Sums::kRounds) {
 #pragma unroll
           for (int i = 0; i < kRows / kStride; ++i) round_chunk(a_slab(stage) + own_place + i * kStride * kSlab);
@@ -606,11 +578,24 @@ __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
         show_to_products();
         arrive(there + stage);
       }
+      if (slab < slabs) {
+        const int stage = slab % kStages;
+        if (slab >= kStages) wait_for_signal(done + stage, (slab / kStages - 1) % 2);
+        if (own == 0) {
+          announce(there + stage, outputs * kSlab);
+          if (part > 0) {
+            copy_to_blocks<kPair>(b_slab(stage) + part_first * kSlab, weights, part * kSlab, there + stage, pair_first);
+          }
+          weights += slab_bytes;
+        }
+        gather.bring(a_slab(stage) + own_place);
+      }
+      commit_copies();
     }
     wait_for_cluster();  // the sums are there
     wait_for_cluster();  // and read
   } else {
-    take_registers<192>();
+    if constexpr (kShares) take_registers<kMultiplying>();
     Sums sums(thread);
     // A stage is free for everyone who brings something.
     const auto leave = [&](int slab) {
@@ -725,14 +710,21 @@ constexpr Tile warpgroup_tile(double clocks) {
           90};
 }
 
-template <typename Sums, int kStages, int kPair>
+template <typename Sums, int kStages, int kPair, int kBlocks>
 constexpr Tile parted_tile(double clocks) {
   constexpr std::size_t kSignals = 2 * kStages * sizeof(Signal);
   constexpr std::size_t kSlabs = static_cast<std::size_t>(kStages) * (Sums::kRows + Sums::kOutputs) * kSlab + kSignals;
   constexpr std::size_t kLargest = shared_bytes<Sums, kStages>();
-  return {Sums::kRows, Sums::kOutputs, Sums::kThreads + kWarpgroup,         kSlabs > kLargest ? kSlabs : kLargest,
-          1,           clocks,         parted_kernel<Sums, kStages, kPair>, nullptr,
-          90,          kPair};
+  return {Sums::kRows,
+          Sums::kOutputs,
+          Sums::kThreads + kWarpgroup,
+          kSlabs > kLargest ? kSlabs : kLargest,
+          kBlocks,
+          clocks,
+          parted_kernel<Sums, kStages, kPair, kBlocks>,
+          nullptr,
+          90,
+          kPair};
 }
 
 template <typename T>
@@ -746,12 +738,13 @@ constexpr Tile kTensorTiles[] = {
     warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(1380),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 64>, 3, 3>(900),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(2020),
-    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2>(2020),
-    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 2>(2600),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 4>(2020),
-    parted_tile<WarpgroupSums<T, 2, 64, 128>, 6, 2>(1380),
+    // Their clocks are not known yet: taken by their numbers alone.
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1, 1>(1e9),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2, 1>(1e9),
+    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 4, 1>(1e9),
+    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 2, 1>(1e9),
+    parted_tile<WarpgroupSums<T, 2, 64, 128>, 6, 4, 1>(1e9),
+    parted_tile<WarpgroupSums<T, 2, 64, 64>, 4, 4, 2>(1e9),
 #endif
 };
 

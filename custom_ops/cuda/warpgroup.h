@@ -285,7 +285,7 @@ __device__ inline void wait_for_signal(Signal* signal, int parity) {
 // the cluster of which `first` is the first, whose corresponding signals are told. One block: the calling one.
 template <int kBlocks>
 __device__ inline void copy_to_blocks(void* to, const void* from, int bytes, Signal* signal, int first) {
-  const auto blocks = static_cast<std::uint16_t>(((1U << kBlocks) - 1U) << first);
+  [[maybe_unused]] const auto blocks = static_cast<std::uint16_t>(((1U << kBlocks) - 1U) << first);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   if constexpr (kBlocks == 1) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(

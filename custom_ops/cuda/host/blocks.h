@@ -86,9 +86,9 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 }
 
 template <typename T>
-T __shfl_sync(unsigned, T value, int from, int width = 32) {
+T __shfl_sync(unsigned, T value, int from) {
   const perfonnx::cuda::host::Lanes<T> lanes(value);
-  return lanes[perfonnx::cuda::host::lane() / width * width + from];
+  return lanes[from];
 }
 
 inline unsigned __ballot_sync(unsigned, bool value) {
