@@ -16,7 +16,7 @@ from perfonnx.search.greedy import Measured, greedy
 from perfonnx.search.groups import Units, alone, meeting_layers, together
 from perfonnx.search.networks import OVERTIME, Networks
 from perfonnx.search.pace import PROFILE, PROFILE_SHARE, SCREEN_SHARE, TRIAL, VERIFICATION
-from perfonnx.search.result import MIN_SPEEDUP, Trial
+from perfonnx.search.result import Trial
 from perfonnx.search.sensitivity import Row, eligible, measure_layers, plan_key
 from perfonnx.search.walk import Seen, walk
 from perfonnx.search.ways import Selected, Way
@@ -445,25 +445,22 @@ class Search:
     # --- 4. verify ---------------------------------------------------------------------------------------------------
 
     def _verified(self, search: Callable[[], None]) -> Trial | None:
-        """Searches, and looks at the held-back images, the best network first, until one is within the bound.
+        """Searches, and looks at the held-back images, the best network first, until none is left that may be better.
 
-        A network that is not is known to be beyond the bound from then on: the search goes on from there, towards
-        milder ones. What it asks for again was measured before.
+        A network that is beyond the bound there is known to be so from then on: the search goes on from there, towards
+        milder ones. What it asks for again was measured before. The longer timing of the others may put them behind
+        networks that were not looked at.
         """
         networks = self.networks
-        second_best: Trial | None = None
         while True:
             search()
-            trial = next((t for t in networks.candidates() if t.held_back is None), None)
+            candidates = networks.candidates()
+            found = next((t for t in candidates if t.held_back is not None), None)
+            trial = next((t for t in candidates if t.held_back is None), None)
+            if found is not None and (trial is None or networks.merit(found) <= networks.merit(trial)):
+                return found
             looks = sum(t.held_back is not None for t in networks.trials.values())
-            spare = second_best is None and looks <= OVERTIME
+            spare = found is None and looks <= OVERTIME
             if trial is None or (looks and not networks.affords(VERIFICATION) and not spare):
-                return second_best
-            if second_best is not None and not networks.target.reached(trial.speed):
-                return second_best  # slower than what is there already
-            if not networks.verify(trial):
-                continue
-            if networks.target.reached(trial.speed):
-                return trial
-            if trial.speed.ratio >= MIN_SPEEDUP and second_best is None:
-                second_best = trial
+                return found
+            networks.verify(trial)
