@@ -1,0 +1,139 @@
+// The gathered factor of a product: chunks of the rows that a table names, for slabs.
+#pragma once
+
+#include "cuda/epilogue.h"
+#include "cuda/packed.h"
+#include "cuda/product.h"
+
+namespace perfonnx::cuda {
+
+template <typename T>
+constexpr int kPerChunk = kChunk / static_cast<int>(sizeof(T));
+
+// The rows of a block's tile that one thread brings: rows `first`, `first` + kStride, ...; of their slabs one chunk.
+template <int kCount, int kStride>
+class GatheredRows {
+ public:
+  __device__ GatheredRows(const Product& product, std::int32_t first, std::int32_t made) : table_(product.table) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const std::int32_t index = first + i * kStride;
+      entries_[i] = -1;
+      images_[i] = 0;
+      if (index >= made) continue;
+      const std::int32_t row = product.list != nullptr ? product.list[index] : index;
+      entries_[i] = row % product.sites * product.taps;
+      images_[i] = row / product.sites * static_cast<std::int32_t>(product.rows_per_image);
+    }
+  }
+
+  // In the image, -1: there is none.
+  __device__ std::int32_t row(int i, int tap, int taps) const {
+    return entries_[i] >= 0 && tap < taps ? table_[entries_[i] + tap] : -1;
+  }
+  // In the batch.
+  __device__ std::int64_t in_batch(int i, std::int32_t row) const { return images_[i] + row; }
+
+ private:
+  const std::int32_t* table_;
+  std::int32_t entries_[kCount];  // the first of a row; -1: there is no such row
+  std::int32_t images_[kCount];   // the first row of its image
+};
+
+// Where channels come in whole chunks: they are copied.
+template <typename T, int kCount, int kStride>
+class ChunkGather {
+ public:
+  // group: that of the channels.
+  __device__ ChunkGather(const Product& product, std::int32_t first, std::int32_t made, int group, int slab, int chunk)
+      : rows_(product, first, made),
+        channels_(static_cast<const char*>(product.rows) +
+                  static_cast<std::int64_t>(group) * product.inputs * static_cast<int>(sizeof(T))),
+        taps_(product.taps),
+        per_tap_(product.inputs / kPerChunk<T>),
+        row_bytes_(product.inputs * product.groups * static_cast<int>(sizeof(T))),
+        tap_((slab * kChunks + chunk) / per_tap_),
+        within_((slab * kChunks + chunk) % per_tap_) {
+    look_up();
+  }
+
+  // The thread's chunks of the next slab, to places kStride rows apart.
+  __device__ void bring(char* to) {
+    const char* from = channels_ + within_ * kChunk;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const bool valid = entries_[i] >= 0;
+      const std::int64_t offset = rows_.in_batch(i, valid ? entries_[i] : 0) * row_bytes_;
+      copy_async(to + i * kStride * kSlab, from + offset, valid);
+    }
+    within_ += kChunks;
+    if (within_ >= per_tap_) {
+      do {
+        within_ -= per_tap_;
+        ++tap_;
+      } while (within_ >= per_tap_);
+      look_up();  // a slab ahead of its use
+    }
+  }
+
+ private:
+  __device__ void look_up() {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) entries_[i] = rows_.row(i, tap_, taps_);
+  }
+
+  GatheredRows<kCount, kStride> rows_;
+  const char* channels_;
+  std::int32_t entries_[kCount];
+  int taps_;
+  int per_tap_;
+  int row_bytes_;
+  int tap_;
+  int within_;
+};
+
+// For any number of channels: one element after the other.
+template <typename T, int kCount, int kStride>
+class ElementGather {
+ public:
+  __device__ ElementGather(const Product& product, std::int32_t first, std::int32_t made, int group, int slab,
+                           int chunk)
+      : rows_(product, first, made),
+        group_(static_cast<const T*>(product.rows) + static_cast<std::int64_t>(group) * product.inputs),
+        taps_(product.taps),
+        inputs_(product.inputs),
+        channels_(static_cast<std::int64_t>(product.inputs) * product.groups),
+        factor_((slab * kChunks + chunk) * kPerChunk<T>) {}
+
+  __device__ void bring(char* to) {
+    const int first_tap = factor_ / inputs_;
+    const int first_channel = factor_ % inputs_;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      Vector<T, kPerChunk<T>> chunk;
+      int tap = first_tap;
+      int channel = first_channel;
+      std::int32_t row = rows_.row(i, tap, taps_);
+#pragma unroll
+      for (int e = 0; e < kPerChunk<T>; ++e) {
+        chunk.values[e] = row >= 0 ? group_[rows_.in_batch(i, row) * channels_ + channel] : narrow<T>(0.0F);
+        if (++channel == inputs_) {
+          channel = 0;
+          row = rows_.row(i, ++tap, taps_);
+        }
+      }
+      *reinterpret_cast<Vector<T, kPerChunk<T>>*>(to + i * kStride * kSlab) = chunk;
+    }
+    factor_ += kChunks * kPerChunk<T>;
+  }
+
+ private:
+  GatheredRows<kCount, kStride> rows_;
+  const T* group_;
+  int taps_;
+  int inputs_;
+  std::int64_t channels_;
+  int factor_;  // of the first factor of a sum that the thread's chunk holds
+};
+
+}  // namespace perfonnx::cuda
