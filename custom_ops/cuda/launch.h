@@ -163,6 +163,7 @@ int perfonnx_cuda_pool(const perfonnx::cuda::PoolArgs* args, void* stream);
 
 // The bytes at `from`, on the host, which may change as soon as the function returns if they are not page-locked.
 int perfonnx_cuda_upload(void* to, const void* from, std::size_t bytes, void* stream);
+int perfonnx_cuda_download(void* to, const void* from, std::size_t bytes, void* stream);  // and back
 // These two wait: for all that is on the stream, or on the device.
 int perfonnx_cuda_wait(void* stream);
 int perfonnx_cuda_wait_for_device();

@@ -12,6 +12,16 @@ int perfonnx_cuda_upload(void* to, const void* from, std::size_t bytes, void* st
 #endif
 }
 
+int perfonnx_cuda_download(void* to, const void* from, std::size_t bytes, void* stream) {
+#ifdef __CUDACC__
+  return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream));
+#else
+  (void)stream;
+  std::memcpy(to, from, bytes);
+  return 0;
+#endif
+}
+
 int perfonnx_cuda_wait(void* stream) {
 #ifdef __CUDACC__
   return cudaStreamSynchronize(static_cast<cudaStream_t>(stream));

@@ -103,6 +103,10 @@ std::int64_t Constant::elements() const {
   return count;
 }
 
+std::size_t Constant::element_bytes() const {
+  return with_type_of(element_of(type, name), [](auto value) { return sizeof value; });
+}
+
 void Constant::expect_shape(const std::vector<std::int64_t>& shape, const char* meaning) const {
   if (dims != shape) {
     throw Error("input '" + std::string(name) + "': shape " + shape_text(dims) + " instead of " + shape_text(shape) +

@@ -38,6 +38,8 @@ struct Constant {
   const void* data;
 
   std::int64_t elements() const;
+  // Of float or float16 values; Error for others.
+  std::size_t element_bytes() const;
   // Throws Error unless the shape is the one given, which `meaning` puts into words.
   void expect_shape(const std::vector<std::int64_t>& shape, const char* meaning) const;
   // float or float16 values as floats.

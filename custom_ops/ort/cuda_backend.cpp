@@ -34,6 +34,14 @@ class LastingMemory final : public Allocator {
 
 }  // namespace
 
+std::vector<char> CudaBackend::on_host(Constant* constant) {
+  std::vector<char> copy(checked_product(static_cast<std::size_t>(constant->elements()), constant->element_bytes()));
+  if (!copy.empty()) cuda::check(perfonnx_cuda_download(copy.data(), constant->data, copy.size(), nullptr));
+  cuda::check(perfonnx_cuda_wait(nullptr));
+  constant->data = copy.data();
+  return copy;
+}
+
 cuda::Memory CudaBackend::device(const KernelInfo& info) {
   return std::make_shared<LastingMemory>(info.api(), arena_of(info));
 }

@@ -35,6 +35,8 @@ struct CudaBackend {
   using MaskedConv = cuda::MaskedConv;
   using RadiusAdaptiveConv = cuda::RadiusAdaptiveConv;
 
+  static std::vector<char> on_host(Constant* constant);
+
   // The provider's memory, for what kernels of the engine keep.
   static cuda::Memory device(const KernelInfo& info);
 

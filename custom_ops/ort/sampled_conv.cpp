@@ -6,19 +6,19 @@ namespace perfonnx::ort {
 namespace {
 
 // nullopt without Z; with the shape of a Z that is known to add nothing.
-// on_host: whether the numbers of a constant Z can be read.
-std::optional<AddedConstants> read_added(const KernelInfo& info, bool on_host) {
+template <typename B>
+std::optional<AddedConstants> read_added(const KernelInfo& info) {
   const std::optional<Indices> source = read_indices(info, "z_source");
   if (!info.has_input("Z")) {
     if (source) throw Error("input 'z_source': it is given without Z; give both or neither");
     return std::nullopt;
   }
   AddedConstants added{source, std::nullopt};
-  if (!on_host) return added;
-  if (const std::optional<Constant> z = info.constant_if_any("Z")) {
+  if (std::optional<Constant> z = info.constant_if_any("Z")) {
     if (z->dims.size() != 3) {
       throw Error("input 'Z': shape " + shape_text(z->dims) + " instead of [N or 1, rows, channels]");
     }
+    const std::vector<char> copy = B::on_host(&*z);
     const std::vector<float> values = z->floats();
     if (std::all_of(values.begin(), values.end(), [](float v) { return v == 0.0F; })) {
       added.zeros = Rows{nullptr, Element::kFloat, z->dims[0], z->dims[1], z->dims[2]};
@@ -36,7 +36,7 @@ struct SampledConvOp {
   static std::unique_ptr<const Engine> create(const KernelInfo& info) {
     const ConvInputs inputs(info);
     const VirtualMap map{read_map_size(info, "in_shape"), read_indices(info, "in_source")};
-    return std::make_unique<const Engine>(inputs.conv, map, read_indices(info, "sites"), read_added(info, B::kOnHost),
+    return std::make_unique<const Engine>(inputs.conv, map, read_indices(info, "sites"), read_added<B>(info),
                                           B::device(info));
   }
 
