@@ -1,30 +1,80 @@
-"""Runs rewritten networks on onnxruntime's CUDA provider, against the same library on the CPU.
+"""Runs rewritten networks on onnxruntime's CUDA provider, against the same library on the CPU, and times them.
 
-    python tools/gpu_networks.py --library libperfonnx.so --json results.json folder/*.onnx
+    python tools/gpu_networks.py check --library libperfonnx.so --json results.json folder/*.onnx
+    python tools/gpu_networks.py time --library libperfonnx.so --json results.json folder/*.onnx
+    python tools/gpu_networks.py empty model.onnx skeleton.onnx     # without the numbers of its large weights
 
-Needs an onnxruntime with its CUDA provider and a GPU, but neither perfonnx nor PyTorch. For each model: which provider
-ran each of its operators, the largest difference from the CPU's outputs relative to their size, with and without TF32,
-and the time of a run, inputs and outputs on the GPU.
+Needs an onnxruntime with its CUDA provider and a GPU (`empty`: neither), but not perfonnx. Weights that a model lacks
+are filled in, seeded: what they are does not matter to the time.
+
+check: which provider ran each operator, the largest difference from the CPU's outputs relative to their size, with and
+without TF32, by several threads at once and from a CUDA graph.
+
+time: milliseconds of a run whose inputs and outputs are on the GPU, run by run and from a CUDA graph, with TF32 and in
+float16. Files are named NETWORK_VARIANT.onnx; the variant `dense` is the original, which is also timed in the layout
+NHWC, and which the others of its network are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import statistics
 import sys
 import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
+from onnx import numpy_helper
 
 STRICT, TF32 = 1e-5, 1e-3
 """Of the error's norm relative to the result's."""
+
+
+LARGE = 4096
+"""Numbers of a weight that `empty` leaves out."""
+
+
+def has_numbers(tensor: onnx.TensorProto) -> bool:
+    """Whether it is not one that `empty` emptied."""
+    return bool(tensor.raw_data or tensor.float_data) or math.prod(tensor.dims) == 0
+
+
+def empty(model: onnx.ModelProto) -> None:
+    """Leaves out the numbers of large weights."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) > LARGE:
+            tensor.ClearField("raw_data")
+            tensor.ClearField("float_data")
+
+
+@functools.cache
+def loaded(path: Path, half: bool = False) -> bytes:
+    """A model with numbers for weights that have none, the same for the same shape; in float16 if `half`."""
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and not has_numbers(tensor):
+            dims = list(tensor.dims)
+            numbers = np.random.default_rng(dims).standard_normal(dims, np.float32)
+            tensor.raw_data = (numbers * np.float32(math.sqrt(2 / math.prod(dims[1:])))).tobytes()
+    if half:
+        for tensor in model.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                numbers = numpy_helper.to_array(tensor).astype(np.float16)
+                tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
+        for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+                value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return model.SerializeToString()
 
 
 def options(library: str) -> ort.SessionOptions:
@@ -35,7 +85,7 @@ def options(library: str) -> ort.SessionOptions:
     return made
 
 
-def session(model: str, library: str, cuda: bool, tf32: bool = False, **provider: Any) -> ort.InferenceSession:
+def session(model: bytes, library: str, cuda: bool, tf32: bool = False, **provider: Any) -> ort.InferenceSession:
     """On the GPU, with everything that its provider lacks on the CPU, or on the CPU alone."""
     if not cuda:
         return ort.InferenceSession(model, options(library), providers=["CPUExecutionProvider"])
@@ -66,7 +116,7 @@ def error(result: list[np.ndarray], expected: list[np.ndarray]) -> float:
     )
 
 
-def placed(model: str, library: str, feed: dict[str, np.ndarray]) -> dict[str, str]:
+def placed(model: bytes, library: str, feed: dict[str, np.ndarray]) -> dict[str, str]:
     """The provider of each node, by a profile of one run."""
     with tempfile.TemporaryDirectory() as place:
         chosen = options(library)
@@ -89,18 +139,10 @@ def milliseconds(made: ort.InferenceSession, feed: dict[str, np.ndarray], second
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, "cuda", 0))
     for output in made.get_outputs():
         binding.bind_output(output.name, "cuda", 0)
-    for _ in range(5):
-        made.run_with_iobinding(binding)
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        made.run_with_iobinding(binding)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+    return median(lambda: made.run_with_iobinding(binding), seconds)
 
 
-def graph_replay(model: str, library: str, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+def graph_replay(model: bytes, library: str, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     """Outputs of a run that replays a CUDA graph."""
     made = session(model, library, cuda=True, enable_cuda_graph="1")
     binding = made.io_binding()
@@ -137,7 +179,7 @@ def at_once(made: ort.InferenceSession, feed: dict[str, np.ndarray], expected: l
 
 def look_at(model: Path, library: str, batch: int, seconds: float) -> dict[str, Any]:
     """All that is said of a model."""
-    name = str(model)
+    name = loaded(model)
     cpu = session(name, library, cuda=False)
     feed = inputs(cpu, batch)
     expected = cpu.run(None, feed)
@@ -165,15 +207,87 @@ def look_at(model: Path, library: str, batch: int, seconds: float) -> dict[str, 
     return found
 
 
-def main() -> int:
-    """Exit status 1 where a model disagrees, fails, or has one of our operators on the CPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--library", required=True)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of timing for each model and mode")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+def replayed(made: ort.InferenceSession, feed: dict[str, np.ndarray], outputs: list[Any], seconds: float) -> float:
+    """The median milliseconds of runs of a session that replays a CUDA graph."""
+    binding = made.io_binding()
+    for name, value in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value, "cuda", 0))
+    values = [ort.OrtValue.ortvalue_from_numpy(value, "cuda", 0) for value in outputs]
+    for output, value in zip(made.get_outputs(), values, strict=True):
+        binding.bind_ortvalue_output(output.name, value)
+    return median(lambda: made.run_with_iobinding(binding), seconds)
+
+
+def median(run: Callable[[], Any], seconds: float) -> float:
+    """Milliseconds of a run."""
+    for _ in range(5):
+        run()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+def time_one(model: Path, library: str, batch: int, half: bool, seconds: float, nhwc: bool) -> dict[str, Any]:
+    """A model's times in one mode."""
+    data = loaded(model, half)
+    settings = {"prefer_nhwc": "1"} if nhwc else {}
+    plain = session(data, library, cuda=True, tf32=True, **settings)
+    feed = inputs(plain, batch)
+    network, _, variant = model.stem.partition("_")
+    found = {"network": network, "variant": variant + (" nhwc" if nhwc else ""), "batch": batch}
+    found["mode"] = "fp16" if half else "tf32"
+    found["ms"] = milliseconds(plain, feed, seconds)
+    outputs = plain.run(None, feed)
+    del plain
+    graph = session(data, library, cuda=True, tf32=True, enable_cuda_graph="1", **settings)
+    found["ms_graph"] = replayed(graph, feed, outputs, seconds)
+    return found
+
+
+def report(results: list[dict[str, Any]]) -> None:
+    """Writes how much faster each is than the faster of the originals, and prints it."""
+    for one in results:
+        same = [r for r in results if all(r[key] == one[key] for key in ("network", "batch", "mode"))]
+        for key in ("ms", "ms_graph"):
+            dense = [r[key] for r in same if r["variant"].startswith("dense")]
+            one["speedup" + key[2:]] = min(dense) / one[key] if dense else None
+        print(
+            f"{one['network']:10} {one['mode']} batch {one['batch']:3} {one['variant']:12} "
+            f"{one['ms']:8.3f} ms {one['speedup'] or 0:5.2f}x, as a graph {one['ms_graph']:8.3f} ms "
+            f"{one['speedup_graph'] or 0:5.2f}x"
+        )
+
+
+def run_time(args: argparse.Namespace) -> dict[str, Any]:
+    """Times all models; those for which there is no time left are counted."""
+    end = time.perf_counter() + args.budget
+    results: list[dict[str, Any]] = []
+    problems: list[str] = []
+    left = 0
+    for half in (False, True):
+        for batch in args.batches:
+            for model in args.models:
+                for nhwc in (False, True) if model.stem.endswith("_dense") else (False,):
+                    if time.perf_counter() > end:
+                        left += 1
+                        continue
+                    try:
+                        results.append(time_one(model, args.library, batch, half, args.seconds, nhwc))
+                        print(json.dumps(results[-1]), flush=True)
+                    except Exception as problem:  # the others go on
+                        traceback.print_exc()
+                        problems.append(f"{model.stem} batch {batch}: {problem}")
+    report(results)
+    print(f"{len(problems)} failed, {left} left out for want of time")
+    return {"times": results, "problems": problems, "left_out": left, "passed": not problems}
+
+
+def run_check(args: argparse.Namespace) -> dict[str, Any]:
+    """Checks all models."""
     results = []
     for model in args.models:
         try:
@@ -182,9 +296,42 @@ def main() -> int:
             traceback.print_exc()
             results.append({"model": model.stem, "passed": False, "problem": str(problem)})
         print(json.dumps(results[-1]), flush=True)
+    return {"networks": results, "passed": all(result["passed"] for result in results)}
+
+
+def run_empty(args: argparse.Namespace) -> dict[str, Any]:
+    """Writes the skeleton of a model."""
+    model = onnx.load(args.source)
+    empty(model)
+    args.target.write_bytes(model.SerializeToString())
+    return {"passed": True}
+
+
+def main() -> int:
+    """Exit status 1 where a model disagrees, fails, or has one of our operators on the CPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, run in (("check", run_check), ("time", run_time)):
+        command = commands.add_parser(name)
+        command.set_defaults(run=run)
+        command.add_argument("models", nargs="+", type=Path)
+        command.add_argument("--library", required=True)
+        command.add_argument("--seconds", type=float, default=0.3, help="for each time")
+        command.add_argument("--json", type=Path)
+        if name == "check":
+            command.add_argument("--batch", type=int, default=8)
+        else:
+            command.add_argument("--batches", type=int, nargs="+", default=[32, 1])
+            command.add_argument("--budget", type=float, default=120, help="seconds for all")
+    command = commands.add_parser("empty")
+    command.set_defaults(run=run_empty, json=None)
+    command.add_argument("source", type=Path)
+    command.add_argument("target", type=Path)
+    args = parser.parse_args()
+    result = {"onnxruntime": ort.__version__, **args.run(args)}
     if args.json is not None:
-        args.json.write_text(json.dumps({"onnxruntime": ort.__version__, "networks": results}, indent=1))
-    return 0 if all(result["passed"] for result in results) else 1
+        args.json.write_text(json.dumps(result, indent=1))
+    return 0 if result["passed"] else 1
 
 
 if __name__ == "__main__":
