@@ -24,6 +24,10 @@ _LARGEST_MESSAGE = 2**31 - 1
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 StrPath = str | os.PathLike[str]
 
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""onnxruntime's execution providers, by the names they have here."""
+
+_provider: ContextVar[str] = ContextVar("perfonnx_provider", default="cpu")
 _others: ContextVar[tuple[str, ...]] = ContextVar("perfonnx_libraries", default=())
 
 
@@ -100,6 +104,47 @@ def _distinct(paths: Iterable[StrPath]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(resolved))
 
 
+@contextmanager
+def with_provider(name: str) -> Iterator[None]:
+    """Context in which models that are compared and timed run on one of `PROVIDERS`.
+
+    Raises:
+        PerfonnxError: onnxruntime or the operator library has it not.
+    """
+    if name not in PROVIDERS:
+        raise PerfonnxError(f"provider {name}: choose from {', '.join(PROVIDERS)}")
+    if PROVIDERS[name] not in ort.get_available_providers():
+        raise PerfonnxError(
+            f"provider {name}: onnxruntime {ort.__version__} has it not; install the package onnxruntime-gpu in place "
+            "of onnxruntime"
+        )
+    if name != "cpu" and not _serves(name):
+        raise PerfonnxError(
+            f"provider {name}: the operator library was built without it; build it with "
+            f"`pip install . -C cmake.define.PERFONNX_{name.upper()}=ON` in perfonnx's source directory"
+        )
+    token = _provider.set(name)
+    try:
+        yield
+    finally:
+        _provider.reset(token)
+
+
+def chosen_provider() -> str:
+    """What `with_provider` names here."""
+    return _provider.get()
+
+
+def provider_list(name: str) -> list[str]:
+    """A provider as sessions want it: for what it lacks, onnxruntime's own on the CPU behind it."""
+    return list(dict.fromkeys([PROVIDERS[name], PROVIDERS["cpu"]]))
+
+
+def _serves(name: str) -> bool:
+    """Whether the operator library has kernels for the provider, which it then registers under onnxruntime's name."""
+    return PROVIDERS[name].encode() in Path(get_library_path()).read_bytes()
+
+
 def register_others(session_options: ort.SessionOptions, libraries: Iterable[StrPath] = ()) -> None:
     """Make the operators of these libraries, and of those of `with_libraries`, known to sessions with these options.
 
@@ -156,10 +201,10 @@ def session(
         libraries: Other libraries of custom operators that the model uses, beside those of `with_libraries`.
         options: Options to start from. They are changed: threads are set and libraries are registered in them. Without
             any, onnxruntime prints nothing of its own.
-        providers: Execution providers, most wanted first.
+        providers: Execution providers, most wanted first. onnxruntime would go on without one that does not work here.
 
     Raises:
-        PerfonnxError: A library or the model cannot be loaded.
+        PerfonnxError: A library or the model cannot be loaded, or the first provider does not work here.
     """
     if options is None:
         options = quiet_options()
@@ -203,9 +248,15 @@ def _create(
     model: str | bytes, name: str, options: ort.SessionOptions, providers: Sequence[str]
 ) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(model, options, providers=list(providers))
+        made = ort.InferenceSession(model, options, providers=list(providers))
     except Exception as error:  # see register
         message = one_line(error, longest=None)
         if "is not a registered function/op" in message:
             message += "; where another library of custom operators has it, name that with --library"
         raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {name}: {message}") from error
+    if providers and providers[0] not in made.get_providers():
+        raise PerfonnxError(
+            f"onnxruntime {ort.__version__} cannot use its {providers[0]} here; see that there is a GPU and that the "
+            "libraries of CUDA and cuDNN that this onnxruntime was built for are found"
+        )
+    return made

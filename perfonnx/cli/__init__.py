@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str] | None) -> ExitStatus:
     try:
         check_files(options)
         check_flags(options)
-        with _libraries(options), _notes():
+        with _libraries(options), _provider(options), _notes():
             status: ExitStatus = options.run(options)
             return status
     except PerfonnxError as error:
@@ -91,3 +91,13 @@ def _libraries(options: argparse.Namespace) -> AbstractContextManager[None]:
     from perfonnx.runtime import with_libraries
 
     return with_libraries(options.library)
+
+
+def _provider(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Context in which models run on the provider of --provider."""
+    name = getattr(options, "provider", "cpu")
+    if name == "cpu":
+        return nullcontext()
+    from perfonnx.runtime import with_provider
+
+    return with_provider(name)

@@ -44,6 +44,17 @@ def add_library(parser: Flags) -> None:
     )
 
 
+def add_provider(parser: Flags) -> None:
+    """Where models run; every command that has the flag runs there."""
+    parser.add_argument(
+        "--provider",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="onnxruntime's execution provider (default cpu); cuda needs onnxruntime-gpu and the build "
+        "option PERFONNX_CUDA",
+    )
+
+
 def add_json(parser: Flags) -> None:
     """What is printed; `perfonnx.cli.output.show` asks."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

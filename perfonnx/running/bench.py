@@ -28,7 +28,7 @@ from perfonnx.names import shortened
 from perfonnx.running.memory import ActivationMemory, activation_memory
 from perfonnx.running.opened import OpenModel, Progress, open_model
 from perfonnx.running.profiles import Names, layer_times, open_profiled, read_profile
-from perfonnx.runtime import timed_options
+from perfonnx.runtime import chosen_provider, timed_options
 
 PROFILE_RUNS = 10
 """Most runs that are profiled for the times per layer."""
@@ -192,6 +192,8 @@ def bench(
         raise PerfonnxError(f"runs {runs}, warm-up {warmup}: there must be 1 run or more, and no negative warm-up")
     if threads is not None and threads < 1:
         raise PerfonnxError(f"threads {threads}: must be 1 or more")
+    if memory and chosen_provider() != "cpu":
+        raise PerfonnxError("memory is measured on the CPU alone; leave out --memory or --provider")
     called = list(names) if names else [files.load(model).name for model in models]
     models, frozen = _equally_frozen(models)
     if frozen:

@@ -78,6 +78,7 @@ class PlanEvaluator:
         threads: Intra-op threads.
         reference: What plans are compared with; None: the subject, unchanged.
         libraries: Libraries of other custom operators: an executor's threads and processes do not know them.
+        provider: Where models run, likewise.
     """
 
     subject: Subject
@@ -86,6 +87,7 @@ class PlanEvaluator:
     threads: int | None = None
     reference: Subject | None = None
     libraries: tuple[str, ...] = field(default_factory=runtime.other_libraries)
+    provider: str = field(default_factory=runtime.chosen_provider)
     _reference: dict[tuple[str, int], list[dict[str, Array]] | None] = field(default_factory=dict, repr=False)
     _taken: dict[tuple[str, int], SamplesLike] = field(default_factory=dict, repr=False)
     _original: OpenModel | None = field(default=None, repr=False)
@@ -100,7 +102,7 @@ class PlanEvaluator:
         Raises:
             PerfonnxError: The plan does not fit the model, or a model does not run.
         """
-        with runtime.with_libraries(self.libraries):
+        with runtime.with_libraries(self.libraries), runtime.with_provider(self.provider):
             return self._measured(task)
 
     def _measured(self, task: Task) -> Outcome:

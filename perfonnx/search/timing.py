@@ -35,7 +35,7 @@ from perfonnx.ops.compact import COMPACT
 from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel, open_model
 from perfonnx.running.profiles import CONVERSIONS, Names, is_conv, layer_runs, open_profiled, read_profile
-from perfonnx.runtime import get_library_path, timed_options
+from perfonnx.runtime import chosen_provider, get_library_path, timed_options
 from perfonnx.subject import Subject
 
 WARMUP = 3
@@ -95,7 +95,7 @@ class Timer(Protocol):
 
 @dataclass
 class PairedTimer:
-    """Times plans on onnxruntime's CPU provider.
+    """Times plans on the provider that `runtime.with_provider` names.
 
     Attributes:
         subject: The model.
@@ -146,6 +146,7 @@ class PairedTimer:
             detail,
             machine(),
             str(self.threads),
+            *([] if chosen_provider() == "cpu" else [chosen_provider(), *_gpus()]),
             ",".join(f"{name}{list(array.shape)}" for name, array in sorted(self.feed.items())),
         ):
             total.update(part.encode() + b"\0")
@@ -342,6 +343,16 @@ class TimingCache:
             write_atomically(self.directory / f"{key}.json", json.dumps(entry))
         except (OSError, PerfonnxError):
             pass
+
+
+def _gpus() -> list[str]:
+    """Their names, as NVIDIA's driver has them."""
+    lines = [
+        line
+        for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
+    return [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
 
 
 @cache

@@ -32,6 +32,7 @@ from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
 from perfonnx.model.signature import fed_shapes, fixed_batch
 from perfonnx.plan import Plan
+from perfonnx.runtime import chosen_provider
 from perfonnx.search.evaluate import (
     CHOOSING,
     HELD_BACK,
@@ -270,5 +271,6 @@ def _fingerprint(
         "threads": threads,
         "seed": seed,
         "machine": fingerprint(machine()),
+        **({} if chosen_provider() == "cpu" else {"provider": chosen_provider()}),
         **({} if start is None else {"start": plan_key(start), "reference": fingerprint(reference.serialized())}),
     }

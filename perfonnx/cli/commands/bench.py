@@ -9,6 +9,7 @@ from perfonnx.cli.data import add_data, samples_from
 from perfonnx.cli.flags import (
     add_json,
     add_library,
+    add_provider,
     add_shapes,
     add_threads,
     input_shapes,
@@ -43,6 +44,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_shapes(parser)
     add_library(parser)
+    add_provider(parser)
     add_json(parser)
 
 

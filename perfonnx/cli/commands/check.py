@@ -11,6 +11,7 @@ from perfonnx.cli.flags import (
     add_json,
     add_library,
     add_metric,
+    add_provider,
     add_shapes,
     add_threads,
     input_shapes,
@@ -49,6 +50,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_data(parser, note="Without --data, inputs are random, and --samples says how many (default 4).")
     add_shapes(parser)
     add_library(parser)
+    add_provider(parser)
     add_threads(parser)
     add_json(parser)
 

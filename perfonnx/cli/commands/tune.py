@@ -14,6 +14,7 @@ from perfonnx.cli.flags import (
     add_library,
     add_metric,
     add_no_fallback,
+    add_provider,
     add_quiet,
     add_shapes,
     add_threads,
@@ -88,6 +89,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_data(parser)
     add_shapes(parser)
     add_library(parser)
+    add_provider(parser)
     result = parser.add_argument_group("results")
     result.add_argument(
         "--plan-out", type=_PlanWithMaps, metavar="FILE", help="write the plan, to edit and give to rewrite --plan"
