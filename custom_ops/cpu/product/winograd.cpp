@@ -440,7 +440,8 @@ void Winograd::run_tiles(const ProductRun& run, const Selection& selection, Cont
   const bool enough = !heavy && total >= threads * kFewTiles;
   const bool alone = enough || small || threads == 1;
   std::int64_t blocks = ceil_div(total, block_);
-  if (enough) blocks = ceil_div(blocks, threads) * threads;
+  // As many for each thread; a few tiles more in each are better than a block more.
+  if (enough) blocks = ceil_div(ceil_div(5 * total, 6 * block_), threads) * threads;
   const EvenSplit split{total, blocks};
   if (alone) {
     for_each_alone(context, blocks, [&](std::int64_t i, Context& inside) {
