@@ -21,13 +21,11 @@ struct Work {
   int end_slab;
   bool none;  // for the whole cluster
 
-  __device__ explicit Work(const Product& product) {
+  // cluster: of all that there are; rank: of the block in it.
+  __device__ Work(const Product& product, int cluster, int rank_in_cluster)
+      : rank(rank_in_cluster), split(rank_in_cluster / kPair) {
     // Tiles of the same rows follow each other, so that these are found in the second cache.
     const int across = (product.outputs + Sums::kOutputs - 1) / Sums::kOutputs;
-    const auto block = static_cast<int>(blockIdx.x);
-    const int cluster = block / (kPair * product.splits);
-    rank = block % (kPair * product.splits);
-    split = rank / kPair;
     group = cluster % (across * product.groups) / across;
     output = cluster % across * Sums::kOutputs;
     const std::int32_t pair = cluster / (across * product.groups) * kPair;
