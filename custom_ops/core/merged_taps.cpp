@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <unordered_map>
+#include <utility>
 
 #include "core/memory.h"
 
@@ -17,6 +18,35 @@ struct Hash {
     return static_cast<std::size_t>(hash);
   }
 };
+
+// Different values, ascending.
+std::vector<std::int64_t> distinct(std::vector<std::int64_t> values) {
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+  return values;
+}
+
+std::int64_t place_of(const std::vector<std::int64_t>& sorted, std::int64_t value) {
+  return std::lower_bound(sorted.begin(), sorted.end(), value) - sorted.begin();
+}
+
+// The map that a kernel would have to read; nullopt where sites disagree about it.
+std::optional<std::vector<std::int32_t>> source_of(const OwnGrid& own, const RowTable& merged) {
+  constexpr std::int32_t kUnknown = -2;
+  std::vector<std::int32_t> source(static_cast<std::size_t>(own.input.positions()), kUnknown);
+  const std::int32_t* row = merged.rows.data();
+  for (const std::int32_t site : own.sites) {
+    for (std::int64_t y = site / own.output_width, down = 0; down < own.geometry.kernel[0]; ++down, ++y) {
+      for (std::int64_t x = site % own.output_width, across = 0; across < own.geometry.kernel[1]; ++across, ++x) {
+        std::int32_t& known = source[static_cast<std::size_t>(y * own.input.width + x)];
+        if (known != kUnknown && known != *row) return std::nullopt;
+        known = *row++;
+      }
+    }
+  }
+  std::replace(source.begin(), source.end(), kUnknown, -1);
+  return source;
+}
 
 // Fills `groups` for a site that reads `rows`; returns their number.
 std::int64_t group_taps(const std::int32_t* rows, std::vector<std::int8_t>* groups) {
@@ -104,6 +134,42 @@ std::vector<float> merged_weights(const float* weights, std::int64_t pairs, cons
     for (const double sum : sums) merged.push_back(static_cast<float>(sum));
   }
   return merged;
+}
+
+std::optional<OwnGrid> find_own_grid(const SiteGrid& grid, const std::vector<std::int32_t>& numbers,
+                                     const RowTable& merged) {
+  constexpr std::int64_t kMostHoles = 2;  // as many positions as sites, times this
+  std::vector<std::int64_t> rows;
+  std::vector<std::int64_t> columns;
+  std::int64_t last = 0;
+  for (const std::int32_t number : numbers) {
+    const std::int64_t position = grid.sites[static_cast<std::size_t>(number)];
+    if (position < last) return std::nullopt;
+    last = position;
+    rows.push_back(position / grid.output_width);
+    columns.push_back(position % grid.output_width);
+  }
+  const std::vector<std::int64_t> lines = distinct(rows);
+  const std::vector<std::int64_t> places = distinct(columns);
+  const auto height = static_cast<std::int64_t>(lines.size());
+  const auto width = static_cast<std::int64_t>(places.size());
+  if (numbers.empty() || height > kMostHoles * merged.sites / width) return std::nullopt;
+  OwnGrid own;
+  own.output_width = width;
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    own.sites.push_back(static_cast<std::int32_t>(place_of(lines, rows[i]) * width + place_of(places, columns[i])));
+  }
+  for (std::int64_t down = 1; down <= merged.taps; ++down) {
+    if (merged.taps % down != 0) continue;
+    own.geometry.kernel[0] = down;
+    own.geometry.kernel[1] = merged.taps / down;
+    own.input = {height + down - 1, width + merged.taps / down - 1};
+    if (std::optional<std::vector<std::int32_t>> source = source_of(own, merged)) {
+      own.source = std::move(*source);
+      return own;
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace perfonnx

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "core/tables.h"
@@ -33,5 +34,22 @@ RowTable merged_table(const RowTable& table, const TapClass& of);
 
 // Weights [pairs of channels, taps] to [pairs of channels, of.count].
 std::vector<float> merged_weights(const float* weights, std::int64_t pairs, const TapClass& of);
+
+// Sites that are a grid of their own: what they read, site by site and tap by tap, is what a kernel of stride 1 without
+// pads reads of a smaller map.
+struct OwnGrid {
+  ConvGeometry geometry;
+  MapSize input;
+  std::int64_t output_width = 0;
+  std::vector<std::int32_t> sites;   // ascending
+  std::vector<std::int32_t> source;  // [input]
+
+  SiteGrid grid() const { return {geometry, input, output_width, sites, source.data()}; }
+};
+
+// Of the sites of a merged table, whose numbers in `grid` are `numbers`; nullopt where they are none for any kernel of
+// as many taps, or do not come row by row.
+std::optional<OwnGrid> find_own_grid(const SiteGrid& grid, const std::vector<std::int32_t>& numbers,
+                                     const RowTable& merged);
 
 }  // namespace perfonnx

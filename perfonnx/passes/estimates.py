@@ -81,9 +81,9 @@ class Tiles:
     fewest: int = 16
 
     @property
-    def edge(self) -> int:
-        """Outputs along the longest edge."""
-        return max(self.tile)
+    def largest(self) -> int:
+        """Outputs along an edge of the largest tile that has to be allowed; those of 2x2 kernels count as no larger."""
+        return min(max(self.tile), LARGEST_TILE)
 
     def multiplies(self, layer: Layer) -> float:
         """Of all tiles of a layer, with what its weights cost that come from memory or the last cache."""
@@ -102,6 +102,8 @@ class Tiles:
 
 
 TILES = (
+    Tiles((2, 2), (5, 5), 36, 230.0, 400.0, 600.0),
+    Tiles((2, 2), (3, 3), 16, 80.0, 150.0, 350.0),
     Tiles((3, 3), (4, 4), 36, 230.0, 300.0, 500.0),
     Tiles((3, 3), (2, 2), 16, 80.0, 100.0, 300.0),
     Tiles((5, 5), (2, 2), 36, 230.0, 250.0, 500.0, fewest=12),
@@ -184,7 +186,7 @@ class Costs:
     def of_rows(self, layer: Layer, share: float) -> float:
         """The same on rows, computed at this share of the positions, or at more where that takes less time."""
         direct = self._of_layer(self.rows[kind_of(layer)], layer, share)
-        tiles = [tiles.multiplies(layer) for tiles in tiles_of(layer) if tiles.edge <= self.largest_tile]
+        tiles = [tiles.multiplies(layer) for tiles in tiles_of(layer) if tiles.largest <= self.largest_tile]
         return min([direct, *(self._of_tiles(layer, share, multiplies) for multiplies in tiles)])
 
     def of_canonical(self, layer: Layer, share: float) -> float:

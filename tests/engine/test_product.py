@@ -310,7 +310,17 @@ def test_every_implementation_computes_the_same(isa: str, channels: int, outputs
 def test_the_first_implementation_that_applies_is_taken(
     channels: int, outputs: int, taps: int, group: int, chosen: str
 ) -> None:
-    order = ["depthwise", "merged", "winograd4", "winograd2", "winograd4_line", "direct", "gathered"]
+    order = [
+        "depthwise",
+        "merged",
+        "winograd5",
+        "winograd3",
+        "winograd4",
+        "winograd2",
+        "winograd4_line",
+        "direct",
+        "gathered",
+    ]
     assert _engine.implementations() == order
     w = np.ones((outputs, channels // group, taps), np.float32)
     assert _engine.SampledProduct(w, group=group).implementation == chosen

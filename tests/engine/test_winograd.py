@@ -20,6 +20,8 @@ from tests.processes import assert_same_on_any_number_of_processors, run_python
 
 ISAS = _engine.available_isas()
 TOLERANCE = {
+    ("winograd5", (2, 2)): 1e-5,
+    ("winograd3", (2, 2)): 3e-6,
     ("winograd4", (3, 3)): 1e-5,
     ("winograd2", (3, 3)): 3e-6,
     ("winograd2", (5, 5)): 3e-6,
@@ -30,6 +32,8 @@ TOLERANCE = {
 }
 """Of implementations and kernels that they compute."""
 FORMS = list(TOLERANCE)
+SMALLER = [("winograd3", (2, 2)), ("winograd2", (3, 3))]
+"""Those that are taken for the weights of layers of many channels and few tiles alone."""
 
 
 def _layer(
@@ -44,7 +48,8 @@ def _layer(
 
 def _pads(kernel: tuple[int, int]) -> tuple[int, int, int, int]:
     """Pads that leave a map its size."""
-    return (kernel[0] // 2, kernel[1] // 2) * 2
+    down, across = kernel
+    return (down // 2, across // 2, (down - 1) // 2, (across - 1) // 2)
 
 
 @settings(max_examples=400, deadline=None)
@@ -205,7 +210,7 @@ result = np.stack(results)
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("keep", [0.45, 0.8, 1.0])
-@pytest.mark.parametrize(("implementation", "kernel"), [form for form in FORMS if form != ("winograd2", (3, 3))])
+@pytest.mark.parametrize(("implementation", "kernel"), [form for form in FORMS if form not in SMALLER])
 @pytest.mark.parametrize(
     ("pads", "dilations"),
     [((1, 1, 1, 1), (1, 1)), ((0, 2, 1, 0), (1, 1)), ((2, 2, 2, 2), (2, 2)), ((1, 4, 3, 2), (3, 2))],
@@ -223,12 +228,12 @@ def test_maps_in_bands_of_whole_tiles(
     x = rng.standard_normal((2, 72, 62, 45)).astype(np.float32)
     w = (rng.standard_normal((40, 72, *kernel)) / np.sqrt(np.prod(kernel) * 72)).astype(np.float32)
     b = rng.standard_normal(40).astype(np.float32)
-    least = 0.6 if 1 in kernel else 0.0  # lines of fewer sites do not pay
+    least = 0.7 if min(kernel) < 3 else 0.0  # of small kernels fewer sites do not pay
     mask = rng.random(geometry.output_size(62, 45)) < max(keep, least)
     mask[:6] = False  # a row of tiles without a site, and half a one
     fill = rng.standard_normal(40).astype(np.float32)
     engine = _engine.MaskedConv.sparse(w, b, mask, fill, pads=pads, dilations=dilations, isa=isa)
-    assert engine.implementation == implementation
+    assert engine.implementation == implementation or (engine.implementation, kernel) in SMALLER
     expected = np.where(mask, conv(x, w, geometry) + b[:, None, None], fill[:, None, None])
     got = engine(x)
     np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE[implementation, kernel] * np.abs(expected).max())
@@ -289,6 +294,8 @@ result = engine(s, threads=processors)
 @pytest.mark.parametrize(
     ("inputs", "outputs", "kernel", "size", "chosen"),
     [
+        (64, 64, (2, 2), 56, "winograd5"),
+        (256, 256, (2, 2), 9, "winograd3"),
         (64, 64, (3, 3), 56, "winograd4"),
         (16, 16, (3, 3), 32, "winograd4"),
         (512, 512, (3, 3), 28, "winograd4"),
@@ -340,6 +347,8 @@ def test_other_convolutions_are_refused(
 @pytest.mark.parametrize(
     ("implementation", "reason"),
     [
+        ("winograd5", "2 x 2"),
+        ("winograd3", "2 x 2"),
         ("winograd4", "3 x 3"),
         ("winograd2", "3 x 3 or 5 x 5"),
         ("winograd4_line", "a line of 3, 5 or 7 taps"),
@@ -399,7 +408,7 @@ def test_few_sites_of_a_huge_map(implementation: str, kernel: tuple[int, int]) -
 
 @pytest.mark.parametrize(("implementation", "kernel"), FORMS)
 def test_maps_smaller_than_the_kernel_have_no_output(implementation: str, kernel: tuple[int, int]) -> None:
-    size = (2, 5) if kernel[0] > 1 else (5, 2)
+    size = (min(kernel[0] - 1, 2), 5) if kernel[0] > 1 else (5, 2)
     w = np.ones((8, 8, *kernel), np.float32)
     engine = _engine.SampledConv(w, None, in_shape=size, implementation=implementation)
-    assert engine(np.ones((1, 10, 8), np.float32)).shape == (1, 0, 8)
+    assert engine(np.ones((1, size[0] * size[1], 8), np.float32)).shape == (1, 0, 8)

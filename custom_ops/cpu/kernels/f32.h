@@ -114,9 +114,19 @@ enum { kPiece = 16 };
 constexpr double kWinogradPoints[][4] = {
     {1}, {0.70710678118654752440, 1.41421356237309504880}, {.5, 1, 2}, {.4, .8, 1.25, 2.5}};
 
-// Tiles of 4 x 4 and of 2 x 2 outputs of 3x3 kernels, of 2 x 2 of 5x5 ones; of 4 in a line of kernels of 3, 5 and 7
-// taps in a line.
-enum WinogradForm { kSquare4Of3, kSquare2Of3, kSquare2Of5, kLine4Of3, kLine4Of5, kLine4Of7, kWinogradForms };
+// Tiles of 5 x 5 and of 3 x 3 outputs of 2x2 kernels, of 4 x 4 and of 2 x 2 of 3x3 ones, of 2 x 2 of 5x5 ones; of 4 in
+// a line of kernels of 3, 5 and 7 taps in a line.
+enum WinogradForm {
+  kSquare5Of2,
+  kSquare3Of2,
+  kSquare4Of3,
+  kSquare2Of3,
+  kSquare2Of5,
+  kLine4Of3,
+  kLine4Of5,
+  kLine4Of7,
+  kWinogradForms
+};
 
 // The inputs of tiles, each turned into as many points.
 struct WinogradInputArgs {

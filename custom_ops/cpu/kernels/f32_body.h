@@ -634,10 +634,10 @@ extern constexpr F32Kernels PERFONNX_KERNELS = {
     turn,
     gate,
     radius_sum,
-    {winograd_input<6>, winograd_input<4>, winograd_input<6>, winograd_input<6, 1>, winograd_input<8, 1>,
-     winograd_input<10, 1>},
-    {winograd_output<6, 4>, winograd_output<4, 2>, winograd_output<6, 2>, winograd_output<6, 4, 1>,
-     winograd_output<8, 4, 1>, winograd_output<10, 4, 1>},
+    {winograd_input<6>, winograd_input<4>, winograd_input<6>, winograd_input<4>, winograd_input<6>,
+     winograd_input<6, 1>, winograd_input<8, 1>, winograd_input<10, 1>},
+    {winograd_output<6, 5>, winograd_output<4, 3>, winograd_output<6, 4>, winograd_output<4, 2>, winograd_output<6, 2>,
+     winograd_output<6, 4, 1>, winograd_output<8, 4, 1>, winograd_output<10, 4, 1>},
     {PERFONNX_TILES(winograd_product, 1), PERFONNX_TILES(winograd_product, 2)}};
 
 }  // namespace perfonnx

@@ -7,11 +7,6 @@
 #include "core/error.h"
 
 namespace perfonnx {
-namespace {
-
-constexpr double kOverlap = .35;  // the part of multiplies and weights that do not hide each other
-
-}  // namespace
 
 std::string exactness_obstacle() {
   const char* value = std::getenv("PERFONNX_EXACTNESS");

@@ -37,6 +37,7 @@ class Estimate {
 
   static constexpr double kScattered = 1.15;  // what scattered sites cost more than those of a dense layer
   static constexpr double kNearWeight = 3;    // a weight that comes from the last cache
+  static constexpr double kOverlap = .35;     // the part of multiplies and weights that do not hide each other
 
  private:
   static constexpr double kTap = 78;     // of a tap of a site, beside its multiplies

@@ -102,6 +102,8 @@ class Implementation {
 // Each in its file.
 extern const Implementation& kDepthwise;
 extern const Implementation& kMerged;
+extern const Implementation& kWinograd5;
+extern const Implementation& kWinograd3;
 extern const Implementation& kWinograd4;
 extern const Implementation& kWinograd2;
 extern const Implementation& kWinogradLine4;

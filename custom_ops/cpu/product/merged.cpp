@@ -1,6 +1,9 @@
 // Weights of taps that read the same row, added up beforehand: behind nearest interpolation and nearest resizes the
-// sites of a regular grid fall into few classes, which read 1 to 6 rows instead of 9. Exact up to rounding.
+// sites of a regular grid fall into few classes, which read 1 to 6 rows instead of 9. A class whose sites are a grid of
+// their own is a layer of a smaller kernel, often of 2x2, which has tiles of Winograd's algorithm. Exact up to
+// rounding.
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,37 +15,32 @@
 namespace perfonnx {
 namespace {
 
-// All weights together are at most so many times those of the layer, as many as Winograd's larger tiles take.
+// All classes together have at most so many times the taps of the layer, and all weights are at most as many as those
+// of Winograd's larger tiles, or as the last cache holds.
+constexpr std::int64_t kMostTaps = 4;
 constexpr std::int64_t kMostWeights = 4;
+constexpr std::int64_t kFewWeights = 4 * 1024 * 1024;
 // What it takes to start with a class, and to move an output to its place, in multiplies of the innermost loop.
 constexpr double kClass = 50000;
 constexpr double kMove = 6;
 
-// The classes that sites of a layer are computed by.
-struct Classes {
-  RowTable table;  // of the layer
-  std::vector<TapClass> classes;
-  double cost = 0;  // of an image
-};
-
 // Frequent classes have sums of their own, the sites of others theirs where these serve them, or else plain weights.
-Classes choose_classes(const ProductLayer& layer) {
-  Classes chosen{make_row_table(*layer.grid, all_taps(layer.grid->geometry)), {}, 0};
+std::vector<TapClass> choose_classes(const ProductLayer& layer, const RowTable& table) {
   const std::int64_t taps = layer.shape.taps;
   const Estimate estimate(layer);
-  std::vector<TapClass> found = find_tap_classes(chosen.table);
+  std::vector<TapClass> found = find_tap_classes(table);
   const auto merged = [&](const TapClass& each) {
     return static_cast<std::int64_t>(each.sites.size()) * (taps - each.count);
   };
   std::stable_sort(found.begin(), found.end(),
                    [&](const TapClass& a, const TapClass& b) { return merged(a) > merged(b); });
-  std::vector<TapClass>& classes = chosen.classes;
-  std::int64_t weights = taps;
+  std::vector<TapClass> classes;
+  std::int64_t all_taps = taps;
   for (const TapClass& each : found) {
     const double gain = static_cast<double>(merged(each)) * estimate.site(1);
     if (gain <= Estimate::read(static_cast<double>(each.count) * estimate.weights()) + kClass) continue;
-    if (weights + each.count > kMostWeights * taps) continue;
-    weights += each.count;
+    if (all_taps + each.count > kMostTaps * taps) continue;
+    all_taps += each.count;
     classes.push_back({each.groups, each.count, {}});
   }
   classes.push_back(unmerged_taps(taps));
@@ -55,33 +53,95 @@ Classes choose_classes(const ProductLayer& layer) {
   }
   classes.erase(std::remove_if(classes.begin(), classes.end(), [](const TapClass& each) { return each.sites.empty(); }),
                 classes.end());
-  double multiplies = 0;
-  double read = 0;
-  for (TapClass& each : classes) {
-    std::sort(each.sites.begin(), each.sites.end());
-    const auto sites = static_cast<double>(each.sites.size());
-    multiplies += sites * estimate.site(static_cast<double>(each.count));
-    if (classes.size() > 1) multiplies += kClass + kMove * sites * estimate.outputs();
-    read += static_cast<double>(each.count) * estimate.weights();
-  }
-  chosen.cost = Estimate::together(multiplies, Estimate::read(read));
-  return chosen;
+  for (TapClass& each : classes) std::sort(each.sites.begin(), each.sites.end());
+  return classes;
 }
+
+// A class as a layer of its own, and what computes it.
+struct Way {
+  TapClass sites;
+  RowTable table;
+  std::optional<OwnGrid> own;
+  const Implementation* implementation = nullptr;
+};
+
+class Ways {
+ public:
+  explicit Ways(const ProductLayer& layer) : layer_(layer) {
+    const RowTable table = make_row_table(*layer.grid, all_taps(layer.grid->geometry));
+    for (TapClass& each : choose_classes(layer, table)) {
+      RowTable merged = merged_table(table, each);
+      std::optional<OwnGrid> own = find_own_grid(*layer.grid, each.sites, merged);
+      all.push_back({std::move(each), std::move(merged), std::move(own)});
+    }
+    const std::int64_t tile = largest_tile();
+    double weights = 0;
+    double reading = 0;  // of each class by itself
+    for (Way& way : all) {
+      const std::optional<SiteGrid> grid = grid_of(way);
+      const ProductLayer own = with(way, nullptr, grid, tile);
+      way.implementation = best(own);
+      const auto sites = static_cast<std::int64_t>(way.sites.sites.size());
+      cost += grid ? way.implementation->cost(own) : Estimate(own).directly(sites);
+      const double here = static_cast<double>(way.sites.count) * Estimate(own).weights();
+      weights += here;
+      reading += Estimate::read(here);
+      if (all.size() > 1) cost += kClass + kMove * static_cast<double>(sites * layer.shape.outputs);
+    }
+    cost += Estimate::kOverlap * (Estimate::read(weights) - reading);
+  }
+
+  std::unique_ptr<const PreparedProduct> prepare(const Way& way) const {
+    const std::vector<float> weights =
+        merged_weights(layer_.weights, layer_.shape.outputs * layer_.shape.inputs, way.sites);
+    const std::optional<SiteGrid> grid = grid_of(way);
+    return way.implementation->prepare(with(way, weights.data(), grid, largest_tile()));
+  }
+
+  std::vector<Way> all;
+  double cost = 0;  // of an image
+
+ private:
+  static std::optional<SiteGrid> grid_of(const Way& way) {
+    return way.own ? std::optional<SiteGrid>(way.own->grid()) : std::nullopt;
+  }
+  ProductLayer with(const Way& way, const float* weights, const std::optional<SiteGrid>& grid,
+                    std::int64_t tile) const {
+    const WeightShape& shape = layer_.shape;
+    return {weights,
+            layer_.bias,
+            {shape.outputs, shape.inputs, way.sites.count, shape.groups},
+            layer_.kernels,
+            grid ? &*grid : nullptr,
+            tile};
+  }
+  // Tiles multiply the weights of 2x2 kernels by 9, or by 4.
+  std::int64_t largest_tile() const {
+    const std::int64_t pairs = layer_.shape.outputs * layer_.shape.inputs;
+    const std::int64_t most = std::max(kMostWeights * layer_.shape.taps * pairs, kFewWeights);
+    std::int64_t taps = 0;
+    for (const Way& way : all) taps += way.sites.count;
+    return std::min<std::int64_t>(layer_.largest_tile, taps * pairs <= most / 9   ? kLargestTile
+                                                       : taps * pairs <= most / 4 ? 3
+                                                                                  : 0);
+  }
+  static const Implementation* best(const ProductLayer& own) {
+    for (const Implementation* some : implementations()) {
+      if (some != &kMerged && some->obstacle(own).empty() && some->drawback(own).empty()) return some;
+    }
+    return &kGathered;
+  }
+
+  const ProductLayer& layer_;
+};
 
 class Merged final : public PreparedProduct {
  public:
   explicit Merged(const ProductLayer& layer) : shape_(layer.shape) {
-    Classes chosen = choose_classes(layer);
-    for (TapClass& each : chosen.classes) {
-      const std::vector<float> weights = merged_weights(layer.weights, shape_.outputs * shape_.inputs, each);
-      const ProductLayer own{weights.data(),
-                             layer.bias,
-                             {shape_.outputs, shape_.inputs, each.count, shape_.groups},
-                             layer.kernels,
-                             nullptr};
-      RowTable table = merged_table(chosen.table, each);
-      const Implementation& plain = kDirect.drawback(own).empty() ? kDirect : kGathered;
-      classes_.push_back({std::move(each.sites), std::move(table), plain.prepare(own)});
+    Ways ways(layer);
+    for (Way& way : ways.all) {
+      std::unique_ptr<const PreparedProduct> product = ways.prepare(way);
+      classes_.push_back({std::move(way.sites.sites), std::move(way.table), std::move(way.own), std::move(product)});
     }
   }
 
@@ -93,21 +153,19 @@ class Merged final : public PreparedProduct {
       return;
     }
     // Neighbouring sites of all classes together, since they read and write the same memory.
-    constexpr std::int64_t kSites = 448;  // of each
+    constexpr std::int64_t kSites = 700;  // of each
     const std::int64_t most = kSites * static_cast<std::int64_t>(classes_.size());
-    const std::int64_t sites = run.table.sites;
     const std::int64_t threads = wanted_tasks();
-    const std::int64_t wanted = ceil_div(run.input.images * sites, most);
+    const std::int64_t wanted = ceil_div(run.input.images * run.table.sites, most);
     const std::int64_t parts = wanted > 1 ? ceil_div(wanted, threads) * threads : 1;
     const EvenSplit images{run.input.images, std::min(parts, run.input.images)};
-    const EvenSplit spans{sites, std::min(ceil_div(parts, images.parts), sites)};
+    const std::int64_t spans = std::min(ceil_div(parts, images.parts), run.table.sites);
     const auto run_one = [&](std::int64_t i, Context& inside) {
-      const std::int64_t image = i / spans.parts;
-      const std::int64_t span = i % spans.parts;
-      run_part(run, {images.begin(image), images.end(image), spans.begin(span), spans.end(span)}, inside);
+      const std::int64_t image = i / spans;
+      run_part(run, {images.begin(image), images.end(image), i % spans, spans}, inside);
     };
     if (parts > 1) {
-      for_each_alone(context, images.parts * spans.parts, run_one);
+      for_each_alone(context, images.parts * spans, run_one);
     } else {
       run_one(0, context);
     }
@@ -118,14 +176,24 @@ class Merged final : public PreparedProduct {
   struct Class {
     std::vector<std::int32_t> sites;  // ascending
     RowTable table;                   // of these
+    std::optional<OwnGrid> own;
     std::unique_ptr<const PreparedProduct> product;
+
+    // The first site of a span, one of `spans`. Rows of tiles are not cut.
+    std::int64_t begin(std::int64_t span, std::int64_t spans) const {
+      const std::int64_t edge = product->edge();
+      if (!own || edge == 1) return EvenSplit{table.sites, spans}.begin(span);
+      const std::int64_t rows = own->input.height - own->geometry.kernel[0] + 1;
+      const std::int64_t row = EvenSplit{ceil_div(rows, edge), spans}.begin(span) * edge;
+      return std::lower_bound(own->sites.begin(), own->sites.end(), row * own->output_width) - own->sites.begin();
+    }
   };
   // Some sites of some images.
   struct Part {
     std::int64_t image_begin;
     std::int64_t image_end;
-    std::int64_t site_begin;
-    std::int64_t site_end;
+    std::int64_t span;
+    std::int64_t spans;
   };
 
   void run_part(const ProductRun& run, const Part& part, Context& context) const {
@@ -134,8 +202,8 @@ class Merged final : public PreparedProduct {
                           images, run.input.rows_per_image, run.input.zero_row, run.input.first_row};
     float* const out = run.out + part.image_begin * run.table.sites * run.out_stride;
     for (const Class& each : classes_) {
-      const auto begin = std::lower_bound(each.sites.begin(), each.sites.end(), part.site_begin);
-      const auto end = std::lower_bound(begin, each.sites.end(), part.site_end);
+      const auto begin = each.sites.begin() + each.begin(part.span, part.spans);
+      const auto end = each.sites.begin() + each.begin(part.span + 1, part.spans);
       const std::int64_t count = end - begin;
       if (count == 0) continue;
       const RowTableView table(each.table, begin - each.sites.begin(), end - each.sites.begin());
@@ -202,7 +270,7 @@ class MergedImplementation final : public Implementation {
     }
     return {};
   }
-  double cost(const ProductLayer& layer) const override { return choose_classes(layer).cost; }
+  double cost(const ProductLayer& layer) const override { return Ways(layer).cost; }
   std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
     return std::make_unique<const Merged>(layer);
   }

@@ -9,8 +9,8 @@
 namespace perfonnx {
 
 const std::vector<const Implementation*>& implementations() {
-  static const std::vector<const Implementation*> list{&kDepthwise,     &kMerged, &kWinograd4, &kWinograd2,
-                                                       &kWinogradLine4, &kDirect, &kGathered};
+  static const std::vector<const Implementation*> list{
+      &kDepthwise, &kMerged, &kWinograd5, &kWinograd3, &kWinograd4, &kWinograd2, &kWinogradLine4, &kDirect, &kGathered};
   return list;
 }
 

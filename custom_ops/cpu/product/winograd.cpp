@@ -1,7 +1,7 @@
 // Winograd's algorithm (A. Lavin, S. Gray, arXiv 1509.09308) for layers of stride 1, exact up to rounding: tiles of 4 x
-// 4 or 2 x 2 outputs of 3x3 kernels by 36 or 16 multiplies a pair of channels instead of 144 or 36; of 2 x 2 outputs of
-// 5x5 kernels by 36 instead of 100; of 4 outputs in a line of kernels of 3, 5 or 7 taps in a line by 6, 8 or 10 instead
-// of 12, 20 or 28.
+// 4 or 2 x 2 outputs of 3x3 kernels by 36 or 16 multiplies a pair of channels instead of 144 or 36; of 5 x 5 or 3 x 3
+// outputs of 2x2 kernels by 36 or 16 instead of 100 or 36; of 2 x 2 outputs of 5x5 kernels by 36 instead of 100; of 4
+// outputs in a line of kernels of 3, 5 or 7 taps in a line by 6, 8 or 10 instead of 12, 20 or 28.
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -566,6 +566,8 @@ struct Form {
   std::int64_t taps;
   Costs costs;
 };
+constexpr Form kSquares5[] = {{kSquare5Of2, 2, {36, 230, 400, 600}}};
+constexpr Form kSquares3[] = {{kSquare3Of2, 2, {16, 80, 150, 350}}};
 constexpr Form kSquares4[] = {{kSquare4Of3, 3, {36, 230, 300, 500}}};
 constexpr Form kSquares2[] = {{kSquare2Of3, 3, {16, 80, 100, 300}}, {kSquare2Of5, 5, {36, 230, 250, 500}}};
 constexpr Form kLines4[] = {
@@ -575,8 +577,8 @@ class WinogradImplementation final : public Implementation {
  public:
   template <std::size_t N>
   constexpr WinogradImplementation(const char* name, const char* kernels, std::int64_t edge, bool line,
-                                   const Form (&forms)[N])
-      : name_(name), kernels_(kernels), edge_(edge), line_(line), forms_(forms), form_count_(N) {}
+                                   const Form (&forms)[N], const WinogradImplementation* smaller = nullptr)
+      : name_(name), kernels_(kernels), edge_(edge), line_(line), forms_(forms), form_count_(N), smaller_(smaller) {}
 
   const char* name() const noexcept override { return name_; }
   std::string obstacle(const ProductLayer& layer) const override {
@@ -590,16 +592,15 @@ class WinogradImplementation final : public Implementation {
   }
   std::string drawback(const ProductLayer& layer) const override {
     if (const std::string exact = exactness_obstacle(); !exact.empty()) return exact;
-    if (edge_ > layer.largest_tile) return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
+    if (std::min(edge_, kLargestTile) > layer.largest_tile)
+      return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
     if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
     const double own = cost(layer);
     if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
       return "too few sites in a tile, or too few channels";
     }
-    if (edge_ == 2 || line_) return {};  // larger tiles had the choice before
-    return own <= static_cast<const WinogradImplementation&>(kWinograd2).cost(layer)
-               ? ""
-               : "its weights are too many for so few tiles";
+    const bool heavy = smaller_ != nullptr && own > smaller_->cost(layer);
+    return heavy ? "its weights are too many for so few tiles" : "";
   }
   double cost(const ProductLayer& layer) const override {
     return best(layer, Tiling(*layer.grid, axes_of(layer).tile())).cost;
@@ -656,10 +657,13 @@ class WinogradImplementation final : public Implementation {
   bool line_;
   const Form* forms_;
   std::size_t form_count_;
+  const WinogradImplementation* smaller_;  // tiles of the same kernels, with fewer weights; null: there are none
 };
 
-const WinogradImplementation kSquare4("winograd4", "3 x 3", 4, false, kSquares4);
+const WinogradImplementation kSquare3("winograd3", "2 x 2", 3, false, kSquares3);
+const WinogradImplementation kSquare5("winograd5", "2 x 2", 5, false, kSquares5, &kSquare3);
 const WinogradImplementation kSquare2("winograd2", "3 x 3 or 5 x 5", 2, false, kSquares2);
+const WinogradImplementation kSquare4("winograd4", "3 x 3", 4, false, kSquares4, &kSquare2);
 const WinogradImplementation kLine4("winograd4_line", "a line of 3, 5 or 7 taps", 4, true, kLines4);
 
 }  // namespace
@@ -672,6 +676,8 @@ std::unique_ptr<const ChosenTiles> make_chosen_tiles(const ProductLayer& layer, 
   return nullptr;
 }
 
+const Implementation& kWinograd5 = kSquare5;
+const Implementation& kWinograd3 = kSquare3;
 const Implementation& kWinograd4 = kSquare4;
 const Implementation& kWinograd2 = kSquare2;
 const Implementation& kWinogradLine4 = kLine4;
