@@ -539,7 +539,7 @@ def _after(workspace: Workspace, state: State, changes: list[Change], report: Re
         layer, less = rebuilt.layer, rebuilt.saved + within.get(name, 0)
         rate = less / max(layer.multiplies or 0, 1)
         report.layers.append(_layer_report(layer, chained(rebuilt.steps), rate, less, tuple(rebuilt.notes)))
-    total = sum(saved.values())
+    total = sum(saved.values()) + state.saved_behind
     report.multiplies = (report.multiplies[0], report.multiplies[0] - total)
     report.conv_multiplies = (report.conv_multiplies[0], report.conv_multiplies[0] - total)
     report.left_on_maps = list(state.left_on_maps)

@@ -453,6 +453,11 @@ class Chain(Method):
 class StandardMethod(Method):
     """A method whose result is standard ONNX: other layers stand in a layer's place."""
 
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the layer's map has the size that it had."""
+        return True
+
     @abstractmethod
     def replaced(self, spot: Spot) -> Fitted:
         """The nodes in a layer's place, and what was found.

@@ -35,7 +35,7 @@ _ACTIVATIONS = frozenset(
     "Relu LeakyRelu PRelu Clip Sigmoid Tanh Elu Selu HardSigmoid HardSwish Softplus Softsign ThresholdedRelu Celu "  # noqa: SIM905
     "Mish Gelu Erf Abs Neg Sqrt Exp Log Dropout Identity Cast".split()
 )
-_POSITION_WISE = _ACTIVATIONS | {"LRN", "BatchNormalization", "Add", "Sub", "Mul", "Div", "Sum"}
+POSITION_WISE = _ACTIVATIONS | {"LRN", "BatchNormalization", "Add", "Sub", "Mul", "Div", "Sum"}
 """Operators between a convolution and a pool through which positions stay what they are."""
 
 
@@ -482,7 +482,7 @@ def _keeps_positions(workspace: Workspace, node: gs.Node, tensor: gs.Tensor) -> 
     if node.op == CONV:
         kernel = node.attrs.get("kernel_shape")
         return kernel is not None and list(kernel) == [1, 1] and set(node.attrs.get("strides", [1, 1])) == {1}
-    return node.op in _POSITION_WISE
+    return node.op in POSITION_WISE
 
 
 def pool_window(workspace: Workspace, node: gs.Node) -> PoolWindow | None:

@@ -54,7 +54,8 @@ class Rebuilt:
 class State:
     """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes.
 
-    `rebuilt` are the layers in whose place standard operators stand, or will, by name.
+    `rebuilt` are the layers in whose place standard operators stand, or will, by name; `saved_behind` is what layers
+    behind them multiply less since maps are smaller.
 
     `on_maps` names the layers that stay canonical though they could work on rows, `kept` holds by id the other nodes
     that stay on maps though rows reach them, and `left_on_maps` says of all that rows reach why they stay on maps.
@@ -64,6 +65,7 @@ class State:
 
     decisions: dict[str, Decision] = field(default_factory=dict)
     rebuilt: dict[str, Rebuilt] = field(default_factory=dict)
+    saved_behind: int = 0
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
     on_maps: set[str] = field(default_factory=set)

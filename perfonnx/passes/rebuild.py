@@ -5,12 +5,13 @@ A plan may go on from there: the next step of such a layer is taken with every n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
+from perfonnx.errors import PerfonnxError
 from perfonnx.methods import Affine, Context, Method, Needs, Spot, StandardMethod
 from perfonnx.model.layers import Layer, all_layers, unique_name
 from perfonnx.model.shapes import infer_types
@@ -49,6 +50,7 @@ class Rebuild(Pass):
         if not state.rebuilt:
             return []
         changes: list[Change] = []
+        others = self._others(workspace, state)
         todo = [(rebuilt, rebuilt.layer, rebuilt.steps) for rebuilt in state.rebuilt.values()]
         while todo:
             changes += self._replaced(workspace, state, todo)
@@ -65,7 +67,22 @@ class Rebuild(Pass):
             ]
             todo = [task for task in todo if self._goes_on(state, *task)]
         self.context.close()
+        if not all(step.keeps_size for step in self._standard(state)):
+            state.saved_behind = sum(others.values()) - sum(self._others(workspace, state).values())
+            _check_sizes(workspace, state)
         return changes
+
+    @staticmethod
+    def _standard(state: State) -> Iterator[StandardMethod]:
+        """The steps of layers that are replaced by standard operators."""
+        for rebuilt in state.rebuilt.values():
+            yield from (step for step in rebuilt.steps if isinstance(step, StandardMethod))
+
+    @staticmethod
+    def _others(workspace: Workspace, state: State) -> dict[str, int]:
+        """Multiplies of the layers that stay."""
+        replaced = {id(node) for rebuilt in state.rebuilt.values() for node in (rebuilt.layer.node, *rebuilt.nodes)}
+        return {layer.name: layer.multiplies or 0 for layer in all_layers(workspace) if id(layer.node) not in replaced}
 
     def _replaced(self, workspace: Workspace, state: State, todo: list[_Task]) -> list[Change]:
         changes = []
@@ -80,6 +97,13 @@ class Rebuild(Pass):
                 self.progress(number, len(todo))
             step, (affine, names) = steps[0], folded[layer.name]
             assert isinstance(step, StandardMethod)
+            if not all(done[2][0].keeps_size for done in todo[:number] if isinstance(done[2][0], StandardMethod)):
+                infer_types(workspace)
+                layer = next(fresh for fresh in all_layers(workspace) if fresh.node is layer.node)
+                reason = layer.obstacle or obstacle(self.context, state, layer, step, fallback=self.fallback)
+                if reason is not None:
+                    self._left(state, rebuilt, layer, reason)
+                    continue
             given = targets if layer.name in fitted else None
             result = step.replaced(Spot(self.context, layer.name, layer.node, layer, None, affine, given))
             if not result.nodes:
@@ -99,7 +123,7 @@ class Rebuild(Pass):
     def _left(state: State, rebuilt: Rebuilt, layer: Layer, reason: str) -> None:
         """A layer stays as it is, and what its plan goes on with is not done."""
         state.skips.append(Skip(layer.name, reason))
-        if rebuilt.layer is layer:
+        if rebuilt.layer.node is layer.node:
             del state.rebuilt[layer.name]
 
     @staticmethod
@@ -118,3 +142,14 @@ class Rebuild(Pass):
         if reason:
             state.skips.append(Skip(layer.name, reason))
         return isinstance(step, StandardMethod) and not reason
+
+
+def _check_sizes(workspace: Workspace, state: State) -> None:
+    """Refuse a plan with a mask for a map that is smaller now."""
+    for name, decision in state.decisions.items():
+        known = workspace.types.get(decision.layer.output.name)
+        if known is None or known.shape is None or known.shape[2:] != decision.layer.output_shape:
+            raise PerfonnxError(
+                f"layer {name!r}: its map is smaller behind a layer that is shrunk and not restored; rewrite the one "
+                "first, and then the result"
+            )

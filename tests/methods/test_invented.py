@@ -244,7 +244,8 @@ def test_a_search_chooses_it(invented: type[Any]) -> None:
     assert invented(2) not in Choices(methods=("perforate",)).choices()
     images = np.concatenate([nets.feed(4, 3, 12, 10, seed=seed)["x"] for seed in range(8)])
     data = Arrays("x", images, None, 1)
-    tuned = tune(network(), None, data, max_drop="1%", timer=ByFormula(), space=Choices(rates=(0.5,), masks=("grid",)))
+    choices = Choices(rates=(0.5,), masks=("grid",), methods=("perforate", "principal", "sparse"))
+    tuned = tune(network(), None, data, max_drop="1%", timer=ByFormula(), space=choices)
     assert tuned.plan.layers == {"conv2": invented(2)}
     assert tuned.reached
     assert "principal" in html_report(tuned)

@@ -130,7 +130,7 @@ class FasterExactly(Invented):
 
 
 def test_what_loses_nothing_is_mixed_with_what_does() -> None:
-    space = Space(masks=("grid",), rates=(0.25, 0.75), repairs=("none",))
+    space = Space(masks=("grid",), rates=(0.25, 0.75), repairs=("none",), methods=("exact", "perforate"))
     nothing = invented(FasterExactly(), max_drop=0.0021, space=space)  # images held back lose 0.002 more
     assert nothing.plan.layers == dict.fromkeys(LAYERS, Exact())
     assert nothing.reached

@@ -18,8 +18,10 @@ Float = NDArray[np.float64]
 
 WHOLE, SPLIT = "whole", "split"
 
-STARTING_ROUNDS = 30
+STARTING_ROUNDS = 40
 """Rounds without data, from random factors."""
+
+_RIDGE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Cp(LowRank):
             sizes = dict(zip("mcij", problem.weight.shape, strict=True)) | {"r": rank}
             names = spec.split("->")[0].split(",")
             found = [rng.standard_normal([sizes[each] for each in name]) for name in names]
-            found = fit(spec, found, problem.weight, Frobenius().apply, rounds=STARTING_ROUNDS)
+            found = alternated(spec, found, problem.weight)
             if not isinstance(problem.metric, Frobenius):
                 found = fit(spec, found, problem.weight, problem.metric.apply)
         found = balanced(found)
@@ -84,6 +86,23 @@ class Cp(LowRank):
         largest = np.prod([_norms(f) for f in (outputs.T, *found[1:])], axis=0).max() / np.linalg.norm(problem.weight)
         note = f"the largest component {largest:.2g} times as long as the weight"
         return Factors([inputs[:, :, None, None], *filters, outputs[:, :, None, None]], product, note=note)
+
+
+def alternated(spec: str, factors: list[Float], weight: Float) -> list[Float]:
+    """The factors whose components' sum is nearest in squares: each by its normal equations, of `rank` unknowns."""
+    names, found = spec.split("->")[0].split(","), list(factors)
+    for _ in range(STARTING_ROUNDS):
+        found = balanced(found)
+        for place, name in enumerate(names):
+            others = [k for k in range(len(names)) if k != place]
+            rest = ",".join(names[k] for k in others)
+            right = einsum(f"mcij,{rest}->r{name.replace('r', '')}", weight, *(found[k] for k in others))
+            grams = [einsum(f"{names[k]},{names[k].replace('r', 's')}->rs", found[k], found[k]) for k in others]
+            gram = np.prod(grams, axis=0)
+            gram = gram + max(_RIDGE * float(np.trace(gram)) / len(gram), 1e-300) * np.eye(len(gram))
+            solved = np.linalg.solve(gram, right.reshape(len(gram), -1)).reshape(right.shape)
+            found[place] = np.moveaxis(solved, 0, name.index("r"))
+    return found
 
 
 def every_tap(weight: Float, *, split: bool) -> list[Float]:

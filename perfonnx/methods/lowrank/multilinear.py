@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
-ROUNDS = 12
+ROUNDS = 8
 """Rounds over all factors, at most."""
 
-STEPS = 24
+STEPS = 8
 """Steps of conjugate gradients for a factor in a round, at most."""
 
 SMALLEST_GAIN = 2e-3
