@@ -13,7 +13,8 @@ from tests.search.test_tune import network
 
 
 def test_sensitivity_prints_a_table_or_json(with_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--data", "data.npz", "--samples", "8", "--rates", ".25,.5", "--masks", "uniform", "--repair", "none")
+    choices = ("--methods", "perforate", "--rates", ".25,.5", "--masks", "uniform", "--repair", "none")
+    arguments = ("--data", "data.npz", "--samples", "8", *choices)
     assert run("sensitivity", "m.onnx", *arguments) == 0
     assert "conv3" in capsys.readouterr().out
     assert run("sensitivity", "m.onnx", *arguments, "--json") == 0

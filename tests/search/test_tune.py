@@ -557,7 +557,11 @@ def test_sensitivity_measures_each_layer_alone() -> None:
 
 
 def test_models_of_a_fixed_batch_are_run_in_it() -> None:
-    result = sensitivity(network(batch=4), samples(16, batch=4), space=Space(("grid",), (0.5,), repairs=("bias",)))
+    result = sensitivity(
+        network(batch=4),
+        samples(16, batch=4),
+        space=Space(("grid",), (0.5,), repairs=("bias",), methods=("perforate",)),
+    )
     assert result.images == 16
     assert len(result.rows) == 4
 
@@ -583,7 +587,7 @@ def test_resnet20_is_tuned_within_its_bound(tmp_path: Path) -> None:
 
 
 def test_impact_masks_are_made_from_the_images_to_choose_by(tmp_path: Path) -> None:
-    space = Space(masks=("impact",), rates=(0.5,), repairs=("none",))
+    space = Space(masks=("impact",), rates=(0.5,), repairs=("none",), methods=("exact", "perforate"))
     tuned = tune(network(), None, samples(), max_drop=1.0, space=space, max_time=20, threads=1, timer=Invented())
     assert tuned.best is not None
     assert all(choice.mask == "impact" for choice in tuned.plan.layers.values())

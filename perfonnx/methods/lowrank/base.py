@@ -157,7 +157,7 @@ class LowRank(StandardMethod):
     @classmethod
     def candidates(cls, space: Space) -> Sequence[Method]:
         """See `Method.candidates`."""
-        return [cls(save=saving) for saving in space.savings] if cls.TRIED else []
+        return [cls(save=saving) for saving in space.savings if 0 < saving < 1] if cls.TRIED else []
 
     @property
     def kind(self) -> Method:

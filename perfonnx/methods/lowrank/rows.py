@@ -16,7 +16,7 @@ from perfonnx.ops.common import ConvAttributes
 
 Float = NDArray[np.float64]
 
-ENOUGH = 8192
+ENOUGH = 16384
 """Rows that a layer is fitted on, at most; twice as many as a row has values where these are many."""
 
 LIMIT = 1 << 26
