@@ -124,6 +124,15 @@ _KERNELS_EXAMPLES = """examples:
   PERFONNX_ISA=avx2 python tools/benchmark.py kernels
 """
 
+CHAINS = ((64, 112), (64, 56), (128, 28), (256, 14))
+"""What `chains` measures: channels, and height and width."""
+
+_CHAINS_EXAMPLES = """examples:
+  python tools/benchmark.py chains --threads 1 2
+        grids of a quarter of the positions beside stock Conv of stride 2 and Resize, and decoders, exact
+  python tools/benchmark.py chains --shapes 64,224 32,128 --beside avx2
+"""
+
 _NETWORKS_EXAMPLES = """examples:
   python tools/benchmark.py networks --json networks.json
         AlexNet, VGG-16, NIN and ResNet-50 with seeded weights, exact and at rates 0.5 and 0.75, one thread
@@ -187,6 +196,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernels.add_argument("--only", default="", metavar="RE", help="layers whose name this finds")
     kernels.set_defaults(run=run_kernels)
+    chains = commands.add_parser(
+        "chains",
+        help="a few equal layers: on grids of a quarter of the positions, and behind resizes",
+        epilog=_CHAINS_EXAMPLES,
+        formatter_class=shown,
+    )
+    chains.add_argument(
+        "--shapes", nargs="+", default=[f"{c},{size}" for c, size in CHAINS], metavar="C,SIZE", help="channels and size"
+    )
+    chains.add_argument("--layers", type=int, default=4, metavar="N", help="so many layers (default 4)")
+    chains.set_defaults(run=run_chains)
     networks = commands.add_parser("networks", help="whole networks", epilog=_NETWORKS_EXAMPLES, formatter_class=shown)
     networks.add_argument(
         "--models", nargs="*", default=list(models.NAMES), choices=models.NAMES, help="networks to build (default: all)"
@@ -202,7 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     networks.add_argument("--mask", default=None)
     networks.add_argument("--no-memory", action="store_true", help="times only")
     networks.set_defaults(run=run_networks)
-    for command, known in ((layers, ("int8", rivals.CAP, "resize")), (networks, ("int8", rivals.CAP))):
+    beside = ("int8", rivals.CAP)
+    for command, known in ((layers, (*beside, "resize")), (chains, beside), (networks, beside)):
         command.add_argument(
             "--beside",
             nargs="*",
@@ -212,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
             f"{rivals.CAP}, our kernels without AVX-512"
             + ("; resize, stock Conv of stride 2 and Resize, at rates from 0.7 up" if "resize" in known else ""),
         )
-    for command in (layers, kernels, networks):
+    for command in (layers, kernels, chains, networks):
         command.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N")
         command.add_argument("--batch", nargs="+", type=int, default=[1], metavar="N")
         command.add_argument("--runs", type=int, default=15, metavar="N", help="timed runs of each model (default 15)")
@@ -520,6 +541,81 @@ def _profiled(path: Path, operator: str) -> float:
         and event["args"]["op_name"].endswith(operator)
     ]
     return min(times)
+
+
+# --- chains ----------------------------------------------------------------------------------------------------------
+
+
+def run_chains(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Two rows per shape: a chain of layers on grids of a quarter, and one whose map doubles in front of each layer."""
+    for threads, batch, shape in itertools.product(options.threads, options.batch, options.shapes):
+        channels, size = map(int, shape.split(","))
+        for kind in ("grid 1 of 4", "decoder x2"):
+            row = {"threads": threads, "batch": batch, "channels": channels, "size": size, "chain": kind}
+            yield {**row, **_chain_times(kind, channels, size, batch, threads, options)}
+
+
+def _chain_times(
+    kind: str, channels: int, size: int, batch: int, threads: int, options: argparse.Namespace
+) -> dict[str, float]:
+    count, decodes = options.layers, kind == "decoder x2"
+    dense = chain(channels, size, batch, count if not decodes else 2, doubles=decodes)
+    x = np.random.default_rng(0).standard_normal((batch, channels, size, size), dtype=np.float32)
+    choices = {} if decodes else {"rate": 0.75, "mask": "grid", "only": ["conv"]}
+    ours = perfonnx.rewrite(dense, **choices)  # type: ignore[arg-type]
+    beside = Beside(options.beside)
+    beside.int8(dense, {"X": x}, threads)
+    beside.capped(ours.proto, {"X": x}, threads)
+    if not decodes:
+        stock = chain(channels, size, batch, count, stride=2)
+        beside.runners["stride 2 + Resize"] = runner(stock, {"X": x}, threads, library=False)
+    runners = [runner(dense, {"X": x}, threads, library=False), runner(ours.proto, {"X": x}, threads, library=True)]
+    times = median_times([*runners, *beside.runners.values()], options)
+    columns = beside.columns(times[0], times[2:])
+    row = {"onnxruntime ms": times[0], "multiplies": ours.report.reduction, "rows": times[0] / times[1], **columns}
+    if not decodes:
+        row["rows / stride 2 + Resize"] = row["rows"] / row["stride 2 + Resize"]
+    return row
+
+
+def chain(
+    channels: int, size: int, batch: int, count: int, *, stride: int = 1, doubles: bool = False
+) -> onnx.ModelProto:
+    """Equal 3x3 layers with Relu.
+
+    Args:
+        channels: Of every map.
+        size: Height and width of the first map.
+        batch: Images.
+        count: Layers.
+        stride: Of the layers; behind each of them Resize makes the map as large as it was.
+        doubles: The first layer apart, Resize doubles the map in front of each layer.
+    """
+    rng = np.random.default_rng(0)
+    nodes, constants, x = [], {"double": np.array([1, 1, 2, 2], np.float32)}, "X"
+    constants["back"] = np.array([1, 1, stride, stride], np.float32)
+    for i in range(count):
+        w = rng.standard_normal((channels, channels, 3, 3), dtype=np.float32) * np.float32(np.sqrt(2 / channels) / 3)
+        constants |= {f"W{i}": w, f"B{i}": rng.standard_normal(channels, dtype=np.float32)}
+        if doubles and i > 0:
+            nodes.append(helper.make_node("Resize", [x, "", "double"], [f"R{i}"], mode="nearest"))
+            x = f"R{i}"
+        attributes = {"kernel_shape": [3, 3], "pads": [1] * 4, "strides": [stride] * 2}
+        nodes.append(helper.make_node("Conv", [x, f"W{i}", f"B{i}"], [f"C{i}"], name=f"conv{i}", **attributes))
+        nodes.append(helper.make_node("Relu", [f"C{i}"], [f"A{i}"]))
+        x = f"A{i}"
+        if stride > 1:
+            nodes.append(helper.make_node("Resize", [x, "", "back"], [f"F{i}"], mode="nearest"))
+            x = f"F{i}"
+    nodes[-1].output[0] = "Y"
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, (batch, channels, size, size))],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [None] * 4)],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 # --- networks --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The benchmark tool: both sub-commands measure something and write it."""
+"""The benchmark tool: its sub-commands measure something and write it."""
 
 from __future__ import annotations
 
@@ -51,6 +51,21 @@ def test_what_stands_beside(tmp_path: Path) -> None:
     capped = len(_engine.available_isas()) > 2  # baseline, AVX2 and more
     assert ("rows, avx2" in grid) == capped
     assert capped == (grid.get("rows, avx2", 0) > 0)
+
+
+@pytest.mark.slow
+def test_chains(tmp_path: Path) -> None:
+    """Stock layers of stride 2 with Resize stand beside a grid, and beside nothing else."""
+    small.need_library()
+    out = tmp_path / "out.json"
+    done = run("chains", "--shapes", "32,24", "--runs", "3", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    grid, decoder = json.loads(out.read_text())["rows"]
+    assert (grid["chain"], decoder["chain"]) == ("grid 1 of 4", "decoder x2")
+    assert grid["multiplies"] == pytest.approx(4)
+    assert grid["rows / stride 2 + Resize"] == pytest.approx(grid["rows"] / grid["stride 2 + Resize"])
+    assert decoder["rows"] > 0
+    assert "stride 2 + Resize" not in decoder
 
 
 @pytest.mark.slow
