@@ -407,6 +407,10 @@ def tiles_of(mode: Mode, kinds: Collection[str]) -> list[int]:
     return [tile for tile in sorted(tiles) if mode.math != STRICT or tile <= 2]
 
 
+ALONE = (13, 14)
+"""Tiles whose sums several blocks cannot share: a block makes one after the other."""
+
+
 def takes(layer: Layer, tile: int) -> bool:
     """Whether the tile is made for layers of so many channels."""
     return layer.inputs >= 8 or tile % 100 < 5
@@ -414,7 +418,12 @@ def takes(layer: Layer, tile: int) -> bool:
 
 def variants_of(tiles: Sequence[int]) -> list[int]:
     """Tiles, and how many blocks share the sums of each."""
-    return [tile + 100 * splits for tile in tiles for splits in ([0] if tile == 0 else [1] if tile < 5 else [1, 2, 4])]
+    result = []
+    for tile in tiles:
+        result += [
+            tile + 100 * splits for splits in ([0] if tile == 0 else [1] if tile < 5 or tile in ALONE else [1, 2, 4])
+        ]
+    return result
 
 
 def checks(device: Device, kinds: Collection[str]) -> Iterator[tuple[str, Mode, Callable[[], float]]]:
@@ -424,7 +433,7 @@ def checks(device: Device, kinds: Collection[str]) -> Iterator[tuple[str, Mode, 
             for inputs, outputs, group, kernel in [(64, 192, 1, 3), (96, 40, 1, 1), (3, 64, 1, 7), (64, 128, 2, 3)]:
                 if not takes(Layer("check", inputs, outputs, SIZE), tile):
                     continue
-                for splits in (0, 2):
+                for splits in (0,) if tile in ALONE else (0, 2):
                     name = f"product {inputs}-{outputs} {kernel}x{kernel} groups {group} tile {tile} splits {splits}"
                     yield (
                         name,
