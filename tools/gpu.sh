@@ -13,6 +13,7 @@
 #   PERFONNX_NETWORKS        a folder of models for gpu_networks.py, else some are made, for which the package's
 #                            dependencies must be there
 #   PERFONNX_SMALL_NETWORKS  the same for its checks
+#   PERFONNX_LIBRARY         for networks, where the part `library` is left out or fails: one that was built before
 #   PERFONNX_SECONDS         for the times of kernels and of networks each (default 90)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
@@ -62,6 +63,7 @@ if [ -n "$nvidia" ]; then
   export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 fi
 library=$work/site/perfonnx/libperfonnx.so
+[ -f "$library" ] || library=${PERFONNX_LIBRARY:-}
 if [ ! -f "$library" ]; then
   echo "== provider and networks are skipped: there is no library"
 elif ! python3 -c 'import onnxruntime as o; raise SystemExit("CUDAExecutionProvider" not in o.get_available_providers())'; then
@@ -98,12 +100,12 @@ else
 fi
 
 python3 - "$result" "$work" "${failed[@]}" <<'PYTHON'
-import json, pathlib, subprocess, sys
+import json, pathlib, shutil, subprocess, sys
 
 result, work, *failed = sys.argv[1:]
 parts = {path.stem: json.loads(path.read_text()) for path in sorted(pathlib.Path(work).glob("*.json"))}
 query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]
-device = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+device = shutil.which(query[0]) and subprocess.run(query, capture_output=True, text=True).stdout.strip()
 pathlib.Path(result).write_text(json.dumps({"device": device, "failed": failed, **parts}, indent=1))
 PYTHON
 echo "== failed: ${failed[*]:-nothing}"

@@ -50,7 +50,7 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 
 @pytest.mark.parametrize("op", list(ops.CANONICAL))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_operators_on_maps_equal_the_reference(op: str, data: st.DataObject) -> None:
     case: Case = data.draw(cases(op))
@@ -58,7 +58,7 @@ def test_operators_on_maps_equal_the_reference(op: str, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_operators_on_rows_equal_the_reference(op: str, data: st.DataObject) -> None:
     case: RowCase = data.draw(row_cases(op))
