@@ -13,6 +13,7 @@
 #   PERFONNX_NETWORKS        a folder of models for gpu_networks.py, else some are made, for which the package's
 #                            dependencies must be there
 #   PERFONNX_SMALL_NETWORKS  the same for its checks
+#   PERFONNX_SITE            in place of the part `library`: a folder into which the package was installed before
 #   PERFONNX_LIBRARY         for networks, where the part `library` is left out or fails: one that was built before
 #   PERFONNX_SECONDS         for the times of kernels and of networks each (default 90)
 set -uo pipefail
@@ -22,6 +23,7 @@ result=$(realpath -m "$1"); shift
 parts=" ${*:-library kernels sanitizer provider networks} "
 seconds=${PERFONNX_SECONDS:-90}
 work=$PWD/build/gpu
+site=${PERFONNX_SITE:-$work/site}
 rm -rf "$work" && mkdir -p "$work/logs"
 failed=()
 
@@ -39,7 +41,7 @@ limit() {
 
 if wanted library; then
   # Beside the kernels' checks, whose times are the device's own.
-  timeout 300 python3 -m pip install . --quiet --no-build-isolation --no-deps --no-cache-dir --target "$work/site" \
+  timeout 300 python3 -m pip install . --quiet --no-build-isolation --no-deps --no-cache-dir --target "$site" \
     -C build-dir="$work/build" -C cmake.define.PERFONNX_CUDA=ON >"$work/logs/library.log" 2>&1 &
   building=$!
 fi
@@ -55,14 +57,14 @@ if wanted library; then
 fi
 # What was installed, with the tests and tools but without the sources beside it.
 mkdir "$work/run" && ln -s "$PWD/tests" "$PWD/tools" "$PWD/models" "$work/run" && cd "$work/run" || exit 2
-export PYTHONPATH=$work/site:$work/run${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHONPATH=$site:$work/run${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 # Where PyTorch's packages keep the libraries of CUDA that onnxruntime looks for.
 nvidia=$(python3 -c 'import nvidia; print(*nvidia.__path__, sep="\n")' 2>/dev/null | head -n 1)
 if [ -n "$nvidia" ]; then
   libraries=$(find "$nvidia" -type d -name lib | paste -sd:)
   export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 fi
-library=$work/site/perfonnx/libperfonnx.so
+library=$site/perfonnx/libperfonnx.so
 [ -f "$library" ] || library=${PERFONNX_LIBRARY:-}
 if [ ! -f "$library" ]; then
   echo "== provider and networks are skipped: there is no library"
