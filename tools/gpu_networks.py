@@ -28,6 +28,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -268,19 +269,21 @@ def run_time(args: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = []
     problems: list[str] = []
     left = 0
-    for half in (False, True):
-        for batch in args.batches:
-            for model in args.models:
-                for nhwc in (False, True) if model.stem.endswith("_dense") else (False,):
-                    if time.perf_counter() > end:
-                        left += 1
-                        continue
-                    try:
-                        results.append(time_one(model, args.library, batch, half, args.seconds, nhwc))
-                        print(json.dumps(results[-1]), flush=True)
-                    except Exception as problem:  # the others go on
-                        traceback.print_exc()
-                        problems.append(f"{model.stem} batch {batch}: {problem}")
+    networks: dict[str, list[Path]] = {}
+    for model in args.models:
+        networks.setdefault(model.stem.partition("_")[0], []).append(model)
+    for batch, network, half in product(args.batches, networks, (False, True)):
+        for model in networks[network]:
+            for nhwc in (False, True) if model.stem.endswith("_dense") else (False,):
+                if time.perf_counter() > end:
+                    left += 1
+                    continue
+                try:
+                    results.append(time_one(model, args.library, batch, half, args.seconds, nhwc))
+                    print(json.dumps(results[-1]), flush=True)
+                except Exception as problem:  # the others go on
+                    traceback.print_exc()
+                    problems.append(f"{model.stem} batch {batch}: {problem}")
     report(results)
     print(f"{len(problems)} failed, {left} left out for want of time")
     return {"times": results, "problems": problems, "left_out": left, "passed": not problems}
@@ -316,7 +319,7 @@ def main() -> int:
         command.set_defaults(run=run)
         command.add_argument("models", nargs="+", type=Path)
         command.add_argument("--library", required=True)
-        command.add_argument("--seconds", type=float, default=0.3, help="for each time")
+        command.add_argument("--seconds", type=float, default=0.2, help="for each time")
         command.add_argument("--json", type=Path)
         if name == "check":
             command.add_argument("--batch", type=int, default=8)
