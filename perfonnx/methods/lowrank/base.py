@@ -6,6 +6,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,16 @@ from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.methods.base import Context, Fitted, Method, Needs, Space, Spot, StandardMethod, setting, standard_conv
 from perfonnx.methods.lowrank.form import Form, Order, Part, Piece
-from perfonnx.methods.lowrank.metric import COVARIANCE, FROBENIUS, METRICS, Covariance, Frobenius, Metric
+from perfonnx.methods.lowrank.metric import (
+    COVARIANCE,
+    FROBENIUS,
+    MAHALANOBIS,
+    METRICS,
+    Covariance,
+    Frobenius,
+    Mahalanobis,
+    Metric,
+)
 from perfonnx.methods.lowrank.rows import Rows, sampled
 from perfonnx.model.layers import Layer
 
@@ -134,8 +144,8 @@ class LowRank(StandardMethod):
 
     def check_data(self, name: str, context: Context) -> None:
         """See `Method.check_data`."""
-        if self.metric == COVARIANCE and context.feeds is None and name not in context.corrections:
-            raise PerfonnxError(f"layer {name!r}: its covariance is wanted, but there is no data; give --data")
+        if self.metric in (COVARIANCE, MAHALANOBIS) and context.feeds is None and name not in context.corrections:
+            raise PerfonnxError(f"layer {name!r}: the metric {self.metric} is of data, and there is none; give --data")
 
     @property
     def heeds_reservation(self) -> bool:
@@ -311,8 +321,16 @@ class _Replacing:
             return Approximation(weight, Frobenius(), None, weight)
         rows = rows.group(number, form.groups)
         refitted = rows.refitted(weight.reshape(form.outputs, -1), ridge)
-        metric = Covariance.of(rows, ridge)
+        metric: Metric = Covariance.of(rows, ridge)
+        if self.method.metric == MAHALANOBIS:
+            metric = Mahalanobis(self._alpha[ours])
         return Approximation(refitted.reshape(weight.shape), metric, rows, weight)
+
+    @cached_property
+    def _alpha(self) -> Float:
+        from perfonnx.methods.lowrank.loss_gradients import LossGradients  # which needs what methods are made of
+
+        return self.spot.context.kept(LossGradients).alpha(self.spot)
 
     def _bias(self) -> Float:
         node = self.spot.node

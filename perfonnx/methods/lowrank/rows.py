@@ -115,7 +115,7 @@ def sampled(spot: Spot) -> Rows:
             size, width = target.shape[1:-1], x.shape[-1]
         total = len(target) * math.prod(size)
         picked = sample.picked(total, min(max(ENOUGH, 2 * width), max(LIMIT // width, 1)))
-        seen = _patches(x, spot.attributes, size, picked) if spot.layer.is_conv else x.reshape(total, -1)[picked]
+        seen = patches(x, spot.attributes, size, picked) if spot.layer.is_conv else x.reshape(total, -1)[picked]
         sample.add(seen, *(m.reshape(total, -1)[picked] for m in maps))
     arrays = sample.arrays()
     added = arrays[2].astype(np.float64) if len(arrays) > 2 else np.zeros((len(arrays[0]), 1))
@@ -159,7 +159,7 @@ class _Sample:
         return found
 
 
-def _patches(
+def patches(
     x: NDArray[np.floating], attributes: ConvAttributes, size: tuple[int, ...], picked: NDArray[np.intp]
 ) -> NDArray[np.float32]:
     """What the output positions of these numbers, counted over [N, OH, OW], read of x [N, C, H, W]: [rows, C kh kw]."""

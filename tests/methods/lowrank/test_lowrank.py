@@ -212,9 +212,10 @@ def test_settings_without_meaning_are_refused(settings: dict[str, Any], message:
         Plan.from_json(plan)
 
 
-def test_covariance_wants_data() -> None:
-    with pytest.raises(PerfonnxError, match="its covariance is wanted, but there is no data; give --data"):
-        perfonnx.rewrite(network(nets.values(16, 8, 3, 3)), method="jaderberg", metric="covariance", only="conv2")
+@pytest.mark.parametrize("metric", ["covariance", "mahalanobis"])
+def test_metrics_of_data_want_data(metric: str) -> None:
+    with pytest.raises(PerfonnxError, match=f"the metric {metric} is of data, and there is none; give --data"):
+        perfonnx.rewrite(network(nets.values(16, 8, 3, 3)), method="jaderberg", metric=metric, only="conv2")
 
 
 def test_half_precision_stays_half() -> None:
