@@ -774,9 +774,10 @@ def main() -> int:
         vgg = [layer for layer in layers if layer.network == "vgg16"]
         others = [layer for layer in layers if layer.network != "vgg16"]
         # What matters most comes first.
-        for name in ("tf32", "fp16"):
-            for layer in vgg:
-                timing.layer(layer, modes[name], 32, [".75", "0"], tiles=True)
+        for rate in (".75", "0"):
+            for name in ("tf32", "fp16"):
+                for layer in vgg:
+                    timing.layer(layer, modes[name], 32, [rate], tiles=True)
         for name in ("tf32", "fp16"):
             for layer in vgg:
                 timing.layer(layer, modes[name], 32, [".5", "quincunx"])

@@ -153,7 +153,6 @@ __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
 #pragma unroll
         for (int i = 0; i < kRows / kStride; ++i) round_chunk(a_slab(stage) + own_place + i * kStride * kSlab);
       }
-      show_to_products();
       arrive(there + stage);
     };
     for (int cluster = first_cluster; cluster < product.clusters; cluster += product.at_once) {
@@ -199,6 +198,7 @@ __global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
       for (int slab = work.first_slab; slab < work.end_slab; ++slab, ++used) {
         const int stage = used % kStages;
         wait_for_signal(there + stage, used / kStages % 2);
+        show_to_products();  // not by those who bring: they would wait for all that is still on its way to them
         sums.begin(a_slab(stage), b_slab(stage), slab == work.first_slab);
         wait_products<1>();
         if (slab > work.first_slab) leave(used - 1);

@@ -156,8 +156,8 @@ __device__ inline void begin_product(float (&sums)[kCount], const char* a, const
 #endif
 }
 
-// What ordinary stores and asynchronous copies of this thread put into shared memory is seen by products that begin
-// behind the next barrier.
+// What ordinary stores and asynchronous copies put into shared memory, and the calling thread knows to be there, is
+// seen by products that begin later.
 __device__ inline void show_to_products() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
