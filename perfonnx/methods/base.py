@@ -502,6 +502,10 @@ class SampledMethod(Method):
         """The step as it is for a layer, and the layer's mask; None where the operator has none."""
         return self, None
 
+    def source(self, mask: Mask) -> NDArray[np.int32] | None:
+        """The site that each position shows, int32 [H*W], -1: a constant; None where positions show no site alone."""
+        return None
+
     @abstractmethod
     def operands(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], dict[str, Any], str]:
         """Inputs behind the bias, attributes beside the common ones, and a few words for the report."""
@@ -553,3 +557,8 @@ class Decision:
     def share(self) -> float:
         """The share of positions that are computed."""
         return 1.0 if self.mask is None else float(self.mask.mean())
+
+    @cached_property
+    def source(self) -> NDArray[np.int32] | None:
+        """The site that each position shows, see `SampledMethod.source`; None where each is its own, or none known."""
+        return None if self.mask is None or self.mask.all() else self.step.source(self.mask)

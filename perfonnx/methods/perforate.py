@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction
 from perfonnx.errors import PerfonnxError
@@ -93,6 +95,11 @@ class Perforate(MaskedMethod):
         sampling = interpolate(decision.mask, self.interpolation)
         what = f"{self.mask}, {sampling.interpolation}, {sampling.rate:.1%} skipped"
         return *sampling_operands(workspace, sampling), what
+
+    def source(self, mask: Mask) -> NDArray[np.int32] | None:
+        """See `SampledMethod.source`."""
+        sampling = interpolate(mask, self.interpolation)
+        return sampling.source[:, 0] if sampling.weight is None else None
 
     def has_rows(self, layer: Layer, *, folds: bool) -> bool:
         """Rows have one site for each position."""

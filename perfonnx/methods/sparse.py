@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask
@@ -55,6 +56,10 @@ class Sparse(MaskedMethod):
         super().check(where)
         if not isinstance(self.fill, str) or self.fill not in FILLS:
             raise PerfonnxError(f"{where}: unknown fill {self.fill!r}; choose from {', '.join(FILLS)}")
+
+    def source(self, mask: Mask) -> NDArray[np.int32] | None:
+        """See `SampledMethod.source`."""
+        return np.where(mask.reshape(-1), np.arange(mask.size, dtype=np.int32), -1).astype(np.int32)
 
     @classmethod
     def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Self:

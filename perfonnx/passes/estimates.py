@@ -183,9 +183,14 @@ class Costs:
         """The convolution as onnxruntime runs it."""
         return self._of_layer(self.dense[kind_of(layer)], layer, 1.0)
 
-    def of_rows(self, layer: Layer, share: float) -> float:
-        """The same on rows, computed at this share of the positions, or at more where that takes less time."""
-        direct = self._of_layer(self.rows[kind_of(layer)], layer, share)
+    def of_rows(self, layer: Layer, share: float, taps: float = 1.0) -> float:
+        """The same on rows, computed at this share of the positions, or at more where that takes less time.
+
+        `taps`: this share of them is left where those that read the same row are merged.
+        """
+        kind = kind_of(layer)
+        merges = kind != "depthwise" and self.largest_tile > 0
+        direct = self._of_layer(self.rows[kind], layer, share, taps if merges else 1.0)
         tiles = [tiles.multiplies(layer) for tiles in tiles_of(layer) if tiles.largest <= self.largest_tile]
         return min([direct, *(self._of_tiles(layer, share, multiplies) for multiplies in tiles)])
 
@@ -210,13 +215,13 @@ class Costs:
         read, written = _values(layer)
         return (self.tiles.multiply * multiplies) / 1000 + self.tiles.value * self.moved(read + written * share)
 
-    def _of_layer(self, price: Price, layer: Layer, share: float) -> float:
+    def _of_layer(self, price: Price, layer: Layer, share: float, left: float = 1.0) -> float:
         assert layer.attributes is not None
         assert layer.output_shape is not None
         outputs, channels = layer.w_shape[:2]
         groups = 1 if kind_of(layer) == "depthwise" else layer.attributes.group
         blocks = groups * math.ceil(outputs / groups / price.block)
-        taps = math.prod(layer.output_shape) * math.prod(layer.attributes.kernel_shape) * share
+        taps = math.prod(layer.output_shape) * math.prod(layer.attributes.kernel_shape) * share * left
         read, written = _values(layer)
         scattered = price.scattered if share < 1 and outputs <= NARROW else 0.0
         multiplies = taps * ((channels + price.tap) * blocks * price.block + scattered) / 1000

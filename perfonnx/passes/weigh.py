@@ -22,6 +22,7 @@ from perfonnx.passes.base import Change, Pass, Skip, State
 from perfonnx.passes.estimates import DEFAULT_COSTS, Costs
 from perfonnx.passes.fold import foldable
 from perfonnx.passes.regions import Regions
+from perfonnx.passes.repeats import sources_of, taps_left
 from perfonnx.passes.rules import joins, rule_of
 from perfonnx.passes.rules.normalizations import INSTANCE_NORMALIZATION
 from perfonnx.passes.rules.rule import is_map
@@ -146,6 +147,7 @@ class _Layout:
         self.pointwise = {i for i, layer in self.layers.items() if _is_pointwise(layer)}
         sampled = {i for i, d in self.chosen.items() if rows and _has_rows(workspace, d)}
         dense = {i for i, s in self.layers.items() if i not in self.chosen and _may_join(workspace, s)}
+        self.taps_left: dict[tuple[int, bytes], float] = {}
         self.on_rows: set[int] = set()
         self.seen: dict[int, gs.Node] = {}
         self._enter(sampled, dense if sampled else set())
@@ -178,7 +180,7 @@ class _Layout:
         for i, layer in self.layers.items():
             decision = self.chosen.get(i)
             if i in self.on_rows:
-                total += self._on_rows(i)
+                total += self._on_rows(i) + (0.0 if self._producer(i) in self.on_rows else self._saved(i))
             elif decision is None or self.gives_up(decision):
                 total += self.costs.of_dense(layer)
             else:
@@ -205,6 +207,8 @@ class _Layout:
         self.flow = Regions(self.workspace, shares, set(), folded, kept=kept)  # now dense layers start rows as well
         self.members = {id(n): n for n in self.workspace.graph.nodes if self._is_member(n)}
         self.seen |= self.members
+        self.sources = sources_of(self.members, self.chosen, self.pointwise, self.flow)
+        self.producers = {node.outputs[0].name: i for i, node in self.members.items()}
 
     def _is_member(self, node: gs.Node) -> bool:
         if id(node) in self.shares:
@@ -218,7 +222,26 @@ class _Layout:
         return output in self.flow.share and (output in self.flow.wanted or self.flow.share.get(read, 1.0) < 1)
 
     def _on_rows(self, i: int) -> float:
-        return self.costs.of_rows(self.layers[i], self.shares[i])
+        """Where the input comes as rows."""
+        return self.costs.of_rows(self.layers[i], self.shares[i], self._taps_left(i))
+
+    def _saved(self, i: int) -> float:
+        """What a layer on rows takes more where the input comes as a map, in which nothing is known to repeat."""
+        return self.costs.of_rows(self.layers[i], self.shares[i]) - self._on_rows(i)
+
+    def _taps_left(self, i: int) -> float:
+        source = self.sources.get(self.layers[i].node.inputs[0].name)
+        if source is None:
+            return 1.0
+        key = i, source.tobytes()
+        if key not in self.taps_left:
+            decision = self.chosen.get(i)
+            self.taps_left[key] = taps_left(self.layers[i], None if decision is None else decision.mask, source)
+        return self.taps_left[key]
+
+    def _producer(self, i: int) -> int | None:
+        """The node that may give a layer's input as rows."""
+        return self.producers.get(self.layers[i].node.inputs[0].name)
 
     def _on_maps(self, i: int) -> float:
         layer, decision = self.layers[i], self.chosen.get(i)
@@ -259,6 +282,9 @@ class _Layout:
             if i in self.shares:
                 network.add(network.ROWS, i, self._on_maps(i))  # cut where the layer is on maps
                 network.add(i, network.MAPS, self._on_rows(i))
+                producer = self._producer(i)
+                if producer is not None:
+                    network.add(i, producer, self._saved(i))
             elif not joins(node):  # only what comes as rows stays rows
                 if rule_of(node) is INSTANCE_NORMALIZATION:
                     on_maps, on_rows = self._normalization(node)

@@ -106,8 +106,9 @@ def test_a_node_alone_stays_on_maps_where_its_inputs_are_needed_as_maps(monkeypa
 
 def test_a_dense_layer_between_joins_where_that_saves_more_than_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     slow_rows = replace(FAIR, rows={**EVEN, "full": Price(12.0)}, tiles=Price(1e6))
-    joined = rewrite_by(monkeypatch, FAIR, chain(32), rate=0.5, skip="c1")
-    alone = rewrite_by(monkeypatch, slow_rows, chain(128), rate=0.5, skip="c1")
+    uniform = {"rate": 0.5, "mask": "uniform", "skip": "c1"}
+    joined = rewrite_by(monkeypatch, FAIR, chain(32), **uniform)
+    alone = rewrite_by(monkeypatch, slow_rows, chain(128), **uniform)
     assert (joined["SampledConv"], joined["Conv"]) == (3, 0)
     assert alone["Conv"] == 1
 
