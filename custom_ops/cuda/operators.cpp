@@ -121,33 +121,40 @@ void Expand::run(const Rows& s, void* y, const Run& run) const {
 
 namespace {
 
-RowTable sampled_table(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
-                       const RowIndex& in_source) {
-  const MapSize output = conv.geometry.checked().output_size(map.size).checked("in_shape");
-  const std::vector<std::int32_t> positions = checked_sites(sites, output, conv.geometry.taps());
-  return make_row_table({conv.geometry, map.size, output.width, positions, in_source.data()});
-}
-
 RowIndex in_source_of(const VirtualMap& map) {
   return {"in_source", map.source, map.size.checked("in_shape").positions()};
+}
+
+ReadRows<RowTable> read_by(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites) {
+  RowIndex in_source = in_source_of(map);
+  const MapSize output = conv.geometry.checked().output_size(map.size).checked("in_shape");
+  const std::vector<std::int32_t> positions = checked_sites(sites, output, conv.geometry.taps());
+  RowTable table = make_row_table({conv.geometry, map.size, output.width, positions, in_source.data()});
+  return {std::move(in_source), std::move(table)};
+}
+
+ReadRows<PoolTable> read_by(const PoolWindow& window, const VirtualMap& map, const std::optional<Indices>& sites) {
+  RowIndex in_source = in_source_of(map);
+  PoolTable table = make_pool_table(window, map.size, sites, in_source);
+  return {std::move(in_source), std::move(table)};
 }
 
 }  // namespace
 
 SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
                          const std::optional<AddedConstants>& added, const Memory& memory)
-    : SampledConv(conv, in_source_of(map), sampled_table(conv, map, sites, in_source_of(map)), added, memory) {}
+    : SampledConv(conv, read_by(conv, map, sites), added, memory) {}
 
-SampledConv::SampledConv(const ConvConstants& conv, RowIndex in_source, const RowTable& table,
-                         const std::optional<AddedConstants>& added, const Memory& memory)
-    : in_source_(std::move(in_source)),
-      sites_(table.sites),
-      added_(added, table.sites, conv.outputs),
+SampledConv::SampledConv(const ConvConstants& conv, ReadRows<RowTable> read, const std::optional<AddedConstants>& added,
+                         const Memory& memory)
+    : in_source_(std::move(read.in_source)),
+      sites_(read.table.sites),
+      added_(added, sites_, conv.outputs),
       weights_(memory, conv),
       activation_(memory, conv.activation.opened()),
       bias_(memory, conv.bias, static_cast<std::size_t>(conv.outputs), nullptr),
-      table_(memory, table.rows, nullptr),
-      added_table_(memory, added_.data(), static_cast<std::size_t>(table.sites), nullptr) {
+      table_(memory, read.table.rows, nullptr),
+      added_table_(memory, added_.data(), static_cast<std::size_t>(sites_), nullptr) {
   cuda::check(perfonnx_cuda_wait(nullptr));
 }
 
@@ -247,16 +254,16 @@ void SampledRadiusAdaptiveConv::run(const Rows& s, void* r, const Run& run) cons
 
 SampledPool::SampledPool(const PoolWindow& window, const VirtualMap& map, const std::optional<Indices>& sites,
                          const Memory& memory)
-    : SampledPool(window, in_source_of(map), make_pool_table(window, map.size, sites, in_source_of(map)), memory) {}
+    : SampledPool(window, read_by(window, map, sites), memory) {}
 
-SampledPool::SampledPool(const PoolWindow& window, RowIndex in_source, const PoolTable& table, const Memory& memory)
+SampledPool::SampledPool(const PoolWindow& window, ReadRows<PoolTable> read, const Memory& memory)
     : average_(window.average),
-      in_source_(std::move(in_source)),
-      sites_(table.sites()),
-      begin_(memory, table.begin, nullptr),
-      entries_(memory, table.rows, nullptr),
-      repeats_(memory, table.repeats, nullptr),
-      divisors_(memory, table.divisors, nullptr) {
+      in_source_(std::move(read.in_source)),
+      sites_(read.table.sites()),
+      begin_(memory, read.table.begin, nullptr),
+      entries_(memory, read.table.rows, nullptr),
+      repeats_(memory, read.table.repeats, nullptr),
+      divisors_(memory, read.table.divisors, nullptr) {
   cuda::check(perfonnx_cuda_wait(nullptr));
 }
 

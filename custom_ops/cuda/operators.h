@@ -84,6 +84,13 @@ class Expand {
   DeviceArray<float> weights_;
 };
 
+// The rows that an operator reads: at each position of its map, and for each site.
+template <typename Table>
+struct ReadRows {
+  RowIndex in_source;
+  Table table;
+};
+
 class SampledConv {
  public:
   SampledConv(const ConvConstants& conv, const VirtualMap& map, const std::optional<Indices>& sites,
@@ -98,8 +105,8 @@ class SampledConv {
   void run(const Rows& s, const Rows* z, void* r, const Run& run) const;
 
  private:
-  SampledConv(const ConvConstants& conv, RowIndex in_source, const RowTable& table,
-              const std::optional<AddedConstants>& added, const Memory& memory);
+  SampledConv(const ConvConstants& conv, ReadRows<RowTable> read, const std::optional<AddedConstants>& added,
+              const Memory& memory);
 
   RowIndex in_source_;
   std::int64_t sites_;
@@ -175,7 +182,7 @@ class SampledPool {
   void run(const Rows& s, void* r, const Run& run) const;
 
  private:
-  SampledPool(const PoolWindow& window, RowIndex in_source, const PoolTable& table, const Memory& memory);
+  SampledPool(const PoolWindow& window, ReadRows<PoolTable> read, const Memory& memory);
 
   bool average_;
   RowIndex in_source_;

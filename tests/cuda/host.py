@@ -34,6 +34,13 @@ NO_ACTIVATION = (1.0, -math.inf, math.inf)
 BUILD = Path(__file__).resolve().parents[2] / "build" / "cuda-on-host"
 
 
+def sanitizers() -> list[str]:
+    """Flags of the compiler, where the tests run under AddressSanitizer."""
+    if not hasattr(ctypes.CDLL(None), "__asan_init"):
+        return []
+    return ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+
+
 @functools.cache
 def kernels() -> Kernels:
     """The library, compiled where there is none of these sources yet. Under AddressSanitizer it is checked too."""
@@ -41,9 +48,7 @@ def kernels() -> Kernels:
     if shutil.which(compiler) is None:
         pytest.skip(f"the C++ compiler {compiler} is not there")
     flags = ["-std=c++17", "-O1", "-fPIC", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    if hasattr(ctypes.CDLL(None), "__asan_init"):
-        flags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
-    command = [compiler, *flags]
+    command = [compiler, *flags, *sanitizers()]
     sources = sorted(path for part in ("cuda", "core") for path in (cuda_kernels.SOURCES / part).rglob("*.*"))
     key = hashlib.sha256(" ".join(command).encode())
     for source in sources:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 
 from perfonnx.runtime import quiet_options
-from tests.cuda.host import BUILD, kernels
+from tests.cuda.host import BUILD, kernels, sanitizers
 from tools.cuda_kernels import SOURCES
 
 FIND_HEADERS = SOURCES.parent / "tools" / "find_onnxruntime_headers.py"
@@ -32,7 +32,7 @@ def library() -> Path:
     if found.returncode != 0:
         pytest.skip(f"the headers of onnxruntime are not there: {found.stderr.splitlines()[-1]}")
     flags = ["-std=c++17", "-O1", "-fPIC", "-g1", "-Wall", "-Wextra", "-Werror", "-DPERFONNX_CUDA_ON_HOST"]
-    flags += [f"-I{SOURCES}", "-isystem", found.stdout.strip()]
+    flags += [f"-I{SOURCES}", "-isystem", found.stdout.strip(), *sanitizers()]
     command = [os.environ.get("CXX", "c++"), *flags]
     sources = [*SOURCES.glob("core/*.cpp"), *SOURCES.glob("cuda/*.cpp"), *SOURCES.glob("ort/*.cpp")]
     sources = sorted(source for source in sources if source.name != "cpu_backend.cpp")
@@ -54,8 +54,8 @@ def library() -> Path:
 
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(compile_one, sources, objects))
-            link = [command[0], "-shared", "-Wl,-z,defs", f"-Wl,-rpath,{beside.parent}", "-o", made, *objects, beside]
-            subprocess.run(link, check=True)
+            link = [command[0], "-shared", *(sanitizers() or ["-Wl,-z,defs"]), f"-Wl,-rpath,{beside.parent}"]
+            subprocess.run([*link, "-o", made, *objects, beside], check=True)
     return made
 
 
