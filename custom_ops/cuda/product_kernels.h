@@ -3,6 +3,8 @@
 // shared memory, several of them on their way at once.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/gather.h"
 #include "cuda/sums.h"
 #include "cuda/tile.h"
@@ -280,7 +282,7 @@ struct Tile {
   int threads;
   std::size_t shared;
   int blocks;     // that a multiprocessor holds at once
-  double clocks;  // that a slab takes where a multiprocessor has no other: measured on an H100 at 1.97 GHz
+  double clocks;  // of a multiprocessor that a slab takes, as measured on an H100
   void (*chunks)(Product);
   void (*elements)(Product);  // null: it cannot
   int capability = 0;         // that it needs, and no other; 0: any
@@ -342,7 +344,7 @@ constexpr Tile kTensorTiles[] = {
     warpgroup_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(2020),
     warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(1380),
-    warpgroup_tile<WarpgroupSums<T, 2, 64, 64>, 3, 3>(900),
+    warpgroup_tile<WarpgroupSums<T, 2, 64, 64>, 3, 3>(920),
     // Their clocks are not known yet: taken by their numbers alone.
     parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1, false>(1e9),
     parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2, false>(1e9),
@@ -368,14 +370,17 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
     const std::int64_t down = parts(parts(product.total, tile.rows), tile.pair) * tile.pair;
     return down * parts(product.outputs, tile.outputs) * product.groups;
   };
-  // Whole rounds of blocks: their slabs, and what a block does before and after them.
+  // Whole rounds of clusters: their slabs, and what a block does before and after them, in the time of others where a
+  // multiprocessor holds several. As measured on an H100, larger clusters leave 1 of 32 multiprocessors idle.
   const auto clocks = [&](const Tile& tile, int splits) {
-    constexpr double kBeside = 5000.0;
-    constexpr double kSplit = 4000.0;
-    const std::int64_t rounds =
-        parts(blocks_of(tile) * splits, static_cast<std::int64_t>(tile.blocks) * limits.multiprocessors);
-    const auto slabs = static_cast<double>(parts(product.slabs, splits));
-    return static_cast<double>(rounds) * (slabs * tile.clocks * tile.blocks + kBeside + (splits > 1 ? kSplit : 0.0));
+    constexpr double kSplit = 8000.0;
+    const int cluster = splits * tile.pair;
+    const int usable = limits.multiprocessors - (cluster > 2 ? limits.multiprocessors / 32 : 0);
+    const std::int64_t places = std::max<std::int64_t>(static_cast<std::int64_t>(tile.blocks) * usable / cluster, 1);
+    const std::int64_t rounds = parts(blocks_of(tile) / tile.pair, places);
+    const double slabs = static_cast<double>(parts(product.slabs, splits)) * tile.clocks * tile.blocks;
+    const double beside = tile.rows * tile.outputs / (4.0 * tile.blocks) + (splits > 1 ? kSplit : 0.0);
+    return static_cast<double>(rounds) * (slabs + beside);
   };
   const Tile* best = nullptr;
   double least = 0.0;
