@@ -32,7 +32,7 @@ from perfonnx.subject import Subject
 
 NAMES = tuple(name for name, method in METHODS.items() if issubclass(method, LowRank))
 UNIFORM = "uniform"
-LADDER = (0.25, 0.4, 0.5, 0.6, 0.7)
+LADDER = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
 
 
 def main() -> int:

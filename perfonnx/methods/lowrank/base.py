@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
+from perfonnx.fitting import Goal
 from perfonnx.methods.base import Context, Fitted, Method, Needs, Space, Spot, StandardMethod, setting, standard_conv
 from perfonnx.methods.lowrank.form import Form, Order, Part, Piece
 from perfonnx.methods.lowrank.metric import (
@@ -34,6 +35,9 @@ Float = NDArray[np.float64]
 
 SAVE = 0.5
 """Share of a layer's multiplies that is saved where nothing else is asked for."""
+
+TURNS = 2
+"""Fits behind the activation, at most: each to what is as good as what is wanted, and nearest to what is given."""
 
 NEAR = 0.75
 """A rank is rounded down to a multiple of a register's width that is at least this part of it."""
@@ -179,6 +183,12 @@ class LowRank(StandardMethod):
         """The values of weights take no time."""
         return self if self.error else replace(self, metric=FROBENIUS)
 
+    # --- training -----------------------------------------------------------------------------------------------------
+
+    def training_obstacle(self, *, normalized: bool, shared: bool) -> str | None:
+        """See `Method.training_obstacle`: there is nothing to put in the layer's place before it has factors."""
+        return "its factors are layers of the rewritten model: rewrite first, and train what that gives"
+
     # --- ranks --------------------------------------------------------------------------------------------------------
 
     def obstacle(self, layer: Layer, context: Context) -> str | None:
@@ -314,16 +324,19 @@ class _Replacing:
 
     def _problem(self, number: int, rows: Rows | None) -> Approximation:
         """That of one group."""
-        form, ridge = self.form, self.spot.context.ridge
-        ours = slice(number * form.outputs, (number + 1) * form.outputs)
-        weight = self.weight[ours].astype(np.float64)
+        form = self.form
+        weight = self.weight[number * form.outputs : (number + 1) * form.outputs].astype(np.float64)
         if rows is None:
             return Approximation(weight, Frobenius(), None, weight)
-        rows = rows.group(number, form.groups)
+        return self._fitting(number, weight, rows.group(number, form.groups))
+
+    def _fitting(self, number: int, weight: Float, rows: Rows) -> Approximation:
+        """That of one group to these rows."""
+        form, ridge = self.form, self.spot.context.ridge
         refitted = rows.refitted(weight.reshape(form.outputs, -1), ridge)
         metric: Metric = Covariance.of(rows, ridge)
         if self.method.metric == MAHALANOBIS:
-            metric = Mahalanobis(self._alpha[ours])
+            metric = Mahalanobis(self._alpha[number * form.outputs : (number + 1) * form.outputs])
         return Approximation(refitted.reshape(weight.shape), metric, rows, weight)
 
     @cached_property
@@ -341,23 +354,48 @@ class _Replacing:
     def _fit(self, problems: Sequence[Approximation], rank: int) -> _Found:
         """All groups together."""
         form = self.form
-        found = [self.method.factors(problem, form, rank) for problem in problems]
-        errors, biases = [], []
-        for number, (problem, factors) in enumerate(zip(problems, found, strict=True)):
-            if problem.rows is None:
+        found, errors, biases = [], [], []
+        for number, problem in enumerate(problems):
+            rows, factors = problem.rows, self.method.factors(problem, form, rank)
+            if rows is None:
                 error = problem.metric.squared(problem.weight - factors.weight)
                 errors.append(error / max(problem.metric.squared(problem.weight), 1e-300))
                 biases.append(self._bias()[number * form.outputs : (number + 1) * form.outputs])
-                continue
-            flat = factors.weight.reshape(form.outputs, -1)
-            biases.append(problem.rows.bias(flat) if factors.bias is None else factors.bias)
-            errors.append(problem.rows.error(flat, biases[-1]))
+            else:
+                factors, bias, error = self._behind_activation(number, problem, factors, rank)
+                biases.append(bias)
+                errors.append(error)
+            found.append(factors)
         arrays = []
         for i, piece in enumerate(self.method.pieces(form, rank)):
             step = piece.channels if isinstance(piece, Order) else 0
             arrays.append(np.concatenate([each.arrays[i] + number * step for number, each in enumerate(found)]))
         words = list(dict.fromkeys(each.note for each in found if each.note))
         return _Found(rank, float(np.mean(errors)), arrays, np.concatenate(biases), words)
+
+    def _behind_activation(
+        self, number: int, problem: Approximation, factors: Factors, rank: int
+    ) -> tuple[Factors, Float, float]:
+        """The factors, or those of fits behind the activation where these lose less; their bias and error."""
+        rows = problem.rows
+        assert rows is not None
+        bias, given = self._response(rows, factors)
+        best = factors, bias, rows.error(given)
+        for _ in range(0 if rows.goal == Goal() or factors.bias is not None else TURNS):
+            again = self._fitting(number, problem.original, rows.met(given))
+            assert again.rows is not None
+            factors = self.method.factors(again, self.form, rank)
+            bias, given = self._response(again.rows, factors)
+            if rows.error(given) >= best[2]:
+                break
+            best = factors, bias, rows.error(given)
+        return best
+
+    def _response(self, rows: Rows, factors: Factors) -> tuple[Float, Float]:
+        """The bias of factors, and what they give."""
+        flat = factors.weight.reshape(self.form.outputs, -1)
+        bias = rows.bias(flat) if factors.bias is None else factors.bias
+        return bias, rows.given(flat, bias)
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 

@@ -91,10 +91,27 @@ class Rows:
         """What brings the mean of a weight [M, K]'s responses to that of what is wanted."""
         return self.wanted.mean(axis=0) - weight @ self.mean
 
-    def error(self, weight: Float, bias: Float) -> float:
-        """Mean squared error of what a layer gives over the variance of what it should give."""
-        given = self.x @ weight.T.astype(np.float32) + bias
-        return float(np.square(self.wanted - given).mean()) / self.spread
+    def given(self, weight: Float, bias: Float) -> Float:
+        """What a layer of a weight [M, K] gives, [rows, M]."""
+        return self.x @ weight.T.astype(np.float32) + bias
+
+    def error(self, given: Float) -> float:
+        """Mean squared error that the activation lets through, over the variance of what the layer should give."""
+        return float(np.square(self._missing(given)).mean()) / self.spread
+
+    def met(self, given: Float) -> Rows:
+        """The rows with what counts as well, and is nearest to what a layer gives now, in the place of what is wanted.
+
+        Where the activation makes one of what is wanted and what is given, that is what is given. A fit to the result
+        loses less behind the activation, as the fit to auxiliary responses of Zhang et al. (arXiv 1505.06798, 3.2).
+        """
+        found = Rows(self.x, given + self._missing(given), self.other, self.goal)
+        known = ("mean", "centred", "sigma", "variance")  # of what is read, which stays
+        found.__dict__.update({name: self.__dict__[name] for name in known if name in self.__dict__})
+        return found
+
+    def _missing(self, given: Float) -> Float:
+        return self.goal.error(self.wanted + self.other, given + self.other)
 
 
 def sampled(spot: Spot) -> Rows:

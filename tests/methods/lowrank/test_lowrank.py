@@ -13,6 +13,7 @@ from onnx import ModelProto, TensorProto
 import perfonnx
 from perfonnx import PerfonnxError, Plan
 from perfonnx.methods import METHODS
+from perfonnx.methods.lowrank import base
 from perfonnx.methods.lowrank.base import LowRank, register_width
 from perfonnx.ops.common import convolve
 from tests.methods.lowrank import chains
@@ -119,6 +120,18 @@ def test_data_makes_it_better(method: type[LowRank]) -> None:
     assert fitted.report.multiplies == plain.report.multiplies
     assert fitted.report.multiplies[1] < fitted.report.multiplies[0]
     assert difference(model, fitted.proto) < 0.85 * difference(model, plain.proto)
+
+
+def test_what_the_activation_hides_need_not_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ReLU follows the layer: fits behind it lose less of what it lets through."""
+    model = network(nets.values(16, 8, 3, 3))
+    options: dict[str, Any] = {"method": "jaderberg", "save": 0.6, "only": "conv2", "samples": batches()}
+    behind = perfonnx.rewrite(model, **options)
+    monkeypatch.setattr(base, "TURNS", 0)
+    linear = perfonnx.rewrite(model, **options)
+    errors = [each.corrections["conv2"].after for each in (behind, linear)]
+    assert errors[0] < 0.97 * errors[1]
+    assert difference(model, behind.proto) < difference(model, linear.proto)
 
 
 def test_a_layer_makes_up_for_what_is_before_it() -> None:
