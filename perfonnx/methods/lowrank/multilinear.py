@@ -22,6 +22,9 @@ ROUNDS = 8
 STEPS = 8
 """Steps of conjugate gradients for a factor in a round, at most."""
 
+WORK = 4e11
+"""Multiplies of a fit, about, where its metric is a full matrix: layers of long rows get fewer rounds, one at least."""
+
 SMALLEST_GAIN = 2e-3
 """A round that takes away less than this part of the error is the last one."""
 
@@ -50,7 +53,8 @@ def fit(
     wanted = apply(weight)
     whole = float(np.vdot(weight, wanted))
     last = whole
-    for _ in range(rounds):
+    of_round = len(names) * (STEPS + 1) * weight.size * (weight.size // len(weight))
+    for _ in range(max(1, min(rounds, int(WORK // of_round)))):
         for place, name in enumerate(names):
             others = [factor for k, factor in enumerate(current) if k != place]
             rest = [n for k, n in enumerate(names) if k != place]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import ModelProto, TensorProto
 
@@ -16,6 +17,7 @@ from perfonnx.methods import METHODS
 from perfonnx.methods.lowrank import base
 from perfonnx.methods.lowrank.base import LowRank, register_width
 from perfonnx.ops.common import convolve
+from tests import real_models
 from tests.methods.lowrank import chains
 from tests.passes import nets
 from tests.passes.nets import node
@@ -256,3 +258,21 @@ def test_hostile_factors_are_refused() -> None:
         changed = {"conv2": type(correction)(**{**vars(correction), "arrays": arrays})}
         with pytest.raises(PerfonnxError, match=f"layer 'conv2': its factors .*{message}"):
             perfonnx.rewrite(model, plan=plan, corrections=changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["jaderberg", "cp", "tucker", "zhang"])
+def test_on_real_responses_covariance_beats_frobenius(method: str) -> None:
+    """ResNet-20's layer3.1.conv2 at half its multiplies: what the network gives on images that were not fitted on."""
+    model = real_models.path("cifar10_resnet20")
+    archive = np.load(real_models.DATA / "images" / "cifar10_test_jpg_dev2000.npz")
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    images = np.ascontiguousarray(((archive["x"][:300] / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
+    name = onnx.load(model).graph.input[0].name
+    fitting, fresh = [{name: images[i : i + 50]} for i in range(0, 200, 50)], {name: images[200:]}
+    (expected,) = nets.run(model.read_bytes(), fresh)
+    errors = []
+    for samples in (fitting, None):
+        result = perfonnx.rewrite(model, method=method, only=r"layer3\.1\.conv2", samples=samples)
+        errors.append(float(np.square(nets.run(result.proto, fresh)[0] - expected).mean()))
+    assert errors[0] < 0.8 * errors[1]
