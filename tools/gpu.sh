@@ -3,7 +3,7 @@
 # writes one JSON, in less than 8 minutes.
 #
 #   tools/gpu.sh results.json              # everything that is possible here
-#   tools/gpu.sh results.json library networks
+#   tools/gpu.sh results.json library networks     # the library stays in build/gpu for later calls
 #
 # Parts, in this order: library (the build; in the background), kernels (their checks and times against cuDNN),
 # sanitizer (the checks under compute-sanitizer), provider (the tests on onnxruntime's CUDA provider), networks (whole
@@ -24,7 +24,7 @@ parts=" ${*:-library kernels sanitizer provider networks} "
 seconds=${PERFONNX_SECONDS:-90}
 work=$PWD/build/gpu
 site=${PERFONNX_SITE:-$work/site}
-rm -rf "$work" && mkdir -p "$work/logs"
+mkdir -p "$work" && rm -rf "$work"/logs "$work"/run "$work"/*.json && mkdir "$work/logs"  # a library stays for later calls
 failed=()
 
 wanted() { [[ "$parts" == *" $1 "* ]]; }
@@ -40,6 +40,7 @@ limit() {
 }
 
 if wanted library; then
+  rm -rf "$site"
   # Beside the kernels' checks, whose times are the device's own.
   timeout 300 python3 -m pip install . --quiet --no-build-isolation --no-deps --no-cache-dir --target "$site" \
     -C build-dir="$work/build" -C cmake.define.PERFONNX_CUDA=ON >"$work/logs/library.log" 2>&1 &

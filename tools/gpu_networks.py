@@ -68,8 +68,9 @@ def loaded(path: Path, half: bool = False) -> bytes:
             numbers = np.random.default_rng(dims).standard_normal(dims, np.float32)
             tensor.raw_data = (numbers * np.float32(math.sqrt(2 / math.prod(dims[1:])))).tobytes()
     if half:
+        factors = {name for node in model.graph.node if node.op_type == "Resize" for name in node.input[1:]}
         for tensor in model.graph.initializer:
-            if tensor.data_type == onnx.TensorProto.FLOAT:
+            if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in factors:
                 numbers = numpy_helper.to_array(tensor).astype(np.float16)
                 tensor.CopyFrom(numpy_helper.from_array(numbers, tensor.name))
         for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
