@@ -393,7 +393,6 @@ def check_pool(device: Device, mode: Mode, average: bool) -> float:
 TILES = {
     "any device": range(1, 5),
     "warpgroups": range(5, 9),
-    "warpgroups that part": range(9, 15),
     "chosen": range(1),
 }
 """Numbers of the tiles of products, by the kind of kernel. The first alone take few channels; 0 lets the kernels choose
@@ -407,10 +406,6 @@ def tiles_of(mode: Mode, kinds: Collection[str]) -> list[int]:
     return [tile for tile in sorted(tiles) if mode.math != STRICT or tile <= 2]
 
 
-ALONE = (13, 14)
-"""Tiles whose sums several blocks cannot share: a block makes one after the other."""
-
-
 def takes(layer: Layer, tile: int) -> bool:
     """Whether the tile is made for layers of so many channels."""
     return layer.inputs >= 8 or tile % 100 < 5
@@ -420,9 +415,7 @@ def variants_of(tiles: Sequence[int]) -> list[int]:
     """Tiles, and how many blocks share the sums of each."""
     result = []
     for tile in tiles:
-        result += [
-            tile + 100 * splits for splits in ([0] if tile == 0 else [1] if tile < 5 or tile in ALONE else [1, 2, 4])
-        ]
+        result += [tile + 100 * splits for splits in ([0] if tile == 0 else [1] if tile < 5 else [1, 2, 4])]
     return result
 
 
@@ -433,7 +426,7 @@ def checks(device: Device, kinds: Collection[str]) -> Iterator[tuple[str, Mode, 
             for inputs, outputs, group, kernel in [(64, 192, 1, 3), (96, 40, 1, 1), (3, 64, 1, 7), (64, 128, 2, 3)]:
                 if not takes(Layer("check", inputs, outputs, SIZE), tile):
                     continue
-                for splits in (0,) if tile in ALONE else (0, 2):
+                for splits in (0, 2):
                     name = f"product {inputs}-{outputs} {kernel}x{kernel} groups {group} tile {tile} splits {splits}"
                     yield (
                         name,

@@ -20,10 +20,8 @@ struct Product {
   std::int32_t inputs;   // of a group
   std::int32_t outputs;  // of a group
   std::int32_t groups;
-  std::int32_t clusters;  // of blocks, for all tiles
-  std::int32_t at_once;   // those that are launched
-  std::int32_t splits;    // blocks, a cluster, that share the slabs of a tile
-  std::int32_t slabs;     // pieces of 128 bytes that the factors of a sum fill
+  std::int32_t splits;  // blocks, a cluster, that share the slabs of a tile
+  std::int32_t slabs;   // pieces of 128 bytes that the factors of a sum fill
   std::int64_t rows_per_image;
   const void* rows;
   const void* packed;

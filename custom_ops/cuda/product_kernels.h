@@ -27,8 +27,7 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
   constexpr int kOutputs = Sums::kOutputs;
   constexpr int kStride = Sums::kThreads / kChunks;
   static_assert(kStride % kChunks == 0 && kRows % kStride == 0 && kOutputs % kStride == 0);
-  const Work<Sums, 1> work(product, static_cast<int>(blockIdx.x) / product.splits,
-                           static_cast<int>(blockIdx.x) % product.splits);
+  const Work<Sums> work(product);
   if (work.none) return;
 
   const auto thread = static_cast<int>(threadIdx.x);
@@ -99,130 +98,6 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
   if (product.splits > 1) wait_for_cluster();  // the others may still read
 }
 
-// A warpgroup of its own brings the rows, and one of its threads asks for the weights. Those come to kPair blocks,
-// whose outputs are the same, at once: each asks for its part of them. kStreams: a block makes one tile after the
-// other, and the slabs of the next come while the sums of the last end, which have shared memory of their own.
-template <typename Sums, int kStages, int kPair, bool kStreams>
-__global__ void __launch_bounds__(Sums::kThreads + kWarpgroup, 1)
-    parted_kernel(const __grid_constant__ Product product) {
-  if constexpr (!kHasWarpgroups) return;  // never launched there
-  using T = typename Sums::Type;
-  constexpr int kRows = Sums::kRows;
-  constexpr int kOutputs = Sums::kOutputs;
-  constexpr int kStride = kWarpgroup / kChunks;
-  constexpr int kGroups = Sums::kThreads / kWarpgroup;
-  // Registers of a thread: what those who bring slabs can do without, those who multiply take. They must not ask for
-  // more than the block starts with, which would never come.
-  constexpr int kAtStart = 65536 / (Sums::kThreads + kWarpgroup) / 8 * 8;
-  constexpr int kMultiplying = Sums::kSums / 8 * 8 + 48;
-  constexpr int kBringing = ((kGroups + 1) * kAtStart - kGroups * kMultiplying) / 8 * 8;
-  constexpr bool kShares = kMultiplying > kAtStart;
-  static_assert(kBringing >= 48);
-
-  const auto thread = static_cast<int>(threadIdx.x);
-  const int rank = static_cast<int>(blockIdx.x) % (kPair * product.splits);  // in the cluster
-  const int pair_rank = rank % kPair;
-  const int pair_first = rank - pair_rank;
-  const int first_cluster = static_cast<int>(blockIdx.x) / (kPair * product.splits);
-  char* shared = shared_memory();
-  const auto a_slab = [&](int stage) { return shared + stage * kRows * kSlab; };
-  const auto b_slab = [&](int stage) { return shared + kStages * kRows * kSlab + stage * kOutputs * kSlab; };
-  constexpr int kStageBytes = kStages * (kRows + kOutputs) * kSlab;
-  constexpr int kSumBytes = kRows * (kOutputs + kSumsPad) * static_cast<int>(sizeof(float));
-  auto* out = reinterpret_cast<float*>(shared + (kStreams ? kStageBytes : 0));
-  auto* there = reinterpret_cast<Signal*>(shared + kStageBytes + (kStreams ? kSumBytes : 0));  // a slab, in its stage
-  Signal* done = there + kStages;                                                              // with it
-  if (thread == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      start_signal(there + stage, kWarpgroup + 1);
-      start_signal(done + stage, kPair * kGroups);
-    }
-  }
-  wait_for_cluster();
-
-  if (thread >= Sums::kThreads) {
-    if constexpr (kShares) give_registers<kBringing>();
-    const int own = thread - Sums::kThreads;
-    const int own_place = place(own / kChunks, own % kChunks);
-    const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
-    // A slab is on its way while this many others are waited for; then two lie ready for the sums to begin.
-    constexpr int kAhead = kStages - 2;
-    int asked = 0;  // slabs, of all tiles
-    const auto publish = [&](int slab) {
-      const int stage = slab % kStages;
-      wait_copies<kAhead - 1>();
-      if constexpr (Sums::kRounds) {
-#pragma unroll
-        for (int i = 0; i < kRows / kStride; ++i) round_chunk(a_slab(stage) + own_place + i * kStride * kSlab);
-      }
-      arrive(there + stage);
-    };
-    for (int cluster = first_cluster; cluster < product.clusters; cluster += product.at_once) {
-      const Work<Sums, kPair> work(product, cluster, rank);
-      if (work.none) continue;
-      ChunkGather<T, kRows / kStride, kStride> gather(product, work.first + own / kChunks, work.made, work.group,
-                                                      work.first_slab, own % kChunks);
-      const int outputs = product.outputs - work.output < kOutputs ? product.outputs - work.output : kOutputs;
-      const int part_first = pair_rank * (kOutputs / kPair);
-      const int part = outputs - part_first < kOutputs / kPair ? outputs - part_first : kOutputs / kPair;
-      const char* weights = tile_weights(product, work, slab_bytes) + part_first * kSlab;
-      for (int slab = work.first_slab; slab < work.end_slab; ++slab, ++asked) {
-        if (asked >= kAhead) publish(asked - kAhead);
-        const int stage = asked % kStages;
-        if (asked >= kStages) wait_for_signal(done + stage, (asked / kStages - 1) % 2);
-        if (own == 0) {
-          announce(there + stage, outputs * kSlab);
-          if (part > 0) {
-            copy_to_blocks<kPair>(b_slab(stage) + part_first * kSlab, weights, part * kSlab, there + stage, pair_first);
-          }
-          weights += slab_bytes;
-        }
-        gather.bring(a_slab(stage) + own_place);
-        commit_copies();
-      }
-    }
-    for (int slab = asked; slab < asked + kAhead; ++slab) {
-      if (slab >= kAhead) publish(slab - kAhead);
-      commit_copies();
-    }
-    if constexpr (!kStreams) wait_for_cluster();  // the sums are there
-  } else {
-    if constexpr (kShares) take_registers<kMultiplying>();
-    // A stage is free for everyone who brings something.
-    const auto leave = [&](int slab) {
-      if (thread % kWarpgroup < kPair) arrive_in_cluster(done + slab % kStages, pair_first + thread % kWarpgroup);
-    };
-    int used = 0;  // slabs, of all tiles
-    for (int cluster = first_cluster; cluster < product.clusters; cluster += product.at_once) {
-      const Work<Sums, kPair> work(product, cluster, rank);
-      if (work.none) continue;
-      Sums sums(thread);
-      for (int slab = work.first_slab; slab < work.end_slab; ++slab, ++used) {
-        const int stage = used % kStages;
-        wait_for_signal(there + stage, used / kStages % 2);
-        show_to_products();  // not by those who bring: they would wait for all that is still on its way to them
-        sums.begin(a_slab(stage), b_slab(stage), slab == work.first_slab);
-        wait_products<1>();
-        if (slab > work.first_slab) leave(used - 1);
-      }
-      wait_products<0>();
-      leave(used - 1);
-      wait_for_threads(Sums::kThreads);  // all are done with the stages, or with the sums of the last tile
-      sums.store(out);
-      if constexpr (kStreams) {
-        wait_for_threads(Sums::kThreads);
-        end_tile(product, work, out, thread);
-      }
-    }
-    if constexpr (!kStreams) {
-      wait_for_cluster();
-      const Work<Sums, kPair> work(product, first_cluster, rank);
-      if (!work.none) end_tile(product, work, out, thread);
-    }
-  }
-  wait_for_cluster();  // the others may still read, and write here
-}
-
 // --- one input for each output -------------------------------------------------------------------------------------
 
 // A thread makes kCount outputs of a row; packed [taps][outputs * groups] are floats.
@@ -286,8 +161,6 @@ struct Tile {
   void (*chunks)(Product);
   void (*elements)(Product);  // null: it cannot
   int capability = 0;         // that it needs, and no other; 0: any
-  int pair = 1;               // tiles of rows that make a cluster
-  bool streams = false;       // one tile after the other, without splits
 };
 
 template <typename Sums, int kStages, int kBlocks>
@@ -316,24 +189,6 @@ constexpr Tile warpgroup_tile(double clocks) {
           90};
 }
 
-template <typename Sums, int kStages, int kPair, bool kStreams>
-constexpr Tile parted_tile(double clocks) {
-  constexpr std::size_t kStageBytes = static_cast<std::size_t>(kStages) * (Sums::kRows + Sums::kOutputs) * kSlab;
-  constexpr std::size_t kSumBytes = Sums::kRows * (Sums::kOutputs + kSumsPad) * sizeof(float);
-  static_assert(kStreams || kSumBytes <= kStageBytes);
-  return {Sums::kRows,
-          Sums::kOutputs,
-          Sums::kThreads + kWarpgroup,
-          kStageBytes + (kStreams ? kSumBytes : 0) + 2 * kStages * sizeof(Signal),
-          1,
-          clocks,
-          parted_kernel<Sums, kStages, kPair, kStreams>,
-          nullptr,
-          90,
-          kPair,
-          kStreams};
-}
-
 template <typename T>
 constexpr Tile kTensorTiles[] = {
     tile<TensorSums<T, 2, 4, 64, 64>, 4, 1>(3270),
@@ -345,13 +200,6 @@ constexpr Tile kTensorTiles[] = {
     warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(1380),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 64>, 3, 3>(920),
-    // Their clocks are not known yet: taken by their numbers alone.
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1, false>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 2, false>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 64, 256>, 4, 4, false>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 128, 128>, 4, 2, false>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 64, 128>, 4, 2, true>(1e9),
-    parted_tile<WarpgroupSums<T, 2, 64, 64>, 6, 2, true>(1e9),
 #endif
 };
 
@@ -367,17 +215,15 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
   if (const int status = device_limits(&limits); status != 0) return status;
   const bool chunks = product.inputs % kPerChunk<T> == 0;
   const auto blocks_of = [&](const Tile& tile) {
-    const std::int64_t down = parts(parts(product.total, tile.rows), tile.pair) * tile.pair;
-    return down * parts(product.outputs, tile.outputs) * product.groups;
+    return parts(product.total, tile.rows) * parts(product.outputs, tile.outputs) * product.groups;
   };
   // Whole rounds of clusters: their slabs, and what a block does before and after them, in the time of others where a
   // multiprocessor holds several. As measured on an H100, larger clusters leave 1 of 32 multiprocessors idle.
   const auto clocks = [&](const Tile& tile, int splits) {
     constexpr double kSplit = 8000.0;
-    const int cluster = splits * tile.pair;
-    const int usable = limits.multiprocessors - (cluster > 2 ? limits.multiprocessors / 32 : 0);
-    const std::int64_t places = std::max<std::int64_t>(static_cast<std::int64_t>(tile.blocks) * usable / cluster, 1);
-    const std::int64_t rounds = parts(blocks_of(tile) / tile.pair, places);
+    const int usable = limits.multiprocessors - (splits > 2 ? limits.multiprocessors / 32 : 0);
+    const std::int64_t places = std::max<std::int64_t>(static_cast<std::int64_t>(tile.blocks) * usable / splits, 1);
+    const std::int64_t rounds = parts(blocks_of(tile), places);
     const double slabs = static_cast<double>(parts(product.slabs, splits)) * tile.clocks * tile.blocks;
     const double beside = tile.rows * tile.outputs / (4.0 * tile.blocks) + (splits > 1 ? kSplit : 0.0);
     return static_cast<double>(rounds) * (slabs + beside);
@@ -390,7 +236,6 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
     if (tile.capability != 0 && tile.capability != limits.capability) continue;
     if (wanted % 100 != 0 && wanted % 100 != static_cast<std::int32_t>(i) + 1) continue;
     for (int splits = 1; splits <= (limits.capability >= 90 ? kLargestCluster : 1); splits *= 2) {
-      if (splits * tile.pair > kLargestCluster || (splits > 1 && tile.streams)) continue;
       if (splits > product.slabs || (wanted >= 100 && wanted / 100 != splits)) continue;
       if (const double time = clocks(tile, splits); best == nullptr || time < least) {
         best = &tile;
@@ -400,12 +245,7 @@ int launch_tiles(const Tile (&tiles)[kCount], Product product, std::int32_t want
     }
   }
   if (best == nullptr) return kInvalidValue;
-  product.clusters = static_cast<std::int32_t>(blocks_of(*best) / best->pair);
-  product.at_once = product.clusters;
-  const int places = limits.multiprocessors / best->pair;
-  if (best->streams && places < product.clusters) product.at_once = places > 0 ? places : 1;
-  return launch(chunks ? best->chunks : best->elements,
-                {static_cast<std::int64_t>(product.at_once) * best->pair * product.splits, best->pair * product.splits},
+  return launch(chunks ? best->chunks : best->elements, {blocks_of(*best) * product.splits, product.splits},
                 best->threads, best->shared, stream, product);
 }
 

@@ -7,11 +7,9 @@
 
 namespace perfonnx::cuda {
 
-// What a block works at: some slabs of a tile. Blocks of a cluster are kPair tiles of different rows and the same
-// outputs, times the splits.
-template <typename Sums, int kPair>
+// What a block works at: some slabs of a tile, whose splits are a cluster.
+template <typename Sums>
 struct Work {
-  int rank;   // in the cluster
   int split;  // of product.splits
   int group;
   int output;          // the first, in the group
@@ -21,32 +19,31 @@ struct Work {
   int end_slab;
   bool none;  // for the whole cluster
 
-  // cluster: of all that there are; rank: of the block in it.
-  __device__ Work(const Product& product, int cluster, int rank_in_cluster)
-      : rank(rank_in_cluster), split(rank_in_cluster / kPair) {
+  __device__ explicit Work(const Product& product) {
     // Tiles of the same rows follow each other, so that these are found in the second cache.
     const int across = (product.outputs + Sums::kOutputs - 1) / Sums::kOutputs;
-    group = cluster % (across * product.groups) / across;
-    output = cluster % across * Sums::kOutputs;
-    const std::int32_t pair = cluster / (across * product.groups) * kPair;
-    first = (pair + rank % kPair) * Sums::kRows;
+    const int tile = static_cast<int>(blockIdx.x) / product.splits;
+    split = static_cast<int>(blockIdx.x) % product.splits;
+    group = tile % (across * product.groups) / across;
+    output = tile % across * Sums::kOutputs;
+    first = tile / (across * product.groups) * Sums::kRows;
     made = product.count != nullptr ? *product.count : product.total;
     first_slab = product.slabs * split / product.splits;
     end_slab = product.slabs * (split + 1) / product.splits;
-    none = pair * Sums::kRows >= made;
+    none = first >= made;
   }
 };
 
 // The packed weights of a tile's first slab; the next is slab_bytes on.
-template <typename Sums, int kPair>
-__device__ const char* tile_weights(const Product& product, const Work<Sums, kPair>& work, std::int64_t slab_bytes) {
+template <typename Sums>
+__device__ const char* tile_weights(const Product& product, const Work<Sums>& work, std::int64_t slab_bytes) {
   return static_cast<const char*>(product.packed) + (work.group * product.slabs + work.first_slab) * slab_bytes +
          static_cast<std::int64_t>(work.output) * kSlab;
 }
 
 // The sums of a tile [kRows][kOutputs + kSumsPad] lie in shared memory; the splits' are added up.
-template <typename Sums, int kPair>
-__device__ void end_tile(const Product& product, const Work<Sums, kPair>& work, const float* sums, int thread) {
+template <typename Sums>
+__device__ void end_tile(const Product& product, const Work<Sums>& work, const float* sums, int thread) {
   constexpr int kRows = Sums::kRows;
   constexpr int kOutputs = Sums::kOutputs;
   // Each block of the cluster ends some of the rows.
@@ -62,7 +59,7 @@ __device__ void end_tile(const Product& product, const Work<Sums, kPair>& work, 
     Vector<float, kWide> sum[kAtOnce] = {};
 #pragma unroll 2
     for (int split = 0; split < product.splits; ++split) {
-      const float* there = in_cluster(sums, split * kPair + work.rank % kPair);
+      const float* there = in_cluster(sums, split);
 #pragma unroll
       for (int b = 0; b < kAtOnce; ++b) {
         const int item = i + b * Sums::kThreads;

@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -60,25 +59,9 @@ struct Warp {
   unsigned char slots[2][kLanes * kLaneBytes];
 };
 
-struct Signal {
-  int count = 0;
-  int arrived = 0;
-  int bytes = 0;  // announced and not yet there
-  int round = 0;
-  std::vector<std::function<void()>> copies;
-
-  void look() {
-    if (arrived < count || bytes != 0) return;
-    arrived = 0;
-    ++round;
-  }
-};
-
 struct Block {
   Index index;
   Barrier barrier;
-  Barrier some;  // of the block's first threads
-  std::map<const void*, Signal> signals;
   char* shared = nullptr;
   std::vector<Warp> warps;
 };
@@ -257,51 +240,6 @@ void wait_copies(int pending) { machine.current->copies.wait(pending); }
 void begin_later(std::function<void()> work) { machine.current->products.begin(std::move(work)); }
 void commit_later() { machine.current->products.commit(); }
 void wait_later(int pending) { machine.current->products.wait(pending); }
-
-void start_signal(void* signal, int count) { machine.current->block->signals[signal].count = count; }
-
-void announce(void* signal, int bytes) {
-  Signal& own = machine.current->block->signals.at(signal);
-  ++own.arrived;
-  own.bytes += bytes;
-  own.look();
-}
-
-void arrive_in_cluster(void* signal, int rank) {
-  Signal& other = machine.blocks[static_cast<std::size_t>(rank)].signals.at(in_cluster(signal, rank));
-  ++other.arrived;
-  other.look();
-}
-
-void wait_for_signal(void* signal, int parity) {
-  constexpr int kMostTurns = 100000;
-  Signal& own = machine.current->block->signals.at(signal);
-  for (int turn = 0; own.round % 2 == parity; ++turn) {
-    if (turn == kMostTurns) fail("a signal that does not come");
-    const std::vector<std::function<void()>> copies = std::move(own.copies);
-    own.copies.clear();
-    for (const std::function<void()>& copy : copies) copy();
-    if (copies.empty()) to_scheduler();
-  }
-}
-
-void copy_to_cluster(void* to, const void* from, int bytes, void* signal, unsigned blocks) {
-  for (std::size_t rank = 0; rank < machine.blocks.size(); ++rank) {
-    if ((blocks >> rank & 1U) == 0) continue;
-    auto* there = const_cast<void*>(in_cluster(to, static_cast<int>(rank)));
-    Signal& told = machine.blocks[rank].signals.at(in_cluster(signal, static_cast<int>(rank)));
-    told.copies.emplace_back([there, from, bytes, &told] {
-      std::memcpy(there, from, static_cast<std::size_t>(bytes));
-      told.bytes -= bytes;
-      told.look();
-    });
-  }
-}
-
-void wait_for_threads(int threads) {
-  machine.current->block->some.expected = threads;
-  wait(machine.current->block->some);
-}
 
 const unsigned char* exchange(const void* mine, std::size_t bytes) {
   Fiber& fiber = *machine.current;

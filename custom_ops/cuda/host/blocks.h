@@ -44,14 +44,6 @@ void begin_later(std::function<void()> work);
 void commit_later();
 void wait_later(int pending);
 
-// Signals: see warpgroup.h. What copies bring is there when somebody waits for it.
-void start_signal(void* signal, int count);
-void announce(void* signal, int bytes);
-void arrive_in_cluster(void* signal, int rank);
-void wait_for_signal(void* signal, int parity);
-void copy_to_cluster(void* to, const void* from, int bytes, void* signal, unsigned blocks);
-void wait_for_threads(int threads);
-
 // Memory that a warp's lanes exchange values through: `mine` becomes that of the calling lane.
 const unsigned char* exchange(const void* mine, std::size_t bytes);
 inline constexpr std::size_t kLaneBytes = 32;
