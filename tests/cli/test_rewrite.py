@@ -176,7 +176,7 @@ def test_repair_of_bad_data(here: Path, capfd: pytest.CaptureFixture[str]) -> No
     rewrite = ("rewrite", "m.onnx", "o.onnx", "--only", "conv")
     assert "no calibration data; give --data" in refused(capfd, *rewrite, "--repair", "bias")
     assert "d.npy has shape [4, 3, 9, 9]" in refused(capfd, *rewrite, "--repair", "bias", "--data", "d.npy")
-    assert "--data is for --repair" in refused(capfd, *rewrite, "--data", "d.npy")
+    assert "--data is for --repair, --open-share and methods" in refused(capfd, *rewrite, "--data", "d.npy")
     assert "give --data" in refused(capfd, *rewrite, "--repair", "bias", "--preset", "unit")
     assert "unknown repair 'tape'" in refused(capfd, *rewrite, "--repair", "tape")
 

@@ -103,7 +103,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
     chosen = choices_from(options)
     fitted = chosen is None or chosen.example.needs is not Needs.NOTHING
     if options.data is not None and not fitted:
-        raise PerfonnxError("--data is for --repair bias, predictor or full, or for --open-share; add one of them")
+        raise PerfonnxError("--data is for --repair, --open-share and methods that are fitted; add one of them")
     samples = samples_from(options)
     console = stderr(options)
     with console.status("reading") as status:
