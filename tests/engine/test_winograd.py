@@ -199,7 +199,7 @@ z = rng.standard_normal((1, {size**2}, {outputs})).astype(np.float32)
 results = []
 for implementation, kernel in {FORMS}:
     w = rng.standard_normal(({outputs}, {inputs}, *kernel)).astype(np.float32)
-    pads = (kernel[0] // 2, kernel[1] // 2) * 2
+    pads = (kernel[0] // 2, kernel[1] // 2, (kernel[0] - 1) // 2, (kernel[1] - 1) // 2)  # the map keeps its size
     engine = _engine.SampledConv(
         w, None, in_shape=({size}, {size}), pads=pads, adds=True, implementation=implementation
     )
