@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import FunctionProto, TensorProto, helper
+from onnx import FunctionProto, ModelProto, TensorProto, helper
 
 from perfonnx import ops
 from perfonnx.model.constants import read_directly
@@ -32,6 +32,9 @@ SHARED_SIZE = 8
 
 FUNCTION_IR_VERSION = 8
 """The first IR version with model-local functions."""
+
+INITIALIZER_IR_VERSION = 4
+"""The first one where initializers need not be inputs; before it they could not be overridden by a caller either."""
 
 PLAN_KEY = "perfonnx.plan"
 """Start of the metadata key of the plan that made a model. A digest of the plan follows, so that models can be merged:
@@ -66,7 +69,11 @@ class Finish(Pass):
             _complete_attributes(workspace)
         _stamp(workspace, state)
         if nodes:
-            _set_versions(workspace)
+            _raise_ir_version(proto, FUNCTION_IR_VERSION)
+            if all(imported.domain != ops.DOMAIN for imported in proto.opset_import):
+                proto.opset_import.append(helper.make_opsetid(ops.DOMAIN, ops.VERSION))
+        elif state.rebuilt:
+            _raise_ir_version(proto, INITIALIZER_IR_VERSION)
         kept = [f for f in proto.functions if f.domain != ops.DOMAIN or f.name not in ops.OPERATORS]
         del proto.functions[:]
         proto.functions.extend([*kept, *functions])
@@ -210,16 +217,12 @@ def _stamp(workspace: Workspace, state: State) -> None:
             node.doc_string = f"perfonnx: {state.decisions[node.name].step.stamp}"
 
 
-def _set_versions(workspace: Workspace) -> None:
-    proto = workspace.proto
-    if proto.ir_version < FUNCTION_IR_VERSION:
-        if proto.ir_version < 4:  # there, initializers had to be inputs and could not be overridden
-            feeds = fed_inputs(proto.graph)
-            del proto.graph.input[:]
-            proto.graph.input.extend(feeds)
-        proto.ir_version = FUNCTION_IR_VERSION
-    if all(imported.domain != ops.DOMAIN for imported in proto.opset_import):
-        proto.opset_import.append(helper.make_opsetid(ops.DOMAIN, ops.VERSION))
+def _raise_ir_version(proto: ModelProto, least: int) -> None:
+    if proto.ir_version < INITIALIZER_IR_VERSION:
+        feeds = fed_inputs(proto.graph)
+        del proto.graph.input[:]
+        proto.graph.input.extend(feeds)
+    proto.ir_version = max(proto.ir_version, least)
 
 
 def _write_value_info(workspace: Workspace, nodes: list[gs.Node]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 import perfonnx
@@ -66,3 +67,13 @@ def test_which_response_is_a_setting() -> None:
     assert through < linear
     with pytest.raises(PerfonnxError, match="unknown response 'cubic'; choose from relu, linear"):
         perfonnx.rewrite(model, method="zhang", response="cubic")
+
+
+def test_a_model_of_the_time_when_initializers_were_inputs() -> None:
+    model = nets.single(ir=3)
+    assert len(model.graph.input) > 1
+    onnx.checker.check_model(model)
+    result = perfonnx.rewrite(model, method="zhang", rank=2, only=[""], freeze_weights=True)
+    assert result.report.layers
+    onnx.checker.check_model(result.proto, full_check=True)
+    assert [i.name for i in result.proto.graph.input] == ["x"]
