@@ -330,3 +330,17 @@ def test_strict_exactness_keeps_to_the_direct_kernels() -> None:
     done = _run("strict", verbose="1")
     assert done.stdout.strip() == "direct"
     assert "not merged: PERFONNX_EXACTNESS is strict" in done.stderr
+
+
+def test_lines_of_tiles_are_not_cut() -> None:
+    """Rows of every fourth line stand for four: kernels of 1 x 3 are left, whose tiles lie in one row of a long map."""
+    rng = np.random.default_rng(0)
+    height, width, channels = 224, 224, 64
+    source = (np.arange(height)[:, None] // 4 * width + np.arange(width)).astype(np.int32).reshape(-1)
+    sites = np.flatnonzero(np.arange(height * width) // width % 4 == 2).astype(np.int32)
+    w = (rng.standard_normal((32, channels, 3, 3)) / 24).astype(np.float32)
+    s = rng.standard_normal((1, height // 4 * width, channels)).astype(np.float32)
+    arguments = {"in_shape": (height, width), "in_source": source, "sites": sites, "pads": (1, 1, 1, 1)}
+    expected = _engine.SampledConv(w, None, **arguments, implementation="direct")(s)
+    got = _engine.SampledConv(w, None, **arguments, implementation="merged")(s, threads=2)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -179,10 +179,11 @@ class Merged final : public PreparedProduct {
     std::optional<OwnGrid> own;
     std::unique_ptr<const PreparedProduct> product;
 
-    // The first site of a span, one of `spans`. Rows of tiles are not cut.
+    // The first site of a span, one of `spans`. Rows of tiles are not cut, nor rows of the grid: tiles of one row lie
+    // in them.
     std::int64_t begin(std::int64_t span, std::int64_t spans) const {
+      if (!own) return EvenSplit{table.sites, spans}.begin(span);
       const std::int64_t edge = product->edge();
-      if (!own || edge == 1) return EvenSplit{table.sites, spans}.begin(span);
       const std::int64_t rows = own->input.height - own->geometry.kernel[0] + 1;
       const std::int64_t row = EvenSplit{ceil_div(rows, edge), spans}.begin(span) * edge;
       return std::lower_bound(own->sites.begin(), own->sites.end(), row * own->output_width) - own->sites.begin();
