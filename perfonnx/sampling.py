@@ -6,7 +6,8 @@ row-major, `y * W + x`.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeAlias, TypeVar, get_args
 
@@ -136,6 +137,111 @@ class Sampling:
         if wrong.any():
             site = int(self.sites[np.argmax(wrong)])
             raise PerfonnxError(f"sampling: site {site} is not made from itself alone; give it source {site}, weight 1")
+
+
+Vector: TypeAlias = tuple[int, int]
+"""(dy, dx)."""
+
+
+@dataclass(frozen=True)
+class Sublattice:
+    """A regular subset of positions that is a grid in its own basis: `offset + u * basis[0] + v * basis[1]`.
+
+    Attributes:
+        basis: Two independent vectors.
+        offset: A position of it; the same lattice with another offset is a coset.
+
+    Raises:
+        PerfonnxError: the vectors lie on one line.
+    """
+
+    basis: tuple[Vector, Vector]
+    offset: Vector = (0, 0)
+
+    def __post_init__(self) -> None:
+        """Check the basis."""
+        if self._determinant == 0:
+            raise PerfonnxError(f"sublattice: the vectors {self.basis[0]} and {self.basis[1]} lie on one line")
+
+    @property
+    def _determinant(self) -> int:
+        (a, b), (c, d) = self.basis
+        return a * d - b * c
+
+    @property
+    def index(self) -> int:
+        """How many cosets fill the map: one of so many positions lies on the lattice."""
+        return abs(self._determinant)
+
+    def at(self, offset: Vector) -> "Sublattice":
+        """The coset that holds a position."""
+        return replace(self, offset=offset)
+
+    def coordinates(self, positions: npt.ArrayLike) -> Int64Array:
+        """Where positions of the lattice lie in its own grid, int64 [..., 2] of int [..., 2].
+
+        Raises:
+            PerfonnxError: a position does not lie on it.
+        """
+        scaled = self._scaled(positions)
+        if (scaled % self._determinant).any():
+            raise PerfonnxError("sublattice: a position does not lie on it")
+        return scaled // self._determinant
+
+    def positions(self, coordinates: npt.ArrayLike) -> Int64Array:
+        """The positions at coordinates of its own grid, int64 [..., 2] of int [..., 2]."""
+        return np.asarray(coordinates, np.int64) @ np.array(self.basis, np.int64) + np.array(self.offset, np.int64)
+
+    def contains(self, positions: npt.ArrayLike) -> BoolArray:
+        """Which positions lie on it, bool [...] of int [..., 2]."""
+        inside: BoolArray = (self._scaled(positions) % self._determinant == 0).all(axis=-1)
+        return inside
+
+    def mask(self, shape: tuple[int, int]) -> BoolArray:
+        """The positions of a map that lie on it, bool [H, W]."""
+        return self.contains(np.moveaxis(np.indices(shape), 0, -1))
+
+    def _scaled(self, positions: npt.ArrayLike) -> Int64Array:
+        """Coordinates times the determinant."""
+        y, x = np.moveaxis(np.asarray(positions, np.int64) - np.array(self.offset, np.int64), -1, 0)
+        (a, b), (c, d) = self.basis
+        return np.stack([y * d - x * c, x * a - y * b], axis=-1)
+
+
+QUINCUNX = Sublattice(((1, 1), (1, -1)))
+"""Every other position, those of even y + x: a square grid turned by 45 degrees."""
+
+SQUARE = Sublattice(((2, 0), (0, 2)))
+"""Every second position of every second row."""
+
+
+def spanned(steps: Iterable[Vector], offset: Vector = (0, 0)) -> Sublattice:
+    """The coarsest lattice on which all of these steps lead from its positions to others, in a reduced basis.
+
+    Where the steps all lie on one line, a short vector across completes the basis. The basis is reduced as by Lagrange
+    and Gauss: no vector of the lattice is shorter than the first, none that is independent of it than the second.
+    """
+    a, b, c = 0, 0, 0  # the lattice so far: (a, b) and (0, c)
+    for step in steps:
+        y, x = (int(v) for v in step)
+        while y:
+            a, b, y, x = y, x, a % y, b - a // y * x
+        c = math.gcd(c, x)
+    if a == 0:
+        a, c = 1, max(c, 1)
+    c = max(c, 1)
+    short, long = sorted([(a, b % c), (0, c)], key=_length)
+    while True:
+        times = round((short[0] * long[0] + short[1] * long[1]) / _length(short))
+        long = (long[0] - times * short[0], long[1] - times * short[1])
+        if _length(long) >= _length(short):
+            return Sublattice((short, long), offset)
+        short, long = long, short
+
+
+def _length(vector: Vector) -> int:
+    """Squared."""
+    return vector[0] ** 2 + vector[1] ** 2
 
 
 def interpolate(

@@ -1,5 +1,6 @@
 """Samplings: interpolation against brute force, and the checks on tables that come from elsewhere."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import MaskRequest, make_mask
-from perfonnx.sampling import INTERPOLATIONS, Sampling, interpolate
+from perfonnx.sampling import INTERPOLATIONS, QUINCUNX, SQUARE, Sampling, Sublattice, interpolate, spanned
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -263,3 +264,58 @@ def test_bad_tables(source: Any, weight: Any, message: str) -> None:
     with pytest.raises(PerfonnxError, match=f"^sampling: {message}") as caught:
         Sampling(MASK, source, weight, "nearest")
     assert "\n" not in str(caught.value)
+
+
+# --- sublattices -----------------------------------------------------------------------------------------------------
+
+VECTORS = st.tuples(st.integers(-6, 6), st.integers(-6, 6))
+LATTICES = st.builds(
+    Sublattice,
+    st.tuples(VECTORS, VECTORS).filter(lambda basis: basis[0][0] * basis[1][1] != basis[0][1] * basis[1][0]),
+    VECTORS,
+)
+
+
+def test_the_lattices_that_have_names() -> None:
+    y, x = np.indices((5, 6))
+    np.testing.assert_array_equal(QUINCUNX.mask((5, 6)), (y + x) % 2 == 0)
+    np.testing.assert_array_equal(QUINCUNX.at((0, 1)).mask((5, 6)), (y + x) % 2 == 1)
+    np.testing.assert_array_equal(SQUARE.at((1, 0)).mask((5, 6)), (y % 2 == 1) & (x % 2 == 0))
+    assert (QUINCUNX.index, SQUARE.index) == (2, 4)
+
+
+@given(LATTICES)
+def test_cosets_of_a_lattice_fill_the_map(lattice: Sublattice) -> None:
+    size = lattice.index
+    cosets = {lattice.at((y, x)).mask((size, size)).tobytes() for y in range(size) for x in range(size)}
+    assert len(cosets) == size
+    total = sum(np.frombuffer(mask, np.bool_).astype(np.int64) for mask in cosets)
+    assert (total == 1).all()
+
+
+@given(LATTICES, st.lists(VECTORS, min_size=1))
+def test_coordinates_of_positions(lattice: Sublattice, coordinates: list[tuple[int, int]]) -> None:
+    positions = lattice.positions(coordinates)
+    assert lattice.contains(positions).all()
+    np.testing.assert_array_equal(lattice.coordinates(positions), coordinates)
+    if lattice.index > 1:
+        others = [p for p in np.ndindex(lattice.index, lattice.index) if not lattice.contains(p)]
+        with pytest.raises(PerfonnxError, match="does not lie on it"):
+            lattice.coordinates([*positions, others[0]])
+
+
+@given(st.lists(VECTORS, max_size=6), VECTORS)
+def test_the_lattice_that_steps_span(steps: list[tuple[int, int]], offset: tuple[int, int]) -> None:
+    lattice = spanned(steps, offset)
+    assert lattice.contains(np.add(offset, [(0, 0), *steps])).all()
+    minors = [a * d - b * c for a, b in steps for c, d in steps]
+    if any(minors):  # they are no multiples of the vectors of a coarser one
+        assert lattice.index == math.gcd(*minors)
+    short, long = (np.array(vector) for vector in lattice.basis)
+    assert short @ short <= long @ long
+    assert 2 * abs(short @ long) <= short @ short
+
+
+def test_vectors_on_one_line_are_no_basis() -> None:
+    with pytest.raises(PerfonnxError, match="lie on one line"):
+        Sublattice(((1, 2), (2, 4)))

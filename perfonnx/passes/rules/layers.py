@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from perfonnx import ops
 from perfonnx.model.layers import constant_input, input_of, numpy_type, set_input
 from perfonnx.model.workspace import Workspace
-from perfonnx.ops.common import activation_from
+from perfonnx.ops.common import activation_from, conv_attributes
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.ops.radius_adaptive_conv import RADIUS_ADAPTIVE_CONV
 from perfonnx.ops.sampled_conv import SAMPLED_CONV
 from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
 from perfonnx.ops.sparse_conv import SPARSE_CONV
 from perfonnx.passes.base import Skip
+from perfonnx.passes.rules.lattices import Reading, on_own_grid
 from perfonnx.passes.rules.rule import Match, Rows, Rule, Table, skip
 
 if TYPE_CHECKING:
@@ -99,26 +100,40 @@ def _sampled(lowering: Lowering, node: gs.Node) -> Match | Skip:
     channels = lowering.sizes(y)[0]
     zeros: NDArray[np.float32] = np.zeros((1, 1, channels), numpy_type(rows_in.elem_type))
     taken = {attribute.name for attribute in SAMPLED_CONV.attributes}
+    attributes = {name: value for name, value in node.attrs.items() if name in taken}
+    weight, in_source, in_shape, read_at = node.inputs[1], rows_in.source, rows_in.shape, sites
+    found = _on_own_grid(lowering, node, rows_in, sites)
+    if found is not None:
+        weight = lowering.workspace.add_constant(f"{weight.name}.taps", found.weight)
+        attributes |= found.attributes.attributes()
+        in_source, in_shape, read_at = found.source, found.shape, found.sites
     new = lowering.emit(
         SAMPLED_CONV.name,
         node.name,
         [
             rows_in.tensor,
-            node.inputs[1],
+            weight,
             node.inputs[2],
-            lowering.table("index", rows_in.source),
-            lowering.table("shape", np.array(rows_in.shape, np.int64)),
-            lowering.table("index", sites),
+            lowering.table("index", in_source),
+            lowering.table("shape", np.array(in_shape, np.int64)),
+            lowering.table("index", read_at),
             lowering.table("zeros", zeros),
             lowering.table("index", np.zeros(1, np.int32)),
         ],
-        {name: value for name, value in node.attrs.items() if name in taken},
+        attributes,
         y,
         Rows(y, int(sites.size), source, mask.shape, channels, rows_in.elem_type, rows_in.batch),
     )
     lowering.convs[new.outputs[0].name] = new
     _stands_for(lowering, new, node)
     return ON_ROWS
+
+
+def _on_own_grid(lowering: Lowering, node: gs.Node, rows: Rows, sites: Table) -> Reading | None:
+    weight = lowering.workspace.constant(node.inputs[1])
+    if weight is None:
+        return None
+    return on_own_grid(Reading(weight, conv_attributes(weight, node.attrs), rows.source, rows.shape, sites))
 
 
 def _radius_adaptive(lowering: Lowering, node: gs.Node) -> Match | Skip:
