@@ -1,0 +1,555 @@
+"""Sublattices: runs of layers whose maps live on one sublattice, with weights refitted by least squares.
+
+A layer inside such a region reads the positions that exist and no others, so nothing is interpolated between layers:
+its taps are those of its kernel in the lattice's own basis, and their weights are fitted, front to back and without
+labels, so that its sites come closest to what the original network gives there. What reads a region from outside does
+the same, by classes of positions for which the same taps exist: it learns to interpolate.
+
+The layer is a `PerforatedConv` whose kernel is large enough for its taps and zero elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from perfonnx.corrections import Correction, digest
+from perfonnx.errors import PerfonnxError
+from perfonnx.fitting import Refit
+from perfonnx.masks import Mask
+from perfonnx.methods.base import GAINING, Context, Decision, Fitted, Needs, SampledMethod, Spot, setting
+from perfonnx.methods.masked import sampling_operands
+from perfonnx.model.layers import Layer, constant_input, unique_name
+from perfonnx.model.proto import is_standard
+from perfonnx.model.workspace import Workspace
+from perfonnx.ops.common import ConvAttributes, dense_multiplies
+from perfonnx.ops.perforated_conv import PERFORATED_CONV
+from perfonnx.sampling import interpolate
+
+Ints = NDArray[np.int64]
+
+EVERYWHERE = "dense"
+LATTICES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
+    "quincunx": ((1, 1), (1, -1)),
+    "square": ((2, 0), (0, 2)),
+}
+"""Bases of the lattices by name: two steps (dy, dx) from one site to others."""
+TURNED, OWN = TAPS = ("turned", "own")
+"""Taps of the kernel turned, or stretched, into the lattice's basis; or those of the kernel itself that exist."""
+
+RIDGE = 2e-3
+"""Strength of the pull towards the original weights, relative to the mean variance of what is read."""
+PER_UNKNOWN = 10
+"""Rows that a fit should have for each unknown of an output."""
+PLENTY = 1 << 27
+"""Multiplies of the normal matrix per image for which more rows than that are taken."""
+
+
+def lattice_mask(lattice: str, shape: Sequence[int], offset: tuple[int, int] = (0, 0)) -> NDArray[np.bool_]:
+    """Bool [H, W], true at the positions of a lattice that goes through `offset`."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return lies_on(lattice, np.stack([y, x], axis=-1) - np.array(offset))
+
+
+def lies_on(lattice: str, points: Ints) -> NDArray[np.bool_]:
+    """Whether points [..., 2] are sums of steps of a lattice; all are of the dense one."""
+    if lattice == EVERYWHERE:
+        return np.ones(points.shape[:-1], bool)
+    steps = _coordinates(lattice, points)
+    return np.asarray((steps == np.round(steps)).all(axis=-1))
+
+
+def _coordinates(lattice: str, points: NDArray[Any]) -> NDArray[np.float64]:
+    """Points [..., 2] in the basis of a lattice, whose determinant is a power of 2: exact."""
+    (a, b), (c, d) = LATTICES[lattice]
+    determinant = a * d - b * c
+    y, x = points[..., 0], points[..., 1]
+    return np.stack([(d * y - c * x) / determinant, (a * x - b * y) / determinant], axis=-1)
+
+
+@dataclass(frozen=True)
+class SiteClass:
+    """Positions of a layer for which the same taps exist.
+
+    Attributes:
+        mask: bool [OH, OW].
+        taps: int64 [T, 2], (dy, dx) from a position times the stride, in positions of the input.
+    """
+
+    mask: Mask
+    taps: Ints
+
+
+@dataclass(frozen=True)
+class Sublattice(SampledMethod):
+    """Computed on a sublattice, with weights fitted to the original responses.
+
+    Attributes:
+        lattice: One of `LATTICES`, or "dense" where every position is computed, by refitted weights.
+        taps: One of `TAPS`.
+        at: Sizes of maps, as `56x56,28x28`; layers with maps of other sizes are dense. Empty: all layers.
+    """
+
+    NAME = "sublattice"
+    ADJECTIVE = "sublattice"
+    SUMMARY = "runs of layers on one sublattice, which read what exists there; weights refitted on --data, no training"
+    OPERATOR = PERFORATED_CONV.name
+
+    lattice: str = setting(
+        "quincunx", "sublattice: quincunx (default, half of the positions), square (a quarter) or dense", "NAME"
+    )
+    taps: str = setting(TURNED, "sublattice: turned (default), the kernel in the lattice's basis, or own", "KIND")
+    at: str = setting("", "sublattice: sizes of the maps that are put on the lattice, as 56x56,28x28", "SIZES")
+
+    # --- settings ----------------------------------------------------------------------------------------------------
+
+    def check(self, where: str) -> None:
+        """See `Method.check`."""
+        if self.lattice not in (*LATTICES, EVERYWHERE):
+            raise PerfonnxError(
+                f"{where}: unknown lattice {self.lattice!r}; choose from {', '.join(LATTICES)}, {EVERYWHERE}"
+            )
+        if self.taps not in TAPS:
+            raise PerfonnxError(f"{where}: unknown taps {self.taps!r}; choose from {', '.join(TAPS)}")
+        if not isinstance(self.at, str):
+            raise PerfonnxError(f"{where}: at is {self.at!r}; give sizes of maps, as 56x56,28x28")
+        _sizes(self.at, where)
+
+    @classmethod
+    def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Sublattice:
+        """See `Method.chosen`: on the lattice where the size of the map says so."""
+        step = cls(**settings)
+        sizes = _sizes(step.at, "--at")
+        on_lattice = not sizes or layer.output_shape in sizes
+        return replace(step, at="", lattice=step.lattice if on_lattice else EVERYWHERE)
+
+    @property
+    def needs(self) -> Needs:
+        """See `Method.needs`."""
+        return Needs.TARGETS
+
+    def worth(self, settings: Mapping[str, Any]) -> float | None:
+        """Dense layers only where kernels of ours are faster."""
+        return GAINING if self.lattice == EVERYWHERE else None
+
+    def check_data(self, name: str, context: Context) -> None:
+        """See `Method.check_data`."""
+        if context.feeds is None and name not in context.corrections:
+            raise PerfonnxError(
+                f"layer {name!r} is to be refitted, but there is no calibration data; give --data, or a plan saved "
+                "after a fit"
+            )
+
+    def obstacle(self, layer: Layer, context: Context) -> str | None:
+        """See `Method.obstacle`."""
+        if layer.output_shape is None:
+            return "the size of its output is not known"
+        return None
+
+    # --- accounts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def saving(self) -> float:
+        """See `Method.saving`."""
+        return 0.0 if self.lattice == EVERYWHERE else 1 - 1 / _index(self.lattice)
+
+    @property
+    def asked(self) -> str:
+        """See `Method.asked`."""
+        return f"rate {self.saving:g}"
+
+    @property
+    def label(self) -> str:
+        """See `Method.label`."""
+        name = "refitted" if self.lattice == EVERYWHERE else self.lattice
+        return name if self.taps == TURNED else f"{name} {self.taps} taps"
+
+    @property
+    def detail(self) -> str:
+        """See `Method.detail`."""
+        return self.label
+
+    @property
+    def stamp(self) -> str:
+        """See `Method.stamp`."""
+        return f"{self.NAME}, {self.label}"
+
+    def multiplies(self, layer: Layer, mask: Mask | None, correction: Correction | None) -> int:
+        """See `SampledMethod.multiplies`; of the taps that each class has."""
+        if correction is None or not correction.arrays:
+            return super().multiplies(layer, mask, correction)
+        m, c = layer.w_shape[:2]
+        return sum(
+            dense_multiplies((m, c, len(each.taps), 1), int(each.mask.sum())) for each in _classes_of(correction)
+        )
+
+    # --- search ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shareable(self) -> bool:
+        """See `Method.shareable`."""
+        return True
+
+    # --- replacing ---------------------------------------------------------------------------------------------------
+
+    def drawn(self, layer: Layer, context: Context) -> tuple[Sublattice, Mask | None]:
+        """See `SampledMethod.drawn`."""
+        assert layer.output_shape is not None
+        return self, lattice_mask(self.lattice, layer.output_shape)
+
+    def source(self, mask: Mask) -> NDArray[np.int32] | None:
+        """See `SampledMethod.source`."""
+        return interpolate(mask).source[:, 0]
+
+    def operands(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], dict[str, Any], str]:
+        """`mask`, and the table of the nearest sites."""
+        assert decision.mask is not None
+        return *sampling_operands(workspace, interpolate(decision.mask)), self.label
+
+    def corrected(self, spot: Spot) -> Fitted:
+        """See `SampledMethod.corrected`."""
+        try:
+            return _Replacing(self, spot).done()
+        except PerfonnxError as error:
+            raise PerfonnxError(f"layer {spot.name!r}: {error}") from error
+
+
+def _index(lattice: str) -> int:
+    (a, b), (c, d) = LATTICES[lattice]
+    return abs(a * d - b * c)
+
+
+def _sizes(text: str, where: str) -> set[tuple[int, int]]:
+    """Sizes of maps from `56x56,28x28`."""
+    found = set()
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        numbers = part.lower().split("x")
+        if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+            raise PerfonnxError(f"{where}: {part!r} is no size of a map; give height and width, as 56x56")
+        found.add((int(numbers[0]), int(numbers[1])))
+    return found
+
+
+def site_classes(mask: Mask, attributes: ConvAttributes, known: Mask, taps: str) -> list[SiteClass]:
+    """The classes of a layer's sites.
+
+    Args:
+        mask: bool [OH, OW], the sites.
+        attributes: The layer's geometry.
+        known: bool [H, W], the positions of the input that are not made from others.
+        taps: One of `TAPS`.
+
+    Returns:
+        One where all taps exist at all sites, or where no lattice of ours is known; else one for each way in which the
+        sites lie to the lattice that is known.
+    """
+    a = attributes
+    own = np.array(
+        [
+            (i * a.dilations[0] - a.pads[0], j * a.dilations[1] - a.pads[1])
+            for i in range(a.kernel_shape[0])
+            for j in range(a.kernel_shape[1])
+        ]
+    )
+    found = _lattice_in(known)
+    if found is None:
+        return [SiteClass(mask, own)]
+    lattice, offset = found
+    sites = np.argwhere(mask)
+    read = sites * np.array(a.strides) - np.array(offset)
+    residues = _coordinates(lattice, read) % 1.0
+    classes = []
+    for residue in np.unique(residues, axis=0):
+        here = (residues == residue).all(axis=1)
+        example = read[here][0]
+        part = np.zeros_like(mask)
+        part[tuple(sites[here].T)] = True
+        classes.append(SiteClass(part, _existing(lattice, example, own, a, taps)))
+    same = all(np.array_equal(each.taps, classes[0].taps) for each in classes)
+    return [SiteClass(mask, classes[0].taps)] if same else classes
+
+
+def _lattice_in(known: Mask) -> tuple[str, tuple[int, int]] | None:
+    """A lattice all of whose positions are known, and its offset; None where all are, or of no lattice."""
+    if known.all():
+        return None
+    for lattice in LATTICES:
+        for offset in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            if known[lattice_mask(lattice, known.shape, offset)].all():
+                return lattice, offset
+    return None
+
+
+def _existing(lattice: str, example: Ints, own: Ints, a: ConvAttributes, taps: str) -> Ints:
+    """The taps of a class, one of whose sites reads around `example`, counted from a site of the lattice."""
+    exists = lies_on(lattice, example + own)
+    square = a.kernel_shape[0] == a.kernel_shape[1] and a.dilations[0] == a.dilations[1]
+    if exists.all() or not square or (taps == OWN and exists.any()):
+        return own[exists] if square else own
+    # Points of the lattice that lie within the kernel's reach of its centre, counted in steps of the lattice.
+    reach = (a.kernel_shape[0] - 1) * a.dilations[0] / 2
+    centre = own.mean(axis=0)
+    far = int(np.ceil(reach)) * 2 + 1
+    around = np.argwhere(np.ones((2 * far + 1, 2 * far + 1))) - far + np.round(centre).astype(int)
+    within = np.abs(_coordinates(lattice, around - centre)).max(axis=1) <= max(reach, 0.5)
+    return np.asarray(around[within & lies_on(lattice, example + around)])
+
+
+def _classes_of(correction: Correction) -> list[SiteClass]:
+    """Those that a layer was fitted with."""
+    numbers = correction.arrays["classes"]
+    return [
+        SiteClass(numbers == i, correction.arrays[f"taps{i}"].astype(np.int64)) for i in range(int(numbers.max()) + 1)
+    ]
+
+
+class _Replacing:
+    """One layer's weights."""
+
+    def __init__(self, method: Sublattice, spot: Spot) -> None:
+        assert spot.mask is not None
+        self.method = method
+        self.spot = spot
+        self.mask = spot.mask
+
+    def done(self) -> Fitted:
+        """As before, where that is known; else by fitting."""
+        spot = self.spot
+        if spot.targets is None:
+            correction, note = spot.context.corrections[spot.name], "refitted as before"
+            self._check(correction)
+        else:
+            correction, note = self._fitted()
+        if correction.arrays:
+            self._apply(correction)
+        return Fitted(correction, note)
+
+    def _fitted(self) -> tuple[Correction, str]:
+        spot, a = self.spot, self.spot.attributes
+        assert spot.targets is not None
+        known = known_positions(spot.workspace, spot.node.inputs[0])
+        classes = site_classes(self.mask, a, known, self.method.taps)
+        images = spot.context.kept(_Images).count
+        fits = [self._refit(each, images) for each in classes]
+        for x, _, target, other in spot.targets.values(spot.name, settled=True):
+            wanted = target if other is None else target - other
+            for fit in fits:
+                fit.add(x, wanted)
+        solutions = [fit.solve(RIDGE) for fit in fits]
+        shares = [float(each.mask.sum()) / self.mask.sum() for each in classes]
+        before = sum(share * s.before for share, s in zip(shares, solutions, strict=True))
+        after = sum(share * s.after for share, s in zip(shares, solutions, strict=True))
+        if before == 0:
+            return Correction.of(spot.weight, {}, 0.0, 0.0), "as it was: nothing in front of it has changed"
+        numbers = np.full(self.mask.shape, -1, np.float32)
+        arrays: dict[str, NDArray[np.float32]] = {"classes": numbers}
+        for i, (each, solution) in enumerate(zip(classes, solutions, strict=True)):
+            numbers[each.mask] = i
+            arrays[f"taps{i}"] = each.taps.astype(np.float32)
+            arrays[f"weight{i}"] = solution.weight.astype(np.float32)
+            arrays[f"bias{i}"] = solution.bias.astype(np.float32)
+        taps = " and ".join(str(len(each.taps)) for each in classes)
+        note = f"refitted, {taps} taps: error {before:.2%} -> {after:.2%}"
+        few = min(fit.rows / fit.unknowns for fit in fits)
+        if few < PER_UNKNOWN:
+            note += f" (only {few:.1f} rows for each unknown: more data would help)"
+        return Correction.of(spot.weight, arrays, before, after), note
+
+    def _refit(self, each: SiteClass, images: int) -> Refit:
+        spot, a = self.spot, self.spot.attributes
+        unknowns = len(each.taps) * spot.weight.shape[1]
+        count = int(each.mask.sum())
+        wanted = max(-(-PER_UNKNOWN * unknowns * 2 // images), PLENTY // unknowns**2 // a.group)
+        return Refit(each.mask, each.taps, a.strides, self._merged(each.taps), spot.bias, min(count, wanted), a.group)
+
+    def _merged(self, taps: Ints) -> NDArray[np.float64]:
+        """The weight [M, C/group, T] where each of the layer's taps that does not exist is given to the nearest."""
+        spot, a = self.spot, self.spot.attributes
+        result = np.zeros((*spot.weight.shape[:2], len(taps)))
+        for i, j in np.ndindex(*a.kernel_shape):
+            own = (i * a.dilations[0] - a.pads[0], j * a.dilations[1] - a.pads[1])
+            nearest = np.square(taps - np.array(own)).sum(axis=1)
+            closest = nearest == nearest.min()  # shared out, lest the map be shifted
+            result[:, :, closest] += spot.weight[:, :, i, j, None].astype(np.float64) / closest.sum()
+        return result
+
+    def _check(self, correction: Correction) -> None:
+        """Refuse a correction that was found for something else."""
+        again = "fit again with --data"
+        if correction.weights != digest(self.spot.weight):
+            raise PerfonnxError(f"its weights were fitted for others; {again}")
+        if not correction.arrays:
+            return
+        numbers = correction.arrays.get("classes", np.zeros((0, 0)))
+        if numbers.shape != self.mask.shape or not np.array_equal(numbers >= 0, self.mask):
+            raise PerfonnxError(f"its weights were fitted for another lattice; {again}")
+        m, c = self.spot.weight.shape[:2]
+        for i in range(int(numbers.max()) + 1):
+            taps = correction.arrays.get(f"taps{i}", np.zeros(0))
+            weight = correction.arrays.get(f"weight{i}", np.zeros(0))
+            bias = correction.arrays.get(f"bias{i}", np.zeros(0))
+            whole = taps.ndim == 2 and taps.shape[1] == 2 and len(taps) and (taps == np.round(taps)).all()
+            if not whole or np.abs(taps).max() > MOST_FAR or weight.shape != (m, c, len(taps)) or bias.shape != (m,):
+                raise PerfonnxError(f"its weights are of another form; {again}")
+
+    # --- nodes -------------------------------------------------------------------------------------------------------
+
+    def _apply(self, correction: Correction) -> None:
+        """Change the node's constants; with several classes, put a node for each in its place."""
+        spot = self.spot
+        classes = _classes_of(correction)
+        nodes = [spot.node]
+        if len(classes) > 1:
+            nodes = self._several(classes)
+        for i, (each, node) in enumerate(zip(classes, nodes, strict=True)):
+            arrays = (correction.arrays[f"weight{i}"], correction.arrays[f"bias{i}"])
+            self._change(node, each, *arrays, f".class{i}" if len(classes) > 1 else ".refitted")
+
+    def _change(
+        self, node: gs.Node, each: SiteClass, weight: NDArray[np.float32], bias: NDArray[np.float32], suffix: str
+    ) -> None:
+        spot, dtype = self.spot, self.spot.weight.dtype
+        attributes, kernel = wide_kernel(each.taps, weight, spot.attributes, self._input_size(), self.mask.shape)
+        with np.errstate(over="ignore"):
+            values = kernel.astype(dtype), bias.astype(dtype)
+        if not all(np.isfinite(array).all() for array in values):
+            raise PerfonnxError("its weights are too large for their type; leave it out with --skip")
+        name = f"{spot.name}{suffix}"
+        for i, (array, kind) in enumerate(zip(values, ("weight", "bias"), strict=True), 1):
+            node.inputs[i] = spot.workspace.add_constant(f"{name}.{kind}", array)
+        node.attrs.update(attributes.attributes())
+
+    def _several(self, classes: Sequence[SiteClass]) -> list[gs.Node]:
+        """A node for each class, zero elsewhere, and their sum."""
+        workspace, first = self.spot.workspace, self.spot.node
+        total = first.outputs[0]
+        known = workspace.types[total.name]
+
+        def variable(part: str) -> gs.Variable:
+            made = gs.Variable(workspace.free_name(f"{total.name}.{part}"))
+            workspace.types[made.name] = known
+            return made
+
+        nodes, added = [first], []
+        first.outputs = [variable("class0")]
+        for i, each in enumerate(classes):
+            node = first
+            if i:
+                attrs, name = dict(first.attrs), unique_name(workspace, f"{first.name}.class{i}")
+                node = gs.Node(first.op, name, attrs, list(first.inputs[:3]), [variable(f"class{i}")])
+                node.domain = first.domain
+                nodes.append(node)
+                workspace.inherit(node, first)
+            tables, named = sampling_operands(workspace, interpolate(each.mask, "zero"))
+            node.inputs = [*node.inputs[:3], *tables]
+            node.attrs.update(named)
+        partial = nodes[0].outputs[0]
+        for i, node in enumerate(nodes[1:], 1):
+            output = total if i == len(nodes) - 1 else variable(f"sum{i}")
+            name = unique_name(workspace, f"{first.name}.sum{i}")
+            added.append(gs.Node("Add", name, {}, [partial, node.outputs[0]], [output]))
+            partial = output
+        index = next(i for i, other in enumerate(workspace.graph.nodes) if other is first)
+        workspace.graph.nodes[index + 1 : index + 1] = [*nodes[1:], *added]
+        return nodes
+
+    def _input_size(self) -> tuple[int, int]:
+        shape = self.spot.workspace.types[self.spot.node.inputs[0].name].shape
+        assert shape is not None
+        height, width = (d for d in shape[2:] if isinstance(d, int))
+        return height, width
+
+
+def known_positions(workspace: Workspace, tensor: gs.Tensor) -> Mask:
+    """The positions of a map, bool [H, W], whose values are their own: not copies of those of sites beside them.
+
+    A guess, for what is certain does not matter: a layer is fitted to whatever its taps give.
+    """
+    known = workspace.types[tensor.name].shape
+    assert known is not None
+    height, width = (int(d) for d in known[2:])  # type: ignore[arg-type]
+    mask: Mask = np.ones((height, width), bool)
+    seen, todo = {tensor.name}, [tensor]
+    while todo:
+        for node in todo.pop().inputs:
+            if node.op == PERFORATED_CONV.name:
+                sites, source = constant_input(workspace, node, "mask"), constant_input(workspace, node, "source")
+                assert sites is not None
+                assert source is not None
+                if (source >= 0).all():  # else there is another node for the positions that are zero
+                    mask &= sites
+            elif is_standard(node) and node.op in _KEEPS_POSITIONS:
+                same = [t for t in node.inputs if _size_of(workspace, t) == (height, width) and t.name not in seen]
+                seen |= {t.name for t in same}
+                todo += same
+    return mask
+
+
+_KEEPS_POSITIONS = frozenset(
+    "Add Sum Mul Concat Relu LeakyRelu PRelu Clip Sigmoid HardSigmoid HardSwish Tanh Elu Identity Dropout".split()  # noqa: SIM905
+)
+
+
+def _size_of(workspace: Workspace, tensor: gs.Tensor) -> tuple[Any, ...]:
+    known = workspace.types.get(tensor.name)
+    return () if known is None or known.shape is None else tuple(known.shape[2:])
+
+
+MOST_FAR = 64
+"""Positions between a site and what it reads, at most."""
+
+
+def wide_kernel(
+    taps: Ints,
+    weight: NDArray[np.float32],
+    attributes: ConvAttributes,
+    size: tuple[int, int],
+    output: tuple[int, ...],
+) -> tuple[ConvAttributes, NDArray[np.float32]]:
+    """Geometry and weights [M, C/group, kh, kw] of a convolution with these taps.
+
+    Args:
+        taps: [T, 2], (dy, dx) from a position times the stride.
+        weight: [M, C/group, T].
+        attributes: The layer's, for strides and groups.
+        size: Height and width of the input.
+        output: Those of the output, which stay.
+    """
+    low, high = np.minimum(taps.min(axis=0), 0), taps.max(axis=0)
+    pads = [int(-low[0]), int(-low[1])]
+    shape, behind = [], []
+    for axis in range(2):
+        last = (output[axis] - 1) * attributes.strides[axis] + int(high[axis])  # position that the last site reads
+        behind.append(max(last - (size[axis] - 1), 0))
+        shape.append(int(high[axis] - low[axis]) + 1)
+    kernel = np.zeros((*weight.shape[:2], *shape), np.float32)
+    kernel[:, :, taps[:, 0] - low[0], taps[:, 1] - low[1]] = weight
+    wide = ConvAttributes(
+        (shape[0], shape[1]), attributes.strides, (pads[0], pads[1], behind[0], behind[1]), (1, 1), attributes.group
+    )
+    # Where the last site reads far before the input's end, more sites would fit: zero taps behind the others.
+    for axis in range(2):
+        while wide.output_shape(*size)[axis] > output[axis]:
+            grown = list(wide.kernel_shape)
+            grown[axis] += 1
+            padding = [(0, 0)] * 4
+            padding[2 + axis] = (0, 1)
+            kernel = np.pad(kernel, padding)
+            wide = replace(wide, kernel_shape=(grown[0], grown[1]))
+    return wide, kernel
+
+
+class _Images:
+    """How many images the calibration data has."""
+
+    def __init__(self, context: Context) -> None:
+        assert context.feeds is not None
+        self.count = max(sum(len(next(iter(batch.values()))) for batch in context.feeds), 1)
+
+    def close(self) -> None:
+        """Nothing can be wrong with it."""
