@@ -53,7 +53,7 @@ class Lowering:
 
     Attributes:
         rows: The rows of each tensor that stands as rows.
-        convs: The SampledConv that gives a rows tensor, by the tensor's name.
+        convs: The SampledConvs that give a rows tensor, some of its rows each, in their order; by the tensor's name.
         adding: Names of those that add other rows.
         nodes: The new order of nodes, so far.
     """
@@ -67,7 +67,7 @@ class Lowering:
         self.standing: dict[str, list[gs.Tensor]] = {}  # the maps that one tensor of rows stands for
         self.maps: set[str] = set()  # tensors that have rows and are written out as maps too
         self.nodes: list[gs.Node] = []
-        self.convs: dict[str, gs.Node] = {}  # the SampledConv that gives a rows tensor
+        self.convs: dict[str, list[gs.Node]] = {}
         self.adding: set[str] = set()  # those that add other rows
         self.changes: list[Change] = []
         self.outputs = {o.name for o in workspace.graph.outputs}
@@ -135,17 +135,26 @@ class Lowering:
         rows = self.rows[node.inputs[0].name]
         return rows.count < rows.source.size or self.goes_on(node.outputs[0])
 
-    def open_conv(self, tensor: gs.Tensor, reader: gs.Node) -> gs.Node | None:
-        """The SampledConv behind a tensor if nobody but `reader` reads its result and its activation is still free."""
+    def open_convs(self, tensor: gs.Tensor, reader: gs.Node) -> list[gs.Node]:
+        """The SampledConvs behind a tensor if nobody but `reader` reads what they give and their activations are free.
+
+        None at all where one of them is not so.
+        """
         rows = self.rows.get(tensor.name)
-        conv = self.convs.get(rows.tensor.name) if rows is not None else None
-        if rows is None or conv is None or rows.tensor.outputs or tensor.name in self.maps:
-            return None
+        convs = self.convs.get(rows.tensor.name, []) if rows is not None else []
+        if rows is None or rows.tensor.outputs or tensor.name in self.maps:
+            return []
         if only_consumer(self.workspace, tensor) is not reader:
-            return None
+            return []
         if any(other is not tensor and self._is_read(other) for other in self.standing[rows.tensor.name]):
-            return None  # its rows stand for another map too, from which this one was cropped or resized
-        return None if has_activation(self.workspace, conv) else conv
+            return []  # its rows stand for another map too, from which this one was cropped or resized
+        return [] if any(has_activation(self.workspace, conv) for conv in convs) else convs
+
+    def move_behind(self, tensor: gs.Tensor) -> None:
+        """Move what gives rows that nobody reads yet behind all that was emitted."""
+        last = [node for node in self.nodes if node.outputs[0] is tensor]
+        moved = [*(conv for conv in self.convs[tensor.name] if conv is not last[0]), *last]
+        self.nodes = [node for node in self.nodes if all(node is not other for other in moved)] + moved
 
     def _is_read(self, tensor: gs.Tensor) -> bool:
         """Whether somebody still needs a map that stands as rows; nodes that were visited no longer read any."""

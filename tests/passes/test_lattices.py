@@ -204,3 +204,64 @@ def test_a_network_on_a_lattice_gives_what_it_gives_on_maps(
         assert actual.dtype == dtype
         tolerance = (2e-5 if dtype == np.float32 else 2e-2) * float(np.abs(expected).max())
         np.testing.assert_allclose(actual.astype(np.float32), expected, rtol=0, atol=tolerance)
+
+
+# --- off a lattice ---------------------------------------------------------------------------------------------------
+
+
+def leaving(size: tuple[int, int], op: str, tail: str, group: int = 1) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A quincunx and behind it a layer in two parts, one for each class of positions; and the layers' masks."""
+    even, odd = QUINCUNX.mask(size), ~QUINCUNX.mask(size)
+    nodes = [
+        nets.conv("x", "a", "w0", "b", name="enter"),
+        nets.node("Relu", ["a"], ["ar"]),
+        nets.conv("ar", "c", "w1", "b", name="even", pads=[2, 2, 2, 2], kernel_shape=[5, 5], group=group),
+        nets.conv("ar", "d", "w2", "b2", name="odd", group=group),
+        nets.node(op, ["c", "d"], ["s"]),
+    ]
+    tensors = {
+        "w0": nets.values(16, 3, 3, 3),
+        "b": nets.values(16),
+        "b2": nets.values(16, seed=1),
+        "w1": weights(TURNED, 16, 16 // group),
+        "w2": weights(CROSS, 16, 16 // group, edge=3),
+        "w3": nets.values(4, 16, 3, 3),
+        "slope": nets.values(16, 1, 1),
+    }
+    match tail:
+        case "activation":
+            nodes += [nets.node("PRelu", ["s", "slope"], ["t"])]
+        case "residual":
+            nodes += [nets.node("Add", ["ar", "s"], ["u"]), nets.node("Relu", ["u"], ["t"])]
+        case "pool":
+            nodes += [nets.node("MaxPool", ["s"], ["t"], kernel_shape=[2, 2])]
+        case "read twice":
+            nodes += [nets.node("Sigmoid", ["s"], ["u"]), nets.node("Mul", ["u", "s"], ["t"])]
+        case "read beside":
+            nodes += [nets.node("Add", ["s", "d"], ["t"])]
+    nodes.append(nets.conv("t", "y", "w3", name="last"))
+    model = nets.model(nodes, tensors, inputs={"x": ("N", 3, *size)}, outputs={"y": ("N", 4, None, None)})
+    return model, {"enter": even, "even": even, "odd": odd}
+
+
+@pytest.mark.parametrize("size", [(12, 14), (7, 5), (2, 3)], ids=str)
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("op", ["Add", "Sum"])
+@pytest.mark.parametrize("tail", ["activation", "residual", "pool", "read twice", "read beside"])
+def test_a_layer_off_a_lattice_in_parts(size: tuple[int, int], group: int, op: str, tail: str) -> None:
+    model, masks = leaving(size, op, tail, group)
+    steps = {name: Perforate(0.5, interpolation="nearest" if name == "enter" else "zero") for name in masks}
+    maps, rows = (perfonnx.rewrite(model, plan=Plan(steps, layout=layout), masks=masks) for layout in ("nchw", "rows"))
+    nets.check(rows.proto)
+    found = kernels(rows.proto)
+    assert found["even"] == ([3, 3], [1, 1])
+    assert found["odd"] == ([2, 2], [1, 1])
+    left = Counter(node.op_type for node in rows.proto.graph.node)
+    if tail in ("activation", "residual"):  # both parts take it up
+        assert left["Concat"] == 1
+        assert {"Add", "Sum", "Relu", "PRelu"}.isdisjoint(left)
+    feeds = nets.feed(2, 3, *size)
+    (expected,) = perfonnx.session(maps.proto, library=False).run(None, feeds)
+    for library in (True, False):
+        (actual,) = perfonnx.session(rows.proto, library=library, threads=1).run(None, feeds)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))

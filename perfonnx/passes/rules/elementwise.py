@@ -37,9 +37,10 @@ def _elementwise(lowering: Lowering, node: gs.Node) -> Match | Skip:
     if rows.has_fill and not _keeps_zero(lowering.workspace, node):
         return skip(node, POSITIONS_WITHOUT_ROWS)
     output = node.outputs[0]
-    conv, activation = lowering.open_conv(node.inputs[0], node), activation_of(lowering.workspace, node)
-    if conv is not None and activation is not None:
-        activate(lowering.workspace, conv, activation)
+    convs, activation = lowering.open_convs(node.inputs[0], node), activation_of(lowering.workspace, node)
+    if convs and activation is not None:
+        for conv in convs:
+            activate(lowering.workspace, conv, activation)
         lowering.let_stand(rows, output)
         return Match("the activation of the layer before it")
     if not lowering.is_worth_it(node):

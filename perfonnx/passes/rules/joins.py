@@ -1,8 +1,12 @@
-"""Add, Sum, Mul and Concat: on the common refinement of the samplings, which is exact."""
+"""Add, Sum, Mul and Concat: on the common refinement of the samplings, which is exact.
+
+A sum of maps of which each holds zeros where another has rows has all their rows, one behind the other.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -44,6 +48,8 @@ def _join(lowering: Lowering, node: gs.Node) -> Match | Skip:
     known = [lowering.rows.get(t.name) for t in node.inputs]
     if not all(known) and not lowering.goes_on(output):
         return skip(node, "not all that it reads comes as rows, and no sampled layer follows that would read its rows")
+    if node.op in ("Add", "Sum") and _are_disjoint(known):
+        return _one_behind_the_other(lowering, node)
     if any(r is not None and r.has_fill for r in known) and not _all_alike(known):
         return skip(node, "positions without a row hold zeros in one of its inputs and something else in another")
     parts = [lowering.rows_of(t) for t in node.inputs]
@@ -80,20 +86,55 @@ def _add_into_conv(lowering: Lowering, node: gs.Node, parts: list[Rows]) -> bool
     if not _one_batch(parts[0], parts[1]):
         return False  # the convolution's result has the batch of its own input, the sum may have the other's
     for own, other in ((1, 0), (0, 1)):
-        conv = lowering.open_conv(node.inputs[own], node)
-        if conv is None or conv.name in lowering.adding or node.inputs[0] is node.inputs[1]:
+        convs = lowering.open_convs(node.inputs[own], node)
+        names = {conv.name for conv in convs}
+        if not convs or names & lowering.adding or node.inputs[0] is node.inputs[1]:
             continue
         z_source = _rows_beside(parts[own], parts[other])
         if z_source is None:
             continue
-        lowering.adding.add(conv.name)
-        set_input(conv, "Z", parts[other].tensor)
-        set_input(conv, "z_source", lowering.table("index", z_source))
-        position = next(i for i, emitted in enumerate(lowering.nodes) if emitted is conv)
-        lowering.nodes.append(lowering.nodes.pop(position))  # behind the other operand
+        lowering.adding |= names
+        first = 0
+        for conv in convs:
+            count = _count(lowering, conv)
+            set_input(conv, "Z", parts[other].tensor)
+            set_input(conv, "z_source", lowering.table("index", z_source[first : first + count]))
+            first += count
+        lowering.move_behind(parts[own].tensor)
         lowering.let_stand(parts[own], node.outputs[0])
         return True
     return False
+
+
+def _count(lowering: Lowering, conv: gs.Node) -> int:
+    """How many rows it gives."""
+    shape = lowering.workspace.types[conv.outputs[0].name].shape
+    assert shape is not None
+    return int(shape[1])  # type: ignore[arg-type]
+
+
+def _are_disjoint(known: list[Rows | None]) -> TypeGuard[list[Rows]]:
+    """Whether every position has a row in one of several maps at most, and holds zeros in the others."""
+    parts = [rows for rows in known if rows is not None]
+    if len(parts) < len(known) or not all(_one_batch(part, parts[0]) for part in parts):
+        return False
+    return bool((np.stack([part.source >= 0 for part in parts]).sum(axis=0) <= 1).all())
+
+
+def _one_behind_the_other(lowering: Lowering, node: gs.Node) -> Match:
+    """A sum of disjoint maps; what follows is taken up by all layers that give them, where nobody else reads these."""
+    parts = [lowering.rows[tensor.name] for tensor in node.inputs]
+    convs = [lowering.open_convs(tensor, node) for tensor in node.inputs]
+    source, count = np.full_like(parts[0].source, -1), 0
+    for part in parts:
+        source = np.where(part.source >= 0, part.source + count, source)
+        count += part.count
+    result = replace(parts[0], source=source, count=count)
+    output = node.outputs[0]
+    lowering.emit_standard(node, [part.tensor for part in parts], {"axis": 1}, output, result, "Concat")
+    if all(convs):
+        lowering.convs[lowering.rows[output.name].tensor.name] = [conv for some in convs for conv in some]
+    return Match("one behind the other")
 
 
 def _one_batch(a: Rows, b: Rows) -> bool:

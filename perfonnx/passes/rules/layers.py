@@ -69,15 +69,12 @@ def is_pointwise(node: gs.Node) -> bool:
 
 
 def _distinct(source: Table) -> tuple[Table, Table]:
-    """The first position of each row that `source` names, in raster order, and the number of each position's row.
+    """A position of each row that `source` names, in the order of the rows, and the number of each position's row.
 
     A pointwise function of a map need be computed once per row: positions filled from one row get one result.
     """
     _, first, row = np.unique(source, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(order.size)
-    return first[order].astype(np.int32), rank[row.reshape(-1)].astype(np.int32)
+    return first.astype(np.int32), row.reshape(-1).astype(np.int32)
 
 
 def _sampled(lowering: Lowering, node: gs.Node) -> Match | Skip:
@@ -124,7 +121,7 @@ def _sampled(lowering: Lowering, node: gs.Node) -> Match | Skip:
         y,
         Rows(y, int(sites.size), source, mask.shape, channels, rows_in.elem_type, rows_in.batch),
     )
-    lowering.convs[new.outputs[0].name] = new
+    lowering.convs[new.outputs[0].name] = [new]
     _stands_for(lowering, new, node)
     return ON_ROWS
 
