@@ -125,6 +125,14 @@ def test_a_layer_that_gains_nothing_is_left_alone() -> None:
     assert on_own_grid(behind) is None
 
 
+@pytest.mark.parametrize(("size", "tiles"), [(8, 4), (13, 10), (16, 12), (28, 32), (56, 112)])
+def test_few_tiles_hold_sites(size: int, tiles: int) -> None:
+    found = on_own_grid(reading((size, size), TURNED, QUINCUNX))
+    assert found is not None
+    y, x = np.divmod(found.sites, found.attributes.output_shape(*found.shape)[1])
+    assert len({*zip((y // 4).tolist(), (x // 4).tolist(), strict=True)}) == tiles
+
+
 def test_a_map_that_is_mostly_holes_is_left_alone() -> None:
     """In the basis of the quincunx a line of positions is the diagonal of a square."""
     assert on_own_grid(reading((2, 200), TURNED, QUINCUNX)) is None

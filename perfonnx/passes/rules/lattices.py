@@ -18,11 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfonnx.ops.common import ConvAttributes
+from perfonnx.passes.estimates import TILES
 from perfonnx.passes.rules.rule import Table
 from perfonnx.sampling import Sublattice, spanned
 
 MOST_HOLES = 16
 """The map of a lattice's positions is a rectangle in its basis: at most so many times as large as the map itself."""
+
+_FAR = 1 << 32
+"""Further than any coordinates lie apart."""
 
 Points = NDArray[np.int64]
 
@@ -95,8 +99,9 @@ def _in_basis(layer: Reading, lattice: Sublattice, used: Points, taps: Points, s
     """
     at_tap = lattice.coordinates(taps + sites[0])
     at_site = lattice.at(_pair(sites[0])).coordinates(sites)
-    first_tap, first_site = at_tap.min(axis=0), at_site.min(axis=0)
-    kernel, extent = np.ptp(at_tap, axis=0) + 1, np.ptp(at_site, axis=0) + 1
+    first_tap, kernel = at_tap.min(axis=0), np.ptp(at_tap, axis=0) + 1
+    first_site = _first_tile(at_site, _pair(kernel))
+    extent = at_site.max(axis=0) - first_site + 1
     weight = np.zeros((*layer.weight.shape[:2], *kernel), layer.weight.dtype)
     down, across = (at_tap - first_tap).T
     weight[:, :, down, across] = layer.weight[:, :, used[:, 0], used[:, 1]]
@@ -111,6 +116,17 @@ def _in_basis(layer: Reading, lattice: Sublattice, used: Points, taps: Points, s
         _pair(shape),
         ((at_site - first_site) @ np.array([extent[1], 1])).astype(np.int32),
     )
+
+
+def _first_tile(sites: Points, kernel: tuple[int, int]) -> Points:
+    """Where the engine's tiles had better begin, [2], so that as few as can be hold sites, [P, 2].
+
+    They lie from a map's first position on; at the slanted borders of a lattice they are part-empty.
+    """
+    first = sites.min(axis=0)
+    edges = next((tiles.tile for tiles in TILES if tiles.kernel == kernel), (1, 1))
+    begins = [first - shift for shift in np.ndindex(edges)]
+    return min(begins, key=lambda begin: len(np.unique((sites - begin) // edges @ np.array([_FAR, 1]))))
 
 
 def _trimmed(layer: Reading, used: Points) -> Reading | None:
