@@ -23,7 +23,7 @@ def default_isa() -> str:
     """The one kernels use: the fastest, capped by the environment variable PERFONNX_ISA."""
 
 def implementations() -> list[str]:
-    """Ways to compute a sampled product, best first; the last computes every layer."""
+    """Ways to compute a sampled product, of which the cheapest by estimate is taken; gathered computes every layer."""
 
 def row_table(
     kernel: _Pair,

@@ -23,15 +23,20 @@ RowTable make_row_table(const SiteGrid& grid, const std::vector<std::int32_t>& t
   table.sites = static_cast<std::int64_t>(grid.sites.size());
   table.taps = static_cast<std::int64_t>(taps.size());
   table.rows = AlignedArray<std::int32_t>(checked_product(grid.sites.size(), taps.size()));
+  struct Offset {
+    std::int64_t down;
+    std::int64_t across;
+  };
+  std::vector<Offset> offsets;
+  for (const std::int32_t tap : taps) {
+    offsets.push_back({tap / geometry.kernel[1] * geometry.dilations[0] - geometry.pads[0],
+                       tap % geometry.kernel[1] * geometry.dilations[1] - geometry.pads[1]});
+  }
   std::int32_t* out = table.rows.data();
   for (const std::int32_t site : grid.sites) {
-    const std::int64_t top = site / grid.output_width * geometry.strides[0] - geometry.pads[0];
-    const std::int64_t left = site % grid.output_width * geometry.strides[1] - geometry.pads[1];
-    for (const std::int32_t tap : taps) {
-      const std::int64_t y = top + tap / geometry.kernel[1] * geometry.dilations[0];
-      const std::int64_t x = left + tap % geometry.kernel[1] * geometry.dilations[1];
-      *out++ = grid.row_at(y, x);
-    }
+    const std::int64_t top = site / grid.output_width * geometry.strides[0];
+    const std::int64_t left = site % grid.output_width * geometry.strides[1];
+    for (const Offset& tap : offsets) *out++ = grid.row_at(top + tap.down, left + tap.across);
   }
   return table;
 }

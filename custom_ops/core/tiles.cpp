@@ -1,6 +1,7 @@
 #include "core/tiles.h"
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
 
 #include "core/parallel.h"
@@ -13,16 +14,35 @@ Tiling::Tiling(const SiteGrid& grid, const MapSize& tile)
       across_{tile.width, grid.geometry.dilations[1], grid.geometry.pads[1]},
       row_(ceil_div(ceil_div(grid.output_width, across_.step), across_.tile) * across_.step),
       members_(grid.sites.size()) {
+  std::int64_t tiles = 0;
   for (std::size_t i = 0; i < members_.size(); ++i) {
     const std::int64_t y = grid.sites[i] / grid.output_width;
     const std::int64_t x = grid.sites[i] % grid.output_width;
     members_[i] = {down_.tile_at(y) * row_ + across_.tile_at(x),
                    static_cast<std::int32_t>(down_.place_at(y) * tile.width + across_.place_at(x)),
                    static_cast<std::int32_t>(i)};
+    tiles = std::max(tiles, members_[i].tile + 1);
   }
-  std::sort(members_.begin(), members_.end(), [](const Member& a, const Member& b) {
+  sort_members(tiles);
+}
+
+// Few sites of a huge map are compared with each other; others are counted, tile by tile, which takes a fifth of the
+// time, and are then in order unless the sites are in none.
+void Tiling::sort_members(std::int64_t tiles) {
+  const auto less = [](const Member& a, const Member& b) {
     return std::tie(a.tile, a.place, a.number) < std::tie(b.tile, b.place, b.number);
-  });
+  };
+  if (tiles <= static_cast<std::int64_t>(members_.size())) {
+    std::vector<std::int32_t> places(static_cast<std::size_t>(tiles + 1), 0);
+    for (const Member& member : members_) ++places[static_cast<std::size_t>(member.tile + 1)];
+    std::partial_sum(places.begin(), places.end(), places.begin());
+    std::vector<Member> sorted(members_.size());
+    for (const Member& member : members_) {
+      sorted[static_cast<std::size_t>(places[static_cast<std::size_t>(member.tile)]++)] = member;
+    }
+    members_.swap(sorted);
+  }
+  if (!std::is_sorted(members_.begin(), members_.end(), less)) std::sort(members_.begin(), members_.end(), less);
 }
 
 template <typename Visit>

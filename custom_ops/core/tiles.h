@@ -56,6 +56,7 @@ class Tiling {
     // Where the window of a tile begins in the input.
     std::int64_t begin(std::int64_t number) const noexcept { return number / step * tile * step + number % step - pad; }
   };
+  void sort_members(std::int64_t tiles);
   // Calls visit(members, end, different) for each tile: its sites, and how many there are but for repeated ones.
   template <typename Visit>
   void for_each_tile(const Visit& visit) const;

@@ -40,7 +40,7 @@ MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolatio
       height_(mask.height),
       width_(mask.width),
       sites_(sites_of_mask(mask.data, mask.height, mask.width)),
-      product_(conv, grid_of(conv.geometry, mask, sites_), kernels),
+      product_(conv, grid_of(conv.geometry, mask, sites_), nullptr, kernels),
       interpolation_(std::move(interpolation)),
       fill_(static_cast<std::size_t>(conv.outputs), activation_(0.0F, 0)),
       zero_row_(static_cast<std::size_t>(product_.input_channels()), 0.0F) {

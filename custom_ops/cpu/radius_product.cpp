@@ -22,7 +22,7 @@ Product product_of(const ConvConstants& conv, const char* part, const std::vecto
     for (const std::int32_t tap : taps) weights.push_back(conv.weights[i * 9 + tap]);
   }
   const auto count = static_cast<std::int64_t>(taps.size());
-  return Product({weights.data(), bias, {conv.outputs, conv.inputs, count, conv.groups}, kernels, nullptr},
+  return Product({weights.data(), bias, {conv.outputs, conv.inputs, count, conv.groups}, kernels, nullptr, nullptr},
                  conv.layer + ", " + part);
 }
 
@@ -32,7 +32,7 @@ std::unique_ptr<const ChosenTiles> tiles_of(const ConvConstants& conv, const flo
   std::vector<float> weights(conv.weights, conv.weights + conv.outputs * conv.inputs * 9);
   for (std::size_t i = kCentreTap; i < weights.size(); i += 9) weights[i] = 0.0F;
   return make_chosen_tiles(
-      {weights.data(), bias, {conv.outputs, conv.inputs, 9, conv.groups}, kernels, &grid, conv.largest_tile},
+      {weights.data(), bias, {conv.outputs, conv.inputs, 9, conv.groups}, kernels, &grid, nullptr, conv.largest_tile},
       group_sites);
 }
 

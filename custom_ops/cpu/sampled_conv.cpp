@@ -11,8 +11,8 @@ SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const
   const MapSize output = conv.geometry.checked().output_size(map.size).checked("in_shape");
   const std::vector<std::int32_t> positions = checked_sites(sites, output, conv.geometry.taps());
   const SiteGrid grid{conv.geometry, map.size, output.width, positions, in_source_.data()};
-  product_.emplace(conv, grid, kernels);
   table_ = make_row_table(grid);  // geometry, sites and the producer's interpolation in one
+  product_.emplace(conv, grid, &table_, kernels);
   zero_row_.assign(static_cast<std::size_t>(product_->input_channels()), 0.0F);
   added_.emplace(added, table_.sites, conv.outputs);
   if (adds()) added_zero_row_.assign(static_cast<std::size_t>(conv.outputs), 0.0F);

@@ -291,7 +291,8 @@ class SampledProduct {
     expect_rank(w, 3, "W");
     if (b) expect_size(*b, w.shape(0), "B");
     const WeightShape shape{w.shape(0), w.shape(1), w.shape(2), group};
-    return Product({w.data(), b ? b->data() : nullptr, shape, kernels, nullptr}, "SampledProduct", implementation);
+    return Product({w.data(), b ? b->data() : nullptr, shape, kernels, nullptr, nullptr}, "SampledProduct",
+                   implementation);
   }
 
   Product product_;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 
 import numpy as np
@@ -307,19 +308,19 @@ def test_every_implementation_computes_the_same(isa: str, channels: int, outputs
         (1024, 8, 1, 1, "gathered"),
     ],
 )
-def test_the_first_implementation_that_applies_is_taken(
+def test_of_equally_good_implementations_the_first_is_taken(
     channels: int, outputs: int, taps: int, group: int, chosen: str
 ) -> None:
     order = [
         "depthwise",
-        "merged",
+        "direct",
+        "gathered",
         "winograd5",
         "winograd3",
         "winograd4",
         "winograd2",
         "winograd4_line",
-        "direct",
-        "gathered",
+        "merged",
     ]
     assert _engine.implementations() == order
     w = np.ones((outputs, channels // group, taps), np.float32)
@@ -345,3 +346,18 @@ for _ in range(2):
     for line in said:
         assert line.startswith("perfonnx: SampledProduct: gathered (not depthwise: ")
         assert "not direct: a panel of 2313 inputs does not fit" in line
+
+
+def test_verbose_says_how_much_longer_the_others_take() -> None:
+    code = """
+import numpy as np
+from perfonnx import _engine
+engine = _engine.SampledConv(np.ones((64, 64, 3, 3), np.float32), None, in_shape=(32, 32))
+engine(np.ones((1, 1024, 64), np.float32))
+"""
+    (line,) = run_python(code, check=True, PERFONNX_VERBOSE="1").stderr.splitlines()
+    assert line.startswith("perfonnx: SampledConv: winograd4 (")
+    for other in ("direct", "gathered", "winograd2"):
+        factor = re.search(f"not {other}: by estimate it takes ([0-9.]+) times as long", line)
+        assert factor is not None
+        assert 1.3 < float(factor[1]) < 4

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
+#include <utility>
+#include <vector>
 
 #include "core/error.h"
 
@@ -15,8 +18,36 @@ std::string exactness_obstacle() {
   throw Error("environment variable PERFONNX_EXACTNESS=" + std::string(value) + ": use strict, or unset it");
 }
 
-double Implementation::cost(const ProductLayer& layer) const {
-  return Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()));
+Choice choose(const ProductLayer& layer, const std::string& only) {
+  Choice best;
+  const auto pass_over = [&](const Implementation& other, const std::string& reason) {
+    best.passed_over += (best.passed_over.empty() ? "not " : ", not ") + std::string(other.name()) + ": " + reason;
+  };
+  std::vector<std::pair<const Implementation*, double>> costs;
+  for (const Implementation* implementation : implementations()) {
+    const bool named = only == implementation->name();
+    if (!only.empty() && !named) continue;
+    std::string reason = implementation->obstacle(layer);
+    if (named && !reason.empty()) throw Error("implementation '" + only + "' does not apply: " + reason);
+    if (reason.empty() && !named) reason = implementation->drawback(layer);
+    if (!reason.empty()) {
+      pass_over(*implementation, reason);
+      continue;
+    }
+    Offer offer = implementation->offer(layer);
+    costs.emplace_back(implementation, offer.cost);
+    if (best.implementation != nullptr && offer.cost >= best.offer.cost) continue;
+    best.implementation = implementation;
+    best.offer = std::move(offer);
+  }
+  if (best.implementation == nullptr) throw Error("there is no implementation '" + only + "'");
+  for (const auto& [implementation, cost] : costs) {
+    if (implementation == best.implementation) continue;
+    char times[32];
+    std::snprintf(times, sizeof(times), "%.2f", best.offer.cost > 0 ? cost / best.offer.cost : 1.0);
+    pass_over(*implementation, "by estimate it takes " + std::string(times) + " times as long");
+  }
+  return best;
 }
 
 Estimate::Estimate(const ProductLayer& layer)

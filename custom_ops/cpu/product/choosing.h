@@ -1,7 +1,9 @@
 // What implementations are chosen by: estimates of what they cost, and how exact they have to be.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "cpu/product/implementation.h"
@@ -11,6 +13,16 @@ namespace perfonnx {
 // Why sums must not be taken in another order; empty where they may. Throws Error where the environment says something
 // else.
 std::string exactness_obstacle();
+
+// An implementation and its offer for a layer, and why not the others.
+struct Choice {
+  const Implementation* implementation = nullptr;
+  Offer offer;
+  std::string passed_over;
+};
+// The cheapest by estimate, of equal ones the first, of those that can compute a layer and do well; or the one of that
+// name. Throws Error where `only` does not apply.
+Choice choose(const ProductLayer& layer, const std::string& only = {});
 
 // Estimates, in multiplies of the innermost loop (17 to 19 ps on a Zen 4). Measured on layers of 8 to 512 channels.
 class Estimate {
@@ -50,5 +62,13 @@ class Estimate {
   double outputs_;
   double padded_;  // outputs, to whole vectors
 };
+
+// The offer of an implementation that computes site by site.
+template <typename Prepared>
+Offer site_by_site(const ProductLayer& layer) {
+  const std::size_t sites = layer.grid != nullptr ? layer.grid->sites.size() : 1;
+  return {Estimate(layer).directly(static_cast<std::int64_t>(sites)),
+          [&layer] { return std::make_unique<const Prepared>(layer); }};
+}
 
 }  // namespace perfonnx

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cpu/act.h"
+#include "cpu/product/choosing.h"
 #include "cpu/product/pack.h"
 #include "cpu/product/shares.h"
 #include "cpu/product/sites.h"
@@ -76,9 +77,7 @@ class DepthwiseImplementation final : public Implementation {
   std::string obstacle(const ProductLayer& layer) const override {
     return layer.shape.depthwise() ? "" : "its groups are not one channel in and one out each";
   }
-  std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
-    return std::make_unique<const Depthwise>(layer);
-  }
+  Offer offer(const ProductLayer& layer) const override { return site_by_site<Depthwise>(layer); }
 };
 
 const DepthwiseImplementation kImplementation;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/product/choosing.h"
 #include "cpu/product/panels.h"
 #include "cpu/product/shares.h"
 
@@ -108,9 +109,7 @@ class DirectImplementation final : public Implementation {
       return "rows that are a multiple of 4096 bytes apart share a set of the cache";
     return {};
   }
-  std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
-    return std::make_unique<const Direct>(layer);
-  }
+  Offer offer(const ProductLayer& layer) const override { return site_by_site<Direct>(layer); }
 };
 
 const DirectImplementation kImplementation;

@@ -1,6 +1,7 @@
 // Inputs copied together first, a slice of the sum over taps and channels at a time. Computes every layer.
 #include <algorithm>
 
+#include "cpu/product/choosing.h"
 #include "cpu/product/panels.h"
 #include "cpu/product/shares.h"
 
@@ -106,9 +107,7 @@ class Gathered final : public PreparedProduct {
 class GatheredImplementation final : public Implementation {
  public:
   const char* name() const noexcept override { return "gathered"; }
-  std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
-    return std::make_unique<const Gathered>(layer);
-  }
+  Offer offer(const ProductLayer& layer) const override { return site_by_site<Gathered>(layer); }
 };
 
 const GatheredImplementation kImplementation;

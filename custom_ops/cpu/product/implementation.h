@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/activation.h"
 #include "core/context.h"
@@ -71,7 +73,8 @@ struct ProductLayer {
   const float* bias;     // [outputs] or null
   WeightShape shape;
   const KernelSet& kernels;
-  const SiteGrid* grid;  // null: the sites are chosen at run time
+  const SiteGrid* grid;   // null: the sites are chosen at run time
+  const RowTable* table;  // of the grid; null: it depends on the size of the input
   std::int64_t largest_tile = kLargestTile;
 };
 
@@ -86,6 +89,12 @@ class PreparedProduct {
   virtual const AlignedArray<float>& packed() const noexcept = 0;
 };
 
+// What an implementation would make of a layer, which has to outlive the offer.
+struct Offer {
+  double cost = 0;  // of an image by estimate, in multiplies of the innermost loop
+  std::function<std::unique_ptr<const PreparedProduct>()> prepare;  // at most once
+};
+
 class Implementation {
  public:
   virtual ~Implementation() = default;
@@ -94,9 +103,8 @@ class Implementation {
   virtual std::string obstacle(const ProductLayer&) const { return {}; }
   // Why it had better not; empty where it does well.
   virtual std::string drawback(const ProductLayer&) const { return {}; }
-  // What an image takes by estimate, in multiplies of the innermost loop, where the sites are known.
-  virtual double cost(const ProductLayer& layer) const;
-  virtual std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const = 0;
+  // Of a layer that it can compute.
+  virtual Offer offer(const ProductLayer& layer) const = 0;
 };
 
 // Each in its file.
@@ -109,5 +117,7 @@ extern const Implementation& kWinograd2;
 extern const Implementation& kWinogradLine4;
 extern const Implementation& kDirect;
 extern const Implementation& kGathered;
+// All of them. Of those that are equally good the first is taken; kGathered computes every layer.
+const std::vector<const Implementation*>& implementations();
 
 }  // namespace perfonnx

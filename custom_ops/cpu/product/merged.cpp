@@ -3,6 +3,8 @@
 // their own is a layer of a smaller kernel, often of 2x2, which has tiles of Winograd's algorithm. Exact up to
 // rounding.
 #include <algorithm>
+#include <deque>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -57,90 +59,72 @@ std::vector<TapClass> choose_classes(const ProductLayer& layer, const RowTable& 
   return classes;
 }
 
-// A class as a layer of its own, and what computes it.
+// A class as a layer of its own, and what computes it. Stays where it is: its parts refer to each other.
 struct Way {
+  Way(const ProductLayer& whole, std::int64_t tile, TapClass of)
+      : sites(std::move(of)),
+        table(merged_table(*whole.table, sites)),
+        own(find_own_grid(*whole.grid, sites.sites, table)),
+        grid(own ? std::optional<SiteGrid>(own->grid()) : std::nullopt),
+        layer{nullptr,
+              whole.bias,
+              {whole.shape.outputs, whole.shape.inputs, sites.count, whole.shape.groups},
+              whole.kernels,
+              grid ? &*grid : nullptr,
+              nullptr,
+              tile},
+        choice(choose(layer)) {}
+  Way(const Way&) = delete;
+  Way& operator=(const Way&) = delete;
+
   TapClass sites;
   RowTable table;
   std::optional<OwnGrid> own;
-  const Implementation* implementation = nullptr;
+  std::optional<SiteGrid> grid;
+  ProductLayer layer;
+  Choice choice;
 };
+
+// Tiles multiply the weights of 2x2 kernels by 9, or by 4.
+std::int64_t largest_tile(const ProductLayer& layer, const std::vector<TapClass>& classes) {
+  const std::int64_t pairs = layer.shape.outputs * layer.shape.inputs;
+  const std::int64_t most = std::max(kMostWeights * layer.shape.taps * pairs, kFewWeights);
+  std::int64_t taps = 0;
+  for (const TapClass& each : classes) taps += each.count;
+  const std::int64_t allowed = taps * pairs <= most / 9 ? kLargestTile : taps * pairs <= most / 4 ? 3 : 0;
+  return std::min(layer.largest_tile, allowed);
+}
 
 class Ways {
  public:
-  explicit Ways(const ProductLayer& layer) : layer_(layer) {
-    const RowTable table = make_row_table(*layer.grid, all_taps(layer.grid->geometry));
-    for (TapClass& each : choose_classes(layer, table)) {
-      RowTable merged = merged_table(table, each);
-      std::optional<OwnGrid> own = find_own_grid(*layer.grid, each.sites, merged);
-      all.push_back({std::move(each), std::move(merged), std::move(own)});
-    }
-    const std::int64_t tile = largest_tile();
+  Ways(const ProductLayer& layer, std::vector<TapClass> classes) {
+    const std::int64_t tile = largest_tile(layer, classes);
     double weights = 0;
     double reading = 0;  // of each class by itself
-    for (Way& way : all) {
-      const std::optional<SiteGrid> grid = grid_of(way);
-      const ProductLayer own = with(way, nullptr, grid, tile);
-      way.implementation = best(own);
+    for (TapClass& each : classes) {
+      const Way& way = all.emplace_back(layer, tile, std::move(each));
       const auto sites = static_cast<std::int64_t>(way.sites.sites.size());
-      cost += grid ? way.implementation->cost(own) : Estimate(own).directly(sites);
-      const double here = static_cast<double>(way.sites.count) * Estimate(own).weights();
+      cost += way.grid ? way.choice.offer.cost : Estimate(way.layer).directly(sites);
+      const double here = static_cast<double>(way.sites.count) * Estimate(way.layer).weights();
       weights += here;
       reading += Estimate::read(here);
-      if (all.size() > 1) cost += kClass + kMove * static_cast<double>(sites * layer.shape.outputs);
+      if (classes.size() > 1) cost += kClass + kMove * static_cast<double>(sites * layer.shape.outputs);
     }
     cost += Estimate::kOverlap * (Estimate::read(weights) - reading);
   }
 
-  std::unique_ptr<const PreparedProduct> prepare(const Way& way) const {
-    const std::vector<float> weights =
-        merged_weights(layer_.weights, layer_.shape.outputs * layer_.shape.inputs, way.sites);
-    const std::optional<SiteGrid> grid = grid_of(way);
-    return way.implementation->prepare(with(way, weights.data(), grid, largest_tile()));
-  }
-
-  std::vector<Way> all;
+  std::deque<Way> all;
   double cost = 0;  // of an image
-
- private:
-  static std::optional<SiteGrid> grid_of(const Way& way) {
-    return way.own ? std::optional<SiteGrid>(way.own->grid()) : std::nullopt;
-  }
-  ProductLayer with(const Way& way, const float* weights, const std::optional<SiteGrid>& grid,
-                    std::int64_t tile) const {
-    const WeightShape& shape = layer_.shape;
-    return {weights,
-            layer_.bias,
-            {shape.outputs, shape.inputs, way.sites.count, shape.groups},
-            layer_.kernels,
-            grid ? &*grid : nullptr,
-            tile};
-  }
-  // Tiles multiply the weights of 2x2 kernels by 9, or by 4.
-  std::int64_t largest_tile() const {
-    const std::int64_t pairs = layer_.shape.outputs * layer_.shape.inputs;
-    const std::int64_t most = std::max(kMostWeights * layer_.shape.taps * pairs, kFewWeights);
-    std::int64_t taps = 0;
-    for (const Way& way : all) taps += way.sites.count;
-    return std::min<std::int64_t>(layer_.largest_tile, taps * pairs <= most / 9   ? kLargestTile
-                                                       : taps * pairs <= most / 4 ? 3
-                                                                                  : 0);
-  }
-  static const Implementation* best(const ProductLayer& own) {
-    for (const Implementation* some : implementations()) {
-      if (some != &kMerged && some->obstacle(own).empty() && some->drawback(own).empty()) return some;
-    }
-    return &kGathered;
-  }
-
-  const ProductLayer& layer_;
 };
 
 class Merged final : public PreparedProduct {
  public:
-  explicit Merged(const ProductLayer& layer) : shape_(layer.shape) {
-    Ways ways(layer);
-    for (Way& way : ways.all) {
-      std::unique_ptr<const PreparedProduct> product = ways.prepare(way);
+  // Takes the ways' tables.
+  Merged(const ProductLayer& layer, Ways* ways) : shape_(layer.shape) {
+    for (Way& way : ways->all) {
+      const std::vector<float> weights = merged_weights(layer.weights, shape_.outputs * shape_.inputs, way.sites);
+      way.layer.weights = weights.data();
+      std::unique_ptr<const PreparedProduct> product = way.choice.offer.prepare();
       classes_.push_back({std::move(way.sites.sites), std::move(way.table), std::move(way.own), std::move(product)});
     }
   }
@@ -255,7 +239,7 @@ class MergedImplementation final : public Implementation {
  public:
   const char* name() const noexcept override { return "merged"; }
   std::string obstacle(const ProductLayer& layer) const override {
-    if (layer.grid == nullptr) return "its sites are not known beforehand";
+    if (layer.table == nullptr) return "its sites, or the rows that they read, are not known beforehand";
     if (layer.grid->source == nullptr) return "every position has a row of its own";
     if (layer.shape.taps > kMostMergedTaps)
       return "its kernel has more than " + std::to_string(kMostMergedTaps) + " taps";
@@ -264,16 +248,19 @@ class MergedImplementation final : public Implementation {
   std::string drawback(const ProductLayer& layer) const override {
     if (const std::string exact = exactness_obstacle(); !exact.empty()) return exact;
     if (layer.largest_tile == 0) return "its attribute largest_tile is 0";
-    const double own = cost(layer);
-    for (const Implementation* other : implementations()) {
-      if (other == this || !other->obstacle(layer).empty() || !other->drawback(layer).empty()) continue;
-      return own < other->cost(layer) ? "" : "too few taps of its sites read the same rows";
-    }
+    if (layer.shape.depthwise()) return "its groups are one channel in and one out each";
     return {};
   }
-  double cost(const ProductLayer& layer) const override { return Ways(layer).cost; }
-  std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
-    return std::make_unique<const Merged>(layer);
+  Offer offer(const ProductLayer& layer) const override {
+    const std::vector<TapClass> classes = choose_classes(layer, *layer.table);
+    if (classes.size() == 1 && classes.front().count == layer.shape.taps) {  // there is nothing to merge
+      return {Estimate(layer).directly(layer.table->sites), [&layer, classes] {
+                Ways ways(layer, classes);
+                return std::make_unique<const Merged>(layer, &ways);
+              }};
+    }
+    const auto ways = std::make_shared<Ways>(layer, classes);
+    return {ways->cost, [&layer, ways] { return std::make_unique<const Merged>(layer, ways.get()); }};
   }
 };
 

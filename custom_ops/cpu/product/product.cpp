@@ -5,12 +5,13 @@
 
 #include "core/error.h"
 #include "core/verbose.h"
+#include "cpu/product/choosing.h"
 
 namespace perfonnx {
 
 const std::vector<const Implementation*>& implementations() {
   static const std::vector<const Implementation*> list{
-      &kDepthwise, &kMerged, &kWinograd5, &kWinograd3, &kWinograd4, &kWinograd2, &kWinogradLine4, &kDirect, &kGathered};
+      &kDepthwise, &kDirect, &kGathered, &kWinograd5, &kWinograd3, &kWinograd4, &kWinograd2, &kWinogradLine4, &kMerged};
   return list;
 }
 
@@ -22,32 +23,21 @@ Product::Product(const ProductLayer& layer, std::string name, const std::string&
     throw Error("attribute 'group': " + std::to_string(shape.groups) + " does not divide the " +
                 std::to_string(shape.outputs) + " output channels of W");
   }
-  std::string passed_over;
-  for (const Implementation* implementation : implementations()) {
-    const bool named = only == implementation->name();
-    if (!only.empty() && !named) continue;
-    std::string obstacle = implementation->obstacle(layer);
-    if (obstacle.empty() && !named) obstacle = implementation->drawback(layer);
-    if (obstacle.empty()) {
-      name_ = implementation->name();
-      prepared_ = implementation->prepare(layer);
-      break;
-    }
-    if (named) throw Error("implementation '" + only + "' does not apply: " + obstacle);
-    passed_over += (passed_over.empty() ? "" : ", ") + ("not " + std::string(implementation->name())) + ": " + obstacle;
-  }
-  if (prepared_ == nullptr) throw Error("there is no implementation '" + only + "'");
+  const Choice choice = choose(layer, only);
+  name_ = choice.implementation->name();
+  prepared_ = choice.offer.prepare();
   if (verbose()) {
-    decision_ = std::move(name) + ": " + name_ + (passed_over.empty() ? "" : " (" + passed_over + ")");
+    decision_ = std::move(name) + ": " + name_ + (choice.passed_over.empty() ? "" : " (" + choice.passed_over + ")");
   }
 }
 
-Product::Product(const ConvConstants& conv, const SiteGrid& grid, const KernelSet& kernels)
+Product::Product(const ConvConstants& conv, const SiteGrid& grid, const RowTable* table, const KernelSet& kernels)
     : Product({conv.weights,
                conv.bias,
                {conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups},
                kernels,
                &grid,
+               table,
                conv.largest_tile},
               conv.layer, conv.implementation) {}
 

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "core/context.h"
 #include "core/layer.h"
@@ -13,16 +12,13 @@
 
 namespace perfonnx {
 
-// Best first. The last computes every layer: it is the reference.
-const std::vector<const Implementation*>& implementations();
-
 class Product {
  public:
   // `name` is what PERFONNX_VERBOSE calls the layer; `only` names the implementation to take instead of the best that
   // applies. Throws Error for a shape that no convolution has, and where `only` does not apply.
   Product(const ProductLayer& layer, std::string name, const std::string& only = {});
-  // Of a whole convolution at the sites of a grid.
-  Product(const ConvConstants& conv, const SiteGrid& grid, const KernelSet& kernels);
+  // Of a whole convolution at the sites of a grid. table: of the grid; null: it depends on the size of the input.
+  Product(const ConvConstants& conv, const SiteGrid& grid, const RowTable* table, const KernelSet& kernels);
 
   const WeightShape& shape() const noexcept { return shape_; }
   const KernelSet& kernels() const noexcept { return kernels_; }

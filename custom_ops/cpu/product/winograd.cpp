@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/act.h"
@@ -58,32 +59,62 @@ std::vector<double> tap_factors(const Axis& axis) {
   return factors;
 }
 
-// Turns kernels into their points.
+// Turns kernels into their points, two at a time, each in a lane of vectors.
 class KernelPoints {
  public:
+  static constexpr std::int64_t kKernels = 8;  // a panel is a multiple of it
+
   explicit KernelPoints(const Axes& axes)
       : axes_(axes), down_(tap_factors(axes.down)), across_(tap_factors(axes.across)) {}
 
-  // The results lie `step` apart.
-  void fill(const float* taps, float* to, std::int64_t step) const {
-    const auto& [down, across] = axes_;
-    const double* factor = down_.data();
-    for (std::int64_t y = 0; y < down.points(); ++y) {
-      double half[kMostTaps] = {};
-      for (std::int64_t i = 0; i < down.taps; ++i, ++factor) {
-        for (std::int64_t j = 0; j < across.taps; ++j) half[j] += *factor * taps[i * across.taps + j];
-      }
-      const double* weight = across_.data();
-      for (std::int64_t x = 0; x < across.points(); ++x, to += step) {
-        double sum = 0;
-        for (std::int64_t j = 0; j < across.taps; ++j) sum += half[j] * *weight++;
-        *to = static_cast<float>(sum);
-      }
+  // The taps of `count` kernels lie `taps_step` apart; up to kKernels there are kernels of zeros. Each point of all of
+  // them lies `step` behind the one before: so far that lines which are written a float at a time would drive each
+  // other out of the cache.
+  void fill(const float* taps, std::int64_t taps_step, std::int64_t count, float* to, std::int64_t step) const {
+    float together[kMostPoints][kKernels];
+    if (count < kKernels) std::fill_n(together[0], kMostPoints * kKernels, 0.0F);
+    for (std::int64_t first = 0; first < count; first += 2) {
+      fill_two(taps + first * taps_step, first + 1 < count ? taps_step : 0, together[0] + first);
     }
+    for (std::int64_t i = 0; i < axes_.points(); ++i, to += step) std::copy_n(together[i], kKernels, to);
   }
 
  private:
-  static constexpr std::int64_t kMostTaps = 7;
+  typedef double Two __attribute__((vector_size(2 * sizeof(double))));
+  static constexpr std::int64_t kMostTaps = 25;
+  static constexpr std::int64_t kMostPoints = 36;
+
+  void fill_two(const float* taps, std::int64_t taps_step, float* to) const {
+    const auto& [down, across] = axes_;
+    Two kernel[kMostTaps];
+    for (std::int64_t t = 0; t < down.taps * across.taps; ++t) kernel[t] = Two{taps[t], taps[taps_step + t]};
+    Two half[kMostPoints];
+    for (std::int64_t j = 0; j < across.taps; ++j) turn(down, down_.data(), kernel + j, across.taps, half + j);
+    Two point[kMostPoints];
+    for (std::int64_t y = 0; y < down.points(); ++y) {
+      turn(across, across_.data(), half + y * across.taps, 1, point + y * across.points());
+    }
+    for (std::int64_t i = 0; i < axes_.points(); ++i, to += kKernels) {
+      to[0] = static_cast<float>(point[i][0]);
+      to[1] = static_cast<float>(point[i][1]);
+    }
+  }
+  // Along an axis; taps and points lie `step` apart.
+  static void turn(const Axis& axis, const double* factors, const Two* taps, std::int64_t step, Two* points) {
+    const auto turn_some = [&](auto count) {
+      for (std::int64_t i = 0; i < axis.points(); ++i, factors += count) {
+        Two sum = factors[0] * taps[0];
+        for (std::int64_t t = 1; t < count; ++t) sum += factors[t] * taps[t * step];
+        points[i * step] = sum;
+      }
+    };
+    if (axis.taps == 3) {  // without a loop, since most kernels are
+      turn_some(std::integral_constant<std::int64_t, 3>{});
+    } else {
+      turn_some(axis.taps);
+    }
+  }
+
   Axes axes_;
   std::vector<double> down_;
   std::vector<double> across_;
@@ -105,21 +136,19 @@ struct PackedPoints {
     bias = AlignedArray<float>(static_cast<std::size_t>(panels * width));
     std::fill_n(bias.data(), bias.size(), 0.0F);
     if (layer.bias != nullptr) std::copy_n(layer.bias, layer.shape.outputs, bias.data());
-    // Points lie so far apart that their lines, written a float at a time, would drive each other out of the cache.
-    const KernelPoints kernel(axes);
-    std::vector<float> together(static_cast<std::size_t>(points * width));
+    const KernelPoints kernels(axes);
+    const std::int64_t kernel_size = layer.shape.taps;
     for (std::int64_t panel = 0; panel < panels; ++panel) {
       const std::int64_t in_group = panel % panels_per_group * width;
       const std::int64_t first = panel / panels_per_group * outputs + in_group;
       const std::int64_t here = std::min(width, outputs - in_group);
-      if (here < width) std::fill(together.begin(), together.end(), 0.0F);
       for (std::int64_t c = 0; c < inputs; ++c) {
-        for (std::int64_t j = 0; j < here; ++j) {
-          const float* taps = layer.weights + ((first + j) * inputs + c) * layer.shape.taps;
-          kernel.fill(taps, together.data() + j, width);
-        }
         float* to = weights.data() + panel * panel_size + c * width;
-        for (std::int64_t i = 0; i < points; ++i) std::copy_n(together.data() + i * width, width, to + i * point_size);
+        for (std::int64_t j = 0; j < width; j += KernelPoints::kKernels) {
+          const std::int64_t count = std::clamp<std::int64_t>(here - j, 0, KernelPoints::kKernels);
+          const float* taps = layer.weights + ((first + j) * inputs + c) * kernel_size;
+          kernels.fill(taps, inputs * kernel_size, count, to + j, point_size);
+        }
       }
     }
   }
@@ -188,7 +217,7 @@ class Winograd final : public PreparedProduct {
       const auto tile = plan_.outputs.begin() + t * plan_.writes();
       last_sites_.push_back(*std::max_element(tile, tile + plan_.writes()));
     }
-    if (!plan_.rest.empty()) rest_ = (kDirect.drawback(layer).empty() ? kDirect : kGathered).prepare(layer);
+    if (!plan_.rest.empty()) rest_ = (kDirect.drawback(layer).empty() ? kDirect : kGathered).offer(layer).prepare();
   }
 
   void run(const ProductRun& run, Context& context) const override {
@@ -577,8 +606,8 @@ class WinogradImplementation final : public Implementation {
  public:
   template <std::size_t N>
   constexpr WinogradImplementation(const char* name, const char* kernels, std::int64_t edge, bool line,
-                                   const Form (&forms)[N], const WinogradImplementation* smaller = nullptr)
-      : name_(name), kernels_(kernels), edge_(edge), line_(line), forms_(forms), form_count_(N), smaller_(smaller) {}
+                                   const Form (&forms)[N])
+      : name_(name), kernels_(kernels), edge_(edge), line_(line), forms_(forms), form_count_(N) {}
 
   const char* name() const noexcept override { return name_; }
   std::string obstacle(const ProductLayer& layer) const override {
@@ -595,20 +624,14 @@ class WinogradImplementation final : public Implementation {
     if (std::min(edge_, kLargestTile) > layer.largest_tile)
       return "its attribute largest_tile is " + std::to_string(layer.largest_tile);
     if (layer.shape.inputs < kFewestInputs) return "sums of so few channels do not pay for being started";
-    const double own = cost(layer);
-    if (own >= Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()))) {
-      return "too few sites in a tile, or too few channels";
-    }
-    const bool heavy = smaller_ != nullptr && own > smaller_->cost(layer);
-    return heavy ? "its weights are too many for so few tiles" : "";
+    return {};
   }
-  double cost(const ProductLayer& layer) const override {
-    return best(layer, Tiling(*layer.grid, axes_of(layer).tile())).cost;
-  }
-  std::unique_ptr<const PreparedProduct> prepare(const ProductLayer& layer) const override {
-    const Axes axes = axes_of(layer);
-    const Tiling tiling(*layer.grid, axes.tile());
-    return std::make_unique<const Winograd>(layer, form_of(layer)->number, axes, tiling, best(layer, tiling).least);
+  Offer offer(const ProductLayer& layer) const override {
+    const auto tiling = std::make_shared<const Tiling>(*layer.grid, axes_of(layer).tile());
+    const auto [least, cost] = best(layer, *tiling);
+    return {cost, [this, &layer, tiling, least = least] {
+              return std::make_unique<const Winograd>(layer, form_of(layer)->number, axes_of(layer), *tiling, least);
+            }};
   }
   std::unique_ptr<const ChosenTiles> prepare_chosen(const ProductLayer& layer, std::int64_t group_sites) const {
     const Axes axes = axes_of(layer);
@@ -633,21 +656,21 @@ class WinogradImplementation final : public Implementation {
     const auto [down, across] = layer.grid->geometry.kernel;
     return {{down, down > 1 ? edge_ : 1}, {across, across > 1 ? edge_ : 1}};
   }
-  struct Choice {
+  struct Best {
     std::int64_t least;  // sites of a tile
     double cost;         // of an image
   };
   // Either tiles of few sites are left to the direct kernel, or, lest that reads its weights for them, none.
-  Choice best(const ProductLayer& layer, const Tiling& tiling) const {
+  Best best(const ProductLayer& layer, const Tiling& tiling) const {
     const TileEstimate estimate(layer);
     const Costs& costs = form_of(layer)->costs;
     const auto with = [&](std::int64_t least) {
       const Tiling::Count count = tiling.count(least);
       const std::int64_t passes = ceil_div(count.tiles, block_tiles(layer, axes_of(layer).points()));
-      return Choice{least, estimate.by_tiles(costs, count.tiles, count.rest, passes)};
+      return Best{least, estimate.by_tiles(costs, count.tiles, count.rest, passes)};
     };
-    const Choice some = with(estimate.least(costs));
-    const Choice all = with(1);
+    const Best some = with(estimate.least(costs));
+    const Best all = with(1);
     return all.cost < some.cost ? all : some;
   }
 
@@ -657,23 +680,27 @@ class WinogradImplementation final : public Implementation {
   bool line_;
   const Form* forms_;
   std::size_t form_count_;
-  const WinogradImplementation* smaller_;  // tiles of the same kernels, with fewer weights; null: there are none
 };
 
 const WinogradImplementation kSquare3("winograd3", "2 x 2", 3, false, kSquares3);
-const WinogradImplementation kSquare5("winograd5", "2 x 2", 5, false, kSquares5, &kSquare3);
+const WinogradImplementation kSquare5("winograd5", "2 x 2", 5, false, kSquares5);
 const WinogradImplementation kSquare2("winograd2", "3 x 3 or 5 x 5", 2, false, kSquares2);
-const WinogradImplementation kSquare4("winograd4", "3 x 3", 4, false, kSquares4, &kSquare2);
+const WinogradImplementation kSquare4("winograd4", "3 x 3", 4, false, kSquares4);
 const WinogradImplementation kLine4("winograd4_line", "a line of 3, 5 or 7 taps", 4, true, kLines4);
 
 }  // namespace
 
 std::unique_ptr<const ChosenTiles> make_chosen_tiles(const ProductLayer& layer, std::int64_t group_sites) {
+  const WinogradImplementation* best = nullptr;
+  double least = Estimate(layer).directly(static_cast<std::int64_t>(layer.grid->sites.size()));
   for (const WinogradImplementation* tiles : {&kSquare4, &kSquare2}) {
     if (!tiles->obstacle(layer).empty() || !tiles->drawback(layer).empty()) continue;
-    return tiles->prepare_chosen(layer, group_sites);
+    const double cost = tiles->offer(layer).cost;
+    if (cost >= least) continue;
+    best = tiles;
+    least = cost;
   }
-  return nullptr;
+  return best != nullptr ? best->prepare_chosen(layer, group_sites) : nullptr;
 }
 
 const Implementation& kWinograd5 = kSquare5;
