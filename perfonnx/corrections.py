@@ -98,6 +98,14 @@ class Correction:
         nothing = np.zeros(0, np.float32), np.zeros((0, 0), bool), ""
         return cls(*nothing, digest(weight), before=before, after=after, arrays=arrays)
 
+    @property
+    def nbytes(self) -> int:
+        """Size of its arrays."""
+        found = [self.bias, self.mask, self.predictor, *self.arrays.values()]
+        if self.learned is not None:
+            found += [self.learned.source, self.learned.weight]
+        return sum(array.nbytes for array in found if array is not None)
+
 
 Corrections = dict[str, Correction]
 """By layer name."""

@@ -241,7 +241,8 @@ def rewrite(
         samples: Calibration data for layers that are to be repaired or get a gate: `perfonnx.data.samples.Samples`, or
             feeds, one per batch, that can be iterated again and again. None: the corrections given or saved with the
             plan are applied.
-        corrections: With a plan: what an earlier rewrite by it found, in place of what was saved with it.
+        corrections: With a plan: what an earlier rewrite by it found, in place of what was saved with it; with samples,
+            layers that have none are fitted.
         ridge: Strength of regularization in repair.
         impact_maps: What the mask `impact` is made from: maps by layer name, as `perfonnx.impact.impact_maps` gives
             them, or the path of a .npz file with them.
@@ -487,8 +488,11 @@ def _data_to_fit(
         return feeds, corrections
     if plan is None or plan.corrections is None:
         return feeds, {}
-    trained = any(step.is_trained for step in plan.steps())
-    return feeds, correction_files.load(plan.file("corrections")) if feeds is None or trained else {}
+    if feeds is None:
+        return None, correction_files.load(plan.file("corrections"))
+    trained = {name for name, method in plan.layers.items() if any(step.is_trained for step in method.steps)}
+    found = correction_files.load(plan.file("corrections")) if trained else {}
+    return feeds, {name: correction for name, correction in found.items() if name in trained}
 
 
 def _before(workspace: Workspace, state: State) -> Report:

@@ -11,18 +11,55 @@ from perfonnx.corrections import Corrections
 from perfonnx.data.samples import FeedsOf
 from perfonnx.inspection import Inspection, inspect
 from perfonnx.masks import ImpactMaps
-from perfonnx.methods import Context, Method
+from perfonnx.methods import Context, Method, Needs
+from perfonnx.model.atomic import digest
 from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.model.signature import load_fixed
 from perfonnx.model.workspace import Workspace
+from perfonnx.passes.targets import influences
 from perfonnx.plan import Plan
 from perfonnx.rewriting import Rewritten, able, opened, rewrite
 
 REPAIR_IMAGES = 200
 """Images that layers are repaired by, at most; more make little difference."""
 
-KEPT = 16
-"""Plans whose corrections are kept in memory, the latest ones."""
+KEPT_BYTES = 1 << 30
+"""Size of the corrections that are kept in memory, the latest ones."""
+
+
+@dataclass
+class Fits:
+    """What layers were corrected by, as far as there is room: by what a correction depends on, see `Subject.rewrite`.
+
+    Attributes:
+        kept: By key, the latest last.
+        counts: By how many images layers were ever fitted.
+    """
+
+    kept: dict[str, Corrections] = field(default_factory=dict)
+    counts: set[int] = field(default_factory=set)
+    _bytes: int = 0
+
+    def get(self, key: str) -> Corrections | None:
+        """What is kept under a key, now the latest."""
+        found = self.kept.pop(key, None)
+        if found is not None:
+            self.kept[key] = found
+        return found
+
+    def put(self, key: str, corrections: Corrections, images: int) -> None:
+        """Keep something; the oldest goes where there is no room."""
+        if key in self.kept:
+            return
+        self.counts.add(images)
+        self.kept[key] = corrections
+        self._bytes += _size(corrections)
+        while self._bytes > KEPT_BYTES and len(self.kept) > 1:
+            self._bytes -= _size(self.kept.pop(next(iter(self.kept))))
+
+
+def _size(corrections: Corrections) -> int:
+    return sum(each.nbytes for each in corrections.values())
 
 
 class SamplesLike(Protocol):
@@ -62,11 +99,12 @@ class Subject:
     calibration: SamplesLike | None = None
     impact_maps: ImpactMaps | None = None
     _opened: list[Workspace] = field(default_factory=list, init=False, repr=False, compare=False)
-    _repaired: dict[str, Corrections] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _influence: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _fits: Fits = field(default_factory=Fits, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the graph: it is opened again where it is wanted."""
-        return {**self.__dict__, "_opened": []}
+        """Without the graph and the corrections: they are made again where they are wanted."""
+        return {**self.__dict__, "_opened": [], "_fits": Fits()}
 
     def rewrite(
         self, plan: Plan, *, layout: str | None = None, fallback: bool = False, images: int | None = None
@@ -77,15 +115,17 @@ class Subject:
             plan: What to do.
             layout: As for `perfonnx.rewrite`.
             fallback: Give operators function bodies; not needed where the model only runs here.
-            images: How many images layers are repaired by; None: `REPAIR_IMAGES`. One is enough for timing. What was
-                found is kept for a few plans: by many images it takes far longer than all else.
+            images: How many images layers are repaired by; None: `REPAIR_IMAGES`. What was found is kept: by many
+                images it takes far longer than all else. A layer's correction depends on what is done with the layers
+                that have an influence on it, so plans that do the same with these share it.
         """
-        feeds, corrections, key = None, None, ""
+        feeds, corrections, keys, count = None, None, dict[str, str](), 0
         if self.calibration is not None and plan.needs_targets:
-            count = min(images or REPAIR_IMAGES, len(self.calibration))
-            key = f"{layout or plan.layout} {count} {json.dumps(plan.to_json(), sort_keys=True)}"
-            corrections = self._repaired.get(key)
-            feeds = FeedsOf(self.calibration.take(count)) if corrections is None else None
+            count = self._count(images)
+            keys = self._keys(plan, count)
+            corrections = self._known(keys)
+            if any(self._fits.get(key) is None for key in keys.values()):
+                feeds = FeedsOf(self.calibration.take(count))
         rewritten = rewrite(
             self.source,
             plan=plan,
@@ -98,16 +138,62 @@ class Subject:
             impact_maps=self.impact_maps,
         )
         if feeds is not None:
-            while len(self._repaired) >= KEPT:
-                self._repaired.pop(next(iter(self._repaired)), None)
-            self._repaired[key] = rewritten.corrections
+            self._keep(keys, rewritten.corrections, count)
         return rewritten
+
+    def shaped(self, plan: Plan, *, fallback: bool = False) -> Rewritten:
+        """The model rewritten by a plan, for what does not depend on values: any corrections will do."""
+        counts = sorted(self._fits.counts, reverse=True) if plan.needs_targets else []
+        known = (n for n in counts if all(key in self._fits.kept for key in self._keys(plan, n).values()))
+        return self.rewrite(plan, fallback=fallback, images=next(known, 1))
+
+    def corrections(self, plan: Plan, images: int) -> Corrections:
+        """What is kept of the layers of a plan, fitted by so many images."""
+        return self._known(self._keys(plan, self._count(images)))
+
+    def remember(self, plan: Plan, images: int, corrections: Corrections) -> None:
+        """Keep what was found for the layers of a plan by so many images."""
+        count = self._count(images)
+        self._keep(self._keys(plan, count), corrections, count)
+
+    def _count(self, images: int | None) -> int:
+        return min(images or REPAIR_IMAGES, len(self.calibration) if self.calibration is not None else 0)
+
+    def _known(self, keys: Mapping[str, str]) -> Corrections:
+        found = (self._fits.get(key) for key in keys.values())
+        return {name: correction for each in found if each is not None for name, correction in each.items()}
+
+    def _keep(self, keys: Mapping[str, str], corrections: Corrections, count: int) -> None:
+        by_layer: dict[str, Corrections] = {}
+        for name, correction in corrections.items():
+            # a layer that stands in another's place is named after it
+            owner = max((layer for layer in keys if name == layer or name.startswith(f"{layer}.")), key=len, default="")
+            by_layer.setdefault(owner, {})[name] = correction
+        for layer, key in keys.items():
+            if layer in by_layer:
+                self._fits.put(key, by_layer[layer], count)
+
+    def _keys(self, plan: Plan, count: int) -> dict[str, str]:
+        """For each layer of a plan that is fitted, what its correction depends on."""
+        if not self._influence:
+            self._influence.update(influences(self._workspace()))
+        methods = {name: json.dumps(method.to_json(), sort_keys=True) for name, method in plan.layers.items()}
+        keys = {}
+        for name, method in plan.layers.items():
+            if method.needs is Needs.TARGETS:
+                on = sorted((other, methods[other]) for other in self._influence.get(name, ()) if other in methods)
+                keys[name] = digest(json.dumps([name, methods[name], plan.seed, count, on]))
+        return keys
+
+    def _workspace(self) -> Workspace:
+        """The model as methods see it before anything is decided."""
+        if not self._opened:
+            self._opened.append(opened(self.original()))
+        return self._opened[0]
 
     def able(self, layers: Sequence[str], method: Method, seed: int) -> list[str]:
         """Those of the layers that a method can replace; a pooling-structure mask, say, needs a pool behind it."""
-        if not self._opened:
-            self._opened.append(opened(self.original()))
-        return able(Context(self._opened[0], seed, self.impact_maps), layers, method)
+        return able(Context(self._workspace(), seed, self.impact_maps), layers, method)
 
     def inspect(self) -> Inspection:
         """The model's convolutions."""

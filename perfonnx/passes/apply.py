@@ -79,7 +79,8 @@ class Fit(Pass):
     def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Fit where there is data, then change the layers."""
         wanted = {name: d for name, d in state.decisions.items() if d.step.is_corrected}
-        fitted = [name for name, d in wanted.items() if d.step.needs is Needs.TARGETS]
+        known = self.context.corrections
+        fitted = [name for name, d in wanted.items() if d.step.needs is Needs.TARGETS and name not in known]
         targets = None
         if fitted and self.context.feeds is not None:
             nodes = {name: state.rewritten[name] for name in fitted}

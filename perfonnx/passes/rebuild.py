@@ -88,7 +88,12 @@ class Rebuild(Pass):
         changes = []
         nothing: tuple[Affine | None, list[str]] = None, []
         folded = {layer.name: fold(workspace, layer) if layer.is_conv else nothing for _, layer, _ in todo}
-        fitted = {layer.name: layer.node for _, layer, steps in todo if steps[0].needs is Needs.TARGETS}
+        known = self.context.corrections
+        fitted = {
+            layer.name: layer.node
+            for _, layer, steps in todo
+            if steps[0].needs is Needs.TARGETS and layer.name not in known
+        }
         targets = None
         if fitted and self.context.feeds is not None:
             targets = NetworkTargets(workspace, fitted, self.context.feeds)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from perfonnx.fitting import Goal
 from perfonnx.methods import Feeds
-from perfonnx.model.layers import activation_of, only_consumer
+from perfonnx.model.layers import activation_of, all_layers, only_consumer
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.replay import Replay, ancestors
@@ -64,6 +64,28 @@ def _goal(workspace: Workspace, tensor: gs.Tensor) -> Goal:
     follower = only_consumer(workspace, tensor)
     activation = None if follower is None else activation_of(workspace, follower)
     return Goal() if activation is None else Goal.of(activation)
+
+
+def influences(workspace: Workspace) -> dict[str, frozenset[str]]:
+    """For each layer those that have an influence on its fit: in front of it, or of what its output is added to."""
+    layers = {id(layer.node): layer.name for layer in all_layers(workspace)}
+    behind: dict[str, frozenset[str]] = {}  # tensor -> the layers in front of it
+    none: frozenset[str] = frozenset()
+    for node in workspace.graph.nodes:
+        found = none.union(*(behind.get(tensor.name, none) for tensor in node.inputs))
+        own = frozenset({layers[id(node)]} if id(node) in layers else ())
+        behind.update((tensor.name, found | own) for tensor in node.outputs)
+    influence = {}
+    for layer in all_layers(workspace):
+        tensor = layer.node.outputs[0]
+        while (
+            (follower := only_consumer(workspace, tensor)) is not None
+            and id(follower) not in layers
+            and follower.outputs
+        ):
+            tensor = follower.outputs[0]
+        influence[layer.name] = behind[tensor.name] - {layer.name}
+    return influence
 
 
 class NetworkTargets:

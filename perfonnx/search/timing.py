@@ -80,17 +80,21 @@ class Speed:
         return asdict(self)
 
 
-class Timer(Protocol):
-    """Anything that times plans."""
-
-    def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
-        """The whole network rewritten by a plan against the original; about so many seconds are spent."""
+class LayerTimes(Protocol):
+    """Anything that says what layers take."""
 
     def layers(self, plan: Plan) -> dict[str, float]:
         """Each layer's time in the network rewritten by a plan, as a part of the original network's time.
 
         An empty plan gives the original's layers; `OTHER` is what belongs to none.
         """
+
+
+class Timer(LayerTimes, Protocol):
+    """Anything that times plans."""
+
+    def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
+        """The whole network rewritten by a plan against the original; about so many seconds are spent."""
 
 
 @dataclass
@@ -112,7 +116,7 @@ class PairedTimer:
 
     def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
         """See `Timer.speed`."""
-        loaded = self.subject.rewrite(plan, images=1).model  # what the values are does not matter to the time
+        loaded = self.subject.shaped(plan).model
         key = self._key("speed", loaded, f"{seconds:g}")
         known = self.cache.get(key) if self.cache else None
         if known is not None:
@@ -129,7 +133,7 @@ class PairedTimer:
 
     def layers(self, plan: Plan) -> dict[str, float]:
         """See `Timer.layers`."""
-        loaded = self.subject.rewrite(plan, images=1).model if plan.layers else self.subject.original()
+        loaded = self.subject.shaped(plan).model if plan.layers else self.subject.original()
         key = self._key("layers", loaded, "")
         known = self.cache.get(key) if self.cache else None
         if known is not None:
@@ -319,6 +323,15 @@ class TimingCache:
         """In `$XDG_CACHE_HOME/perfonnx/timing`, `~/.cache` without that."""
         home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         return cls(Path(home) / "perfonnx" / "timing")
+
+    def beside(self, name: str) -> Path | None:
+        """A directory of its own for what else is kept between searches; None where there can be none."""
+        directory = self.directory / name
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        return directory if os.access(directory, os.W_OK) else None
 
     def get(self, key: str) -> Any:
         """What was put under a key; None where there is nothing, or what is there is damaged, which is said."""

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 import perfonnx
+from perfonnx import subject as subjects
 from perfonnx.methods.perforate import Perforate
 from perfonnx.model.signature import fed_shapes, fixed_batch
+from perfonnx.passes.targets import NetworkTargets, influences
 from perfonnx.plan import Plan
+from perfonnx.rewriting import opened
 from perfonnx.running.opened import OpenModel
 from perfonnx.search import Task
 from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, find_metric, first_images, hold
-from perfonnx.subject import KEPT, Subject
+from perfonnx.subject import Subject
+from tests.passes import nets
 from tests.search.arrays import Batch
 from tests.search.test_tune import network, samples
 
@@ -53,13 +58,58 @@ def test_a_plan_is_repaired_once() -> None:
     assert data.passes > passes
 
 
-def test_few_repairs_are_kept() -> None:
+def test_layers_in_front_of_what_changes_are_repaired_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[list[str]] = []
+    start = NetworkTargets.__init__
+
+    def counted(self: NetworkTargets, workspace: Any, layers: Any, batches: Any) -> None:
+        fitted.append(list(layers))
+        start(self, workspace, layers, batches)
+
+    monkeypatch.setattr(NetworkTargets, "__init__", counted)
+    half, quarter = (Perforate(rate, "uniform", repair="predictor") for rate in (0.5, 0.25))
+    subject = Subject(network(), calibration=samples())
+    subject.rewrite(Plan({"conv2": half, "conv3": half}), images=40)
+    last = Plan({"conv2": half, "conv3": half, "conv4": half}, layout="nchw")
+    kept = subject.rewrite(last, images=40)
+    subject.rewrite(Plan({"conv2": half, "conv3": quarter, "conv4": half}), images=40)
+    subject.rewrite(Plan({"conv1": half, "conv2": half}), images=40)
+    assert fitted == [["conv2", "conv3"], ["conv4"], ["conv3", "conv4"], ["conv1", "conv2"]]
+    anew = Subject(network(), calibration=samples()).rewrite(last, images=40)
+    feed = {"x": samples(4).images}
+    results = [perfonnx.session(rewritten.model.proto).run(None, feed)[0] for rewritten in (kept, anew)]
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_output_is_added_to_has_an_influence() -> None:
+    nodes = [
+        nets.conv("x", "a", "w", name="first"),
+        nets.conv("a", "b", "w", name="main"),
+        nets.conv("x", "c", "w", name="shortcut"),
+        nets.node("BatchNormalization", ["b", "s", "s", "s", "s"], ["n"]),
+        nets.node("Add", ["n", "c"], ["t"]),
+        nets.conv("t", "y", "w", name="last"),
+    ]
+    model = nets.model(nodes, {"w": nets.values(3, 3, 3, 3), "s": np.ones(3, np.float32)})
+    found = influences(opened(Subject(model).original()))
+    assert found == {
+        "first": frozenset(),
+        "main": {"first", "shortcut"},
+        "shortcut": {"first", "main"},
+        "last": {"first", "main", "shortcut"},
+    }
+
+
+def test_few_repairs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Counted()
     subject = Subject(network(), calibration=data)  # type: ignore[arg-type]
-    for images in range(1, KEPT + 3):
+    size = sum(correction.nbytes for correction in subject.rewrite(REPAIRED, images=1).corrections.values())
+    monkeypatch.setattr(subjects, "KEPT_BYTES", 3 * size)
+    for images in range(2, 5):
         subject.rewrite(REPAIRED, images=images)
     passes = data.passes
-    subject.rewrite(REPAIRED, images=KEPT + 2)
+    for images in (2, 3, 4):
+        subject.rewrite(REPAIRED, images=images)
     assert data.passes == passes
     subject.rewrite(REPAIRED, images=1)
     assert data.passes > passes
