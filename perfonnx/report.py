@@ -22,7 +22,7 @@ from perfonnx.masks import Mask
 from perfonnx.render import count
 from perfonnx.rewriting import LayerReport
 from perfonnx.search.pictures import as_pixels
-from perfonnx.search.result import Trial, Tuned
+from perfonnx.search.result import TIME, Trial, Tuned
 from perfonnx.search.timing import machine
 
 MASK_SIDE = 112
@@ -131,6 +131,8 @@ def _headline(tuned: Tuned) -> str:
 
 def _wanted(tuned: Tuned) -> str:
     wanted = []
+    if tuned.target.minimised != TIME:
+        wanted.append(f"a model that {tuned.target.worth}")
     if tuned.target.speedup is not None:
         wanted.append(f"{tuned.target.speedup:g}x faster")
     if tuned.target.max_drop is not None:

@@ -16,9 +16,10 @@ from perfonnx.methods import Method, Needs
 from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.search.choose import Layer, Option
 from perfonnx.search.groups import Units, alone, by_layer
+from perfonnx.search.pace import PROFILE
 from perfonnx.search.sensitivity import plan_key
 from perfonnx.search.state import Records
-from perfonnx.search.timing import OTHER, Timer
+from perfonnx.search.timing import OTHER, LayerTimes
 from perfonnx.subject import Subject
 
 HOPELESS = 1.2
@@ -84,7 +85,7 @@ class LayerCosts:
 
 def layer_costs(
     subject: Subject,
-    timer: Timer,
+    timer: LayerTimes,
     units: Units,
     choices: Sequence[Method],
     *,
@@ -92,6 +93,7 @@ def layer_costs(
     seed: int,
     records: Records,
     borders: bool = True,
+    kind: str = PROFILE,
     go_on: Callable[[], bool] = lambda: True,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> LayerCosts:
@@ -99,13 +101,14 @@ def layer_costs(
 
     Args:
         subject: The model.
-        timer: Profiles plans.
+        timer: Profiles plans, or counts.
         units: What gets one choice together, in running order.
         choices: What may be done with them.
         layout: One of `perfonnx.plan.LAYOUTS`.
         seed: Seed of the masks.
         records: What is known already.
         borders: Profile too what rows cost at their borders.
+        kind: Before the keys of the profiles in the records.
         go_on: Asked before each profile but the original's and those made before; what is not profiled has no choices.
         progress: Called with what is profiled, and the profiles done and their total.
     """
@@ -121,7 +124,7 @@ def layer_costs(
         nonlocal done
         progress(what, done, total)
         done += 1
-        found = profile(records, timer, planned(chosen))
+        found = profile(records, timer, planned(chosen), kind)
         return _folded(found, owners) if owners else found
 
     original = profiled({}, "the original")
@@ -135,19 +138,18 @@ def layer_costs(
         if new and not go_on():
             continue
         able = _able(subject, units, choice, seed, records)
-        kind = choice.kind
-        if not able or choice.saving < too_slow.get(kind, 0.0):
+        if not able or choice.saving < too_slow.get(choice.kind, 0.0):
             progress(choice.label, done, total)
             done += 1
             continue
         plain = choice.timed
         everywhere = dict.fromkeys(able, plain)
-        if not new and not records.was_asked(_profile_key(planned(everywhere))) and not go_on():
+        if not new and not records.was_asked(_profile_key(planned(everywhere), kind)) and not go_on():
             continue
         times = profiled(everywhere, plain.label)
         costs.sampled[choice] = {name: times.get(name, 0.0) for name in able}
         if sum(costs.sampled[choice].values()) > HOPELESS * sum(costs.dense[name] for name in able):
-            too_slow[kind] = choice.saving
+            too_slow[choice.kind] = choice.saving
     if not rows or not costs.sampled or len(layers) < 2 or not go_on():
         return costs
     usual = _usual(costs)
@@ -171,14 +173,14 @@ def layer_costs(
     return costs
 
 
-def profile(records: Records, timer: Timer, plan: Plan) -> dict[str, float]:
+def profile(records: Records, timer: LayerTimes, plan: Plan, kind: str = PROFILE) -> dict[str, float]:
     """What `Timer.layers` gives, measured once."""
-    times = records.ask(_profile_key(plan), lambda: timer.layers(plan))
+    times = records.ask(_profile_key(plan, kind), lambda: timer.layers(plan))
     return {name: float(value) for name, value in times.items()}
 
 
-def _profile_key(plan: Plan) -> str:
-    return f"profile {plan_key(plan)}"
+def _profile_key(plan: Plan, kind: str) -> str:
+    return f"{kind} {plan_key(plan)}"
 
 
 def layer_times(original: Mapping[str, float], rewritten: Mapping[str, float]) -> dict[str, tuple[float, float]]:

@@ -10,10 +10,12 @@ from typing import Any
 
 from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.plan import LAYOUTS, Plan
+from perfonnx.search.choose import Option, pareto
+from perfonnx.search.counts import Counts
 from perfonnx.search.credible import credible_drop
 from perfonnx.search.evaluate import CHOOSING, HELD_BACK, Evaluator, Outcome, Task
 from perfonnx.search.pace import FINAL_SECONDS, TIMED_SECONDS, TRIAL, VERIFICATION, Pace, Sizes
-from perfonnx.search.result import MIN_SPEEDUP, Progress, Target, Trial
+from perfonnx.search.result import TARGETS, Progress, Target, Trial
 from perfonnx.search.sensitivity import plan_key
 from perfonnx.search.state import Records
 from perfonnx.search.timing import Speed, Timer
@@ -24,6 +26,9 @@ OVERTIME = 2
 
 LUCKY = 4.0
 """A network that failed on the images held back is taken to have lost no less than this part of the bound on others."""
+
+NETWORK = "network"
+"""Before the keys of whole networks in the records."""
 
 MILDER = 0.9
 """What the next one may lose, against one that failed."""
@@ -38,6 +43,7 @@ class Tools:
         metric: What is measured of them.
         evaluator: Measures losses.
         timer: Measures times.
+        counts: Counts multiplies and bytes.
         executor: Does the evaluator's work.
         records: What is known already.
         progress: Called with each step.
@@ -47,6 +53,7 @@ class Tools:
     metric: Metric
     evaluator: Evaluator
     timer: Timer
+    counts: Counts
     executor: Executor
     records: Records
     progress: Callable[[Progress], None]
@@ -83,8 +90,12 @@ class Networks:
             with self.pace.measuring(TRIAL):
                 quality = self.evaluate(plan, CHOOSING, self.sizes.choosing)
                 speed = self.tools.records.ask(f"time {key}", lambda: self.tools.timer.speed(plan).to_json())
+                counts = self.tools.records.ask(f"counts {key}", lambda: self.tools.counts.network(plan))
             self.pace.foresee(VERIFICATION, self.pace.expected[TRIAL] + FINAL_SECONDS - TIMED_SECONDS)
-            trial = self.trials[key] = Trial(plan, why, quality, Speed(**speed))
+            pairs = {kind: (before, after) for kind, (before, after) in counts.items()}
+            trial = Trial(plan, why, quality, Speed(**speed), None, pairs, self._repaired_by)
+            self.trials[key] = trial
+            self._remember(trial)
             self.tell("searching", len(self.trials), news=f"{self.describe(trial)} ({why})")
         return self.trials[key]
 
@@ -96,26 +107,36 @@ class Networks:
         """
         self.tell(f"verifying {self.describe(trial)}", sum(t.held_back is not None for t in self.trials.values()))
         with self.pace.measuring(VERIFICATION):
-            trial.held_back = self.evaluate(trial.plan, HELD_BACK, self.sizes.held_back)
-            if self.target.allows(trial.held_back):
+            quality = self._look(trial)
+            if self.target.allows(quality):
                 speed = self.tools.records.ask(
                     f"final time {plan_key(trial.plan)}",
                     lambda: self.tools.timer.speed(trial.plan, seconds=FINAL_SECONDS).to_json(),
                 )
                 trial.speed = Speed(**speed)
-        allowed = self.target.allows(trial.held_back)
+        self._remember(trial)
+        allowed = self.target.allows(quality)
         verdict = "" if allowed or self.target.max_drop is None else ", which is too much"
         self.tell(
             "verifying",
             0,
-            news=f"{trial.speed.ratio:.2f}x, {self.tools.metric.lost(trial.held_back.drop)} on "
-            f"{trial.held_back.images} images held back{verdict}",
+            news=f"{trial.speed.ratio:.2f}x, {self.tools.metric.lost(quality.drop)} on "
+            f"{quality.images} images held back{verdict}",
         )
         return allowed
 
+    def _look(self, trial: Trial) -> Quality:
+        """Runs a network on the images held back."""
+        trial.held_back = self.evaluate(trial.plan, HELD_BACK, self.sizes.held_back)
+        return trial.held_back
+
+    @property
+    def _repaired_by(self) -> int:
+        return self.sizes.repairing or 1
+
     def evaluate(self, plan: Plan, part: str, images: int) -> Quality:
         """What a plan loses on the first images of a part."""
-        repaired_by = self.sizes.repairing or 1
+        repaired_by = self._repaired_by
 
         def measure() -> dict[str, Any]:
             task = Task(plan, part, images, repaired_by=repaired_by)
@@ -146,6 +167,46 @@ class Networks:
     def is_last(self) -> bool:
         """Whether there is no time for two of them."""
         return not self.pace.affords(TRIAL, TRIAL, VERIFICATION)
+
+    # --- other targets -----------------------------------------------------------------------------------------------
+
+    def _remember(self, trial: Trial) -> None:
+        """Keeps a network as it is known now, for a search with another target."""
+        key, data = f"{NETWORK} {plan_key(trial.plan)}", trial.to_json()
+        known, _ = self.tools.records.known.get(key, (None, 0.0))
+        if known is None or (trial.held_back is not None and known != data):
+            self.tools.records.put(key, data, 0.0)
+
+    def recall(self) -> None:
+        """Takes over all networks that searches with other targets measured."""
+        for key, (data, _) in self.tools.records.known.items():
+            if key.split()[0] == NETWORK:
+                trial = Trial.from_json(data)
+                self.trials[plan_key(trial.plan)] = trial
+
+    def best_trades(self) -> list[Trial]:
+        """The networks that no other one beats in loss and gain, whatever is minimised."""
+        trials = list(self.trials.values())
+        found: dict[int, Trial] = {}
+        for minimised in TARGETS:
+            target = Target(minimised=minimised)
+            for losses in (self.loss, lambda trial: trial.choosing.guide):
+                options = [Option(1 / target.gain(trial), losses(trial)) for trial in trials]
+                found.update((i, trials[i]) for i in pareto(options))
+        return [found[i] for i in sorted(found)]
+
+    def look_ahead(self) -> list[Trial]:
+        """Runs the best trades on the images held back, as far as there is time: another target may choose of them."""
+        trades = self.best_trades()
+        for done, trial in enumerate(trades):
+            if trial.held_back is not None:
+                continue
+            if not self.pace.affords(VERIFICATION):
+                break
+            self.tell("measuring for other targets", done, len(trades))
+            self._look(trial)
+            self._remember(trial)
+        return trades
 
     # --- what is known -----------------------------------------------------------------------------------------------
 
@@ -182,14 +243,14 @@ class Networks:
 
     def candidates(self) -> list[Trial]:
         """Networks that are faster than the original and within the bound, as far as is known, the best one first."""
-        found = [t for t in self.trials.values() if t.speed.ratio >= MIN_SPEEDUP and self.within(t)]
+        found = [t for t in self.trials.values() if self.target.gain(t) >= self.target.least and self.within(t)]
         return sorted(found, key=self.merit)
 
     def merit(self, trial: Trial) -> tuple[float, ...]:
         """The order of networks: the fastest first; or the least lossy of those that have the speed that is wanted."""
         if self.target.speedup is not None and self.target.reached(trial.speed):
             return (0.0, trial.choosing.guide)
-        return (1.0, -trial.speed.ratio)
+        return (1.0, -self.target.gain(trial))
 
     def best(self) -> Trial | None:
         """The best candidate."""

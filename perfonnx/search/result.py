@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ FORMAT = 1
 MIN_SPEEDUP = 1.03
 """A model that is not faster than this is not worth a change: repeated timings differ by as much."""
 
+TIME, MULTIPLIES, SIZE = "time", "multiplies", "size"
+TARGETS = (TIME, MULTIPLIES, SIZE)
+"""What may be minimised: the measured time, the exact multiplies, or the bytes of the model's file."""
+
+_GAINED = {TIME: "faster", MULTIPLIES: "fewer multiplies", SIZE: "smaller"}
+_WORTH = {TIME: f"is faster than {MIN_SPEEDUP:g}x", MULTIPLIES: "has fewer multiplies", SIZE: "is smaller"}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -35,13 +43,19 @@ class Target:
     Attributes:
         max_drop: Largest loss, in the metric's terms; None where only the speed counts.
         speedup: How many times faster; None: as fast as the loss allows. With both, the smallest loss at that speed.
+        minimised: What is to be small, one of `TARGETS`.
     """
 
     max_drop: float | None = None
     speedup: float | None = None
+    minimised: str = TIME
 
     def __post_init__(self) -> None:
         """Checks the range."""
+        if self.minimised not in TARGETS:
+            raise PerfonnxError(f"unknown target {self.minimised!r}; choose from {', '.join(TARGETS)}")
+        if self.speedup is not None and self.minimised != TIME:
+            raise PerfonnxError(f"a speed-up is about time; with the target {self.minimised}, give the largest loss")
         if self.speedup is not None and not 1 < self.speedup < math.inf:
             raise PerfonnxError(f"speed-up {self.speedup:g}: give a number above 1, such as 1.5")
         if self.max_drop is not None and math.isnan(self.max_drop):
@@ -51,9 +65,35 @@ class Target:
         """Whether a loss is within the bound."""
         return self.max_drop is None or (quality is not None and quality.drop <= self.max_drop)
 
+    @property
+    def least(self) -> float:
+        """The gain below which a model is not worth a change: time is measured, the others are exact."""
+        return MIN_SPEEDUP if self.minimised == TIME else math.nextafter(1.0, 2.0)
+
     def reached(self, speed: Speed) -> bool:
         """Whether a speed is enough beyond doubt: the lower end of its interval counts."""
         return speed.low >= (self.speedup or MIN_SPEEDUP)
+
+    def met(self, trial: Trial) -> bool:
+        """Whether a network gains enough beyond doubt."""
+        return self.reached(trial.speed) if self.minimised == TIME else self.gain(trial) >= self.least
+
+    def gain(self, trial: Trial) -> float:
+        """How many times less than the original a network has of what is minimised."""
+        if self.minimised == TIME:
+            return trial.speed.ratio
+        before, after = trial.counts[self.minimised]
+        return before / max(after, 1)
+
+    @property
+    def worth(self) -> str:
+        """What a network has to be, in words."""
+        return _WORTH[self.minimised]
+
+    def gained(self, trial: Trial) -> str:
+        """The gain in words; the speed is always told."""
+        speed = f"{trial.speed.ratio:.2f}x {_GAINED[TIME]}"
+        return speed if self.minimised == TIME else f"{self.gain(trial):.2f}x {_GAINED[self.minimised]}, {speed}"
 
 
 @dataclass
@@ -66,6 +106,9 @@ class Trial:
         choosing: Its loss on the images to choose by.
         speed: Its time against the original's.
         held_back: Its loss on the other images; None where it was not looked at.
+        counts: Multiplies of one image and bytes of the file, of the original and of the network, by `MULTIPLIES` and
+            `SIZE`.
+        repaired_by: Images that its layers were repaired by.
     """
 
     plan: Plan
@@ -73,6 +116,8 @@ class Trial:
     choosing: Quality
     speed: Speed
     held_back: Quality | None = None
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    repaired_by: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -82,7 +127,22 @@ class Trial:
             "speed": self.speed.to_json(),
             "choosing": self.choosing.to_json(),
             "held_back": None if self.held_back is None else self.held_back.to_json(),
+            "counts": {kind: list(pair) for kind, pair in self.counts.items()},
+            "repaired_by": self.repaired_by,
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Trial:
+        """What `to_json` gave."""
+        return cls(
+            Plan.from_json(data["plan"]),
+            data["why"],
+            Quality.from_json(data["choosing"]),
+            Speed(**data["speed"]),
+            None if data["held_back"] is None else Quality.from_json(data["held_back"]),
+            {kind: (before, after) for kind, (before, after) in data["counts"].items()},
+            data["repaired_by"],
+        )
 
 
 @dataclass(frozen=True)
@@ -168,8 +228,8 @@ class Tuned:
             save_impact_maps(Path(path).with_suffix(".impact.npz"), used)
 
     def pareto(self) -> list[Trial]:
-        """The trials that no other one beats in both speed and guide, from the least loss to the fastest."""
-        options = [Option(1 / trial.speed.ratio, trial.choosing.guide) for trial in self.trials]
+        """The trials that no other one beats in both gain and guide, from the least loss to the largest gain."""
+        options = [Option(1 / self.target.gain(trial), trial.choosing.guide) for trial in self.trials]
         return [self.trials[i] for i in pareto(options)]
 
     def to_json(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from perfonnx.search.greedy import Measured, greedy
 from perfonnx.search.groups import Units, alone, meeting_layers, together
 from perfonnx.search.networks import OVERTIME, Networks
 from perfonnx.search.pace import PROFILE, PROFILE_SHARE, SCREEN_SHARE, TRIAL, VERIFICATION
-from perfonnx.search.result import Trial
+from perfonnx.search.result import TIME, Trial
 from perfonnx.search.sensitivity import Row, eligible, measure_layers, plan_key
 from perfonnx.search.walk import Seen, walk
 from perfonnx.search.ways import Selected, Way
@@ -108,12 +108,20 @@ class Search:
         """What layers have at first."""
         return {} if self.start is None else self.start.layers
 
+    def known(self, inspection: Inspection) -> Trial | None:
+        """The best of the networks that were measured before, for another target."""
+        self.obstacles = {conv.name: conv.reason for conv in inspection.convs if conv.reason is not None}
+        self.networks.recall()
+        return self._verified(lambda: None)
+
     # --- 1. profile --------------------------------------------------------------------------------------------------
 
     def _look(self, layers: Sequence[str], *, groups: bool) -> None:
         """Profiles the network in every way: what matters most first, what is left while there is time."""
         every = list(dict.fromkeys([*self.choices, *self._base.values()]))
         looks: list[tuple[str, str, Units, list[Method]]] = [(each, each, alone(layers), every) for each in LAYOUTS]
+        timed = self.networks.target.minimised == TIME
+        looks = looks if timed else looks[:1]  # what is counted is the same in all layouts
         shared = [choice for choice in every if choice.shareable]
         meeting = meeting_layers(self.subject.original()) if groups and shared else []
         if meeting:
@@ -138,13 +146,14 @@ class Search:
                     continue
                 costs = layer_costs(
                     self.subject,
-                    self.networks.tools.timer,
+                    self.networks.tools.timer if timed else self.networks.tools.counts,
                     units,
                     chosen,
                     layout=layout,
                     seed=self.seed,
                     records=records,
-                    borders=borders,
+                    borders=borders and timed,
+                    kind=PROFILE if timed else self.networks.target.minimised,
                     go_on=go_on,
                     progress=lambda what, done, total: self.networks.tell(f"profiling {what}", done, total),
                 )

@@ -205,6 +205,7 @@ def measure_layers(
             key, layer, choice, future = waiting.popleft()
             if future is not None:
                 outcome = future.result()
+                records.measured += 1
                 records.put(key, outcome.quality.to_json(), outcome.seconds)
             done += 1
             if progress:

@@ -21,7 +21,7 @@ from typing import Any
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.model.atomic import check_target, digest, unwritable, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -32,11 +32,13 @@ class Records:
         path: The file, JSON lines; None keeps them in memory only.
         known: Values, with the seconds that each took.
         clock: Seconds that the numbers asked for by this run took.
+        measured: How many were measured by this run.
     """
 
     path: Path | None = None
     known: dict[str, tuple[Any, float]] = field(default_factory=dict)
     clock: float = 0.0
+    measured: int = 0
     _asked: set[str] = field(default_factory=set)
 
     @classmethod
@@ -102,6 +104,7 @@ class Records:
         """The number under a key, as JSON holds it; measured, and written down, if it is not known."""
         if key in self.known:
             return self.read(key)
+        self.measured += 1
         start = time.perf_counter()
         value = measure()
         self.put(key, value, time.perf_counter() - start)

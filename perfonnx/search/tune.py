@@ -13,26 +13,35 @@
 5. Verify: the fastest one is run on images that took no part in the choice. Where it loses too much there, the search
    goes on from it towards milder ones.
 
+What is fastest may as well be what has the fewest multiplies, or the smallest file: `Target.minimised`. All networks
+that were measured are kept in the state file: another target is answered from them, without measuring anything.
+
 Each has its part of the time, and what comes after it keeps enough to end with a network that was verified. Where the
 time is short, the choices that matter most are looked at, on fewer images: see `perfonnx.search.pace`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+from perfonnx import corrections
 from perfonnx.comparing.metrics import Metric
 from perfonnx.errors import PerfonnxError
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
 from perfonnx.model.signature import fed_shapes, fixed_batch
 from perfonnx.plan import Plan
+from perfonnx.rewriting import Rewritten
 from perfonnx.runtime import chosen_provider
+from perfonnx.search.costs import profile
+from perfonnx.search.counts import Counts
 from perfonnx.search.evaluate import (
     CHOOSING,
     HELD_BACK,
@@ -47,9 +56,9 @@ from perfonnx.search.evaluate import (
 from perfonnx.search.groups import meeting_layers, together
 from perfonnx.search.impacts import IMPACT, with_impacts
 from perfonnx.search.networks import Networks, Tools
-from perfonnx.search.pace import Pace, Sizes
+from perfonnx.search.pace import PROFILE, Pace, Sizes
 from perfonnx.search.pictures import output_pictures
-from perfonnx.search.result import Progress, Target, Tuned
+from perfonnx.search.result import MULTIPLIES, TIME, Progress, Target, Trial, Tuned
 from perfonnx.search.search import Search
 from perfonnx.search.sensitivity import Space, eligible, plan_key
 from perfonnx.search.state import Records, fingerprint
@@ -66,6 +75,9 @@ HELD_BACK_SHARE = 0.4
 IMPACT_SHARE = 0.2
 """Part of the time after which no more impacts are measured."""
 
+KEPT_BYTES = 2 << 30
+"""Size of the corrections that are kept beside a state; networks whose corrections are not kept are repaired again."""
+
 
 def tune(
     model: ModelSource,
@@ -73,6 +85,7 @@ def tune(
     samples: SamplesLike,
     *,
     max_drop: float | str | None = None,
+    target: str = TIME,
     speedup: float | None = None,
     metric: str | None = None,
     space: Space | None = None,
@@ -100,6 +113,7 @@ def tune(
         samples: Images, a few hundred; labels are used where they have some. Part of them takes no part in the choice.
         max_drop: The largest loss, a number or a text such as "1%", in the metric's terms; None: the metric's default,
             unless a speed is asked for.
+        target: What is minimised, one of `perfonnx.search.result.TARGETS`: time, multiplies, or size.
         speedup: How many times faster the model should become; with `max_drop` too, the smallest loss at that speed,
             or the fastest model within the loss.
         metric: Name in `METRICS`; None: by the model's outputs and labels.
@@ -115,7 +129,8 @@ def tune(
         freeze_weights: As for `perfonnx.rewrite`.
         fallback: As for `perfonnx.rewrite`.
         seed: Seed of the split of the images and of the masks.
-        state: File in which measurements are kept; a tuning that was interrupted goes on from there.
+        state: File in which measurements are kept, or a directory for such files, one for each search; a tuning that
+            was interrupted goes on from there. One with another target, and no more time, is answered from there.
         cache: Where timings are kept between tunings; None: nowhere.
         executor: Does the screening of layers; None: this thread.
         evaluator: Measures losses; None: on onnxruntime.
@@ -149,11 +164,12 @@ def tune(
     bound = found.parse_drop(max_drop) if isinstance(max_drop, str) else max_drop
     if bound is None and speedup is None:
         bound = found.default_drop
-    target = Target(bound, speedup)
+    wanted = Target(bound, speedup, target)
     feed = next(iter(first)).feeds
     data = f"{len(samples)} images, {fingerprint(*(array.tobytes() for _, array in sorted(feed.items())))}"
-    about = _fingerprint(subject, right, data, found, target, space, search, start, threads, seed)
-    records = Records.open(state, about)
+    about = _fingerprint(subject, right, data, found, space, search, start, threads, fallback, seed)
+    records = Records.open(_file(state, about), about)
+    retargeted = _is_known(records, wanted, max_time)
     seconds = records.ask("seconds per image", lambda: seconds)
     inspection = subject.inspect()
     layers, batch = len(eligible(inspection)), fixed_batch(fed_shapes(subject.original().proto.graph)) or 1
@@ -166,17 +182,21 @@ def tune(
     if timer is None:
         timer = PairedTimer(subject, first_images(subject.original(), feed, 1), threads, cache)
     evaluator = evaluator or PlanEvaluator(subject, parts, found, threads, right)
-    tools = Tools(parts, found, evaluator, timer, executor or SerialExecutor(), records, tell)
-    networks = Networks(tools, target, Pace.start(records, max_time, seconds, layers=layers, sizes=sizes), sizes)
+    counts = Counts(subject, MULTIPLIES if target == TIME else target, fallback)
+    tools = Tools(parts, found, evaluator, timer, counts, executor or SerialExecutor(), records, tell)
+    networks = Networks(tools, wanted, Pace.start(records, max_time, seconds, layers=layers, sizes=sizes), sizes)
     choices = space.choices()
     if not sizes.repairing:
         choices = list(dict.fromkeys(choice.trained for choice in choices))
     run = Search(subject, networks, choices, seed, seconds, batch, start)
-    best = run.find(search, inspection)
-    plan = best.plan if best else Plan(seed=seed)
-    result = subject.rewrite(plan, fallback=fallback, images=sizes.repairing or 1)
+    best = run.known(inspection) if retargeted else run.find(search, inspection)
+    result = _rewritten(subject, best, fallback, seed, records)
+    if records.path is not None and not retargeted:
+        _keep(run, subject, records, wanted, max_time)
     available = {CHOOSING: len(first), HELD_BACK: len(second)}
     tuned = told(run, result, best, threads, available)
+    if not records.measured and records.path is not None:
+        tuned.warnings += (_said_before(records.path, retargeted),)
     tuned.impact_maps = subject.impact_maps
     if best is not None:
         tuned.pictures = output_pictures(subject, tuned.result, parts[HELD_BACK], found, threads=threads)
@@ -248,27 +268,88 @@ def _with_impacts(
     )
 
 
+def _file(state: str | os.PathLike[str] | None, about: Mapping[str, Any]) -> Path | None:
+    """Where a search's measurements are kept."""
+    if state is None or not Path(state).is_dir():
+        return None if state is None else Path(state)
+    return Path(state) / f"{fingerprint(json.dumps(about, sort_keys=True))}.state"
+
+
+def _said_before(path: Path, retargeted: bool) -> str:
+    """Where the numbers come from, where none is new."""
+    more = "; more time than that search had looks for better ones" if retargeted else ""
+    what = "the networks that were measured for another target" if retargeted else "what was measured before"
+    return f"nothing was measured anew: this is answered from {what}, as kept in {path}{more}"
+
+
+def _finished(target: Target) -> str:
+    """The key of a search that came to its end."""
+    return f"finished {json.dumps(asdict(target))}"
+
+
+def _is_known(records: Records, target: Target, max_time: float) -> bool:
+    """Whether networks were measured for another target, in no less time: then they have to do for this one."""
+    times = {key: value[0] for key, value in records.known.items() if key.startswith("finished ")}
+    return _finished(target) not in times and any(time >= max_time for time in times.values())
+
+
+def _rewritten(subject: Subject, best: Trial | None, fallback: bool, seed: int, records: Records) -> Rewritten:
+    """The network that was found, repaired as it was when it was measured; the original where nothing was."""
+    plan, images = (best.plan, best.repaired_by) if best else (Plan(seed=seed), 1)
+    if records.path is not None and plan.needs_targets:
+        file = _corrections_file(records.path, plan, images)
+        if file.exists():
+            subject.remember(plan, images, corrections.load(file))
+    return subject.rewrite(plan, fallback=fallback, images=images)
+
+
+def _corrections_file(state: Path, plan: Plan, images: int) -> Path:
+    return Path(f"{state}.fits") / f"{plan_key(plan)}.{images}.npz"
+
+
+def _keep(run: Search, subject: Subject, records: Records, target: Target, max_time: float) -> None:
+    """Keeps what another target may choose of: the best trades, their times layer by layer, and their corrections."""
+    assert records.path is not None
+    trades = run.networks.look_ahead()
+    kept, size = set(), 0
+    for trial in trades:
+        if run.networks.affords(PROFILE):
+            profile(records, run.networks.tools.timer, trial.plan)
+        found = subject.corrections(trial.plan, trial.repaired_by)
+        size += sum(each.nbytes for each in found.values())
+        if found and size <= KEPT_BYTES:
+            file = _corrections_file(records.path, trial.plan, trial.repaired_by)
+            file.parent.mkdir(exist_ok=True)
+            corrections.save(found, file)
+            kept.add(file)
+    for file in Path(f"{records.path}.fits").glob("*.npz"):
+        if file not in kept:
+            file.unlink(missing_ok=True)
+    if records.known.get(_finished(target), (0.0, 0.0))[0] < max_time:
+        records.put(_finished(target), max_time, 0.0)
+
+
 def _fingerprint(
     subject: Subject,
     reference: Subject,
     data: str,
     metric: Metric,
-    target: Target,
     space: Space,
     search: str,
     start: Plan | None,
     threads: int | None,
+    fallback: bool,
     seed: int,
 ) -> dict[str, Any]:
-    """What a state file is about; another time limit is no other search."""
+    """What a state file is about; another target or time limit is no other search."""
     return {
         "model": fingerprint(subject.serialized()),
         "data": data,
         "metric": metric.name,
-        "target": asdict(target),
         "choices": [choice.to_json() for choice in space.choices()],
         "search": search,
         "threads": threads,
+        "fallback": fallback,
         "seed": seed,
         "machine": fingerprint(machine()),
         **({} if chosen_provider() == "cpu" else {"provider": chosen_provider()}),

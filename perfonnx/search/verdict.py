@@ -33,7 +33,7 @@ def told(
     """
     networks = search.networks
     target, records = networks.target, networks.tools.records
-    reached = best is not None and target.allows(best.held_back) and target.reached(best.speed)
+    reached = best is not None and target.allows(best.held_back) and target.met(best)
     times = {}
     if best is not None:
         timer = networks.tools.timer
@@ -64,12 +64,12 @@ def _message(search: Search, result: Rewritten, best: Trial | None, reached: boo
     metric, target = networks.tools.metric, networks.target
     bound = "" if target.max_drop is None else f" {metric.within(target.max_drop)}"
     if best is None:
-        text = f"{name}: nothing{bound} is faster than {MIN_SPEEDUP:g}x; the model is left alone"
+        text = f"{name}: nothing{bound} {target.worth}; the model is left alone"
         reason = _nearest(search) or result.report.little_to_gain
         return f"{text} ({reason})" if reason else text
     assert best.held_back is not None
     text = (
-        f"{name}: {best.speed.ratio:.2f}x faster, {metric.lost(best.held_back.drop)} on {best.held_back.images} images "
+        f"{name}: {target.gained(best)}, {metric.lost(best.held_back.drop)} on {best.held_back.images} images "
         "that took no part in the choice"
     )
     wanted = target.speedup or MIN_SPEEDUP
@@ -80,7 +80,7 @@ def _nearest(search: Search) -> str | None:
     """What the network does that came nearest; None where none was tried."""
     networks = search.networks
     tried = list(networks.trials.values())
-    faster = [trial for trial in tried if trial.speed.ratio >= MIN_SPEEDUP]
+    faster = [trial for trial in tried if networks.target.gain(trial) >= networks.target.least]
     if not tried:
         return None
     if not faster:
@@ -121,7 +121,8 @@ def _warnings(search: Search, best: Trial | None, available: Mapping[str, int]) 
         )
     if not sizes.repairing:
         yield "the time did not allow for repairs: layers are sampled as they are, and lose more than they must"
-    looks = sum(trial.held_back is not None for trial in trials)
+    failed = [t for t in trials if t.held_back is not None and not networks.target.allows(t.held_back)]
+    looks = 1 + sum(best is not None and networks.merit(trial) < networks.merit(best) for trial in failed)
     if looks > 1:
         yield (
             f"{looks} models were looked at on the held-back images until one stayed within the bound, so its loss "

@@ -24,7 +24,7 @@ def test_tune_writes_a_model_a_plan_and_a_report(with_data: Path, capsys: pytest
     report = json.loads((with_data / "report.json").read_text())
     assert report["message"] in " ".join(shown.out.split())
     assert report["metric"]["name"] == "top1"
-    assert report["target"] == {"max_drop": 0.5, "speedup": None}
+    assert report["target"] == {"max_drop": 0.5, "speedup": None, "minimised": "time"}
     assert run("rewrite", "m.onnx", "again.onnx", "--plan", "plan.json", "--quiet") == 0
     onnx.checker.check_model(onnx.load("out.onnx"))
     before = len((with_data / "state").read_text().splitlines())
@@ -32,6 +32,21 @@ def test_tune_writes_a_model_a_plan_and_a_report(with_data: Path, capsys: pytest
     assert len((with_data / "state").read_text().splitlines()) == before  # nothing was measured again
     assert onnx.load("out2.onnx") == onnx.load("out.onnx")
     assert capsys.readouterr().out == ""
+
+
+def test_another_bound_is_answered_at_once(with_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = ("--data", "data.npz", *FAST[:-1], "--cache-dir", "cache")
+    assert run("tune", "m.onnx", "out.onnx", *kept, "--max-drop", "50%", "-q") == 0
+    (state,) = (with_data / "cache" / "searches").glob("*.state")
+    before = state.read_bytes()
+    assert run("tune", "m.onnx", "out2.onnx", *kept, "--max-drop", "40%", "--target", "multiplies", "--json") == 0
+    assert state.read_bytes() == before
+    data = json.loads(capsys.readouterr().out)
+    assert data["target"] == {"max_drop": 0.4, "speedup": None, "minimised": "multiplies"}
+    assert any("nothing was measured anew" in warning for warning in data["warnings"])
+    assert run("tune", "m.onnx", "out3.onnx", *kept, "--max-drop", "50%", "-q") == 0
+    assert onnx.load("out3.onnx") == onnx.load("out.onnx")
+    assert state.read_bytes() == before
 
 
 def test_each_network_is_a_line_on_a_terminal(with_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +92,7 @@ TUNE = ("tune", "m.onnx", "out.onnx")
         ((*TUNE, "--data", "data.npz", "--rates", "2"), "rate 2.0 is not in"),
         ((*TUNE, "--data", "data.npz", "--repair", "glue"), "unknown repair 'glue'"),
         ((*TUNE, "--data", "data.npz", "--search", "luck"), "unknown search 'luck'"),
+        ((*TUNE, "--data", "data.npz", "--target", "joy"), "unknown target 'joy'"),
         ((*TUNE, "--data", "data.npz", "--max-time", "-1"), "give the seconds"),
         ((*TUNE, "--data", "data.npz", "--threads", "0"), "--threads 0"),
         ((*TUNE, "--data", "data.npz", "--seed", "-1"), "--seed -1"),

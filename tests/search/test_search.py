@@ -174,7 +174,7 @@ def test_a_speed_within_a_bound_that_does_not_go_gives_the_fastest_within_it(pac
 def test_a_search_that_ran_out_of_time_resumes_to_the_same_end(paced: Any, tmp_path: Path, fail_after: int) -> None:
     settings = {"max_drop": 0.03, "max_time": 60.0}
     whole = Paced()
-    expected = paced(whole, **settings)
+    expected = paced(whole, state=tmp_path / "whole", **settings)
     assert any("the time was up" in warning for warning in expected.warnings)
     assert len(whole.calls) > 28
     with pytest.raises(KeyboardInterrupt):

@@ -23,6 +23,7 @@ from perfonnx.methods.perforate import Perforate
 from perfonnx.methods.sparse import Sparse
 from perfonnx.plan import Plan
 from perfonnx.search import Outcome, Progress, Quality, Space, Speed, Task, Tuned, sensitivity, state, tune
+from perfonnx.search.counts import Counts
 from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, find_metric, hold
 from perfonnx.search.result import MIN_SPEEDUP, Target
 from perfonnx.subject import Subject
@@ -277,7 +278,7 @@ def test_losses_are_against_the_reference() -> None:
 )
 def test_an_interrupted_search_goes_on_to_the_same_plan(tmp_path: Path, search: str, fail_after: int) -> None:
     whole = Invented()
-    expected = invented(whole, max_drop=0.03, search=search)
+    expected = invented(whole, max_drop=0.03, search=search, state=tmp_path / "whole")
     state, output = tmp_path / "state", tmp_path / "out.onnx"
     with pytest.raises(KeyboardInterrupt):
         invented(Invented(fail_after=fail_after), output, max_drop=0.03, search=search, state=state)
@@ -293,10 +294,90 @@ def test_an_interrupted_search_goes_on_to_the_same_plan(tmp_path: Path, search: 
 
 def test_the_state_of_another_search_is_refused(tmp_path: Path) -> None:
     invented(Invented(), max_drop=0.03, state=tmp_path / "state")
-    for other in ({"max_drop": 0.02}, {"max_drop": 0.03, "seed": 1}, {"max_drop": 0.03, "search": "greedy"}):
+    for other in ({"max_drop": 0.03, "seed": 1}, {"max_drop": 0.03, "search": "greedy"}, {"fallback": False}):
         with pytest.raises(PerfonnxError, match="the state of another search"):
             invented(Invented(), state=tmp_path / "state", **other)
     assert invented(Invented(), max_drop=0.03, state=tmp_path / "state", max_time=1e6).best is not None
+
+
+def test_another_target_is_answered_from_the_networks_that_were_measured(tmp_path: Path) -> None:
+    swept = invented(Invented(), max_drop=0.03, state=tmp_path / "state")
+    tool = Invented()
+    milder = invented(tool, tmp_path / "out.onnx", max_drop=0.02, state=tmp_path / "state")
+    assert not tool.calls
+    assert milder.best is not None
+    assert milder.best.held_back is not None
+    within = [t for t in swept.trials if t.held_back is not None and t.held_back.drop <= 0.02]
+    assert milder.best.speed.ratio == max(t.speed.ratio for t in within) < swept.best.speed.ratio  # type: ignore[union-attr]
+    expected = perfonnx.rewrite(network(), plan=milder.plan)
+    assert onnx.load(tmp_path / "out.onnx").graph == expected.proto.graph
+    fewest = invented(tool, max_drop=0.02, target="multiplies", state=tmp_path / "state")
+    assert not tool.calls
+    assert fewest.best is not None
+    counts = {t.counts["multiplies"] for t in within}
+    assert fewest.best.counts["multiplies"][1] == min(after for _, after in counts)
+    assert "fewer multiplies, " in fewest.message
+    assert invented(tool, max_drop=0.03, state=tmp_path / "state").plan.to_json() == swept.plan.to_json()
+    assert not tool.calls
+    nothing = invented(tool, max_drop=1e-9, state=tmp_path / "state")
+    assert nothing.best is None
+    assert not tool.calls
+    more = invented(tool, max_drop=0.06, max_time=1e6, state=tmp_path / "state")
+    assert tool.calls, "more time searches on"
+    assert more.best is not None
+    assert more.best.speed.ratio > swept.best.speed.ratio  # type: ignore[union-attr]
+
+
+def test_what_repaired_a_network_is_kept_for_another_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = Space(masks=("grid",), rates=(0.5, 0.75), repairs=("predictor",), methods=("perforate",))
+
+    def tuned(bound: float, output: Path | None = None) -> Tuned:
+        given: dict[str, Any] = {"space": space, "state": tmp_path / "state", "timer": Invented()}
+        return tune(network(), output, samples(), max_drop=bound, **given)
+
+    first = tuned(0.9, tmp_path / "first.onnx")
+    assert first.best is not None
+    fitted: list[int] = []
+    monkeypatch.setattr(perfonnx.passes.apply.NetworkTargets, "__init__", lambda *_: fitted.append(1))
+    second = tuned(0.8, tmp_path / "second.onnx")
+    assert second.best is not None
+    assert not fitted
+    same = [t for t in first.trials if t.plan.to_json() == second.best.plan.to_json()]
+    assert same
+    assert same[0].held_back == second.best.held_back
+    for file in (tmp_path / "state.fits").iterdir():
+        file.unlink()
+    monkeypatch.undo()
+    tuned(0.8, tmp_path / "third.onnx")
+    assert (tmp_path / "third.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("target", ["multiplies", "size"])
+def test_what_is_counted_is_minimised(target: str) -> None:
+    tuned = invented(Invented(), max_drop=0.0295, target=target)
+    if target == "size":
+        assert tuned.best is None, "tables of masks make the file larger"
+        assert "nothing within 2.95 points of loss is smaller" in tuned.message
+        return
+    assert tuned.best is not None
+    assert tuned.reached
+    before, after = tuned.best.counts["multiplies"]
+    assert (before, after) == tuned.result.report.multiplies
+    assert f"{before / after:.2f}x fewer multiplies, {tuned.best.speed.ratio:.2f}x faster" in tuned.message
+    plan = Plan(dict.fromkeys(LAYERS[2:], Perforate(0.75, "grid")))
+    last = Counts(Subject(network())).network(plan)
+    assert after <= last["multiplies"][1], "which loses 2.45 points on the images held back"
+
+
+def test_bytes_are_counted_layer_by_layer() -> None:
+    plan = Plan({"conv2": Perforate(0.5, "grid")})
+    counts = Counts(Subject(network()), "size")
+    parts, whole = counts.layers(plan), counts.network(plan)["size"]
+    assert sum(parts.values()) * whole[0] == pytest.approx(counts.subject.rewrite(plan).proto.ByteSize())
+    assert parts["conv1"] == counts.layers(Plan())["conv1"] == pytest.approx(4 * 12 * 3 * 9 / whole[0])
+    assert parts["conv2"] > counts.layers(Plan())["conv2"]  # the mask and its table
+    with_bodies = perfonnx.rewrite(network(), plan=plan).to_bytes()
+    assert whole == (len(network().SerializeToString()), len(with_bodies))
 
 
 def test_layers_are_screened_by_an_executor() -> None:
@@ -475,6 +556,8 @@ def test_progress_is_told() -> None:
         ({"max_drop": "lots"}, "drop 'lots'"),
         ({"speedup": 0.9}, "speed-up 0.9: give a number above 1"),
         ({"search": "best"}, "unknown search 'best'"),
+        ({"target": "joy"}, "unknown target 'joy'; choose from time, multiplies, size"),
+        ({"target": "size", "speedup": 2.0}, "a speed-up is about time"),
         ({"max_time": 0}, "give the seconds"),
         ({"metric": "f1"}, "unknown metric 'f1'"),
         ({"metric": "top1"}, "top1 needs labels"),

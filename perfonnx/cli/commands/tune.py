@@ -34,6 +34,8 @@ _EXAMPLES = """examples:
   perfonnx tune model.onnx fast.onnx --data data.npz --metric ssim --max-drop 0.02 --plan-out plan.json
   perfonnx tune model.onnx fast.onnx --data photos/ --max-time 3600 --state tune.state
         can be interrupted, and goes on from there when it is run again
+  perfonnx tune model.onnx small.onnx --data photos/ --max-drop 3% --target multiplies
+        after the first: the networks that were measured are known, so another bound or target is answered at once
   perfonnx tune model.onnx fast.onnx --data photos/ --report report.html
         shows what was skipped where, what it costs, and everything that was tried; report.json holds the numbers
 
@@ -65,6 +67,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--max-drop", metavar="D", help="largest loss, in the metric's terms (default 1%%, 0.02 for ssim; see below)"
     )
     goal.add_argument(
+        "--target",
+        default="time",
+        metavar="NAME",
+        help="what is minimised: time (default), as measured here; multiplies, exactly; or size, the file's bytes",
+    )
+    goal.add_argument(
         "--speedup", type=float, metavar="S", help="how many times faster, with the smallest loss (within --max-drop)"
     )
     add_metric(goal)
@@ -80,12 +88,18 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_threads(how)
     how.add_argument(
-        "--state", type=Written, metavar="FILE", help="keep measurements here; an interrupted search then goes on"
+        "--state",
+        type=Written,
+        metavar="FILE",
+        help="keep measurements here (default: in the cache), so that an interrupted search goes on, and another "
+        "--max-drop or --target is answered from them; with more --max-time it is searched for",
     )
     how.add_argument(
-        "--cache-dir", metavar="DIR", help="where timings are kept between searches (default: the user's cache)"
+        "--cache-dir",
+        metavar="DIR",
+        help="where timings and searches are kept for other searches (default: the user's cache)",
     )
-    how.add_argument("--no-cache", action="store_true", help="time everything anew")
+    how.add_argument("--no-cache", action="store_true", help="keep nothing but --state, and measure everything anew")
     add_data(parser)
     add_shapes(parser)
     add_library(parser)
@@ -120,12 +134,14 @@ def _run(options: argparse.Namespace) -> ExitStatus:
     if options.report and not options.report_json:
         options.report_json = str(Path(options.report).with_suffix(".json"))
     cache = TimingCache(Path(options.cache_dir)) if options.cache_dir else TimingCache.default()
+    state = options.state or (None if options.no_cache else cache.beside("searches"))
     with SearchBar(options) as step:
         tuned = tune(
             options.model,
             options.output,
             required_samples(options),
             max_drop=options.max_drop,
+            target=options.target,
             speedup=options.speedup,
             metric=options.metric,
             space=space_from(options),
@@ -136,7 +152,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
             freeze_weights=options.freeze_weights,
             fallback=not options.no_fallback,
             seed=options.seed,
-            state=options.state,
+            state=state,
             cache=None if options.no_cache else cache,
             progress=step,
         )
