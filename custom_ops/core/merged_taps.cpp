@@ -166,6 +166,7 @@ std::optional<OwnGrid> find_own_grid(const SiteGrid& grid, const std::vector<std
     own.input = {height + down - 1, width + merged.taps / down - 1};
     if (std::optional<std::vector<std::int32_t>> source = source_of(own, merged)) {
       own.source = std::move(*source);
+      own.taps = all_taps(own.geometry);
       return own;
     }
   }

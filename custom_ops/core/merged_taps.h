@@ -39,12 +39,13 @@ std::vector<float> merged_weights(const float* weights, std::int64_t pairs, cons
 // pads reads of a smaller map.
 struct OwnGrid {
   ConvGeometry geometry;
+  std::vector<std::int32_t> taps;
   MapSize input;
   std::int64_t output_width = 0;
   std::vector<std::int32_t> sites;   // ascending
   std::vector<std::int32_t> source;  // [input]
 
-  SiteGrid grid() const { return {geometry, input, output_width, sites, source.data()}; }
+  SiteGrid grid() const { return {geometry, taps, input, output_width, sites, source.data()}; }
 };
 
 // Of the sites of a merged table, whose numbers in `grid` are `numbers`; nullopt where they are none for any kernel of

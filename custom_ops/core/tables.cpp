@@ -42,7 +42,7 @@ RowTable make_row_table(const SiteGrid& grid, const std::vector<std::int32_t>& t
 }
 
 RowTable make_row_table(const SiteGrid& grid) {
-  RowTable table = make_row_table(grid, all_taps(grid.geometry));
+  RowTable table = make_row_table(grid, grid.taps);
   find_runs(&table);
   return table;
 }

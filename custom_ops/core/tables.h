@@ -20,6 +20,7 @@ struct SiteRun {
 // Which positions of which map a convolution computes, and where it reads them.
 struct SiteGrid {
   const ConvGeometry& geometry;
+  const std::vector<std::int32_t>& taps;  // positions of the kernel (flat) that are read
   MapSize input;
   std::int64_t output_width;
   const std::vector<std::int32_t>& sites;  // flat positions in the output map
@@ -61,9 +62,9 @@ struct RowTableView {
   std::int64_t first;                // in which this is the number of the first site
 };
 
-// taps selects kernel positions (flat).
-RowTable make_row_table(const SiteGrid& grid, const std::vector<std::int32_t>& taps);
-// Of all of them, with its runs.
+// With its runs.
 RowTable make_row_table(const SiteGrid& grid);
+// Of other taps, without them.
+RowTable make_row_table(const SiteGrid& grid, const std::vector<std::int32_t>& taps);
 
 }  // namespace perfonnx

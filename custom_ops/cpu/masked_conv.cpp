@@ -23,30 +23,36 @@ constexpr std::int64_t kLargestReach = std::int64_t{1} << 33;
 constexpr std::int64_t kFloat = sizeof(float);
 
 // As if of stride 1: only there the size of the input follows from that of the map, and only there it is asked for.
-SiteGrid grid_of(const ConvGeometry& geometry, const Mask& mask, const std::vector<std::int32_t>& sites) {
+SiteGrid grid_of(const TrimmedConv& conv, const Mask& mask, const std::vector<std::int32_t>& sites) {
+  const ConvGeometry& geometry = conv.conv().geometry;
   const auto size = [&](int axis, std::int64_t output) {
     return output + (geometry.kernel[axis] - 1) * geometry.dilations[axis] - geometry.pads[axis] -
            geometry.pads[axis + 2];
   };
-  return {geometry, {size(0, mask.height), size(1, mask.width)}, mask.width, sites, nullptr};
+  return {geometry, conv.taps(), {size(0, mask.height), size(1, mask.width)}, mask.width, sites, nullptr};
 }
 
 }  // namespace
 
 MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, Interpolation interpolation, const float* fill,
                        const KernelSet& kernels)
-    : geometry_(conv.geometry.checked()),
-      activation_(conv.activation.opened()),
+    : MaskedConv(TrimmedConv(conv), mask, std::move(interpolation), fill, kernels) {}
+
+MaskedConv::MaskedConv(const TrimmedConv& trimmed, const Mask& mask, Interpolation interpolation, const float* fill,
+                       const KernelSet& kernels)
+    : geometry_(trimmed.conv().geometry),
+      taps_(trimmed.taps()),
+      activation_(trimmed.conv().activation.opened()),
       height_(mask.height),
       width_(mask.width),
       sites_(sites_of_mask(mask.data, mask.height, mask.width)),
-      product_(conv, grid_of(conv.geometry, mask, sites_), nullptr, kernels),
+      product_(trimmed.conv(), grid_of(trimmed, mask, sites_), nullptr, kernels),
       interpolation_(std::move(interpolation)),
-      fill_(static_cast<std::size_t>(conv.outputs), activation_(0.0F, 0)),
+      fill_(static_cast<std::size_t>(outputs()), activation_(0.0F, 0)),
       zero_row_(static_cast<std::size_t>(product_.input_channels()), 0.0F) {
   check_entries("mask", mask.positions(), 1);
   check_entries("mask", static_cast<std::int64_t>(sites_.size()), geometry_.taps());
-  if (fill != nullptr) std::copy_n(fill, conv.outputs, fill_.begin());
+  if (fill != nullptr) std::copy_n(fill, outputs(), fill_.begin());
   make_bands();
 }
 
@@ -150,8 +156,9 @@ void MaskedConv::check(const Images& x) const {
 void MaskedConv::run(const Images& x, void* y, Context& context) const {
   check(x);
   if (x.images == 0 || bands_.empty()) return;
-  const std::shared_ptr<const RowTable> table = tables_.get(
-      x.height, x.width, [&] { return make_row_table({geometry_, {x.height, x.width}, width_, sites_, nullptr}); });
+  const std::shared_ptr<const RowTable> table = tables_.get(x.height, x.width, [&] {
+    return make_row_table({geometry_, taps_, {x.height, x.width}, width_, sites_, nullptr});
+  });
   const bool copies = interpolation_.copies();
   const auto all_sums = [&] {
     return checked_product(static_cast<std::size_t>(x.images * table->sites), static_cast<std::size_t>(outputs()));

@@ -8,6 +8,7 @@
 
 #include "core/images.h"
 #include "core/interpolation.h"
+#include "core/kernel_taps.h"
 #include "core/layer.h"
 #include "core/size_cache.h"
 #include "core/tables.h"
@@ -38,6 +39,9 @@ class MaskedConv {
   void run(const Images& x, void* y, Context& context) const;
 
  private:
+  MaskedConv(const TrimmedConv& trimmed, const Mask& mask, Interpolation interpolation, const float* fill,
+             const KernelSet& kernels);
+
   // Rows of the map, from the first that has a site to the last, but rows of tiles whole.
   struct Step {
     std::int64_t row_begin;
@@ -68,7 +72,8 @@ class MaskedConv {
   void multiply(const Images& x, const RowTable& table, const Part& part, float* sums, Context& context) const;
   void write(const Images& x, const Part& part, const float* sums, void* y, Context& context) const;
 
-  ConvGeometry geometry_;
+  ConvGeometry geometry_;           // trimmed,
+  std::vector<std::int32_t> taps_;  // and what it reads
   Activation activation_;
   std::int64_t height_;
   std::int64_t width_;

@@ -41,7 +41,7 @@ void RadiusAdaptiveConv::run(const Images& x, void* y, Context& context) const {
   const std::shared_ptr<const RadiusTables> tables = tables_.get(x.height, x.width, [&] {
     std::vector<std::int32_t> sites(static_cast<std::size_t>(positions));
     std::iota(sites.begin(), sites.end(), 0);
-    return make_radius_tables({geometry_, {x.height, x.width}, width(x), sites, nullptr});
+    return make_radius_tables({geometry_, all_taps(geometry_), {x.height, x.width}, width(x), sites, nullptr});
   });
 
   const std::int64_t block = product_.block_sites();

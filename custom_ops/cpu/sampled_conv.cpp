@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "core/kernel_taps.h"
 #include "cpu/row_operators.h"
 
 namespace perfonnx {
@@ -10,9 +11,10 @@ SampledConv::SampledConv(const ConvConstants& conv, const VirtualMap& map, const
       in_source_("in_source", map.source, map.size.checked("in_shape").positions()) {
   const MapSize output = conv.geometry.checked().output_size(map.size).checked("in_shape");
   const std::vector<std::int32_t> positions = checked_sites(sites, output, conv.geometry.taps());
-  const SiteGrid grid{conv.geometry, map.size, output.width, positions, in_source_.data()};
+  const TrimmedConv trimmed(conv);
+  const SiteGrid grid{trimmed.conv().geometry, trimmed.taps(), map.size, output.width, positions, in_source_.data()};
   table_ = make_row_table(grid);  // geometry, sites and the producer's interpolation in one
-  product_.emplace(conv, grid, &table_, kernels);
+  product_.emplace(trimmed.conv(), grid, &table_, kernels);
   zero_row_.assign(static_cast<std::size_t>(product_->input_channels()), 0.0F);
   added_.emplace(added, table_.sites, conv.outputs);
   if (adds()) added_zero_row_.assign(static_cast<std::size_t>(conv.outputs), 0.0F);

@@ -18,7 +18,8 @@ SampledRadiusAdaptiveConv::SampledRadiusAdaptiveConv(const ConvConstants& conv, 
   const ConvGeometry& geometry = conv.geometry.checked();
   const MapSize output = geometry.output_size(map.size).checked("in_shape");
   const std::vector<std::int32_t> positions = checked_sites(sites, output, geometry.taps());
-  const SiteGrid grid{geometry, map.size, output.width, positions, in_source_.data()};
+  const std::vector<std::int32_t> taps = all_taps(geometry);
+  const SiteGrid grid{geometry, taps, map.size, output.width, positions, in_source_.data()};
   const bool ascending = std::is_sorted(positions.begin(), positions.end());
   product_.emplace(conv, radius, ascending ? &grid : nullptr, kernels);
   tables_ = make_radius_tables(grid);

@@ -4,6 +4,8 @@
 #include <limits>
 #include <numeric>
 
+#include "core/kernel_taps.h"
+
 namespace perfonnx::cuda {
 namespace {
 
@@ -51,8 +53,7 @@ void rows_to_map(const Rows& rows, void* y, const Run& run) {
 
 Weights::Weights(const Memory& memory, const ConvConstants& conv, const std::vector<std::int32_t>& taps)
     : memory_(memory),
-      shape_{conv.outputs, conv.inputs, taps.empty() ? conv.geometry.taps() : static_cast<std::int64_t>(taps.size()),
-             conv.groups},
+      shape_{conv.outputs, conv.inputs, static_cast<std::int64_t>(taps.size()), conv.groups},
       all_taps_(conv.geometry.taps()),
       taps_(memory, taps, nullptr),
       given_(memory, conv.weights, static_cast<std::size_t>(conv.outputs * conv.inputs * all_taps_), nullptr) {}
@@ -129,7 +130,8 @@ ReadRows<RowTable> read_by(const ConvConstants& conv, const VirtualMap& map, con
   RowIndex in_source = in_source_of(map);
   const MapSize output = conv.geometry.checked().output_size(map.size).checked("in_shape");
   const std::vector<std::int32_t> positions = checked_sites(sites, output, conv.geometry.taps());
-  RowTable table = make_row_table({conv.geometry, map.size, output.width, positions, in_source.data()});
+  const std::vector<std::int32_t> taps = taps_with_weights(conv);
+  RowTable table = make_row_table({conv.geometry, taps, map.size, output.width, positions, in_source.data()});
   return {std::move(in_source), std::move(table)};
 }
 
@@ -150,7 +152,7 @@ SampledConv::SampledConv(const ConvConstants& conv, ReadRows<RowTable> read, con
     : in_source_(std::move(read.in_source)),
       sites_(read.table.sites),
       added_(added, sites_, conv.outputs),
-      weights_(memory, conv),
+      weights_(memory, conv, taps_with_weights(conv)),
       activation_(memory, conv.activation.opened()),
       bias_(memory, conv.bias, static_cast<std::size_t>(conv.outputs), nullptr),
       table_(memory, read.table.rows, nullptr),
@@ -235,7 +237,8 @@ SampledRadiusAdaptiveConv::SampledRadiusAdaptiveConv(const ConvConstants& conv, 
   const ConvGeometry& geometry = conv.geometry;
   const MapSize output = geometry.output_size(map.size).checked("in_shape");
   const std::vector<std::int32_t> positions = checked_sites(sites, output, geometry.taps());
-  const SiteGrid grid{geometry, map.size, output.width, positions, in_source_.data()};
+  const std::vector<std::int32_t> taps = all_taps(geometry);
+  const SiteGrid grid{geometry, taps, map.size, output.width, positions, in_source_.data()};
   sites_ = static_cast<std::int64_t>(positions.size());
   tables_ = DeviceRadiusTables(memory, make_radius_tables(grid), nullptr);
   cuda::check(perfonnx_cuda_wait(nullptr));
@@ -288,11 +291,12 @@ void SampledPool::run(const Rows& s, void* r, const Run& run) const {
 MaskedConv::MaskedConv(const ConvConstants& conv, const Mask& mask, const Interpolation& interpolation,
                        const float* fill, const Memory& memory)
     : geometry_(conv.geometry.checked()),
+      taps_(taps_with_weights(conv)),
       map_{mask.height, mask.width},
       sites_(sites_of_mask(mask.data, mask.height, mask.width)),
       per_position_(interpolation.per_position),
       copies_(interpolation.copies()),
-      weights_(memory, conv),
+      weights_(memory, conv, taps_),
       activation_(memory, conv.activation.opened()),
       bias_(memory, conv.bias, static_cast<std::size_t>(conv.outputs), nullptr),
       source_(memory, interpolation.rows, nullptr),
@@ -317,7 +321,7 @@ void MaskedConv::run(const Images& x, void* y, const Run& run) const {
   if (x.images == 0 || map_.positions() == 0) return;
   const auto sites = static_cast<std::int64_t>(sites_.size());
   const std::shared_ptr<const DeviceArray<std::int32_t>> table = tables_.get(x.height, x.width, [&] {
-    const RowTable made = make_row_table({geometry_, {x.height, x.width}, map_.width, sites_, nullptr});
+    const RowTable made = make_row_table({geometry_, taps_, {x.height, x.width}, map_.width, sites_, nullptr});
     DeviceArray<std::int32_t> result(memory_, made.rows, run.stream);
     cuda::check(perfonnx_cuda_wait(run.stream));  // other runs have other streams
     return result;
@@ -377,8 +381,9 @@ void RadiusAdaptiveConv::run(const Images& x, void* y, const Run& run) const {
   const std::shared_ptr<const DeviceRadiusTables> tables = tables_.get(x.height, x.width, [&] {
     std::vector<std::int32_t> sites(static_cast<std::size_t>(positions));
     std::iota(sites.begin(), sites.end(), 0);
-    DeviceRadiusTables result(memory_, make_radius_tables({geometry_, {x.height, x.width}, width(x), sites, nullptr}),
-                              run.stream);
+    DeviceRadiusTables result(
+        memory_, make_radius_tables({geometry_, all_taps(geometry_), {x.height, x.width}, width(x), sites, nullptr}),
+        run.stream);
     cuda::check(perfonnx_cuda_wait(run.stream));  // other runs have other streams
     return result;
   });

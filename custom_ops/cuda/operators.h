@@ -24,8 +24,8 @@ namespace perfonnx::cuda {
 // onnxruntime's provider, which a kernel is not told when it is created.
 class Weights {
  public:
-  // taps: which of them, in this order; empty: all.
-  Weights(const Memory& memory, const ConvConstants& conv, const std::vector<std::int32_t>& taps = {});
+  // taps: which of them, in this order.
+  Weights(const Memory& memory, const ConvConstants& conv, const std::vector<std::int32_t>& taps);
 
   const WeightShape& shape() const noexcept { return shape_; }
   std::int64_t input_channels() const noexcept { return shape_.inputs * shape_.groups; }
@@ -210,6 +210,7 @@ class MaskedConv {
 
  private:
   ConvGeometry geometry_;
+  std::vector<std::int32_t> taps_;  // that are read
   MapSize map_;
   std::vector<std::int32_t> sites_;
   std::int64_t per_position_;

@@ -227,7 +227,8 @@ Ints row_table(const Pair& kernel, const Pair& strides, const Quad& pads, const 
   const ConvGeometry geometry = geometry_of(kernel, strides, pads, dilations).checked();
   if (output_width < 1) throw Error("output_width must be at least 1");
   const std::vector<std::int32_t> list(sites.data(), sites.data() + sites.size());
-  const RowTable table = make_row_table({geometry, {input[0], input[1]}, output_width, list, nullptr});
+  const RowTable table =
+      make_row_table({geometry, all_taps(geometry), {input[0], input[1]}, output_width, list, nullptr});
   Ints result({static_cast<py::ssize_t>(table.sites), static_cast<py::ssize_t>(table.taps)});
   std::copy_n(table.rows.data(), table.sites * table.taps, result.mutable_data());
   return result;

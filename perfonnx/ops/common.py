@@ -199,7 +199,13 @@ ZEROS = Default("zeros", _zeros)
 """[M] zeros."""
 
 X = Input("X", "T", "Input [N, C, H, W].")
-W = Input("W", "T", "Weights [M, C/group, kh, kw].", rank=4)
+W = Input(
+    "W",
+    "T",
+    "Weights [M, C/group, kh, kw]. Where all weights of a tap are zero, what stands there need not be read: where that "
+    "is infinite or no number, it may count or not.",
+    rank=4,
+)
 B = Input("B", "T", "Bias [M].", optional=True, default=ZEROS, rank=1)
 MASK = Input("mask", "tensor(bool)", "[OH, OW], true at the sites.", rank=2, is_table=True)
 SLOPE = Input(

@@ -100,6 +100,11 @@ def draw_slope(draw: st.DrawFn, rng: np.random.Generator, outputs: int, dtype: A
     return _array(rng, (outputs,), dtype) if kind == "any" else rng.choice([-1.5, 0, 0.25, 1, 3], outputs).astype(dtype)
 
 
+def weighing_taps(draw: st.DrawFn, rng: np.random.Generator, kernel: tuple[int, int]) -> np.ndarray:
+    """Which taps [kh, kw] have weights other than zero: often all of them."""
+    return rng.random(kernel) < draw(st.sampled_from([1.0, 1.0, 0.5, 0.0]))
+
+
 @st.composite
 def cases(draw: st.DrawFn, op: str) -> Case:
     """Any geometry: non-square maps and kernels, stride, dilation, asymmetric pads, groups, depthwise, batch 0..3."""
@@ -122,6 +127,7 @@ def cases(draw: st.DrawFn, op: str) -> Case:
     dtype = draw(st.sampled_from([np.float32, np.float32, np.float16]))
     x = _array(rng, (draw(st.sampled_from([1, 1, 2, 3, 0])), channels, height, width), dtype)
     w = _array(rng, (out_channels, channels // group, *kernel), dtype, 1 / np.sqrt(channels * kernel[0] * kernel[1]))
+    w *= weighing_taps(draw, rng, kernel).astype(dtype)
     b = _array(rng, (out_channels,), dtype) if draw(st.booleans()) else None
     constants: dict[str, np.ndarray | None] = {"W": w, "B": b}
     extra: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from perfonnx.ops.sampled_conv import SAMPLED_CONV
 from perfonnx.ops.sampled_pool import SAMPLED_AVERAGE_POOL
 from perfonnx.ops.sampled_pool import window as window_of
 from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
-from tests.ops.cases import ACTIVATIONS, draw_slope, write_out
+from tests.ops.cases import ACTIVATIONS, draw_slope, weighing_taps, write_out
 
 OPERATORS = list(ops.LOWERED)
 
@@ -167,7 +167,7 @@ def _sampled_conv(
     assume(out_h >= 1 and out_w >= 1)
     outputs = group * draw(st.sampled_from([1, 5, 33]))
     w = _floats(rng, (outputs, s.shape[2] // group, *geometry.kernel_shape), s.dtype)
-    w = (w / np.sqrt(max(1, w[0].size))).astype(s.dtype)
+    w = (w / np.sqrt(max(1, w[0].size)) * weighing_taps(draw, rng, geometry.kernel_shape)).astype(s.dtype)
     b = _floats(rng, (outputs,), s.dtype) if draw(st.booleans()) else None
     sites = _sites(draw, rng, out_h * out_w)
     count = out_h * out_w if sites is None else sites.size

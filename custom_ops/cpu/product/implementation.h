@@ -69,7 +69,7 @@ struct ProductRun {
 
 // What is known of a layer when its kernel is created.
 struct ProductLayer {
-  const float* weights;  // [outputs, inputs, taps]
+  const float* weights;  // [outputs, inputs, taps], these the grid's where there is one
   const float* bias;     // [outputs] or null
   WeightShape shape;
   const KernelSet& kernels;

@@ -34,7 +34,7 @@ Product::Product(const ProductLayer& layer, std::string name, const std::string&
 Product::Product(const ConvConstants& conv, const SiteGrid& grid, const RowTable* table, const KernelSet& kernels)
     : Product({conv.weights,
                conv.bias,
-               {conv.outputs, conv.inputs, conv.geometry.taps(), conv.groups},
+               {conv.outputs, conv.inputs, static_cast<std::int64_t>(grid.taps.size()), conv.groups},
                kernels,
                &grid,
                table,

@@ -17,7 +17,7 @@ class Product {
   // `name` is what PERFONNX_VERBOSE calls the layer; `only` names the implementation to take instead of the best that
   // applies. Throws Error for a shape that no convolution has, and where `only` does not apply.
   Product(const ProductLayer& layer, std::string name, const std::string& only = {});
-  // Of a whole convolution at the sites of a grid. table: of the grid; null: it depends on the size of the input.
+  // Of a trimmed convolution at the sites of a grid. table: of the grid; null: it depends on the size of the input.
   Product(const ConvConstants& conv, const SiteGrid& grid, const RowTable* table, const KernelSet& kernels);
 
   const WeightShape& shape() const noexcept { return shape_; }

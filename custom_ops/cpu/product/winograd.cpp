@@ -137,7 +137,10 @@ struct PackedPoints {
     std::fill_n(bias.data(), bias.size(), 0.0F);
     if (layer.bias != nullptr) std::copy_n(layer.bias, layer.shape.outputs, bias.data());
     const KernelPoints kernels(axes);
-    const std::int64_t kernel_size = layer.shape.taps;
+    const std::vector<std::int32_t>& taps = layer.grid->taps;
+    const std::int64_t kernel_size = layer.grid->geometry.taps();
+    const bool whole = layer.shape.taps == kernel_size;
+    std::vector<float> filled(static_cast<std::size_t>(whole ? 0 : KernelPoints::kKernels * kernel_size), 0.0F);
     for (std::int64_t panel = 0; panel < panels; ++panel) {
       const std::int64_t in_group = panel % panels_per_group * width;
       const std::int64_t first = panel / panels_per_group * outputs + in_group;
@@ -146,8 +149,18 @@ struct PackedPoints {
         float* to = weights.data() + panel * panel_size + c * width;
         for (std::int64_t j = 0; j < width; j += KernelPoints::kKernels) {
           const std::int64_t count = std::clamp<std::int64_t>(here - j, 0, KernelPoints::kKernels);
-          const float* taps = layer.weights + ((first + j) * inputs + c) * kernel_size;
-          kernels.fill(taps, inputs * kernel_size, count, to + j, point_size);
+          const float* from = layer.weights + ((first + j) * inputs + c) * layer.shape.taps;
+          std::int64_t step = inputs * layer.shape.taps;
+          if (!whole) {
+            for (std::int64_t lane = 0; lane < count; ++lane) {
+              float* kernel = filled.data() + lane * kernel_size;
+              for (std::size_t t = 0; t < taps.size(); ++t)
+                kernel[taps[t]] = from[lane * step + static_cast<std::int64_t>(t)];
+            }
+            from = filled.data();
+            step = kernel_size;
+          }
+          kernels.fill(from, step, count, to + j, point_size);
         }
       }
     }
