@@ -293,8 +293,8 @@ class Refit:
         self.taps = taps
         self.strides = np.array(strides)
         self.first = weight.transpose(0, 2, 1).reshape(groups, len(weight) // groups, -1)  # [groups, M/group, T C]
-        self.start = self.first
-        self.bias = bias.astype(np.float64).reshape(groups, -1)
+        self.start: Float = self.first
+        self.bias: Float = bias.astype(np.float64).reshape(groups, -1)
         self.goal = goal
         self.counted = Goal()
         self.per_image = min(per_image, len(self.sites))
@@ -310,7 +310,7 @@ class Refit:
         self.sum = np.zeros((groups, width))
         self.left_sum = np.zeros((groups, outputs))
         self.squares = self.target_squares = 0.0  # of what the goal lets through of the errors; of the target
-        self.target_sum = np.zeros((groups, outputs))
+        self.target_sum: Float = np.zeros((groups, outputs))
 
     @property
     def unknowns(self) -> int:
@@ -365,7 +365,7 @@ class Refit:
             return taken.transpose(1, 0, 2).astype(np.float64)
 
         wanted = at_sites(target)
-        given = grouped @ self.start.transpose(0, 2, 1).astype(np.float32) + self.bias[:, None]
+        given: Float = grouped @ self.start.transpose(0, 2, 1).astype(np.float32) + self.bias[:, None]
         if other is not None:
             given += at_sites(other)
         left = self.counted.error(wanted, given)

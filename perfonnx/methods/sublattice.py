@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import Refit
+from perfonnx.fitting import Goal, Refit
 from perfonnx.masks import Mask
 from perfonnx.methods.base import GAINING, Context, Decision, Fitted, Needs, SampledMethod, Spot, setting
 from perfonnx.methods.masked import sampling_operands
@@ -45,8 +45,8 @@ TURNED, OWN = TAPS = ("turned", "own")
 RIDGE = 2e-3
 """Strength of the pull towards the original weights, relative to the mean variance of what is read."""
 TURNS = 2
-"""Fits of a layer; all but the first count what its activation lets through. On ResNet-20 with all layers on the quincunx
-and 400 images the second gains 0.4 points, a third 0.1."""
+"""Fits of a layer; all but the first count what its activation lets through. On ResNet-20 with all layers on the
+quincunx and 400 images the second gains 0.4 points, a third 0.1."""
 PER_UNKNOWN = 10
 """Rows that a fit should have for each unknown of an output."""
 PLENTY = 1 << 27
@@ -338,7 +338,7 @@ class _Replacing:
         known = known_positions(spot.workspace, spot.node.inputs[0])
         classes = site_classes(self.mask, a, known, self.method.taps)
         images = spot.context.kept(_Images).count
-        fits = [self._refit(each, images) for each in classes]
+        fits = [self._refit(each, images, spot.targets.goal(spot.name)) for each in classes]
         shares = [float(each.mask.sum()) / self.mask.sum() for each in classes]
         errors, found = [], []
         for turn in range(TURNS + 1):
@@ -367,14 +367,13 @@ class _Replacing:
             note += f" (only {few:.1f} rows for each unknown: more data would help)"
         return Correction.of(spot.weight, arrays, before, after), note
 
-    def _refit(self, each: SiteClass, images: int) -> Refit:
+    def _refit(self, each: SiteClass, images: int, goal: Goal) -> Refit:
         spot, a = self.spot, self.spot.attributes
         unknowns = len(each.taps) * spot.weight.shape[1]
         count = int(each.mask.sum())
         wanted = max(-(-PER_UNKNOWN * unknowns * 2 // images), PLENTY // unknowns**2 // a.group)
-        goal = spot.targets.goal(spot.name)
-        weight = self._merged(each.taps)
-        return Refit(each.mask, each.taps, a.strides, weight, spot.bias, goal, min(count, wanted), a.group)
+        weight, few = self._merged(each.taps), min(count, wanted)
+        return Refit(each.mask, each.taps, a.strides, weight, spot.bias, goal, few, a.group)
 
     def _merged(self, taps: Ints) -> NDArray[np.float64]:
         """The weight [M, C/group, T] where each of the layer's taps that does not exist is given to the nearest."""
