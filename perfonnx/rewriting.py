@@ -56,7 +56,7 @@ from perfonnx.passes import (
     State,
     Weigh,
 )
-from perfonnx.passes.fold import foldable
+from perfonnx.passes.fold import fold, foldable
 from perfonnx.passes.select import decide_on
 from perfonnx.plan import LAYOUTS, Plan
 
@@ -376,6 +376,28 @@ def decide(
         choices[name] = Choice(chained(rebuilt.steps), None, folds_normalization=False)
     wanted = {name for name, method in plan.layers.items() if method.steps}
     return choices, [skip for skip in state.skips if skip.layer in wanted]
+
+
+def folded(
+    model: ModelSource,
+    layers: Collection[str],
+    *,
+    input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+) -> ModelProto:
+    """The model with what `rewrite` would fold into convolutions folded into them, and otherwise as it was.
+
+    Args:
+        model: As for `rewrite`; it is not changed.
+        layers: The convolutions; they keep their names. Others of these names are left alone.
+        input_shapes: As for `rewrite`.
+    """
+    workspace = opened(_load(model, None, input_shapes))
+    for layer in conv_layers(workspace):
+        if layer.name in layers and not layer.obstacle:
+            layer.node.name = layer.name
+            fold(workspace, layer)
+    workspace.commit()
+    return workspace.proto
 
 
 def opened(model: LoadedModel) -> Workspace:

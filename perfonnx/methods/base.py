@@ -384,9 +384,22 @@ class Method(ABC):
         """Whether it is changed by what training found."""
         return False
 
-    def trainable(self, module: nn.Conv2d, mask: Mask | None) -> SampledConv2d | None:
-        """The counterpart of a module that is trained in its place; None where there is none."""
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
+        """The counterpart of a module that is trained in its place; None where there is none.
+
+        Args:
+            module: What stands for the layer now.
+            mask: The layer's mask, where it has one.
+            correction: What was found for it, where `trains_correction`.
+        """
         return None
+
+    @property
+    def trains_correction(self) -> bool:
+        """Whether training goes on from what was fitted and changes that alone, not the layer's own weights."""
+        return False
 
     def training_obstacle(self, *, normalized: bool, shared: bool) -> str | None:
         """Why a layer cannot be trained so; None where it can.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from perfonnx.corrections import Correction
 from perfonnx.masks import Mask
 from perfonnx.methods.base import GAINING, Context, Decision, Method, SampledMethod, Space
 from perfonnx.methods.masked import sampling_operands
@@ -58,7 +59,9 @@ class Exact(SampledMethod):
         """See `Method.goes_further`."""
         return True
 
-    def trainable(self, module: nn.Conv2d, mask: Mask | None) -> SampledConv2d | None:
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
         """See `Method.trainable`."""
         from perfonnx.torch.modules import ExactConv2d, plain
 

@@ -176,7 +176,9 @@ class Perforate(MaskedMethod):
         """See `Method.trained`."""
         return replace(self, repair=NO_REPAIR)
 
-    def trainable(self, module: nn.Conv2d, mask: Mask | None) -> SampledConv2d | None:
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
         """See `Method.trainable`."""
         from perfonnx.torch.modules import PerforatedConv2d, plain
 

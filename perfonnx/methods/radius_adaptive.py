@@ -178,7 +178,9 @@ class RadiusAdaptive(SampledMethod):
         """See `Method.open_budget`."""
         return self.open_share
 
-    def trainable(self, module: nn.Conv2d, mask: Mask | None) -> SampledConv2d | None:
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
         """The module itself where it is of this form already: it keeps its gate."""
         from perfonnx.torch.modules import RadiusAdaptiveConv2d, plain
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from perfonnx.corrections import Correction
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask
 from perfonnx.methods.base import Context, Decision, setting
@@ -88,7 +89,9 @@ class Sparse(MaskedMethod):
         """With what is folded comes a fill other than zero, which rows do not have."""
         return self.fill == ZERO or not folds
 
-    def trainable(self, module: nn.Conv2d, mask: Mask | None) -> SampledConv2d | None:
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
         """See `Method.trainable`."""
         from perfonnx.torch.modules import SparseConv2d, plain
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import Goal, Refit
+from perfonnx.fitting import Refit
 from perfonnx.masks import Mask
 from perfonnx.methods.base import GAINING, Context, Decision, Fitted, Needs, SampledMethod, Spot, setting
 from perfonnx.methods.masked import sampling_operands
@@ -30,6 +30,11 @@ from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import ConvAttributes, dense_multiplies
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.sampling import interpolate
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from perfonnx.torch.modules import SampledConv2d
 
 Ints = NDArray[np.int64]
 
@@ -44,9 +49,6 @@ TURNED, OWN = TAPS = ("turned", "own")
 
 RIDGE = 2e-3
 """Strength of the pull towards the original weights, relative to the mean variance of what is read."""
-TURNS = 2
-"""Fits of a layer; all but the first count what its activation lets through. On ResNet-20 with all layers on the
-quincunx and 400 images the second gains 0.4 points, a third 0.1."""
 PER_UNKNOWN = 10
 """Rows that a fit should have for each unknown of an output."""
 PLENTY = 1 << 27
@@ -198,6 +200,34 @@ class Sublattice(SampledMethod):
         """See `Method.shareable`."""
         return True
 
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    @property
+    def trains_correction(self) -> bool:
+        """See `Method.trains_correction`."""
+        return True
+
+    def training_obstacle(self, *, normalized: bool, shared: bool) -> str | None:
+        """See `Method.training_obstacle`: weights are fitted with what is folded into them."""
+        return "a BatchNormalization behind it belongs to its weights; fold it first" if normalized else None
+
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
+        """The module itself where it goes on from this fit already: it keeps its weights."""
+        from perfonnx.torch.modules import plain
+        from perfonnx.torch.sublattice import SublatticeConv2d
+
+        assert mask is not None
+        assert correction is not None
+        if isinstance(module, SublatticeConv2d) and module.correction is correction:
+            return module
+        weight = module.weight.detach().cpu().numpy()
+        if correction.weights == digest(half := weight.astype(np.float16)):  # such layers are trained in float32
+            weight = half
+        _check(correction, weight, mask)
+        return SublatticeConv2d(plain(module), mask, correction)
+
     # --- replacing ---------------------------------------------------------------------------------------------------
 
     def drawn(self, layer: Layer, context: Context) -> tuple[Sublattice, Mask | None]:
@@ -311,6 +341,24 @@ def _classes_of(correction: Correction) -> list[SiteClass]:
     ]
 
 
+def _check(correction: Correction, weight: NDArray[Any], mask: Mask) -> None:
+    """Refuse a correction that was found for something else than a layer of this weight and mask."""
+    again = "fit again with --data"
+    if correction.weights != digest(weight):
+        raise PerfonnxError(f"its weights were fitted for others; {again}")
+    if not correction.arrays:
+        return
+    numbers = correction.arrays.get("classes", np.zeros((0, 0)))
+    if numbers.shape != mask.shape or not np.array_equal(numbers >= 0, mask):
+        raise PerfonnxError(f"its weights were fitted for another lattice; {again}")
+    m, c = weight.shape[:2]
+    for i in range(int(numbers.max()) + 1):
+        taps, values, bias = (correction.arrays.get(f"{kind}{i}", np.zeros(0)) for kind in ("taps", "weight", "bias"))
+        whole = taps.ndim == 2 and taps.shape[1] == 2 and len(taps) and (taps == np.round(taps)).all()
+        if not whole or np.abs(taps).max() > MOST_FAR or values.shape != (m, c, len(taps)) or bias.shape != (m,):
+            raise PerfonnxError(f"its weights are of another form; {again}")
+
+
 class _Replacing:
     """One layer's weights."""
 
@@ -325,7 +373,7 @@ class _Replacing:
         spot = self.spot
         if spot.targets is None:
             correction, note = spot.context.corrections[spot.name], "refitted as before"
-            self._check(correction)
+            _check(correction, spot.weight, self.mask)
         else:
             correction, note = self._fitted()
         if correction.arrays:
@@ -338,20 +386,15 @@ class _Replacing:
         known = known_positions(spot.workspace, spot.node.inputs[0])
         classes = site_classes(self.mask, a, known, self.method.taps)
         images = spot.context.kept(_Images).count
-        fits = [self._refit(each, images, spot.targets.goal(spot.name)) for each in classes]
+        fits = [self._refit(each, images) for each in classes]
+        for x, _, target, other in spot.targets.values(spot.name, settled=True):
+            wanted = target if other is None else target - other
+            for fit in fits:
+                fit.add(x, wanted)
+        solutions = [fit.solve(RIDGE) for fit in fits]
         shares = [float(each.mask.sum()) / self.mask.sum() for each in classes]
-        errors, found = [], []
-        for turn in range(TURNS + 1):
-            if turn:
-                found.append([fit.solve(RIDGE) for fit in fits])
-                for fit, solution in zip(fits, found[-1], strict=True):
-                    fit.again(*solution)
-            for x, _, target, other in spot.targets.values(spot.name, settled=turn == TURNS):
-                for fit in fits:
-                    fit.add(x, target, other)
-            errors.append(sum(share * fit.error for share, fit in zip(shares, fits, strict=True)))
-        best = int(np.argmin(errors[1:]))
-        before, after, solutions = errors[0], errors[1 + best], found[best]
+        before = sum(share * s.before for share, s in zip(shares, solutions, strict=True))
+        after = sum(share * s.after for share, s in zip(shares, solutions, strict=True))
         if before == 0:
             return Correction.of(spot.weight, {}, 0.0, 0.0), "as it was: nothing in front of it has changed"
         numbers = np.full(self.mask.shape, -1, np.float32)
@@ -359,7 +402,8 @@ class _Replacing:
         for i, (each, solution) in enumerate(zip(classes, solutions, strict=True)):
             numbers[each.mask] = i
             arrays[f"taps{i}"] = each.taps.astype(np.float32)
-            arrays[f"weight{i}"], arrays[f"bias{i}"] = (array.astype(np.float32) for array in solution)
+            arrays[f"weight{i}"] = solution.weight.astype(np.float32)
+            arrays[f"bias{i}"] = solution.bias.astype(np.float32)
         taps = " and ".join(str(len(each.taps)) for each in classes)
         note = f"refitted, {taps} taps: error {before:.2%} -> {after:.2%}"
         few = min(fit.rows / fit.unknowns for fit in fits)
@@ -367,13 +411,12 @@ class _Replacing:
             note += f" (only {few:.1f} rows for each unknown: more data would help)"
         return Correction.of(spot.weight, arrays, before, after), note
 
-    def _refit(self, each: SiteClass, images: int, goal: Goal) -> Refit:
+    def _refit(self, each: SiteClass, images: int) -> Refit:
         spot, a = self.spot, self.spot.attributes
         unknowns = len(each.taps) * spot.weight.shape[1]
         count = int(each.mask.sum())
         wanted = max(-(-PER_UNKNOWN * unknowns * 2 // images), PLENTY // unknowns**2 // a.group)
-        weight, few = self._merged(each.taps), min(count, wanted)
-        return Refit(each.mask, each.taps, a.strides, weight, spot.bias, goal, few, a.group)
+        return Refit(each.mask, each.taps, a.strides, self._merged(each.taps), spot.bias, min(count, wanted), a.group)
 
     def _merged(self, taps: Ints) -> NDArray[np.float64]:
         """The weight [M, C/group, T] where each of the layer's taps that does not exist is given to the nearest."""
@@ -385,25 +428,6 @@ class _Replacing:
             closest = nearest == nearest.min()  # shared out, lest the map be shifted
             result[:, :, closest] += spot.weight[:, :, i, j, None].astype(np.float64) / closest.sum()
         return result
-
-    def _check(self, correction: Correction) -> None:
-        """Refuse a correction that was found for something else."""
-        again = "fit again with --data"
-        if correction.weights != digest(self.spot.weight):
-            raise PerfonnxError(f"its weights were fitted for others; {again}")
-        if not correction.arrays:
-            return
-        numbers = correction.arrays.get("classes", np.zeros((0, 0)))
-        if numbers.shape != self.mask.shape or not np.array_equal(numbers >= 0, self.mask):
-            raise PerfonnxError(f"its weights were fitted for another lattice; {again}")
-        m, c = self.spot.weight.shape[:2]
-        for i in range(int(numbers.max()) + 1):
-            taps = correction.arrays.get(f"taps{i}", np.zeros(0))
-            weight = correction.arrays.get(f"weight{i}", np.zeros(0))
-            bias = correction.arrays.get(f"bias{i}", np.zeros(0))
-            whole = taps.ndim == 2 and taps.shape[1] == 2 and len(taps) and (taps == np.round(taps)).all()
-            if not whole or np.abs(taps).max() > MOST_FAR or weight.shape != (m, c, len(taps)) or bias.shape != (m,):
-                raise PerfonnxError(f"its weights are of another form; {again}")
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 

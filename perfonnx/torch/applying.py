@@ -14,6 +14,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from perfonnx import corrections as correction_files
+from perfonnx.corrections import Correction, Corrections
 from perfonnx.errors import PerfonnxError, one_line
 from perfonnx.masks import ImpactMaps, Mask
 from perfonnx.methods import SAMPLING
@@ -31,6 +33,7 @@ from perfonnx.torch.modules import (
 )
 
 NO_MODULE = "no convolution module of its own stands for it"
+NOT_FITTED = "its training goes on from a fit, which is not here; take a plan saved after rewriting with data"
 
 Example = Tensor | Sequence[Tensor]
 
@@ -65,12 +68,14 @@ def apply(
     *,
     masks: Mapping[str, Mask] | None = None,
     impact_maps: ImpactMaps | None = None,
+    corrections: Corrections | None = None,
     **choices: Any,
 ) -> Applied:
     """Turn layers into their trainable counterparts, in place.
 
     Parameters keep their names and their identity, so that optimizers made before go on working. A plan may be applied
     to a network that has such layers already: all of them are chosen anew, and radius-adaptive ones keep their gates.
+    Layers on sublattices train the weights that were fitted for them, from where the fit left them; their own stay.
 
     Args:
         model: Any network that `torch.onnx.export` understands, or one from `from_onnx`.
@@ -80,6 +85,7 @@ def apply(
             needed for a network from `from_onnx`, nor if the network was given to `apply` before.
         masks: Masks by layer name that take the place of the plan's.
         impact_maps: What the mask `impact` is made from.
+        corrections: What layers were fitted with that train such results, in place of what was saved with the plan.
         **choices: Without a plan, the fields of `perfonnx.Options` (`rate=0.5, mask="grid"`).
 
     Returns:
@@ -94,14 +100,21 @@ def apply(
     skips: list[Skip] = []
     if plan is None:
         plan, skips = _planned(dense, modules, impact_maps, {"method": SAMPLING, **choices})
+    plan = plan if isinstance(plan, Plan) else Plan.load(plan)
     decided, refused = decide(dense, plan, masks=masks, impact_maps=impact_maps)
+    if corrections is None:
+        corrections = {} if plan.corrections is None else correction_files.load(plan.file("corrections"))
     layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     for name, choice in decided.items():  # all of them, before a weight is touched
         try:
             _check(layers, modules.get(name), choice)
+            if choice.plan.trains_correction and name not in corrections:
+                raise PerfonnxError(NOT_FITTED)
         except PerfonnxError as error:
             raise PerfonnxError(f"layer {name!r}: {error}") from error
-    new: dict[str, nn.Module] = {modules[n]: _counterpart(layers[modules[n]], choice) for n, choice in decided.items()}
+    new: dict[str, nn.Module] = {
+        modules[n]: _counterpart(n, layers[modules[n]], choice, corrections.get(n)) for n, choice in decided.items()
+    }
     dropped = {path: plain(old) for path, old in sampled_modules(model).items() if path not in new}
     for path, module in {**new, **dropped}.items():
         model.set_submodule(path, module)
@@ -129,8 +142,11 @@ def _check(layers: Mapping[str, nn.Conv2d], path: str | None, choice: Choice) ->
         raise PerfonnxError(obstacle)
 
 
-def _counterpart(old: nn.Conv2d, choice: Choice) -> SampledConv2d:
-    module = choice.plan.trainable(old, choice.mask)
+def _counterpart(name: str, old: nn.Conv2d, choice: Choice, correction: Correction | None) -> SampledConv2d:
+    try:
+        module = choice.plan.trainable(old, choice.mask, correction)
+    except PerfonnxError as error:
+        raise PerfonnxError(f"layer {name!r}: {error}") from error
     if module is None:
         raise PerfonnxError(f"what {choice.plan.label} makes of a layer cannot be trained; take it out of the plan")
     module.planned = choice.plan
@@ -162,6 +178,7 @@ def export(
     dense, modules = dense_onnx(model, example)
     paths = {path: name for name, path in modules.items()}
     plan, masks, gates = Plan(), {}, {}
+    corrections = trained_corrections(model, modules)
     for path, module in sampled_modules(model).items():
         name, planned = paths[path], module.planned
         if isinstance(module, MaskedConv2d):
@@ -171,7 +188,14 @@ def export(
         if isinstance(planned, Sparse):
             planned = replace(planned, fill=BEFORE_NORMALIZATION)
         plan.layers[name] = planned
-    return rewrite(dense, output, plan=plan, masks=masks, gates=gates, **options)
+    return rewrite(dense, output, plan=plan, masks=masks, gates=gates, corrections=corrections, **options)
+
+
+def trained_corrections(model: nn.Module, modules: Mapping[str, str]) -> Corrections:
+    """By layer name, what became of that with which layers were fitted; `modules` has the layers' paths."""
+    sampled = sampled_modules(model)
+    found = ((name, sampled[path].trained()) for name, path in modules.items() if path in sampled)
+    return {name: correction for name, correction in found if correction is not None}
 
 
 def dense_onnx(model: nn.Module, example: Example | None = None) -> tuple[onnx.ModelProto, dict[str, str]]:

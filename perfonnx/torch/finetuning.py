@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from perfonnx.comparing.metrics import joined
-from perfonnx.data.samples import Samples
+from perfonnx.data.samples import FeedsOf, Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import ImpactMaps, load_impact_maps
 from perfonnx.methods import SAMPLING
@@ -23,16 +23,16 @@ from perfonnx.model.atomic import check_target
 from perfonnx.model.files import LoadedModel, ModelSource
 from perfonnx.passes import Options, Skip
 from perfonnx.plan import Plan
-from perfonnx.rewriting import Rewritten, rewrite
+from perfonnx.rewriting import Rewritten, folded, rewrite
 from perfonnx.running.opened import open_model
 from perfonnx.search import Metric, Progress, Quality
 from perfonnx.search.evaluate import check_same_interface, find_metric
 from perfonnx.search.state import fingerprint
 from perfonnx.subject import Subject
-from perfonnx.torch.applying import apply, export
+from perfonnx.torch.applying import apply, export, trained_corrections
 from perfonnx.torch.batches import Batches
 from perfonnx.torch.checkpoints import Checkpoint
-from perfonnx.torch.importing import from_onnx
+from perfonnx.torch.importing import OnnxModule, from_onnx
 from perfonnx.torch.modules import RadiusAdaptiveConv2d
 from perfonnx.torch.radius import OpenShareBudget, start_gates
 from perfonnx.torch.sparsity import TRAINED_DENSE_UNTIL, TRAINED_FROZEN_FROM, SparsitySchedule, propagated_layers
@@ -42,6 +42,9 @@ FORMAT = 1
 
 SCORED = 512
 """Samples by which masks of sparse layers are chosen, at most."""
+
+FITTED = 1000
+"""Samples by which layers are fitted that train what they were fitted with, at most."""
 
 GATED = 256
 """Samples by which new gates are turned, at most."""
@@ -104,12 +107,16 @@ def finetune_model(
 ) -> Finetuned:
     """Rewrite a model and train it to do what it did before.
 
+    Where all layers of the plan train what they were fitted with, as those on sublattices do, the rest of the network
+    stays as it is: the plan saved from the result makes the same of the same model.
+
     Args:
         model: As for `perfonnx.rewrite`.
         output: Where the result goes; None: nowhere.
         samples: What it learns from; a part is held out to compare epochs by and to measure on.
         plan: What is done with the layers, or the path of a plan. Its repairs are left out, training does their work;
-            shares of open pixels become a budget.
+            shares of open pixels become a budget. Layers that go on from a fit start from what was saved with the
+            plan; where nothing was, they are fitted on samples first.
         options: Without a plan: how layers are chosen.
         settings: How it is trained.
         rounds: Rates rise to the plan's in this number of equal steps, with a training of all epochs after each.
@@ -141,16 +148,20 @@ def finetune_model(
     if impact_maps is not None and not isinstance(impact_maps, Mapping):
         impact_maps = load_impact_maps(impact_maps)
     same: dict[str, Any] = {"input_shapes": input_shapes, "impact_maps": impact_maps, "layout": layout}
+    fitted = FeedsOf(training.shuffled(settings.seed).take(FITTED))
     if plan is None:
         options = options or Options(SAMPLING)
         budget = options.example.open_budget
         share = 1.0 if budget is None else budget
-        plan = rewrite(model, options=options.trained(), **same).plan
+        new = options.example.trains_correction
+        untrained = rewrite(model, options=options.trained(), fallback=False, samples=fitted if new else None, **same)
     else:
         plan, share = _trainable(plan if isinstance(plan, Plan) else Plan.load(plan))
-    untrained = rewrite(model, plan=plan, fallback=False, **same)
+        new = plan.corrections is None and any(step.trains_correction for step in plan.steps())
+        untrained = rewrite(model, plan=plan, fallback=False, samples=fitted if new else None, **same)
     if not untrained.report.layers:
         raise PerfonnxError(f"{untrained.report.model}: no layer is rewritten, so there is nothing to train")
+    plan = untrained.plan if plan is None else plan
     shapes = untrained.plan.input_shapes
     plan = replace(plan, input_shapes=shapes)
     subject = Subject(model if original is None else original, shapes)
@@ -158,14 +169,19 @@ def finetune_model(
     metric, _ = find_metric(None, subject, held_out, threads=threads)
     settings = replace(settings, loss=_loss(metric, subject) if settings.loss == "auto" else settings.loss)
 
-    student, teacher = (from_onnx(source, input_shapes=shapes) for source in (model, subject.source))
+    names = [n for n, method in untrained.plan.layers.items() if any(s.trains_correction for s in method.steps)]
+    student, teacher = (_module(source, names, shapes) for source in (model, subject.source))
+    aside = len(names) == len(untrained.plan.layers)
+    if aside:
+        student.requires_grad_(False)
+        settings = replace(settings, batch_norm="frozen")
     about = {"model": fingerprint(Subject(model, shapes).serialized()), "rounds": rounds}
     if original is not None:
         about["original"] = fingerprint(subject.serialized())
     histories = []
     for number, file in enumerate(files, 1):
         step = _scaled(plan, number / rounds)
-        apply(student, step, impact_maps=impact_maps)
+        apply(student, step, impact_maps=impact_maps, corrections=untrained.corrections)
         histories.append(
             finetune(
                 student,
@@ -184,7 +200,12 @@ def finetune_model(
     if _has_gates(student):  # how much gates open is known from a forward pass
         with torch.no_grad():
             student.eval()(*_inputs(_some(held_out, GATED, settings)))
-    result = export(student, fallback=fallback, layout=layout or plan.layout, input_shapes=shapes)
+    form: dict[str, Any] = {"fallback": fallback, "layout": layout or plan.layout, "input_shapes": shapes}
+    if aside:
+        trained = trained_corrections(student, student.layers)
+        result = rewrite(model, plan=untrained.plan, corrections=trained, impact_maps=impact_maps, **form)
+    else:
+        result = export(student, **form)
     result.plan.notes = {**untrained.plan.notes, **plan.notes}
     result.report.skips = [Skip(layer, reason) for layer, reason in result.plan.notes.items()]
     measure = partial(_measure, metric, subject, held_out, threads)
@@ -200,6 +221,13 @@ def finetune_model(
     if output is not None:
         result.save(output)
     return finetuned
+
+
+def _module(
+    source: ModelSource, fitted: Collection[str], shapes: Mapping[str, Sequence[int | str | None]]
+) -> OnnxModule:
+    """A model as a module; layers that were fitted have in their weights what was folded into these then."""
+    return from_onnx(folded(source, fitted, input_shapes=shapes) if fitted else source, input_shapes=shapes)
 
 
 def measurable_split(samples: Samples, settings: Settings) -> tuple[Samples, Samples]:
@@ -222,10 +250,12 @@ def file_of_round(checkpoint: str | os.PathLike[str] | None, number: int, rounds
 
 
 def _trainable(plan: Plan) -> tuple[Plan, float]:
-    """The plan without what is fitted instead of trained, and the share of pixels that radius-adaptive layers keep."""
+    """The plan without what is trained instead of fitted, and the share of pixels that radius-adaptive layers keep."""
     shares = [share for step in plan.steps() if (share := step.open_budget) is not None]
     layers = {name: method.trained for name, method in plan.layers.items()}
-    return replace(plan, layers=layers, corrections=None), sum(shares) / len(shares) if shares else 1.0
+    if not any(step.trains_correction for step in plan.steps()):
+        plan = replace(plan, corrections=None)
+    return replace(plan, layers=layers), sum(shares) / len(shares) if shares else 1.0
 
 
 def _scaled(plan: Plan, part: float) -> Plan:

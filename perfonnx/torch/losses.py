@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perfonnx.errors import PerfonnxError
+from perfonnx.torch.modules import SampledConv2d
 
 LOSSES = ("auto", "logits", "probabilities", "squared-error")
 
@@ -84,7 +85,8 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
 class Intermediate:
     """Context: compares the layers that were replaced in a student with those of the same name in its teacher.
 
-    The student's outputs are compared as they come, while it is in training mode; the teacher runs first.
+    The student's outputs are compared while it is in training mode, with what is the goal of their layers; the teacher
+    runs first.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -122,7 +124,9 @@ class Intermediate:
     def _compare(self, name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
             if self._student.training and name in self._targets:
-                self._terms.append(relative_error(output, self._targets[name]))
+                target = self._targets[name]
+                goal = module.goal(target) if isinstance(module, SampledConv2d) else target
+                self._terms.append(relative_error(output, goal))
 
         return hook
 

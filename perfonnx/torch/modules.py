@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perfonnx.corrections import TrainedGate
+from perfonnx.corrections import Correction, TrainedGate
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask
 from perfonnx.methods import Method
@@ -139,6 +139,14 @@ class SampledConv2d(Conv2d):
     """
 
     planned: Method
+
+    def goal(self, y: Tensor) -> Tensor:
+        """What the layer is to give where it gave y, [N, M, OH, OW], in the original network."""
+        return y
+
+    def trained(self) -> Correction | None:
+        """What makes the layer as it is now, in the place of what it was fitted with; None where it was not."""
+        return None
 
 
 class ExactConv2d(SampledConv2d):

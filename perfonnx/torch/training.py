@@ -27,11 +27,14 @@ from perfonnx.torch.batches import AUGMENTATIONS, Batches, Item, augmented
 from perfonnx.torch.checkpoints import Checkpoint, Interrupts
 from perfonnx.torch.losses import LOSSES, Intermediate, class_scores, distillation, find_loss, tensors
 from perfonnx.torch.modules import RadiusAdaptiveConv2d
+from perfonnx.torch.sublattice import SublatticeConv2d
 
 PRECISIONS = ("float32", "bfloat16")
 BATCH_NORMS = ("update", "frozen")
 OPTIMIZERS = {"sgd": 0.02, "adamw": 3e-4}
 """Optimizers by name, with the learning rates where none is given."""
+
+AUTO = "auto"
 
 MOMENTUM = 0.9
 WARM_UP = 0.05
@@ -77,7 +80,8 @@ class Settings:
     Attributes:
         epochs: Passes over the data.
         batch: Samples per step.
-        optimizer: `sgd`, with momentum, or `adamw`.
+        optimizer: `sgd`, with momentum; `adamw`; or `auto`: `adamw` where layers go on from what they were fitted with,
+            else `sgd`.
         lr: Highest learning rate, which is reached after a short warm-up and falls along a cosine; None: by the
             optimizer.
         weight_decay: Of weights; biases and what else has one dimension have none.
@@ -100,7 +104,7 @@ class Settings:
 
     epochs: int = 5
     batch: int = 64
-    optimizer: str = "sgd"
+    optimizer: str = AUTO
     lr: float | None = None
     weight_decay: float = 1e-4
     loss: str = "auto"
@@ -120,7 +124,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise PerfonnxError(f"{name} {getattr(self, name)}: give 1 or more")
         for name, known in (
-            ("optimizer", tuple(OPTIMIZERS)),
+            ("optimizer", (AUTO, *OPTIMIZERS)),
             ("loss", LOSSES),
             ("augment", AUGMENTATIONS),
             ("precision", PRECISIONS),
@@ -493,7 +497,10 @@ def _optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not parameters:
         raise PerfonnxError("the network has no parameters to train")
-    rate = OPTIMIZERS[settings.optimizer] if settings.lr is None else settings.lr
+    kind = settings.optimizer
+    if kind == AUTO:
+        kind = "adamw" if any(isinstance(module, SublatticeConv2d) for module in student.modules()) else "sgd"
+    rate = OPTIMIZERS[kind] if settings.lr is None else settings.lr
     adaptive = [module for module in student.modules() if isinstance(module, RadiusAdaptiveConv2d)]
     gates, biases = {id(module.gate) for module in adaptive}, {id(module.gate_bias) for module in adaptive}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -502,7 +509,7 @@ def _optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         highest = rate * GATE_RATE if id(p) in biases else rate
         groups.setdefault((decay, highest), []).append(p)
     given = [{"params": ps, "weight_decay": decay, "highest": highest} for (decay, highest), ps in groups.items()]
-    if settings.optimizer == "adamw":
+    if kind == "adamw":
         return torch.optim.AdamW(given, lr=rate)
     return torch.optim.SGD(given, lr=rate, momentum=MOMENTUM)
 

@@ -39,7 +39,7 @@ _SETTINGS = {
     "epochs": (int, "N", "passes over the data (default 5)"),
     "batch": (int, "N", "samples per step (default 64)"),
     "lr": (float, "R", "highest learning rate (default 0.02 for sgd, 0.0003 for adamw)"),
-    "optimizer": (str, "NAME", "sgd (default) or adamw"),
+    "optimizer": (str, "NAME", "sgd or adamw (default: adamw for layers on sublattices, else sgd)"),
     "augment": (
         str,
         "NAME",
