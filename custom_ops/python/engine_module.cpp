@@ -251,7 +251,8 @@ class SampledProduct {
     const auto panel = static_cast<py::ssize_t>(product_.kernels().f32->panel);
     std::vector<py::ssize_t> dims{size(shape.groups), -1, size(shape.taps), size(shape.inputs), panel};
     if (implementation() == "depthwise") dims = {size(shape.taps), whole / size(shape.taps)};
-    if (dims[1] < 0) dims[1] = whole / (dims[0] * dims[2] * dims[3] * dims[4]);
+    if (implementation() == "columns") dims = {whole};
+    if (dims.size() > 1 && dims[1] < 0) dims[1] = whole / (dims[0] * dims[2] * dims[3] * dims[4]);
     Floats result(dims);
     std::copy_n(product_.packed().data(), product_.packed().size(), result.mutable_data());
     return result;

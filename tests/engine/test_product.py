@@ -315,6 +315,7 @@ def test_of_equally_good_implementations_the_first_is_taken(
         "depthwise",
         "direct",
         "gathered",
+        "columns",
         "winograd5",
         "winograd3",
         "winograd4",

@@ -14,6 +14,9 @@ namespace perfonnx {
 // for all sites of a tile, and no multiple of 4096 bytes, so that the sites use different sets of the first cache.
 enum { kGatherDepth = 512, kGatherStride = kGatherDepth + 16 };
 
+// Most output channels of a panel that has a list of the inputs that it reads.
+enum { kListedPanel = 16 };
+
 // Inputs of sites that lie a constant distance apart: site p reads `inputs` floats from base + p * stride on.
 struct Segment {
   const float* base;
@@ -40,11 +43,13 @@ struct TileArgs {
   size_t tiles;              // of segments: so many tiles, each where the last one ends
   size_t ahead;              // number of the segment of which to bring later sites near meanwhile, or segment_count
   const float* const* rows;  // [taps][sites]: first input channel of the tap, for each tap and site
-  const float* gathered;     // [sites][kGatherStride], of which `inputs` floats each are used
+  const float* gathered;     // [sites][kGatherStride], of which `inputs` floats each are used:
+  const uint16_t* listed;    // [inputs] those at these places, or, where there is no list, the first ones
   size_t taps;
   size_t offset;                  // added to every row pointer and base: first input channel of the group
   size_t inputs;                  // input channels in the block
-  const float* panel;             // weights [taps][inputs][panel width], at the first tap and channel of the block
+  const float* panel;             // weights [taps][inputs][panel width], at the first tap and channel of the block;
+                                  // of listed inputs [inputs][width of such a panel]
   const float* bias;              // [panel width]
   float* out;                     // [sites][out_stride]
   size_t out_stride;              // floats
@@ -202,6 +207,7 @@ struct F32Kernels {
   TileFunction strided[2][kMaxSiteTile];
   TileFunction direct[2][kMaxSiteTile];
   TileFunction gathered[2][kMaxSiteTile];
+  TileFunction listed[2][kMaxSiteTile];  // panels are at most kListedPanel wide
   DepthwiseFunction depthwise;
   PoolFunction max_pool;
   PoolFunction average_pool;

@@ -290,6 +290,28 @@ void gathered_tile(const TileArgs* args) {
   finish(args, args->added, args->out, last, sum);
 }
 
+// The same of those that are listed.
+constexpr size_t kListedWidth = kPanel < kListedPanel ? kPanel : kListedPanel;
+template <int SITES, int VECTORS>
+void listed_tile(const TileArgs* args) {
+  const size_t last = last_channels<VECTORS>(args);
+  Vec sum[SITES][VECTORS];
+  start(args, args->out, last, sum);
+  const float* weights = args->panel;
+  for (size_t k = 0; k < args->inputs; ++k, weights += kListedWidth) {
+    const float* x = args->gathered + args->listed[k];
+    Vec w[VECTORS];
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
+    PERFONNX_UNROLL
+    for (size_t p = 0; p < SITES; ++p) {
+      PERFONNX_UNROLL
+      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x[p * kGatherStride] * w[v];
+    }
+  }
+  finish(args, args->added, args->out, last, sum);
+}
+
 // Adds TAPS taps, of which each reads what the one before reads at the next site.
 template <int TAPS, int SITES, bool WHOLE>
 PERFONNX_INLINE void depthwise_line(const float* from, ptrdiff_t stride, const float* weights, size_t weight_stride,
@@ -598,19 +620,20 @@ namespace perfonnx {
 namespace {
 
 // Tiles that the instruction set does not use have no function.
-#define PERFONNX_TILE_OR_NULL(kind, function)    \
-  template <int SITES, int VECTORS>              \
-  constexpr function kind##_or_null() {          \
-    if constexpr (SITES <= PERFONNX_SITE_TILE) { \
-      return kind<SITES, VECTORS>;               \
-    } else {                                     \
-      return nullptr;                            \
-    }                                            \
+#define PERFONNX_TILE_OR_NULL(kind, function, width)                           \
+  template <int SITES, int VECTORS>                                            \
+  constexpr function kind##_or_null() {                                        \
+    if constexpr (SITES <= PERFONNX_SITE_TILE && VECTORS * kVector <= width) { \
+      return kind<SITES, VECTORS>;                                             \
+    } else {                                                                   \
+      return nullptr;                                                          \
+    }                                                                          \
   }
-PERFONNX_TILE_OR_NULL(strided_tiles, TileFunction)
-PERFONNX_TILE_OR_NULL(direct_tile, TileFunction)
-PERFONNX_TILE_OR_NULL(gathered_tile, TileFunction)
-PERFONNX_TILE_OR_NULL(winograd_product, WinogradProductFunction)
+PERFONNX_TILE_OR_NULL(strided_tiles, TileFunction, kPanel)
+PERFONNX_TILE_OR_NULL(direct_tile, TileFunction, kPanel)
+PERFONNX_TILE_OR_NULL(gathered_tile, TileFunction, kPanel)
+PERFONNX_TILE_OR_NULL(listed_tile, TileFunction, kListedWidth)
+PERFONNX_TILE_OR_NULL(winograd_product, WinogradProductFunction, kPanel)
 
 #define PERFONNX_TILES(kind, v)                                                                        \
   {kind##_or_null<1, v>(),  kind##_or_null<2, v>(),  kind##_or_null<3, v>(),  kind##_or_null<4, v>(),  \
@@ -628,6 +651,7 @@ extern constexpr F32Kernels PERFONNX_KERNELS = {
     {PERFONNX_TILES(strided_tiles, 1), PERFONNX_TILES(strided_tiles, 2)},
     {PERFONNX_TILES(direct_tile, 1), PERFONNX_TILES(direct_tile, 2)},
     {PERFONNX_TILES(gathered_tile, 1), PERFONNX_TILES(gathered_tile, 2)},
+    {PERFONNX_TILES(listed_tile, 1), PERFONNX_TILES(listed_tile, 2)},
     depthwise,
     pool<Max>,
     pool<Average>,

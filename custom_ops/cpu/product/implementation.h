@@ -69,7 +69,7 @@ struct ProductRun {
 
 // What is known of a layer when its kernel is created.
 struct ProductLayer {
-  const float* weights;  // [outputs, inputs, taps], these the grid's where there is one
+  const float* weights;  // [outputs, inputs, taps], these the grid's where there is one; null: not known yet
   const float* bias;     // [outputs] or null
   WeightShape shape;
   const KernelSet& kernels;
@@ -117,6 +117,7 @@ extern const Implementation& kWinograd2;
 extern const Implementation& kWinogradLine4;
 extern const Implementation& kDirect;
 extern const Implementation& kGathered;
+extern const Implementation& kColumns;
 // All of them. Of those that are equally good the first is taken; kGathered computes every layer.
 const std::vector<const Implementation*>& implementations();
 

@@ -10,8 +10,9 @@
 namespace perfonnx {
 
 const std::vector<const Implementation*>& implementations() {
-  static const std::vector<const Implementation*> list{
-      &kDepthwise, &kDirect, &kGathered, &kWinograd5, &kWinograd3, &kWinograd4, &kWinograd2, &kWinogradLine4, &kMerged};
+  static const std::vector<const Implementation*> list{&kDepthwise,     &kDirect,    &kGathered,  &kColumns,
+                                                       &kWinograd5,     &kWinograd3, &kWinograd4, &kWinograd2,
+                                                       &kWinogradLine4, &kMerged};
   return list;
 }
 
