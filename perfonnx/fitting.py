@@ -261,25 +261,11 @@ def _scaled(mask: NDArray[np.bool_], source: NDArray[np.int32], weight: NDArray[
     return Sampling(mask, source, np.concatenate([weight, np.zeros_like(weight)], axis=1), "learned")
 
 
-@dataclass(frozen=True)
-class Refitted:
-    """Weights by which a layer comes closest to its target.
-
-    Attributes:
-        weight: float64 [M, C/group, T].
-        bias: float64 [M].
-        before: Mean squared error over the variance of the target, by the weights that the fit began with.
-        after: The same by these.
-    """
-
-    weight: Float
-    bias: Float
-    before: float
-    after: float
-
-
 class Refit:
     """Weights of a layer at some of its positions, by ridge regression towards those that it begins with.
+
+    The first solution counts every error; those after `again` count what the goal lets through, from where the one
+    before stands (as Zhang et al., arXiv 1505.06798, section 3.2, fit to auxiliary responses).
 
     Args:
         mask: bool [OH, OW], the positions.
@@ -287,6 +273,7 @@ class Refit:
         strides: Down and across.
         weight: float64 [M, C/group, T], what it begins with.
         bias: [M], likewise.
+        goal: What the target is for.
         per_image: Positions of an image that are taken, at random, at most.
         groups: Groups of the convolution.
     """
@@ -298,43 +285,68 @@ class Refit:
         strides: tuple[int, int],
         weight: Float,
         bias: NDArray[np.floating],
+        goal: Goal,
         per_image: int,
         groups: int = 1,
     ) -> None:
         self.sites = np.argwhere(mask)
         self.taps = taps
         self.strides = np.array(strides)
-        self.start = weight.transpose(0, 2, 1).reshape(groups, len(weight) // groups, -1)  # [groups, M/group, T C]
-        self.bias = bias.astype(np.float64).reshape(groups, -1)
+        self.first = weight.transpose(0, 2, 1).reshape(groups, len(weight) // groups, -1)  # [groups, M/group, T C]
+        self.start: Float = self.first
+        self.bias: Float = bias.astype(np.float64).reshape(groups, -1)
+        self.goal = goal
+        self.counted = Goal()
         self.per_image = min(per_image, len(self.sites))
         self.groups = groups
+        self._begin()
+
+    def _begin(self) -> None:
+        groups, outputs, width = self.start.shape
         self.rng = np.random.default_rng(0)
         self.rows = 0
-        outputs, width = self.start.shape[1:]
         self.gram = np.zeros((groups, width, width))
         self.cross = np.zeros((groups, width, outputs))  # with what the start leaves
         self.sum = np.zeros((groups, width))
         self.left_sum = np.zeros((groups, outputs))
-        self.left_squares = self.target_squares = 0.0
-        self.target_sum = np.zeros((groups, outputs))
+        self.squares = self.target_squares = 0.0  # of what the goal lets through of the errors; of the target
+        self.target_sum: Float = np.zeros((groups, outputs))
 
     @property
     def unknowns(self) -> int:
         """Weights of an output."""
         return self.start.shape[2]
 
-    def add(self, x: NDArray[np.floating], target: NDArray[np.floating]) -> None:
+    @property
+    def error(self) -> float:
+        """Mean squared error of what it begins with, as far as the goal lets it through, over the target's variance."""
+        spread = self.target_squares - float(np.square(self.target_sum).sum()) / max(self.rows, 1)
+        return self.squares / max(spread, 1e-12 * self.target_squares, 1e-300)
+
+    def again(self, weight: Float, bias: Float) -> None:
+        """Begin anew from a solution, as `solve` gives it."""
+        self.start = weight.transpose(0, 2, 1).reshape(self.start.shape)
+        self.bias = bias.reshape(self.bias.shape)
+        self.counted = self.goal
+        self._begin()
+
+    def add(
+        self,
+        x: NDArray[np.floating],
+        target: NDArray[np.floating],
+        other: NDArray[np.floating] | None = None,
+    ) -> None:
         """Count a batch.
 
         Args:
             x: [N, C, H, W], the layer's input.
-            target: [N, M, OH, OW], what it should give.
+            target: [N, M, OH, OW], what it should give, together with `other`.
+            other: [N, M, OH, OW], what the network adds to the layer's output.
         """
-        channels = x.shape[1]
-        for part in _blocks(len(x), self.per_image * channels * len(self.taps)):
-            self._add(x[part], target[part])
+        for part in _blocks(len(x), self.per_image * x.shape[1] * len(self.taps)):
+            self._add(x[part], target[part], None if other is None else other[part])
 
-    def _add(self, x: NDArray[np.floating], target: NDArray[np.floating]) -> None:
+    def _add(self, x: NDArray[np.floating], target: NDArray[np.floating], other: NDArray[np.floating] | None) -> None:
         images, channels, height, width = x.shape
         few = self.per_image < len(self.sites)
         sites = self.rng.permutation(self.sites)[: self.per_image] if few else self.sites
@@ -346,22 +358,29 @@ class Refit:
         rows = images * len(sites)
         grouped = read.reshape(rows, len(self.taps), self.groups, channels // self.groups)
         grouped = grouped.transpose(2, 0, 1, 3).reshape(self.groups, rows, -1)
-        wanted = target[:, :, sites[:, 0], sites[:, 1]].transpose(0, 2, 1).reshape(rows, self.groups, -1)
-        wanted = wanted.transpose(1, 0, 2).astype(np.float64)
-        given = grouped @ self.start.transpose(0, 2, 1).astype(np.float32) + self.bias[:, None]
-        left = wanted - given
+
+        def at_sites(values: NDArray[np.floating]) -> Float:
+            """[N, M, OH, OW] to [groups, rows, M/group]."""
+            taken = values[:, :, sites[:, 0], sites[:, 1]].transpose(0, 2, 1).reshape(rows, self.groups, -1)
+            return taken.transpose(1, 0, 2).astype(np.float64)
+
+        wanted = at_sites(target)
+        given: Float = grouped @ self.start.transpose(0, 2, 1).astype(np.float32) + self.bias[:, None]
+        if other is not None:
+            given += at_sites(other)
+        left = self.counted.error(wanted, given)
         turned = grouped.transpose(0, 2, 1)
         self.rows += rows
         self.gram += turned @ grouped
         self.cross += turned @ left.astype(np.float32)
         self.sum += grouped.sum(axis=1, dtype=np.float64)
         self.left_sum += left.sum(axis=1)
-        self.left_squares += float(np.square(left).sum())
+        self.squares += float(np.square(self.goal.error(wanted, given)).sum())
         self.target_squares += float(np.square(wanted).sum())
         self.target_sum += wanted.sum(axis=1)
 
-    def solve(self, ridge: float) -> Refitted:
-        """The best weights and biases.
+    def solve(self, ridge: float) -> tuple[Float, Float]:
+        """The best weights [M, C/group, T] and biases [M].
 
         Raises:
             PerfonnxError: Nothing was counted, or the values were not finite.
@@ -372,18 +391,13 @@ class Refit:
         gram = self.gram - self.sum[:, :, None] * self.sum[:, None] / count
         cross = self.cross - self.sum[:, :, None] * self.left_sum[:, None] / count
         scale = np.trace(gram, axis1=1, axis2=2) / width
-        strength = np.where(scale > 0, ridge * scale, 1.0)
-        change = np.linalg.solve(gram + strength[:, None, None] * np.eye(width), cross)
-        bias = (self.left_sum - np.einsum("gk,gkm->gm", self.sum, change)) / count
-        spread = self.target_squares - float(np.square(self.target_sum).sum()) / count
-        spread = max(spread, 1e-12 * self.target_squares, 1e-300)
-        explained = 2 * float(np.einsum("gkm,gkm->", change, cross))
-        explained -= float(np.einsum("gkm,gkl,glm->", change, gram, change, optimize=True))
-        left = self.left_squares - float(np.square(self.left_sum).sum()) / count
+        strength = np.where(scale > 0, ridge * scale, 1.0)[:, None, None]
+        cross = cross - strength * (self.start - self.first).transpose(0, 2, 1)
+        change = np.linalg.solve(gram + strength * np.eye(width), cross)
+        bias = self.bias + (self.left_sum - np.einsum("gk,gkm->gm", self.sum, change)) / count
         weight = self.start + change.transpose(0, 2, 1)
         weight = weight.reshape(-1, len(self.taps), width // len(self.taps)).transpose(0, 2, 1)
-        found = (self.bias + bias).reshape(-1)
-        return Refitted(weight, found, self.left_squares / spread, max(left - explained, 0.0) / spread)
+        return weight, bias.reshape(-1)
 
 
 def nearest_sites(mask: NDArray[np.bool_], count: int) -> NDArray[np.int32]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import Refit
+from perfonnx.fitting import Goal, Refit
 from perfonnx.masks import Mask
 from perfonnx.methods.base import GAINING, Context, Decision, Fitted, Needs, SampledMethod, Spot, setting
 from perfonnx.methods.masked import sampling_operands
@@ -49,6 +49,9 @@ TURNED, OWN = TAPS = ("turned", "own")
 
 RIDGE = 2e-3
 """Strength of the pull towards the original weights, relative to the mean variance of what is read."""
+TURNS = 2
+"""Fits of a layer; all but the first count what its activation lets through. On ResNet-20 with all layers on the
+quincunx and 400 images the second gains 0.4 points, a third 0.1."""
 PER_UNKNOWN = 10
 """Rows that a fit should have for each unknown of an output."""
 PLENTY = 1 << 27
@@ -386,15 +389,20 @@ class _Replacing:
         known = known_positions(spot.workspace, spot.node.inputs[0])
         classes = site_classes(self.mask, a, known, self.method.taps)
         images = spot.context.kept(_Images).count
-        fits = [self._refit(each, images) for each in classes]
-        for x, _, target, other in spot.targets.values(spot.name, settled=True):
-            wanted = target if other is None else target - other
-            for fit in fits:
-                fit.add(x, wanted)
-        solutions = [fit.solve(RIDGE) for fit in fits]
+        fits = [self._refit(each, images, spot.targets.goal(spot.name)) for each in classes]
         shares = [float(each.mask.sum()) / self.mask.sum() for each in classes]
-        before = sum(share * s.before for share, s in zip(shares, solutions, strict=True))
-        after = sum(share * s.after for share, s in zip(shares, solutions, strict=True))
+        errors, found = [], []
+        for turn in range(TURNS + 1):
+            if turn:
+                found.append([fit.solve(RIDGE) for fit in fits])
+                for fit, solution in zip(fits, found[-1], strict=True):
+                    fit.again(*solution)
+            for x, _, target, other in spot.targets.values(spot.name, settled=turn == TURNS):
+                for fit in fits:
+                    fit.add(x, target, other)
+            errors.append(sum(share * fit.error for share, fit in zip(shares, fits, strict=True)))
+        best = int(np.argmin(errors[1:]))
+        before, after, solutions = errors[0], errors[1 + best], found[best]
         if before == 0:
             return Correction.of(spot.weight, {}, 0.0, 0.0), "as it was: nothing in front of it has changed"
         numbers = np.full(self.mask.shape, -1, np.float32)
@@ -402,8 +410,7 @@ class _Replacing:
         for i, (each, solution) in enumerate(zip(classes, solutions, strict=True)):
             numbers[each.mask] = i
             arrays[f"taps{i}"] = each.taps.astype(np.float32)
-            arrays[f"weight{i}"] = solution.weight.astype(np.float32)
-            arrays[f"bias{i}"] = solution.bias.astype(np.float32)
+            arrays[f"weight{i}"], arrays[f"bias{i}"] = (array.astype(np.float32) for array in solution)
         taps = " and ".join(str(len(each.taps)) for each in classes)
         note = f"refitted, {taps} taps: error {before:.2%} -> {after:.2%}"
         few = min(fit.rows / fit.unknowns for fit in fits)
@@ -411,12 +418,13 @@ class _Replacing:
             note += f" (only {few:.1f} rows for each unknown: more data would help)"
         return Correction.of(spot.weight, arrays, before, after), note
 
-    def _refit(self, each: SiteClass, images: int) -> Refit:
+    def _refit(self, each: SiteClass, images: int, goal: Goal) -> Refit:
         spot, a = self.spot, self.spot.attributes
         unknowns = len(each.taps) * spot.weight.shape[1]
         count = int(each.mask.sum())
         wanted = max(-(-PER_UNKNOWN * unknowns * 2 // images), PLENTY // unknowns**2 // a.group)
-        return Refit(each.mask, each.taps, a.strides, self._merged(each.taps), spot.bias, min(count, wanted), a.group)
+        weight, few = self._merged(each.taps), min(count, wanted)
+        return Refit(each.mask, each.taps, a.strides, weight, spot.bias, goal, few, a.group)
 
     def _merged(self, taps: Ints) -> NDArray[np.float64]:
         """The weight [M, C/group, T] where each of the layer's taps that does not exist is given to the nearest."""
