@@ -355,6 +355,16 @@ class Method(ABC):
         return False
 
     @property
+    def regional(self) -> bool:
+        """Whether a search chooses it for runs of layers of one resolution together, rather than layer by layer."""
+        return False
+
+    @property
+    def behind(self) -> Method | None:
+        """Where it is regional: what layers get that lie behind a region; None: what they have without it."""
+        return None
+
+    @property
     def lossless(self) -> bool:
         """Whether the layer gives what it gave, up to rounding."""
         return False

@@ -22,7 +22,18 @@ from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import Goal, Refit
 from perfonnx.masks import Mask
-from perfonnx.methods.base import GAINING, Context, Decision, Fitted, Needs, SampledMethod, Spot, setting
+from perfonnx.methods.base import (
+    GAINING,
+    Context,
+    Decision,
+    Fitted,
+    Method,
+    Needs,
+    SampledMethod,
+    Space,
+    Spot,
+    setting,
+)
 from perfonnx.methods.masked import sampling_operands
 from perfonnx.model.layers import Layer, constant_input, unique_name
 from perfonnx.model.proto import is_standard
@@ -197,6 +208,22 @@ class Sublattice(SampledMethod):
         )
 
     # --- search ------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def candidates(cls, space: Space) -> Sequence[Method]:
+        """See `Method.candidates`."""
+        found = [cls(lattice) for lattice in LATTICES]
+        return [method for method in found if method.saving in space.savings]
+
+    @property
+    def regional(self) -> bool:
+        """See `Method.regional`."""
+        return self.lattice != EVERYWHERE
+
+    @property
+    def behind(self) -> Method | None:
+        """See `Method.behind`: refitted, so that they make up for what went wrong in front of them."""
+        return replace(self, lattice=EVERYWHERE, at="")
 
     @property
     def shareable(self) -> bool:

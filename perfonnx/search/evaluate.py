@@ -22,8 +22,8 @@ from perfonnx.subject import REPAIR_IMAGES, SamplesLike, Subject
 HELD_BYTES = 1 << 30
 """Inputs, and outputs of the original, are kept in memory up to this size each; beyond it they are made anew."""
 
-CHOOSING, HELD_BACK = "choosing", "held back"
-"""The two parts of the data: one to choose by, one that the choice never saw."""
+FITTING, CHOOSING, HELD_BACK = "fitting", "choosing", "held back"
+"""Parts of the data: to refit layers by, to choose by, and those that fits and choices never saw."""
 
 FEW, QUICK = 2, 1.0
 """Images that a metric is found by, and that the original is timed on, for so many seconds."""

@@ -14,7 +14,7 @@ from perfonnx.search.choose import Option, pareto
 from perfonnx.search.counts import Counts
 from perfonnx.search.credible import credible_drop
 from perfonnx.search.evaluate import CHOOSING, HELD_BACK, Evaluator, Outcome, Task
-from perfonnx.search.pace import FINAL_SECONDS, TIMED_SECONDS, TRIAL, VERIFICATION, Pace, Sizes
+from perfonnx.search.pace import FINAL_SECONDS, REFIT, TIMED_SECONDS, TRIAL, VERIFICATION, Pace, Sizes
 from perfonnx.search.result import TARGETS, Progress, Target, Trial
 from perfonnx.search.sensitivity import plan_key
 from perfonnx.search.state import Records
@@ -87,13 +87,15 @@ class Networks:
         if key not in self.trials:
             layers = len(plan.layers)
             self.tell(f"searching {why}: {layers} layer{'s' if layers != 1 else ''}", len(self.trials))
-            with self.pace.measuring(TRIAL):
+            kind = REFIT if is_regional(plan) else TRIAL
+            with self.pace.measuring(kind):
                 quality = self.evaluate(plan, CHOOSING, self.sizes.choosing)
                 speed = self.tools.records.ask(f"time {key}", lambda: self.tools.timer.speed(plan).to_json())
                 counts = self.tools.records.ask(f"counts {key}", lambda: self.tools.counts.network(plan))
-            self.pace.foresee(VERIFICATION, self.pace.expected[TRIAL] + FINAL_SECONDS - TIMED_SECONDS)
+            if kind == TRIAL:
+                self.pace.foresee(VERIFICATION, self.pace.expected[TRIAL] + FINAL_SECONDS - TIMED_SECONDS)
             pairs = {kind: (before, after) for kind, (before, after) in counts.items()}
-            trial = Trial(plan, why, quality, Speed(**speed), None, pairs, self._repaired_by)
+            trial = Trial(plan, why, quality, Speed(**speed), None, pairs, self.repaired_by(plan))
             self.trials[key] = trial
             self._remember(trial)
             self.tell("searching", len(self.trials), news=f"{self.describe(trial)} ({why})")
@@ -130,13 +132,13 @@ class Networks:
         trial.held_back = self.evaluate(trial.plan, HELD_BACK, self.sizes.held_back)
         return trial.held_back
 
-    @property
-    def _repaired_by(self) -> int:
-        return self.sizes.repairing or 1
+    def repaired_by(self, plan: Plan) -> int:
+        """By how many images the layers of a plan are repaired, or refitted."""
+        return (self.sizes.refitting if is_regional(plan) else self.sizes.repairing) or 1
 
     def evaluate(self, plan: Plan, part: str, images: int) -> Quality:
         """What a plan loses on the first images of a part."""
-        repaired_by = self._repaired_by
+        repaired_by = self.repaired_by(plan)
 
         def measure() -> dict[str, Any]:
             task = Task(plan, part, images, repaired_by=repaired_by)
@@ -146,27 +148,29 @@ class Networks:
         same = plan_key(replace(plan, layout=LAYOUTS[0]))  # what is lost does not depend on the layout
         return Quality.from_json(self.tools.records.ask(f"{part} {same} {images} {repaired_by}", measure))
 
-    def affords(self, *kinds: str) -> bool:
+    def affords(self, *kinds: str, until: float = 1.0) -> bool:
         """Whether there is time for that; asked where there is more to try."""
-        affords = self.pace.affords(*kinds)
+        affords = self.pace.affords(*kinds, until=until)
         self.cut_short |= not affords
         return affords
 
-    def goes_on(self) -> bool:
-        """Whether there is time for one network more, and to verify one after it.
+    def goes_on(self, kind: str = TRIAL, until: float = 1.0) -> bool:
+        """Whether there is time for one network more, in a part of all of it, and to verify one after it.
 
         For the first one always, and for a few more where nothing was found: a search shall not end in between.
         """
-        if not self.trials or self.affords(TRIAL, VERIFICATION):
+        if not self.trials or self.affords(kind, VERIFICATION, until=until):
             return True
+        if until < 1:
+            return False
         if self.overtime == OVERTIME or self.best() is not None:
             return False
         self.overtime += 1
         return True
 
-    def is_last(self) -> bool:
+    def is_last(self, kind: str = TRIAL, until: float = 1.0) -> bool:
         """Whether there is no time for two of them."""
-        return not self.pace.affords(TRIAL, TRIAL, VERIFICATION)
+        return not self.pace.affords(kind, kind, VERIFICATION, until=until)
 
     # --- other targets -----------------------------------------------------------------------------------------------
 
@@ -269,3 +273,8 @@ class Networks:
         best = self.best()
         words = "" if best is None else f"{best.speed.ratio:.2f}x, {self.tools.metric.show(best.choosing.drop)}"
         self.tools.progress(Progress(phase, done, total, self.pace.left, words, news))
+
+
+def is_regional(plan: Plan) -> bool:
+    """Whether a plan puts regions on a lattice."""
+    return any(step.regional for step in plan.steps())

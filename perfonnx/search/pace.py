@@ -13,13 +13,23 @@ from dataclasses import dataclass, field
 from perfonnx.search.state import Records
 from perfonnx.subject import REPAIR_IMAGES
 
-PROFILE, TRIAL, VERIFICATION = "profile", "trial", "verification"
+PROFILE, TRIAL, REFIT, VERIFICATION = "profile", "trial", "refit", "verification"
+"""Kinds of measurements; a network some of whose regions are refitted takes longer than others."""
 
 PROFILE_SHARE, SCREEN_SHARE = 0.25, 0.35
 """Parts of the time in which layers are profiled, and in which their errors are measured."""
 
 TRIALS = 16
 """Whole networks that all of the time should be enough for; they look at as many images as leave it so."""
+
+REFITS = 28
+"""Networks with regions that all of the time should be enough for; they are refitted by as many images as allow it."""
+
+REFIT_IMAGES = 1000
+"""Images that regions are refitted by, at most."""
+
+REGION_SHARE = 0.5
+"""Part of the time in which regions are tried, where layers are sampled one by one too."""
 
 REPAIR_SHARE = 1 / 12
 """Repairing a network by one image may take this part of the time; where it takes longer nothing is repaired."""
@@ -33,8 +43,8 @@ FEWEST = 8, 4
 SCREENING = 4, 12, 128
 """Images that layers are screened by: at least, where the time allows it, and at most."""
 
-REPAIRED_LAYER, SCREENED_LAYER = 1.0, 2.0
-"""Runs of the network that repairing one layer by one image takes, and screening one by one image, roughly."""
+REPAIRED_LAYER, REFITTED_LAYER, SCREENED_LAYER = 1.0, 0.6, 2.0
+"""Runs of the network that repairing or refitting one layer by one image takes, and screening one, roughly."""
 
 TIMED_PAIRS, TIMED_SECONDS, FINAL_SECONDS = 7, 2.0, 5.0
 """Pairs of runs that a timing takes of slow networks, and its seconds otherwise; and those of the last one."""
@@ -48,15 +58,26 @@ class Sizes:
         choosing: Of those to choose by.
         held_back: Of those that the choice does not see.
         repairing: To repair whole networks by; 0 where there is no time for repairs.
+        refitting: To refit regions by; 0 where there is no time for it.
     """
 
     choosing: int
     held_back: int
     repairing: int
+    refitting: int = 0
 
     @classmethod
     def within(
-        cls, max_time: float, seconds: float, *, layers: int, choosing: int, held_back: int, batch: int = 1
+        cls,
+        max_time: float,
+        seconds: float,
+        *,
+        layers: int,
+        convs: int = 0,
+        choosing: int,
+        held_back: int,
+        fitting: int | None = None,
+        batch: int = 1,
     ) -> Sizes:
         """As many images as the time allows.
 
@@ -64,8 +85,10 @@ class Sizes:
             max_time: Seconds of the whole search.
             seconds: What the original takes for one image.
             layers: How many may be repaired.
+            convs: How many may be refitted.
             choosing: Images to choose by that there are.
             held_back: Images held back that there are.
+            fitting: Images that are there to repair and refit by; None: those to choose by, and nothing is refitted.
             batch: Images that the model takes at once; numbers are multiples of it.
         """
 
@@ -76,10 +99,14 @@ class Sizes:
         seconds = max(seconds, 1e-9)
         half = max_time / TRIALS / 2
         repair = REPAIRED_LAYER * max(layers, 1) * seconds
+        repairable = repair * batch <= REPAIR_SHARE * max_time
+        refit = REFITTED_LAYER * max(convs, 1) * seconds
+        refittable = fitting and refit * batch <= REPAIR_SHARE * max_time
         return cls(
             rounded(half / seconds, FEWEST[0], choosing),
             rounded(HELD_BACK_SHARE * max_time / (2 * seconds), FEWEST[1], held_back),
-            rounded(half / repair, 1, min(REPAIR_IMAGES, choosing)) if repair * batch <= REPAIR_SHARE * max_time else 0,
+            rounded(half / repair, 1, min(REPAIR_IMAGES, fitting or choosing)) if repairable else 0,
+            rounded(max_time / REFITS / refit, 1, min(REFIT_IMAGES, fitting or 0)) if refittable else 0,
         )
 
 
@@ -91,20 +118,26 @@ class Pace:
         records: Their clock counts.
         max_time: Seconds of the whole search.
         expected: Seconds that a measurement takes, by kind: what was expected first, then what the last two took.
+        begun: Where parts of the time are counted from: what came before has had its own.
     """
 
     records: Records
     max_time: float
     expected: dict[str, float]
+    begun: float = 0.0
     _last: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, records: Records, max_time: float, seconds: float, *, layers: int, sizes: Sizes) -> Pace:
+    def start(
+        cls, records: Records, max_time: float, seconds: float, *, layers: int, sizes: Sizes, convs: int = 0
+    ) -> Pace:
         """What is to be expected by the time that the original takes for one image."""
         timing = 2 * TIMED_PAIRS * seconds
         expected = {
             PROFILE: max(1.0, timing),
             TRIAL: seconds * (2 * sizes.choosing + REPAIRED_LAYER * layers * sizes.repairing)
+            + max(timing, TIMED_SECONDS),
+            REFIT: seconds * (2 * sizes.choosing + REFITTED_LAYER * convs * sizes.refitting)
             + max(timing, TIMED_SECONDS),
             VERIFICATION: 2 * seconds * sizes.held_back + max(timing, FINAL_SECONDS),
         }
@@ -134,7 +167,15 @@ class Pace:
 
     def affords(self, *kinds: str, until: float = 1.0) -> bool:
         """Whether there is time for measurements of these kinds until that part of it is used up."""
-        return self.records.clock + sum(self.expected[kind] for kind in kinds) <= until * self.max_time
+        return self.records.clock + sum(self.expected[kind] for kind in kinds) <= self.end(until)
+
+    def begin(self) -> None:
+        """Counts parts of the time from now on."""
+        self.begun = min(self.records.clock, self.max_time)
+
+    def end(self, part: float) -> float:
+        """The clock when a part of the time is over."""
+        return self.begun + part * (self.max_time - self.begun)
 
     def screening(self, pairs: int, useful: int, seconds: float, available: int, batch: int = 1) -> int:
         """Images to screen layers by.
@@ -148,7 +189,8 @@ class Pace:
         """
 
         def affordable(count: int) -> float:
-            return SCREEN_SHARE * self.max_time / max(count, 1) / (SCREENED_LAYER * max(seconds, 1e-9))
+            time = SCREEN_SHARE * (self.max_time - self.begun)
+            return time / max(count, 1) / (SCREENED_LAYER * max(seconds, 1e-9))
 
         fewest, enough, most = SCREENING
         wanted = int(max(min(affordable(useful), most), min(affordable(pairs), enough), fewest))

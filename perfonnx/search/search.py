@@ -8,17 +8,21 @@ from dataclasses import dataclass, field
 
 from perfonnx.inspection import Inspection
 from perfonnx.methods import Method
+from perfonnx.passes.targets import influences
 from perfonnx.plan import LAYOUTS, Plan
+from perfonnx.rewriting import opened
 from perfonnx.search.choose import Option, pareto
 from perfonnx.search.costs import layer_costs
 from perfonnx.search.evaluate import CHOOSING
 from perfonnx.search.greedy import Measured, greedy
 from perfonnx.search.groups import Units, alone, meeting_layers, together
+from perfonnx.search.lines import walk_line
 from perfonnx.search.networks import OVERTIME, Networks
-from perfonnx.search.pace import PROFILE, PROFILE_SHARE, SCREEN_SHARE, TRIAL, VERIFICATION
+from perfonnx.search.pace import PROFILE, PROFILE_SHARE, REGION_SHARE, SCREEN_SHARE, TRIAL, VERIFICATION
+from perfonnx.search.regional import RegionalSearch
+from perfonnx.search.regions import regions, resolution_runs
 from perfonnx.search.result import TIME, Trial
 from perfonnx.search.sensitivity import Row, eligible, measure_layers, plan_key
-from perfonnx.search.walk import Seen, walk
 from perfonnx.search.ways import Selected, Way
 from perfonnx.subject import Subject
 
@@ -84,6 +88,7 @@ class Search:
     screened: int = 0
     obstacles: dict[str, str] = field(default_factory=dict)
     _order: list[str] = field(default_factory=list)
+    _regional: RegionalSearch | None = None
     _reach: float | None = None
     _lines: dict[tuple[str, tuple[str, ...] | None], list[Selected]] = field(default_factory=dict)
 
@@ -91,17 +96,19 @@ class Search:
         """The best network that stays within the bound on held-back images; None where there is none."""
         self.obstacles = {conv.name: conv.reason for conv in inspection.convs if conv.reason is not None}
         layers = list(eligible(inspection))
-        if not layers:
-            return None
         self._order = [conv.name for conv in inspection.convs]
-        self._look(layers, groups=search == "budget" and not self._base)  # layers of a start may differ where they meet
+        if search == "budget" and self.start is None:
+            self._regional = self._regions(layers)
+        if not layers or not self.choices:
+            return self._verified(self._combine)
+        self._look(layers, self.choices, groups=search == "budget" and not self._base)  # those of a start may differ
         pairs = self._pairs()
         if search == "greedy":
             return self._verified(lambda: self._greedy(pairs))
         if self.start is not None:
             self.networks.attempt(self._plan({}, LAYOUTS[0]), "the start")
         self._screen(pairs)
-        return self._verified(self._search) if self.errors else self._verified(lambda: None)
+        return self._verified(self._search)
 
     @property
     def _base(self) -> Mapping[str, Method]:
@@ -114,11 +121,53 @@ class Search:
         self.networks.recall()
         return self._verified(lambda: None)
 
+    # --- regions -----------------------------------------------------------------------------------------------------
+
+    def _regions(self, layers: Sequence[str]) -> RegionalSearch | None:
+        """Measures and combines regions, where there are choices for them; all else starts from what loses nothing."""
+        regional = [choice for choice in self.choices if choice.regional]
+        self.choices = [choice for choice in self.choices if not choice.regional]
+        if not regional or not self.networks.sizes.refitting:
+            return None
+        lossless = [choice for choice in self.choices if choice.lossless]
+        if layers and lossless:
+            self._look(layers, lossless, groups=True, borders=False)
+            for unit, choice in self._pairs(lossless):
+                self.errors.setdefault(unit, {})[choice] = 0.0
+            self._lose_nothing()
+        best = self.networks.best()
+        workspace = opened(self.subject.original())
+        both = dict.fromkeys([*regional, *(m.behind for m in regional if m.behind is not None)])
+        able = {method: frozenset(self.subject.able(self._order, method, self.seed)) for method in both}
+        runs = resolution_runs(workspace, frozenset.intersection(*(able[method] for method in regional)))
+        found = RegionalSearch(
+            self.networks,
+            [regions(run) for run in runs],
+            sorted(regional, key=lambda method: method.saving),
+            able,
+            influences(workspace),
+            best,
+            self._order,
+            self.seed,
+            REGION_SHARE if [choice for choice in self.choices if not choice.lossless] else 1.0,
+        )
+        found.measure()
+        self.rows += found.rows
+        self.units.update(found.units)
+        found.combine(found.share)
+        self.networks.pace.begin()
+        return found
+
+    def _combine(self) -> None:
+        """Combines regions anew, by what is known by now of what is allowed."""
+        if self._regional is not None:
+            self._regional.combine()
+
     # --- 1. profile --------------------------------------------------------------------------------------------------
 
-    def _look(self, layers: Sequence[str], *, groups: bool) -> None:
+    def _look(self, layers: Sequence[str], choices: Sequence[Method], *, groups: bool, borders: bool = True) -> None:
         """Profiles the network in every way: what matters most first, what is left while there is time."""
-        every = list(dict.fromkeys([*self.choices, *self._base.values()]))
+        every = list(dict.fromkeys([*choices, *self._base.values()]))
         looks: list[tuple[str, str, Units, list[Method]]] = [(each, each, alone(layers), every) for each in LAYOUTS]
         timed = self.networks.target.minimised == TIME
         looks = looks if timed else looks[:1]  # what is counted is the same in all layouts
@@ -139,9 +188,9 @@ class Search:
             self.networks.cut_short |= not affords
             return affords
 
-        for rank, borders in ((0, False), (1, False), (1, True), (2, True)):
-            for name, layout, units, choices in looks:
-                chosen = [choice for choice in choices if self._rank(choice) <= rank]
+        for rank, bordered in ((0, False), (1, False), (1, True), (2, True))[: None if borders else 1]:
+            for name, layout, units, candidates in looks:
+                chosen = [choice for choice in candidates if self._rank(choice) <= rank]
                 if not chosen:
                     continue
                 costs = layer_costs(
@@ -152,7 +201,7 @@ class Search:
                     layout=layout,
                     seed=self.seed,
                     records=records,
-                    borders=borders and timed,
+                    borders=bordered and timed,
                     kind=PROFILE if timed else self.networks.target.minimised,
                     go_on=go_on,
                     progress=lambda what, done, total: self.networks.tell(f"profiling {what}", done, total),
@@ -175,10 +224,10 @@ class Search:
 
     # --- 2. screen ---------------------------------------------------------------------------------------------------
 
-    def _pairs(self) -> list[tuple[str, Method]]:
+    def _pairs(self, choices: Sequence[Method] | None = None) -> list[tuple[str, Method]]:
         """Units with choices that make them faster in some way, in the order in which they matter."""
         found = []
-        for choice in self.choices:
+        for choice in self.choices if choices is None else choices:
             for unit, layers in self.units.items():
                 gains = [way.stay(unit).time - way.costs.sampled[choice][unit] for way in self.ways_of(unit, choice)]
                 if gains:
@@ -204,7 +253,7 @@ class Search:
         images = self.screened = networks.pace.screening(
             least, useful, self.seconds, networks.sizes.choosing, self.batch
         )
-        end = records.clock + SCREEN_SHARE * networks.pace.max_time
+        end = records.clock + SCREEN_SHARE * (networks.pace.max_time - networks.pace.begun)
         made = 0
 
         def go_on() -> bool:
@@ -237,6 +286,9 @@ class Search:
 
     def _search(self) -> None:
         """Walks along the best selections in each way, falls back to single layers, and changes what was found."""
+        self._combine()
+        if not self.errors:
+            return
         self._lose_nothing()
         kinds = sorted({choice.family for errors in self.errors.values() for choice in errors})
         times: list[float] = []
@@ -293,50 +345,15 @@ class Search:
 
     def _walk(self, way: Way, kinds: Sequence[str], why: str) -> None:
         """Looks along the best selections for the place where the bound, or the speed, is met."""
-        line = self._line(way, kinds)
-        if not line:
-            return
-        target = self.networks.target
-        if target.speedup is not None:
-            self._walk_to_speed(way, line, why, target.speedup)
-            best = self.networks.best()
-            if best is not None and target.reached(best.speed):
-                return
-        if target.max_drop is not None:
-            self._walk_to_loss(way, line, why)
-
-    def _walk_to_loss(self, way: Way, line: Sequence[Selected], why: str) -> None:
-        networks, metric = self.networks, self.networks.tools.metric
-        allowed = networks.limit()
-
-        def attempt(place: int) -> Seen:
-            trial = networks.attempt(self._plan(line[place].choices, way.layout), why)
-            size = metric.size(networks.loss(trial)) / allowed if allowed > 0 else None
-            return Seen(not networks.within(trial), size)
-
-        errors = [selected.error for selected in line]
-        plans = [plan_key(self._plan(selected.choices, way.layout)) for selected in line]
-        low, _ = walk(
-            errors,
-            attempt,
+        reached = walk_line(
+            self.networks,
+            self._line(way, kinds),
+            lambda selected: self._plan(selected.choices, way.layout),
+            why,
             start=self._expected_reach(),
-            safe=0,
-            known={place: attempt(place) for place, plan in enumerate(plans) if plan in networks.trials},
-            go_on=networks.goes_on,
-            last=networks.is_last,
         )
-        if low >= 0:
-            self._reach = max(errors[low], self._reach or 0.0)
-
-    def _walk_to_speed(self, way: Way, line: Sequence[Selected], why: str, speedup: float) -> None:
-        networks = self.networks
-
-        def attempt(place: int) -> Seen:
-            speed = networks.attempt(self._plan(line[place].choices, way.layout), why).speed
-            return Seen(networks.target.reached(speed), max(speed.ratio - 1, 0.0) / (speedup - 1))
-
-        gains = [max(1 / max(selected.time, 1e-9) - 1, 0.0) for selected in line]
-        walk(gains, attempt, start=speedup - 1, safe=len(line) - 1, go_on=networks.goes_on, last=networks.is_last)
+        if reached is not None:
+            self._reach = max(reached, self._reach or 0.0)
 
     def _resort(self) -> None:
         """Tries single units, those that lose the least first, until one stays within the bound."""

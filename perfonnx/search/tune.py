@@ -44,6 +44,7 @@ from perfonnx.search.costs import profile
 from perfonnx.search.counts import Counts
 from perfonnx.search.evaluate import (
     CHOOSING,
+    FITTING,
     HELD_BACK,
     Evaluator,
     PlanEvaluator,
@@ -71,6 +72,9 @@ SEARCHES = ("budget", "greedy")
 MIN_IMAGES = 8
 HELD_BACK_SHARE = 0.4
 """Part of the images that the choice does not see."""
+
+FITTING_SHARE = 2 / 3
+"""Part of the others that weights are refitted by, where they are: what is chosen by is to be new to them."""
 
 IMPACT_SHARE = 0.2
 """Part of the time after which no more impacts are measured."""
@@ -173,9 +177,21 @@ def tune(
     seconds = records.ask("seconds per image", lambda: seconds)
     inspection = subject.inspect()
     layers, batch = len(eligible(inspection)), fixed_batch(fed_shapes(subject.original().proto.graph)) or 1
-    sizes = Sizes.within(max_time, seconds, layers=layers, choosing=len(first), held_back=len(second), batch=batch)
-    parts = {CHOOSING: hold(first.take(sizes.choosing)), HELD_BACK: hold(second.take(sizes.held_back))}
-    subject = replace(subject, calibration=parts[CHOOSING])
+    available = {CHOOSING: first, HELD_BACK: second}
+    choices = [c for c in space.choices() if not c.regional or (search == "budget" and start is None)]
+    if any(choice.regional for choice in choices):
+        fitting = round(len(first) * FITTING_SHARE)
+        available[FITTING], available[CHOOSING] = first.split(fitting, len(first) - fitting, seed)
+    convs = len(inspection.convs)
+    numbers = {part.replace(" ", "_"): len(images) for part, images in available.items()}
+    sizes = Sizes.within(max_time, seconds, layers=layers, convs=convs, batch=batch, **numbers)
+    taken = {
+        FITTING: max(sizes.repairing, sizes.refitting, batch),
+        CHOOSING: sizes.choosing,
+        HELD_BACK: sizes.held_back,
+    }
+    parts = {part: hold(images.take(taken[part])) for part, images in available.items()}
+    subject = replace(subject, calibration=parts.get(FITTING, parts[CHOOSING]))
     tell = progress or (lambda _: None)
     if IMPACT in space.masks:
         subject = _with_impacts(subject, parts[CHOOSING], found, space, records, max_time, threads, tell)
@@ -184,8 +200,8 @@ def tune(
     evaluator = evaluator or PlanEvaluator(subject, parts, found, threads, right)
     counts = Counts(subject, MULTIPLIES if target == TIME else target, fallback)
     tools = Tools(parts, found, evaluator, timer, counts, executor or SerialExecutor(), records, tell)
-    networks = Networks(tools, wanted, Pace.start(records, max_time, seconds, layers=layers, sizes=sizes), sizes)
-    choices = space.choices()
+    pace = Pace.start(records, max_time, seconds, layers=layers, sizes=sizes, convs=convs)
+    networks = Networks(tools, wanted, pace, sizes)
     if not sizes.repairing:
         choices = list(dict.fromkeys(choice.trained for choice in choices))
     run = Search(subject, networks, choices, seed, seconds, batch, start)
@@ -193,8 +209,7 @@ def tune(
     result = _rewritten(subject, best, fallback, seed, records)
     if records.path is not None and not retargeted:
         _keep(run, subject, records, wanted, max_time)
-    available = {CHOOSING: len(first), HELD_BACK: len(second)}
-    tuned = told(run, result, best, threads, available)
+    tuned = told(run, result, best, threads, {part: len(images) for part, images in available.items()})
     if not records.measured and records.path is not None:
         tuned.warnings += (_said_before(records.path, retargeted),)
     tuned.impact_maps = subject.impact_maps

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from perfonnx.plan import Plan
 from perfonnx.rewriting import Rewritten
 from perfonnx.search.costs import layer_times, profile
-from perfonnx.search.evaluate import CHOOSING, HELD_BACK
+from perfonnx.search.evaluate import CHOOSING, FITTING, HELD_BACK
 from perfonnx.search.result import MIN_SPEEDUP, Trial, Tuned
 from perfonnx.search.search import Search
 
@@ -119,6 +119,8 @@ def _warnings(search: Search, best: Trial | None, available: Mapping[str, int]) 
             f"the time allowed for {used[CHOOSING]} of {available[CHOOSING]} images to choose by, and for "
             f"{used[HELD_BACK]} of {available[HELD_BACK]} held back"
         )
+    if sizes.refitting < available.get(FITTING, 0):
+        yield f"the time allowed for {sizes.refitting} of {available[FITTING]} images to refit regions by"
     if not sizes.repairing:
         yield "the time did not allow for repairs: layers are sampled as they are, and lose more than they must"
     failed = [t for t in trials if t.held_back is not None and not networks.target.allows(t.held_back)]
