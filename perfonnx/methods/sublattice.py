@@ -65,8 +65,10 @@ TURNS = 2
 quincunx and 400 images the second gains 0.4 points, a third 0.1."""
 PER_UNKNOWN = 10
 """Rows that a fit should have for each unknown of an output."""
-PLENTY = 1 << 27
-"""Multiplies of the normal matrix per image for which more rows than that are taken."""
+PLENTY = 1 << 16
+"""Rows of a fit that are taken where there are so many, however few the unknowns."""
+ROUNDING = 1e-9
+"""Error of a layer, see `perfonnx.fitting.Refit.error`, that sums in another order may have."""
 
 
 def lattice_mask(lattice: str, shape: Sequence[int], offset: tuple[int, int] = (0, 0)) -> NDArray[np.bool_]:
@@ -424,14 +426,15 @@ class _Replacing:
                 found.append([fit.solve(RIDGE) for fit in fits])
                 for fit, solution in zip(fits, found[-1], strict=True):
                     fit.again(*solution)
-            for x, _, target, other in spot.targets.values(spot.name, settled=turn == TURNS):
+            for number, (x, _, target, other) in enumerate(spot.targets.values(spot.name, settled=turn == TURNS)):
                 for fit in fits:
                     fit.add(x, target, other)
+                if not turn and not number and max(fit.error for fit in fits) < ROUNDING:
+                    next(spot.targets.values(spot.name, settled=True), None)  # nobody asks again
+                    return Correction.of(spot.weight, {}, 0.0, 0.0), "as it was: nothing in front of it has changed"
             errors.append(sum(share * fit.error for share, fit in zip(shares, fits, strict=True)))
         best = int(np.argmin(errors[1:]))
         before, after, solutions = errors[0], errors[1 + best], found[best]
-        if before == 0:
-            return Correction.of(spot.weight, {}, 0.0, 0.0), "as it was: nothing in front of it has changed"
         numbers = np.full(self.mask.shape, -1, np.float32)
         arrays: dict[str, NDArray[np.float32]] = {"classes": numbers}
         for i, (each, solution) in enumerate(zip(classes, solutions, strict=True)):
@@ -449,7 +452,7 @@ class _Replacing:
         spot, a = self.spot, self.spot.attributes
         unknowns = len(each.taps) * spot.weight.shape[1]
         count = int(each.mask.sum())
-        wanted = max(-(-PER_UNKNOWN * unknowns * 2 // images), PLENTY // unknowns**2 // a.group)
+        wanted = -(-max(2 * PER_UNKNOWN * unknowns, PLENTY) // images)
         weight, few = self._merged(each.taps), min(count, wanted)
         return Refit(each.mask, each.taps, a.strides, weight, spot.bias, goal, few, a.group)
 
