@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from perfonnx import ops
+from perfonnx.masks import Mask
 from perfonnx.model.layers import CONV, only_consumer
 from perfonnx.model.proto import TensorType, is_standard
 from perfonnx.model.workspace import Workspace
@@ -23,9 +24,10 @@ from perfonnx.ops.compact import COMPACT
 from perfonnx.ops.expand import EXPAND
 from perfonnx.passes.absorb import has_activation
 from perfonnx.passes.base import Change, Pass, Skip, State
+from perfonnx.passes.needed import needed_positions
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import is_sampled, joins, obstacle, rule_of
-from perfonnx.passes.rules.rule import Match, Rows, skip
+from perfonnx.passes.rules.rule import Match, Rows, map_size, numbered, skip
 
 CHEAPER_ON_MAPS = "by estimate it costs less on maps"
 
@@ -72,6 +74,7 @@ class Lowering:
         self.changes: list[Change] = []
         self.outputs = {o.name for o in workspace.graph.outputs}
         self.visited = ""  # name of the node that is looked at
+        self._needed = needed_positions(workspace)
 
     def visit(self, node: gs.Node) -> None:
         """Emit a node: on rows where a rule applies, else as it is, with the maps that it reads."""
@@ -166,10 +169,11 @@ class Lowering:
             known = self.workspace.types[tensor.name]
             assert known.shape is not None
             channels, height, width = self.sizes(tensor)
-            positions = np.arange(height * width, dtype=np.int32)
+            needed = self.needed(tensor)
+            positions, source = np.flatnonzero(needed).astype(np.int32), numbered(needed)
             name = self.workspace.free_name(f"{tensor.name}.rows")
             rows = Rows(
-                gs.Variable(name), positions.size, positions, (height, width), channels, known.elem_type, known.shape[0]
+                gs.Variable(name), positions.size, source, (height, width), channels, known.elem_type, known.shape[0]
             )
             inputs = [tensor, self.table("index", positions), self.table("shape", np.array(rows.shape, np.int64))]
             node = gs.Node(COMPACT.name, f"{self.visited}/{name}", {}, inputs, [rows.tensor], domain=ops.DOMAIN)
@@ -234,8 +238,14 @@ class Lowering:
 
     def let_stand(self, rows: Rows, tensor: gs.Tensor) -> None:
         """Let rows stand for a map."""
-        self.rows[tensor.name] = rows
+        needed = self._needed.get(tensor.name)
+        self.rows[tensor.name] = replace(rows, needed=None) if needed is None else rows.at(needed)
         self.standing.setdefault(rows.tensor.name, []).append(tensor)
+
+    def needed(self, tensor: gs.Tensor) -> Mask:
+        """The positions of a map that somebody reads, bool [H, W]."""
+        known = self._needed.get(tensor.name)
+        return np.ones(map_size(self.workspace, tensor), bool) if known is None else known
 
     def table(self, kind: str, values: NDArray[Any]) -> gs.Constant:
         """A constant, named by its kind."""

@@ -10,7 +10,7 @@ from perfonnx.model.layers import activation_of, slope_of
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.absorb import activate
 from perfonnx.passes.base import Skip
-from perfonnx.passes.rules.rule import NO_WORK_SAVED, POSITIONS_WITHOUT_ROWS, Match, Rule, skip
+from perfonnx.passes.rules.rule import NO_WORK_SAVED, POSITIONS_WITHOUT_ROWS, Match, Rule, same_positions, skip
 
 if TYPE_CHECKING:
     from perfonnx.passes.lower import Lowering
@@ -67,4 +67,6 @@ def _keeps_zero(workspace: Workspace, node: gs.Node) -> bool:
     return (bounds[0] is None or bounds[0] <= 0) and (bounds[1] is None or bounds[1] >= 0)
 
 
-ELEMENTWISE = Rule(_ZERO_TO_ZERO | {"Sigmoid", "HardSigmoid", "Exp", "Softplus", "Clip"}, _elementwise, _obstacle)
+ELEMENTWISE = Rule(
+    _ZERO_TO_ZERO | {"Sigmoid", "HardSigmoid", "Exp", "Softplus", "Clip"}, _elementwise, _obstacle, reads=same_positions
+)

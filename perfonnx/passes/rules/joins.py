@@ -16,7 +16,7 @@ from perfonnx.model.layers import set_input
 from perfonnx.model.proto import TensorType
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Skip
-from perfonnx.passes.rules.rule import NO_MAP, NO_WORK_SAVED, Match, Rows, Rule, Table, is_map, skip
+from perfonnx.passes.rules.rule import NO_MAP, NO_WORK_SAVED, Match, Rows, Rule, Table, is_map, same_positions, skip
 
 if TYPE_CHECKING:
     from perfonnx.passes.lower import Lowering
@@ -39,20 +39,22 @@ def _rows_beside(own: Rows, other: Rows) -> Table | None:
     if own.has_fill:
         return np.arange(own.count, dtype=np.int32) if own.same_sampling(other) else None
     beside = np.full(own.count, -1, np.int32)
-    beside[own.source] = other.source
-    return beside if np.array_equal(beside[own.source], other.source) else None
+    at = slice(None) if own.needed is None else own.needed.reshape(-1)
+    beside[own.source[at]] = other.source[at]
+    return beside if np.array_equal(beside[own.source[at]], other.source[at]) else None
 
 
 def _join(lowering: Lowering, node: gs.Node) -> Match | Skip:
     output = node.outputs[0]
-    known = [lowering.rows.get(t.name) for t in node.inputs]
+    needed = lowering.needed(output)
+    known = [None if t.name not in lowering.rows else lowering.rows[t.name].at(needed) for t in node.inputs]
     if not all(known) and not lowering.goes_on(output):
         return skip(node, "not all that it reads comes as rows, and no sampled layer follows that would read its rows")
     if node.op in ("Add", "Sum") and _are_disjoint(known):
-        return _one_behind_the_other(lowering, node)
+        return _one_behind_the_other(lowering, node, known)
     if any(r is not None and r.has_fill for r in known) and not _all_alike(known):
         return skip(node, "positions without a row hold zeros in one of its inputs and something else in another")
-    parts = [lowering.rows_of(t) for t in node.inputs]
+    parts = [lowering.rows_of(t).at(needed) for t in node.inputs]
     first = parts[0]
     source: NDArray[Any]
     alike = all(part.same_sampling(first) for part in parts)
@@ -61,8 +63,10 @@ def _join(lowering: Lowering, node: gs.Node) -> Match | Skip:
     if alike:
         source, count, tensors = first.source, first.count, [part.tensor for part in parts]
     else:
-        keys, source = np.unique(np.stack([p.source for p in parts], axis=1), axis=0, return_inverse=True)
-        source, count = source.reshape(-1).astype(np.int32), len(keys)
+        at = np.flatnonzero(needed)
+        keys, numbers = np.unique(np.stack([p.source[at] for p in parts], axis=1), axis=0, return_inverse=True)
+        source, count = np.full(needed.size, -1, np.int32), len(keys)
+        source[at] = numbers.reshape(-1)
         if count >= first.source.size and not lowering.goes_on(output):
             return skip(node, NO_WORK_SAVED)
         tensors = [_take(lowering, part, keys[:, i]) for i, part in enumerate(parts)]
@@ -121,9 +125,8 @@ def _are_disjoint(known: list[Rows | None]) -> TypeGuard[list[Rows]]:
     return bool((np.stack([part.source >= 0 for part in parts]).sum(axis=0) <= 1).all())
 
 
-def _one_behind_the_other(lowering: Lowering, node: gs.Node) -> Match:
+def _one_behind_the_other(lowering: Lowering, node: gs.Node, parts: list[Rows]) -> Match:
     """A sum of disjoint maps; what follows is taken up by all layers that give them, where nobody else reads these."""
-    parts = [lowering.rows[tensor.name] for tensor in node.inputs]
     convs = [lowering.open_convs(tensor, node) for tensor in node.inputs]
     source, count = np.full_like(parts[0].source, -1), 0
     for part in parts:
@@ -160,4 +163,4 @@ def _take(lowering: Lowering, rows: Rows, numbers: Table) -> gs.Tensor:
     return picked
 
 
-JOINS = Rule(["Add", "Sum", "Mul", "Concat"], _join, _obstacle, joins=True)
+JOINS = Rule(["Add", "Sum", "Mul", "Concat"], _join, _obstacle, joins=True, reads=same_positions)

@@ -57,7 +57,7 @@ def on_own_grid(layer: Reading) -> Reading | None:
         What gives the same rows in the same order, up to the order of sums; None where it would gain nothing.
     """
     a = layer.attributes
-    used = np.argwhere(layer.weight.any(axis=(0, 1)))
+    used = used_taps(layer.weight)
     if a.kernel_shape == (1, 1) or not used.size or not layer.sites.size:
         return None
     taps = used * a.dilations - a.pads[:2]
@@ -72,6 +72,11 @@ def on_own_grid(layer: Reading) -> Reading | None:
             if math.prod(found.shape) <= MOST_HOLES * math.prod(layer.shape):
                 return found
     return _trimmed(layer, used)
+
+
+def used_taps(weight: NDArray[Any]) -> Points:
+    """The taps [T, 2] of weights [M, C/group, kh, kw] that are not all zero."""
+    return np.argwhere(weight.any(axis=(0, 1)))
 
 
 def _bases(lattice: Sublattice) -> Iterator[Sublattice]:

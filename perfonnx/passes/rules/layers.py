@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from perfonnx import ops
+from perfonnx.masks import Mask
 from perfonnx.model.layers import constant_input, input_of, numpy_type, set_input
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import activation_from, conv_attributes
@@ -18,8 +19,8 @@ from perfonnx.ops.sampled_conv import SAMPLED_CONV
 from perfonnx.ops.sampled_radius_adaptive_conv import SAMPLED_RADIUS_ADAPTIVE_CONV
 from perfonnx.ops.sparse_conv import SPARSE_CONV
 from perfonnx.passes.base import Skip
-from perfonnx.passes.rules.lattices import Reading, on_own_grid
-from perfonnx.passes.rules.rule import Match, Rows, Rule, Table, skip
+from perfonnx.passes.rules.lattices import Reading, on_own_grid, used_taps
+from perfonnx.passes.rules.rule import Match, Rows, Rule, Table, map_size, numbered, skip, window_positions
 
 if TYPE_CHECKING:
     from perfonnx.passes.lower import Lowering
@@ -68,13 +69,45 @@ def is_pointwise(node: gs.Node) -> bool:
     return set(attributes["kernel_shape"]) == set(attributes["strides"]) == {1} and not any(attributes["pads"])
 
 
-def _distinct(source: Table) -> tuple[Table, Table]:
+def _distinct(source: Table, needed: Mask) -> tuple[Table, Table]:
     """A position of each row that `source` names, in the order of the rows, and the number of each position's row.
 
     A pointwise function of a map need be computed once per row: positions filled from one row get one result.
     """
-    _, first, row = np.unique(source, return_index=True, return_inverse=True)
-    return first.astype(np.int32), row.reshape(-1).astype(np.int32)
+    at = np.flatnonzero(needed)
+    _, first, row = np.unique(source[at], return_index=True, return_inverse=True)
+    numbers = np.full(source.size, -1, np.int32)
+    numbers[at] = row.reshape(-1)
+    return at[first].astype(np.int32), numbers
+
+
+def _shown(workspace: Workspace, node: gs.Node) -> Table:
+    """The site that each position of a layer's result shows, int32 [H*W], -1: zeros."""
+    if node.op == PERFORATED_CONV.name:
+        source = constant_input(workspace, node, "source")
+        assert source is not None
+        return source[:, 0]
+    mask = constant_input(workspace, node, "mask")
+    assert mask is not None
+    return np.where(mask.reshape(-1), np.arange(mask.size), -1).astype(np.int32)
+
+
+def _read_sites(shown: Table, needed: Mask) -> Mask:
+    """The sites, bool [H, W], that are shown where it is needed."""
+    read = np.zeros_like(needed)
+    at = shown[needed.reshape(-1)]
+    read.reshape(-1)[at[at >= 0]] = True
+    return read
+
+
+def _reads(workspace: Workspace, node: gs.Node, needed: Mask) -> Mask:
+    """What the sites read by taps whose weights are not all zero."""
+    shape, weight = map_size(workspace, node.inputs[0]), workspace.constant(node.inputs[1])
+    if weight is None:
+        return np.ones(shape, bool)
+    a = conv_attributes(weight, node.attrs)
+    taps = used_taps(weight) * np.array(a.dilations) - np.array(a.pads[:2])
+    return window_positions(_read_sites(_shown(workspace, node), needed), a.strides, taps, shape)
 
 
 def _sampled(lowering: Lowering, node: gs.Node) -> Match | Skip:
@@ -84,16 +117,16 @@ def _sampled(lowering: Lowering, node: gs.Node) -> Match | Skip:
     rows_in = lowering.rows_of(x)
     mask = constant_input(lowering.workspace, node, "mask")
     assert mask is not None
-    sites = np.flatnonzero(mask).astype(np.int32)
-    rank = np.full(mask.size, -1, np.int32)
-    rank[sites] = np.arange(sites.size, dtype=np.int32)
-    source = rank
+    needed = lowering.needed(y)
     if mask.all() and is_pointwise(node):
-        sites, source = _distinct(rows_in.source)
-    elif node.op == PERFORATED_CONV.name:
-        positions = constant_input(lowering.workspace, node, "source")
-        assert positions is not None
-        source = np.where(positions[:, 0] < 0, -1, rank[positions[:, 0]]).astype(np.int32)
+        sites, source = _distinct(rows_in.source, needed)
+    else:
+        shown = _shown(lowering.workspace, node)
+        read = _read_sites(shown, needed)
+        if not read.any():  # all that is read of it is zero; rows that are none are no use to anybody
+            read.reshape(-1)[np.flatnonzero(mask)[:1]] = True
+        sites, rank = np.flatnonzero(read).astype(np.int32), numbered(read)
+        source = np.where(shown < 0, -1, rank[shown]).astype(np.int32)
     channels = lowering.sizes(y)[0]
     zeros: NDArray[np.float32] = np.zeros((1, 1, channels), numpy_type(rows_in.elem_type))
     taken = {attribute.name for attribute in SAMPLED_CONV.attributes}
@@ -173,5 +206,5 @@ def _stands_for(lowering: Lowering, new: gs.Node, old: gs.Node) -> None:
         lowering.state.rewritten[old.name] = new
 
 
-SAMPLED = Rule([PERFORATED_CONV.name, SPARSE_CONV.name], _sampled, _mask_obstacle, domain=ops.DOMAIN)
+SAMPLED = Rule([PERFORATED_CONV.name, SPARSE_CONV.name], _sampled, _mask_obstacle, domain=ops.DOMAIN, reads=_reads)
 RADIUS_ADAPTIVE = Rule([RADIUS_ADAPTIVE_CONV.name], _radius_adaptive, _gate_obstacle, domain=ops.DOMAIN)

@@ -1,37 +1,79 @@
-"""Slice, Pad and nearest Resize: rows stay what they are, the table says who reads them."""
+"""Slice, Pad and nearest Resize: rows stay what they are, the table says who reads them; Pad may add channels."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from perfonnx.masks import Mask
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Skip
 from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions, moved_positions
-from perfonnx.passes.rules.rule import Match, Rule, skip
+from perfonnx.passes.rules.rule import Match, Rule, map_size, skip
 
 if TYPE_CHECKING:
     from perfonnx.passes.lower import Lowering
 
 
+PADS_ARE_INPUTS = 11
+"""Operator set from which Pad is told them so."""
+
 MORE_THAN_COPIES = "it does more than to copy positions, alike in all images and channels"
 
 
 def _obstacle(workspace: Workspace, node: gs.Node) -> str | None:
-    if may_move_positions(workspace, node):
+    if may_move_positions(workspace, node) or _channel_pads(workspace, node) is not None:
         return None
     return MORE_THAN_COPIES
 
 
+def _channel_pads(workspace: Workspace, node: gs.Node) -> tuple[int, int] | None:
+    """How many channels of zeros a node puts before and behind those of a map; None where it does anything else."""
+    if node.op != "Pad" or node.attrs.get("mode", "constant") != "constant":
+        return None
+    given = [node.attrs.get("pads"), node.attrs.get("value"), None]
+    for i, tensor in enumerate(node.inputs[1:]):
+        if tensor.name:
+            given[i] = workspace.constant(tensor)
+            if given[i] is None:
+                return None
+    pads, value, axes = given
+    if pads is None or (value is not None and np.any(np.asarray(value) != 0)):
+        return None
+    around = np.zeros((2, 4), np.int64)
+    around[:, slice(None) if axes is None else axes] = np.reshape(pads, (2, -1))
+    before, behind = (int(pad) for pad in around[:, 1])
+    around[:, 1] = 0
+    return None if around.any() or min(before, behind) < 0 else (before, behind)
+
+
+def _pad_channels(lowering: Lowering, node: gs.Node, before: int, behind: int) -> None:
+    rows, output = lowering.rows[node.inputs[0].name], node.outputs[0]
+    pads = [0, 0, before, 0, 0, behind]
+    attributes: dict[str, Any] = {"mode": "constant"}
+    inputs: list[gs.Tensor] = [rows.tensor]
+    if lowering.workspace.opset < PADS_ARE_INPUTS:
+        attributes["pads"] = pads
+    else:
+        inputs.append(lowering.table("shape", np.array(pads, np.int64)))
+    result = replace(rows, channels=rows.channels + before + behind)
+    lowering.emit_standard(node, inputs, attributes, output, result)
+
+
 def _move_positions(lowering: Lowering, node: gs.Node) -> Match | Skip:
-    positions = moved_positions(lowering.workspace, node)
-    if positions is None:
+    pads = _channel_pads(lowering.workspace, node)
+    positions = moved_positions(lowering.workspace, node) if pads is None else None
+    if positions is None and pads is None:
         return skip(node, MORE_THAN_COPIES)
     if not lowering.goes_on(node.outputs[0]):
         return skip(node, "no sampled layer follows that would read its rows")
+    if pads is not None:
+        _pad_channels(lowering, node, *pads)
+        return Match("on rows")
+    assert positions is not None
     rows, output = lowering.rows[node.inputs[0].name], node.outputs[0]
     source = np.where(positions < 0, -1, rows.source[positions]).astype(np.int32)
     _, height, width = lowering.sizes(output)
@@ -39,4 +81,16 @@ def _move_positions(lowering: Lowering, node: gs.Node) -> Match | Skip:
     return Match("a change of the table")
 
 
-MOVES = Rule(MOVES_POSITIONS, _move_positions, _obstacle)
+def _reads(workspace: Workspace, node: gs.Node, needed: Mask) -> Mask:
+    if _channel_pads(workspace, node) is not None:
+        return needed
+    read = np.zeros(map_size(workspace, node.inputs[0]), bool)
+    positions = moved_positions(workspace, node)
+    if positions is None:
+        return ~read
+    moved = positions[needed.reshape(-1)]
+    read.reshape(-1)[moved[moved >= 0]] = True
+    return read
+
+
+MOVES = Rule(MOVES_POSITIONS, _move_positions, _obstacle, reads=_reads)

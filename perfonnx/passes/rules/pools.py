@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from perfonnx.masks import PoolWindow
+from perfonnx.masks import Mask, PoolWindow
 from perfonnx.model.layers import pool_window, table_obstacle
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.sampled_pool import SAMPLED_AVERAGE_POOL, SAMPLED_MAX_POOL
 from perfonnx.passes.base import Skip
-from perfonnx.passes.rules.rule import NO_WORK_SAVED, Match, Rows, Rule, skip
+from perfonnx.passes.rules.rule import NO_WORK_SAVED, Match, Rows, Rule, map_size, numbered, skip, window_positions
 
 if TYPE_CHECKING:
     from perfonnx.passes.lower import Lowering
@@ -82,16 +82,27 @@ def _pool(lowering: Lowering, node: gs.Node) -> Match | Skip:
         attributes["count_include_pad"] = int(node.attrs.get("count_include_pad", 0))
     else:
         attributes["dilations"] = list(window.dilations)
-    positions = np.arange(shape[0] * shape[1], dtype=np.int32)
+    needed = lowering.needed(output)
+    positions = np.flatnonzero(needed).astype(np.int32)
     inputs = [
         rows.tensor,
         lowering.table("index", rows.source),
         lowering.table("shape", np.array(rows.shape, np.int64)),
         lowering.table("index", positions),
     ]
-    result = Rows(output, positions.size, positions, (shape[0], shape[1]), rows.channels, rows.elem_type, rows.batch)
+    source = numbered(needed)
+    result = Rows(output, positions.size, source, (shape[0], shape[1]), rows.channels, rows.elem_type, rows.batch)
     lowering.emit(op, node.name, inputs, attributes, output, result)
     return Match("on rows")
 
 
-POOLS = Rule([*_POOLS, *_GLOBAL_POOLS], _pool, _obstacle, keeps_rows=False)
+def _reads(workspace: Workspace, node: gs.Node, needed: Mask) -> Mask:
+    shape = map_size(workspace, node.inputs[0])
+    window = None if node.op in _GLOBAL_POOLS else _window_on_rows(workspace, node)
+    if window is None:
+        return np.ones(shape, bool)
+    taps = np.argwhere(np.ones(window.kernel, bool)) * window.dilations - window.pads[:2]
+    return window_positions(needed, window.strides, taps, shape)
+
+
+POOLS = Rule([*_POOLS, *_GLOBAL_POOLS], _pool, _obstacle, keeps_rows=False, reads=_reads)
