@@ -247,6 +247,14 @@ def test_finetune_writes_a_model_a_plan_and_a_report(here: Path, capsys: pytest.
     onnx.checker.check_model(onnx.load("out.onnx"))
 
 
+def test_a_plan_of_sublattices_is_saved_with_what_was_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--method", "sublattice", "--only", "conv[1-3]", *FAST, "--save-plan", "plan.json", "-q")
+    assert run("finetune", "m.onnx", "out.onnx", *arguments) == 0
+    assert run("rewrite", "m.onnx", "again.onnx", "--plan", "plan.json", "-q") == 0
+    assert capsys.readouterr().err == ""
+    assert (here / "again.onnx").read_bytes() == (here / "out.onnx").read_bytes()
+
+
 def test_interrupting_leaves_a_checkpoint_and_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

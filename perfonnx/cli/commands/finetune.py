@@ -28,11 +28,14 @@ _EXAMPLES = """examples:
   perfonnx finetune model.onnx fast.onnx --speedup 1.5 --rounds 3 --data train/ --checkpoint training --resume
         in three rounds of higher rates; can be interrupted, and goes on from there when it is run again
   perfonnx finetune model.onnx fast.onnx --plan plan.json --data train/ --labels folders --label-weight 0.5
+  perfonnx finetune model.onnx fast.onnx --method sublattice --data train/ --augment crop+flip --save-plan plan.json
+        perfonnx rewrite model.onnx fast.onnx --plan plan.json makes the same model again, without data
   perfonnx finetune model.onnx fast.onnx --method radius-adaptive --open-share 0.4 --data train/ --device cuda
 
-Repairs in a plan are left out: training does their work. Sparse layers whose mask is propagated train with masks that
-are drawn again and again, all from one random map; other masks stay. --precision bfloat16 is faster on machines that
-have instructions for it.
+Repairs in a plan are left out: training does their work. Layers on sublattices train what was fitted for them, which is
+kept with --save-plan; the rest of the network stays as it is where the plan has no others. Sparse layers whose mask is
+propagated train with masks that are drawn again and again, all from one random map; other masks stay. --precision
+bfloat16 is faster on machines that have instructions for it.
 """
 
 _SETTINGS = {
