@@ -541,6 +541,11 @@ class SampledMethod(Method):
         """Follow suit where the layer's node takes up an activation."""
 
     @property
+    def reads_sites(self) -> bool:
+        """Whether the layer, where its input shows sites at others' positions, reads these alone, on their own grid."""
+        return False
+
+    @property
     def is_corrected(self) -> bool:
         """Whether the node's constants change after it was made, by what was fitted or trained."""
         return self.is_trained or self.needs is Needs.TARGETS

@@ -271,6 +271,11 @@ class Sublattice(SampledMethod):
         """See `SampledMethod.source`."""
         return interpolate(mask).source[:, 0]
 
+    @property
+    def reads_sites(self) -> bool:
+        """See `SampledMethod.reads_sites`."""
+        return self.lattice != EVERYWHERE
+
     def operands(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], dict[str, Any], str]:
         """`mask`, and the table of the nearest sites."""
         assert decision.mask is not None

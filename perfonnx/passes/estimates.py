@@ -183,16 +183,18 @@ class Costs:
         """The convolution as onnxruntime runs it."""
         return self._of_layer(self.dense[kind_of(layer)], layer, 1.0)
 
-    def of_rows(self, layer: Layer, share: float, taps: float = 1.0) -> float:
+    def of_rows(self, layer: Layer, share: float, taps: float = 1.0, *, own_grid: bool = False) -> float:
         """The same on rows, computed at this share of the positions, or at more where that takes less time.
 
-        `taps`: this share of them is left where those that read the same row are merged.
+        `taps`: this share of them is left where those that read the same row are merged. `own_grid`: the sites, and
+        what they read, are a grid of their own, so that tiles hold sites alone.
         """
         kind = kind_of(layer)
         merges = kind != "depthwise" and self.largest_tile > 0
         direct = self._of_layer(self.rows[kind], layer, share, taps if merges else 1.0)
         tiles = [tiles.multiplies(layer) for tiles in tiles_of(layer) if tiles.largest <= self.largest_tile]
-        return min([direct, *(self._of_tiles(layer, share, multiplies) for multiplies in tiles)])
+        filled = share if own_grid else 1.0
+        return min([direct, *(self._of_tiles(layer, share, multiplies * filled) for multiplies in tiles)])
 
     def of_canonical(self, layer: Layer, share: float) -> float:
         """The same as one operator from map to map, which computes a map in bands: its rows stay in the caches."""

@@ -223,11 +223,20 @@ class _Layout:
 
     def _on_rows(self, i: int) -> float:
         """Where the input comes as rows."""
+        if self._reads_sites(i):
+            return self.costs.of_rows(self.layers[i], self.shares[i], own_grid=True)
         return self.costs.of_rows(self.layers[i], self.shares[i], self._taps_left(i))
+
+    def _reads_sites(self, i: int) -> bool:
+        """Whether a layer lies behind a map of fewer rows than positions, and reads no others."""
+        decision, source = self.chosen.get(i), self.sources.get(self.layers[i].node.inputs[0].name)
+        if decision is None or not decision.step.reads_sites or source is None:
+            return False
+        return np.unique(source).size < source.size
 
     def _saved(self, i: int) -> float:
         """What a layer on rows takes more where the input comes as a map, in which nothing is known to repeat."""
-        return self.costs.of_rows(self.layers[i], self.shares[i]) - self._on_rows(i)
+        return 0.0 if self._reads_sites(i) else self.costs.of_rows(self.layers[i], self.shares[i]) - self._on_rows(i)
 
     def _taps_left(self, i: int) -> float:
         source = self.sources.get(self.layers[i].node.inputs[0].name)

@@ -326,3 +326,19 @@ def test_a_normalization_cuts_a_region_where_all_its_positions_have_rows() -> No
     many, few = (operators(perfonnx.rewrite(model, rate=r, only=["."]).proto) for r in (0.0, 0.75))
     assert many["InstanceNormalization"] == 4
     assert few["InstanceNormalization"] < 4
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"), [({"method": "sublattice"}, True), ({"mask": "lattice", "rate": 0.5}, False)]
+)
+def test_tiles_of_a_lattice_hold_sites_alone(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object], rows: bool
+) -> None:
+    """Half of them, which pays for turning the map; where all have to be computed, maps cost as much."""
+    model = chain(64, size=40)
+    samples = [nets.feed(2, 64, 40, 40, seed=i) for i in range(2)]
+    prices = replace(Costs(), canonical=0.0, compact=800.0, expand=800.0)
+    if "rate" not in options:
+        options = {**options, "samples": samples}
+    found = rewrite_by(monkeypatch, prices, model, **options)
+    assert (found["SampledConv"], found["PerforatedConv"]) == ((3, 0) if rows else (0, 3))
