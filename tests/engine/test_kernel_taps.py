@@ -224,3 +224,18 @@ def test_activations_and_added_rows_follow() -> None:
     x = map_of(s, np.arange(81, dtype=np.int32), (9, 9))
     expected = rows_of(conv(x, w, Geometry((5, 5), pads=(2, 2, 2, 2)))) + z
     np.testing.assert_allclose(engine(s, z), np.maximum(expected, 0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("taps", [((1, 1),), ((0, 0), (1, 1)), ((0, 2), (2, 0)), ((0, 0), (2, 2))])
+def test_numbers_as_large_as_they_may_be(taps: Any) -> None:
+    """Taps so far apart that of each site but one lies beyond the map."""
+    far = 2**31 - 1
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 8, 3, 3)).astype(np.float32)
+    w = _only(rng.standard_normal((8, 8, 3, 3)).astype(np.float32), taps)
+    expected = np.einsum("mc,ncyx->nmyx", w[:, :, 1, 1], x)
+    keywords = {"pads": (far,) * 4, "dilations": (far, far)}
+    got = _engine.MaskedConv.sparse(w, None, np.ones((3, 3), bool), **keywords)(x)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    got = _engine.SampledConv(w, None, in_shape=(3, 3), **keywords)(rows_of(x))
+    np.testing.assert_allclose(got, rows_of(expected), rtol=1e-4, atol=1e-5)
