@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import Goal, Refit
-from perfonnx.masks import Mask
+from perfonnx.fitting import Goal, Refit, nearest_sites
+from perfonnx.masks import Mask, PoolWindow
 from perfonnx.methods.base import (
     GAINING,
     Context,
@@ -35,12 +35,12 @@ from perfonnx.methods.base import (
     setting,
 )
 from perfonnx.methods.masked import sampling_operands
-from perfonnx.model.layers import Layer, constant_input, unique_name
+from perfonnx.model.layers import Layer, constant_input, following_pool, unique_name
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import ConvAttributes, dense_multiplies
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
-from perfonnx.sampling import interpolate
+from perfonnx.sampling import Sampling, interpolate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -279,7 +279,10 @@ class Sublattice(SampledMethod):
     def operands(self, workspace: Workspace, decision: Decision) -> tuple[list[gs.Constant], dict[str, Any], str]:
         """`mask`, and the table of the nearest sites."""
         assert decision.mask is not None
-        return *sampling_operands(workspace, interpolate(decision.mask)), self.label
+        sampling = interpolate(decision.mask)
+        if (pool := following_pool(workspace, decision.layer)) is not None:
+            sampling = within_windows(sampling, pool)
+        return *sampling_operands(workspace, sampling), self.label
 
     def corrected(self, spot: Spot) -> Fitted:
         """See `SampledMethod.corrected`."""
@@ -303,6 +306,25 @@ def _sizes(text: str, where: str) -> set[tuple[int, int]]:
             raise PerfonnxError(f"{where}: {part!r} is no size of a map; give height and width, as 56x56")
         found.add((int(numbers[0]), int(numbers[1])))
     return found
+
+
+def within_windows(sampling: Sampling, pool: PoolWindow) -> Sampling:
+    """Nearest sites, those before others that lie in all windows of a pool in which the position lies.
+
+    A pool's windows then read the sites in them, and hardly any others.
+    """
+    nearest = nearest_sites(sampling.mask, 4)
+    here, there = (np.stack(np.divmod(q, sampling.shape[1])) for q in (np.arange(sampling.mask.size), nearest))
+    same = np.square(there - here[:, :, None]).sum(axis=0)
+    inside = same == same[:, :1]
+    for axis, size in enumerate(pool.output_shape(sampling.shape)):
+        starts = np.arange(size) * pool.strides[axis] - pool.pads[axis]
+        positions = np.arange(sampling.shape[axis])[:, None] - starts
+        member = (positions >= 0) & (positions < pool.kernel[axis])  # [positions, windows]
+        inside &= ~(member[here[axis]][:, None] & ~member[there[axis]]).any(axis=2)
+    best = np.where(inside.any(axis=1), inside.argmax(axis=1), 0)
+    source = np.take_along_axis(nearest, best[:, None], axis=1)
+    return Sampling(sampling.mask, source.astype(np.int32), None, sampling.interpolation)
 
 
 def site_classes(mask: Mask, attributes: ConvAttributes, known: Mask, taps: str) -> list[SiteClass]:
