@@ -96,6 +96,7 @@ def html_report(tuned: Tuned) -> str:
     """Everything that a tuning found, as a page that needs nothing else."""
     name = tuned.result.report.model
     parts = [_headline(tuned), _curve(tuned), _trials(tuned), _layers(tuned), _masks(tuned), _pictures(tuned)]
+    parts[1:1] = [_training(tuned)]
     parts += [_left(tuned), _machine(tuned)]
     title = escape(f"{name}: perfonnx tune")
     return _PAGE.substitute(title=title, column=max(MASK_SIDE, 180), body="\n".join(part for part in parts if part))
@@ -127,6 +128,24 @@ def _headline(tuned: Tuned) -> str:
     warnings = [_text(f"note: {warning}", "warn") for warning in tuned.warnings]
     head = f"<h1>{escape(tuned.result.report.model)}</h1>"
     return "\n".join([head, _text(tuned.message), _text(_wanted(tuned), "dim"), _div("cards", cards), *warnings])
+
+
+def _training(tuned: Tuned) -> str:
+    """What training brought, where the network was trained."""
+    training = tuned.training
+    if training is None:
+        return ""
+    losses = " → ".join(tuned.metric.show(quality.drop) for quality in (training.before, training.after))
+    error = tuned.metric.show_error(training.after.drop_error)
+    images = _plural(training.after.images, "image")
+    speed = training.speed
+    cards = [
+        _card("loss before and after", losses, f"standard error {error}, {images} that took no part in anything"),
+        _card("speed after", f"{speed.ratio:.2f}x", f"95 %: {speed.low:.2f}x to {speed.high:.2f}x"),
+        _card("learned from", _plural(training.images, "sample"), _plural(len(training.held_out), "epoch")),
+        _card("time of training", _time(1000 * training.seconds), "without labels"),
+    ]
+    return "\n".join(["<h2>Training</h2>", _div("cards", cards)])
 
 
 def _wanted(tuned: Tuned) -> str:

@@ -181,6 +181,12 @@ class Metric:
             return float(10 ** (drop / 10))
         return drop**2 if self.name == "distance" else max(drop, 0.0)
 
+    def relaxed(self, drop: float, factor: float) -> float:
+        """The drop whose `size` is so many times as large."""
+        if self.name == "psnr":
+            return drop + 10 * math.log10(factor)
+        return drop * (math.sqrt(factor) if self.name == "distance" else factor)
+
     @property
     def is_share(self) -> bool:
         """Whether it is a share of images."""

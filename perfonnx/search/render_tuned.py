@@ -8,7 +8,7 @@ from rich.text import Text
 
 from perfonnx.comparing.metrics import Quality
 from perfonnx.names import shortened
-from perfonnx.search.result import Trial, Tuned
+from perfonnx.search.result import Training, Trial, Tuned
 
 SHOWN = 12
 """Trials shown, at most."""
@@ -21,6 +21,8 @@ def render_tuned(tuned: Tuned) -> RenderableType:
         parts.append(_layers(tuned))
     if tuned.trials:
         parts.append(_trials(tuned))
+    if tuned.training is not None:
+        parts.append(_training(tuned, tuned.training))
     parts.append(Text(tuned.message, "bold"))
     parts += [Text(f"note: {warning}", "yellow") for warning in tuned.warnings]
     return Group(*parts)
@@ -59,6 +61,18 @@ def _trials(tuned: Tuned) -> Table:
     table.add_column("")
     for trial in shown:
         table.add_row(*_cells(tuned, trial), "taken" if trial is tuned.best else "")
+    return table
+
+
+def _training(tuned: Tuned, training: Training) -> Table:
+    """The losses before and after, on images that were held back from everything."""
+    title = f"trained on {training.images} samples in {len(training.held_out)} epochs, {training.seconds:.0f} s"
+    table = Table(title=Text(title), title_justify="left")
+    for name in ("", "loss on unseen images", "speed-up", "95 %"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("before", _loss(tuned, training.before), "", "")
+    speed = training.speed
+    table.add_row("after", _loss(tuned, training.after), f"{speed.ratio:.2f}x", f"{speed.low:.2f}-{speed.high:.2f}")
     return table
 
 

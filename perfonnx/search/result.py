@@ -166,6 +166,36 @@ class Progress:
     news: str = ""
 
 
+@dataclass(frozen=True)
+class Training:
+    """What the network that was found has learned since.
+
+    Attributes:
+        before: Its loss on the images held back, before.
+        after: The same after.
+        speed: Its time against the original's, after.
+        held_out: What the training lost on samples of its own that it held out, epoch by epoch.
+        images: Samples that it learned from.
+        seconds: What it took.
+    """
+
+    before: Quality
+    after: Quality
+    speed: Speed
+    held_out: tuple[float, ...]
+    images: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            **asdict(self),
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+            "speed": self.speed.to_json(),
+        }
+
+
 @dataclass
 class Tuned:
     """What `tune` found.
@@ -190,6 +220,7 @@ class Tuned:
         impact_maps: What masks called `impact` were made from, None where that was no choice.
         obstacles: Why layers were not even tried, by name.
         pictures: Outputs of both models side by side, where the model makes images; made from images held back.
+        training: What training brought, where the network was trained.
     """
 
     result: Rewritten
@@ -210,6 +241,7 @@ class Tuned:
     impact_maps: ImpactMaps | None = None
     obstacles: dict[str, str] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
+    training: Training | None = None
 
     @property
     def plan(self) -> Plan:
@@ -256,5 +288,6 @@ class Tuned:
             "sensitivity": [row.to_json() for row in self.rows],
             "units": {name: list(layers) for name, layers in self.units.items()},
             "profiles": {way: costs.to_json() for way, costs in self.costs.items()},
+            "training": None if self.training is None else self.training.to_json(),
             "layer_times": {name: list(pair) for name, pair in self.layer_times.items()},
         }

@@ -121,12 +121,9 @@ class PairedTimer:
         known = self.cache.get(key) if self.cache else None
         if known is not None:
             return Speed(**known)
-        candidate = open_model(loaded, threads=self.threads, options=timed_options())
         if self._original is None:
             self._original = open_model(self.subject.original(), threads=self.threads, options=timed_options())
-        speed = paired(
-            _runner(self._original, self.feed), _runner(candidate, self.feed), seconds=seconds, precision=PRECISION
-        )
+        speed = models_speed(self._original, loaded, self.feed, threads=self.threads, seconds=seconds)
         if self.cache:
             self.cache.put(key, speed.to_json())
         return speed
@@ -157,6 +154,17 @@ class PairedTimer:
         for proto in (self.subject.original().proto, loaded.proto):
             total.update(hashlib.sha256(proto.SerializeToString(deterministic=True)).digest())
         return total.hexdigest()
+
+
+def models_speed(
+    original: OpenModel | LoadedModel, candidate: LoadedModel, feed: Feed, *, threads: int | None, seconds: float
+) -> Speed:
+    """Times a model against another one, see `paired`."""
+    opened = (
+        each if isinstance(each, OpenModel) else open_model(each, threads=threads, options=timed_options())
+        for each in (original, candidate)
+    )
+    return paired(*(_runner(each, feed) for each in opened), seconds=seconds, precision=PRECISION)
 
 
 def _runner(model: OpenModel, feed: Feed) -> Callable[[], float]:

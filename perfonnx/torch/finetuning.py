@@ -107,8 +107,8 @@ def finetune_model(
 ) -> Finetuned:
     """Rewrite a model and train it to do what it did before.
 
-    Where all layers of the plan train what they were fitted with, as those on sublattices do, the rest of the network
-    stays as it is: the plan saved from the result makes the same of the same model.
+    Where all layers of the plan train what they were fitted with, as those on sublattices do, or lose nothing, the rest
+    of the network stays as it is: the plan saved from the result makes the same of the same model.
 
     Args:
         model: As for `perfonnx.rewrite`.
@@ -171,7 +171,7 @@ def finetune_model(
 
     names = [n for n, method in untrained.plan.layers.items() if any(s.trains_correction for s in method.steps)]
     student, teacher = (_module(source, names, shapes) for source in (model, subject.source))
-    aside = len(names) == len(untrained.plan.layers)
+    aside = bool(names) and all(name in names or m.lossless for name, m in untrained.plan.layers.items())
     if aside:
         student.requires_grad_(False)
         settings = replace(settings, batch_norm="frozen")

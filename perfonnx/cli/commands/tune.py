@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfonnx.cli.command import Command, ExitStatus
-from perfonnx.cli.data import add_data, required_samples
+from perfonnx.cli.data import add_data, required_samples, samples_from
 from perfonnx.cli.flags import (
     add_freeze,
     add_json,
@@ -20,10 +22,14 @@ from perfonnx.cli.flags import (
     add_threads,
     input_shapes,
 )
-from perfonnx.cli.named_files import Named, ReadModel, Written, WrittenPlan
+from perfonnx.cli.named_files import Named, Read, ReadModel, Written, WrittenPlan
 from perfonnx.cli.output import SearchBar, show, write_json
 from perfonnx.cli.space import add_space, space_from
+from perfonnx.errors import PerfonnxError
 from perfonnx.model.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from perfonnx.search import Tuned
 
 _EXAMPLES = """examples:
   perfonnx tune model.onnx fast.onnx --data photos/ --preset imagenet --max-drop 1%
@@ -36,6 +42,8 @@ _EXAMPLES = """examples:
         can be interrupted, and goes on from there when it is run again
   perfonnx tune model.onnx small.onnx --data photos/ --max-drop 3% --target multiplies
         after the first: the networks that were measured are known, so another bound or target is answered at once
+  perfonnx tune model.onnx fast.onnx --data photos/ --max-drop 1% --finetune --train-data train/ --augment flip
+        a bolder network, which learns back what it lost from a few thousand photos without labels
   perfonnx tune model.onnx fast.onnx --data photos/ --report report.html
         shows what was skipped where, what it costs, and everything that was tried; report.json holds the numbers
 
@@ -101,6 +109,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--no-cache", action="store_true", help="keep nothing but --state, and measure everything anew")
     add_data(parser)
+    _add_training(parser)
     add_shapes(parser)
     add_library(parser)
     add_provider(parser)
@@ -126,17 +135,58 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_json(result)
 
 
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--finetune",
+        action="store_true",
+        help="train the network that is found to do what the original does, without labels: it may lose more before, "
+        "and --max-drop after; needs pip install 'perfonnx[train]'",
+    )
+    group.add_argument(
+        "--train-data",
+        type=Read,
+        metavar="PATH",
+        help="what it learns from, read as --data is (default: what of --data is not held back)",
+    )
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over it (default 3)")
+    group.add_argument("--augment", metavar="NAME", help="none (default), flip or crop+flip, as in perfonnx finetune")
+    group.add_argument("--device", metavar="NAME", help="cpu (default) or cuda, to train on")
+
+
+def _finding(options: argparse.Namespace) -> Callable[..., Tuned]:
+    """What finds the network: `tune`, or that and training."""
+    names = ("epochs", "augment", "device")
+    if not options.finetune:
+        for name in ("train_data", *names):
+            if getattr(options, name) is not None:
+                raise PerfonnxError(f"--{name.replace('_', '-')}: has a meaning with --finetune only")
+        from perfonnx.search import tune
+
+        return tune
+    from perfonnx.torch import Settings
+    from perfonnx.torch.tuning import tune_trained
+
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    training = None
+    if options.train_data is not None:
+        data = {"data": options.train_data, "labels": None, "samples": None}
+        training = samples_from(argparse.Namespace(**{**vars(options), **data}))
+    return partial(tune_trained, training=training, settings=Settings(**{"epochs": 3, **given}))
+
+
 def _run(options: argparse.Namespace) -> ExitStatus:
     from perfonnx.report import html_report
-    from perfonnx.search import TimingCache, tune
+    from perfonnx.search import TimingCache
     from perfonnx.search.render_tuned import render_tuned
 
+    finding = _finding(options)
     if options.report and not options.report_json:
         options.report_json = str(Path(options.report).with_suffix(".json"))
     cache = TimingCache(Path(options.cache_dir)) if options.cache_dir else TimingCache.default()
     state = options.state or (None if options.no_cache else cache.beside("searches"))
     with SearchBar(options) as step:
-        tuned = tune(
+        tuned = finding(
             options.model,
             options.output,
             required_samples(options),
