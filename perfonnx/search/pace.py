@@ -43,7 +43,7 @@ FEWEST = 8, 4
 SCREENING = 4, 12, 128
 """Images that layers are screened by: at least, where the time allows it, and at most."""
 
-REPAIRED_LAYER, REFITTED_LAYER, SCREENED_LAYER = 1.0, 0.6, 2.0
+REPAIRED_LAYER, REFITTED_LAYER, SCREENED_LAYER = 1.0, 0.7, 2.0
 """Runs of the network that repairing or refitting one layer by one image takes, and screening one, roughly."""
 
 TIMED_PAIRS, TIMED_SECONDS, FINAL_SECONDS = 7, 2.0, 5.0

@@ -48,6 +48,11 @@ class Run:
         """All of them, in running order."""
         return tuple(name for block in self.blocks for name in block)
 
+    @property
+    def work(self) -> int:
+        """Multiplies of them all."""
+        return sum(self.multiplies.get(name, 0) for name in self.layers)
+
 
 @dataclass(frozen=True)
 class Region:

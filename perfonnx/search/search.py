@@ -38,6 +38,9 @@ HOPEFUL = 1.15
 CERTAIN = 2.0
 """Losses of single layers tell where the bound lies if they may be so many times as large, by their standard errors."""
 
+LEAST_WORK = 0.03
+"""Part of the multiplies of all runs of layers that a run has to have: others are no regions."""
+
 LEAST = 2
 """Profiles and measurements of layers that are made in any case: without them there is nothing to choose from."""
 
@@ -140,6 +143,8 @@ class Search:
         both = dict.fromkeys([*regional, *(m.behind for m in regional if m.behind is not None)])
         able = {method: frozenset(self.subject.able(self._order, method, self.seed)) for method in both}
         runs = resolution_runs(workspace, frozenset.intersection(*(able[method] for method in regional)))
+        runs.sort(key=lambda run: -run.work)  # what promises most is measured first
+        runs = [run for run in runs if run.work >= LEAST_WORK * sum(each.work for each in runs)]
         found = RegionalSearch(
             self.networks,
             [regions(run) for run in runs],
