@@ -392,11 +392,15 @@ def folded(
         input_shapes: As for `rewrite`.
     """
     workspace = opened(_load(model, None, input_shapes))
+    named = {}
     for layer in conv_layers(workspace):
         if layer.name in layers and not layer.obstacle:
-            layer.node.name = layer.name
             fold(workspace, layer)
+            named[layer.output.name] = layer.name
     workspace.commit()
+    for node in workspace.proto.graph.node:  # a layer without a name of its own goes by its output's, which is new
+        if node.output[0] in named:
+            node.name = named[node.output[0]]
     return workspace.proto
 
 

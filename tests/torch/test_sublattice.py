@@ -19,6 +19,7 @@ from perfonnx.data.samples import Samples  # noqa: E402
 from perfonnx.errors import PerfonnxError  # noqa: E402
 from perfonnx.methods.perforate import Perforate  # noqa: E402
 from perfonnx.methods.sublattice import Sublattice  # noqa: E402
+from perfonnx.passes import Options  # noqa: E402
 from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.rewriting import folded  # noqa: E402
 from perfonnx.sampling import interpolate  # noqa: E402
@@ -199,6 +200,18 @@ def test_a_saved_plan_makes_the_same_model_of_the_same_model_without_data(tmp_pa
     done = finetune_model(normalized(), tmp_path / "fast.onnx", images(), plan=lattices(), settings=SETTINGS)
     done.result.save_plan(tmp_path / "plan.json")
     again = perfonnx.rewrite(normalized(), plan=tmp_path / "plan.json")
+    assert again.to_bytes() == (tmp_path / "fast.onnx").read_bytes()
+
+
+def test_layers_without_names_keep_those_of_their_outputs(tmp_path: Path) -> None:
+    model = normalized()
+    for node in model.graph.node:
+        node.ClearField("name")
+    options: dict[str, Any] = {"options": Options("sublattice", only="c[0-2]"), "settings": replace(SETTINGS, epochs=1)}
+    done = finetune_model(model, tmp_path / "fast.onnx", images(), **options)
+    done.result.save_plan(tmp_path / "plan.json")
+    assert list(done.result.plan.layers) == ["c0", "c1", "c2"]
+    again = perfonnx.rewrite(model, plan=tmp_path / "plan.json")
     assert again.to_bytes() == (tmp_path / "fast.onnx").read_bytes()
 
 
