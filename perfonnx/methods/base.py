@@ -546,6 +546,11 @@ class SampledMethod(Method):
         return False
 
     @property
+    def is_dense(self) -> bool:
+        """Whether a `Conv` gives the same wherever no lattice is read, and may stand for it where that is faster."""
+        return False
+
+    @property
     def is_corrected(self) -> bool:
         """Whether the node's constants change after it was made, by what was fitted or trained."""
         return self.is_trained or self.needs is Needs.TARGETS

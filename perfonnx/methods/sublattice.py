@@ -284,6 +284,11 @@ class Sublattice(SampledMethod):
             sampling = within_windows(sampling, pool)
         return *sampling_operands(workspace, sampling), self.label
 
+    @property
+    def is_dense(self) -> bool:
+        """See `SampledMethod.is_dense`."""
+        return self.lattice == EVERYWHERE
+
     def corrected(self, spot: Spot) -> Fitted:
         """See `SampledMethod.corrected`."""
         try:

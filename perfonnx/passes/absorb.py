@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx.model.layers import activation_of, input_of, numpy_type, only_consumer, set_input
+from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import Activation, activation_from
 from perfonnx.passes.base import Change, Pass, State
@@ -20,6 +21,8 @@ class Absorb(Pass):
         """Change the layers that were rewritten in this run."""
         changes = []
         for name, node in state.rewritten.items():
+            if is_standard(node):
+                continue
             follower = only_consumer(workspace, node.outputs[0])
             if follower is None or has_activation(workspace, node):
                 continue

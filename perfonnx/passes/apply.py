@@ -11,10 +11,10 @@ import onnx_graphsurgeon as gs
 from perfonnx import ops
 from perfonnx.methods import Context, Decision, Needs, Spot
 from perfonnx.methods.masked import sampling_operands
-from perfonnx.model.layers import numpy_type
+from perfonnx.model.layers import CONV, constant_input, numpy_type
 from perfonnx.model.proto import TensorType
 from perfonnx.model.workspace import Workspace
-from perfonnx.ops.common import Activation
+from perfonnx.ops.common import Activation, ConvAttributes
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.passes.base import Change, Pass, State
 from perfonnx.passes.regions import Regions
@@ -99,9 +99,24 @@ class Fit(Pass):
                 state.corrections[name] = result.correction
             beside += result.nodes
             changes.append(Change(name, result.note))
+            mask = constant_input(workspace, state.rewritten[name], "mask") if name in state.dense else None
+            if mask is not None and mask.all():
+                state.rewritten[name] = _as_conv(workspace, state.rewritten[name])
+                changes.append(Change(name, "a Conv, which costs less by estimate"))
         if self.rows:
             _join(workspace, state, beside)
         return changes
+
+
+def _as_conv(workspace: Workspace, node: gs.Node) -> gs.Node:
+    """A `Conv` in the place of a layer of ours that computes every position, and has no activation yet."""
+    geometry = {name: node.attrs[name] for name in ConvAttributes((1, 1)).attributes()}
+    new = gs.Node(CONV, node.name, geometry, list(node.inputs[:3]))
+    output = node.outputs[0]
+    workspace.inherit(new, node)
+    workspace.replace(node, new)
+    new.outputs = [output]
+    return new
 
 
 def _join(workspace: Workspace, state: State, predictors: list[gs.Node]) -> None:

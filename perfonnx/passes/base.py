@@ -57,7 +57,8 @@ class State:
     `rebuilt` are the layers in whose place standard operators stand, or will, by name; `saved_behind` is what layers
     behind them multiply less since maps are smaller.
 
-    `on_maps` names the layers that stay canonical though they could work on rows, `kept` holds by id the other nodes
+    `on_maps` names the layers that stay canonical though they could work on rows, `dense` those of them that a `Conv`
+    computes faster, and `kept` holds by id the other nodes
     that stay on maps though rows reach them, and `left_on_maps` says of all that rows reach why they stay on maps.
     `corrections` are what repair found or was given; `strict` says whether the model passed strict shape inference
     before; `notes` are about the model as a whole.
@@ -69,6 +70,7 @@ class State:
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
     on_maps: set[str] = field(default_factory=set)
+    dense: set[str] = field(default_factory=set)
     kept: dict[int, gs.Node] = field(default_factory=dict)
     left_on_maps: list[Skip] = field(default_factory=list)
     corrections: Corrections = field(default_factory=dict)

@@ -65,6 +65,8 @@ class Weigh(Pass):
                 state.skips.append(Skip(name, self._reason(decision)))
             elif id(decision.layer.node) not in layout.on_rows:
                 state.on_maps.add(name)
+                if layout.is_faster_dense(decision):
+                    state.dense.add(name)
         for layer in layout.joining():
             assert layer.output_shape is not None
             everywhere = np.ones(layer.output_shape, bool)
@@ -165,6 +167,19 @@ class _Layout:
         dense = self.costs.of_dense(decision.layer)
         return dense <= decision.worth * self.costs.of_canonical(decision.layer, decision.share)
 
+    def is_faster_dense(self, decision: Decision) -> bool:
+        """Whether a `Conv` may stand for a layer on maps, and had better."""
+        i = id(decision.layer.node)
+        if not decision.step.is_dense or self._reads_sites(i):
+            return False
+        return self.costs.of_dense(decision.layer) < self.costs.of_canonical(decision.layer, decision.share)
+
+    def _canonical(self, decision: Decision) -> float:
+        """A layer that was decided on, on maps."""
+        if self.is_faster_dense(decision):
+            return self.costs.of_dense(decision.layer)
+        return self.costs.of_canonical(decision.layer, decision.share)
+
     def joining(self) -> list[Layer]:
         """The dense layers on rows."""
         return [layer for i, layer in self.layers.items() if i in self.on_rows and i not in self.chosen]
@@ -184,7 +199,7 @@ class _Layout:
             elif decision is None or self.gives_up(decision):
                 total += self.costs.of_dense(layer)
             else:
-                total += self.costs.of_canonical(layer, decision.share)
+                total += self._canonical(decision)
         for i, node in self.seen.items():
             if rule_of(node) is INSTANCE_NORMALIZATION:
                 total += self._normalization(node)[i in self.on_rows]
@@ -257,7 +272,7 @@ class _Layout:
         dense = self.costs.of_dense(layer)
         if decision is None:
             return dense
-        canonical = self.costs.of_canonical(layer, decision.share)
+        canonical = self._canonical(decision)
         if decision.worth is None or not self.may_give_up:
             return canonical
         return min(canonical, dense / decision.worth)
