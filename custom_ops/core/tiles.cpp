@@ -8,8 +8,9 @@
 
 namespace perfonnx {
 
-Tiling::Tiling(const SiteGrid& grid, const MapSize& tile)
+Tiling::Tiling(const SiteGrid& grid, const MapSize& tile, const MapSize& kernel)
     : grid_(grid),
+      kernel_(kernel),
       down_{tile.height, grid.geometry.dilations[0], grid.geometry.pads[0]},
       across_{tile.width, grid.geometry.dilations[1], grid.geometry.pads[1]},
       row_(ceil_div(ceil_div(grid.output_width, across_.step), across_.tile) * across_.step),
@@ -72,7 +73,7 @@ Tiling::Count Tiling::count(std::int64_t least) const {
 TilePlan Tiling::plan(std::int64_t least) const {
   TilePlan plan;
   plan.tile = {down_.tile, across_.tile};
-  plan.window = {down_.tile + grid_.geometry.kernel[0] - 1, across_.tile + grid_.geometry.kernel[1] - 1};
+  plan.window = {down_.tile + kernel_.height - 1, across_.tile + kernel_.width - 1};
   plan.tiles = count(least).tiles;
   plan.inputs.reserve(static_cast<std::size_t>(plan.tiles * plan.reads()));
   plan.outputs.assign(static_cast<std::size_t>(plan.tiles * plan.writes()), -1);

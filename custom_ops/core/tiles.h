@@ -25,7 +25,8 @@ struct TilePlan {
 // does not depend on which other sites there are. Tiles of `rows()` rows of the map come before those of the next.
 class Tiling {
  public:
-  Tiling(const SiteGrid& grid, const MapSize& tile);
+  // Windows are those of a kernel of this size, which may be larger than the grid's own.
+  Tiling(const SiteGrid& grid, const MapSize& tile, const MapSize& kernel);
 
   struct Count {
     std::int64_t tiles;
@@ -62,6 +63,7 @@ class Tiling {
   void for_each_tile(const Visit& visit) const;
 
   const SiteGrid& grid_;
+  MapSize kernel_;
   Axis down_;
   Axis across_;
   std::int64_t row_;             // tiles in a row of them

@@ -63,7 +63,8 @@ class Tiles:
     As the engine estimates it (`winograd.cpp`), which takes the cheapest of these and the direct way.
 
     Attributes:
-        kernel: Of the layers.
+        kernel: Of the layers; where that is more than 2 either way, it may have one line or column less, or both where
+            no smaller tiles' kernel has.
         tile: Outputs of a tile, down and across.
         points: Multiplies of a tile for each pair of channels.
         read: To transform a tile, for each input channel.
@@ -79,6 +80,13 @@ class Tiles:
     write: float
     each: float
     fewest: int = 16
+
+    def serves(self, kernel: tuple[int, int]) -> bool:
+        """Whether they compute layers of this kernel."""
+        if min(self.kernel) == 1 or max(kernel) <= 2:
+            return kernel == self.kernel
+        (edge, _), least = self.kernel, self.kernel[0] - 1
+        return all(least <= k <= edge for k in kernel)
 
     @property
     def largest(self) -> int:
@@ -134,7 +142,7 @@ def tiles_of(layer: Layer) -> list[Tiles]:
     outputs, inputs = layer.w_shape[0] // a.group, layer.w_shape[1]
     if a.group > 1 and (outputs % GROUP_PIECE or inputs % GROUP_PIECE):
         return []
-    return [tiles for tiles in TILES if tiles.kernel == a.kernel_shape and min(outputs, inputs) >= tiles.fewest]
+    return [tiles for tiles in TILES if tiles.serves(a.kernel_shape) and min(outputs, inputs) >= tiles.fewest]
 
 
 @dataclass(frozen=True)

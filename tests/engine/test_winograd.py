@@ -25,6 +25,10 @@ TOLERANCE = {
     ("winograd4", (3, 3)): 1e-5,
     ("winograd2", (3, 3)): 3e-6,
     ("winograd2", (5, 5)): 3e-6,
+    ("winograd4", (2, 3)): 1e-5,
+    ("winograd2", (3, 2)): 3e-6,
+    ("winograd2", (5, 4)): 3e-6,
+    ("winograd2", (4, 4)): 3e-6,
     ("winograd4_line", (3, 1)): 3e-6,
     ("winograd4_line", (1, 3)): 3e-6,
     ("winograd4_line", (5, 1)): 6e-6,
@@ -32,7 +36,7 @@ TOLERANCE = {
 }
 """Of implementations and kernels that they compute."""
 FORMS = list(TOLERANCE)
-SMALLER = [("winograd3", (2, 2)), ("winograd2", (3, 3))]
+SMALLER = [("winograd3", (2, 2)), ("winograd2", (3, 3)), ("winograd2", (3, 2))]
 """Those that are taken for the weights of layers of many channels and few tiles alone."""
 
 
@@ -228,7 +232,8 @@ def test_maps_in_bands_of_whole_tiles(
     x = rng.standard_normal((2, 72, 62, 45)).astype(np.float32)
     w = (rng.standard_normal((40, 72, *kernel)) / np.sqrt(np.prod(kernel) * 72)).astype(np.float32)
     b = rng.standard_normal(40).astype(np.float32)
-    least = 0.7 if min(kernel) < 3 else 0.0  # of small kernels fewer sites do not pay
+    # Of small kernels, and of those that are computed like larger ones, fewer sites do not pay.
+    least = 0.7 if min(kernel) < 3 else 0.9 if min(kernel) == 4 else 0.0
     mask = rng.random(geometry.output_size(62, 45)) < max(keep, least)
     mask[:6] = False  # a row of tiles without a site, and half a one
     fill = rng.standard_normal(40).astype(np.float32)

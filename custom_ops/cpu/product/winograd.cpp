@@ -32,6 +32,7 @@ struct Axes {
 
   std::int64_t points() const noexcept { return down.points() * across.points(); }
   MapSize tile() const noexcept { return {down.edge, across.edge}; }
+  MapSize kernel() const noexcept { return {down.taps, across.taps}; }
 };
 
 // [points][taps]: the values of a kernel, taken for a polynomial, at the points, as Lagrange's interpolation weighs
@@ -137,8 +138,12 @@ struct PackedPoints {
     std::fill_n(bias.data(), bias.size(), 0.0F);
     if (layer.bias != nullptr) std::copy_n(layer.bias, layer.shape.outputs, bias.data());
     const KernelPoints kernels(axes);
-    const std::vector<std::int32_t>& taps = layer.grid->taps;
-    const std::int64_t kernel_size = layer.grid->geometry.taps();
+    std::vector<std::int32_t> taps = layer.grid->taps;
+    for (std::int32_t& tap : taps) {  // where it lies in the kernel of the tiles
+      const std::int64_t columns = layer.grid->geometry.kernel[1];
+      tap = static_cast<std::int32_t>(tap / columns * axes.across.taps + tap % columns);
+    }
+    const std::int64_t kernel_size = axes.kernel().positions();
     const bool whole = layer.shape.taps == kernel_size;
     std::vector<float> filled(static_cast<std::size_t>(whole ? 0 : KernelPoints::kKernels * kernel_size), 0.0F);
     for (std::int64_t panel = 0; panel < panels; ++panel) {
@@ -602,7 +607,8 @@ class ChosenWinograd final : public ChosenTiles {
   std::vector<std::int64_t> groups_;
 };
 
-// A kernel of `taps` taps in a line, or of as many down as across.
+// A kernel of `taps` taps in a line, or of as many down as across. Where those are more than 2, a kernel may have one
+// less, at which there are zeros.
 struct Form {
   WinogradForm number;
   std::int64_t taps;
@@ -640,7 +646,7 @@ class WinogradImplementation final : public Implementation {
     return {};
   }
   Offer offer(const ProductLayer& layer) const override {
-    const auto tiling = std::make_shared<const Tiling>(*layer.grid, axes_of(layer).tile());
+    const auto tiling = std::make_shared<const Tiling>(tiling_of(layer));
     const auto [least, cost] = best(layer, *tiling);
     return {cost, [this, &layer, tiling, least = least] {
               return std::make_unique<const Winograd>(layer, form_of(layer)->number, axes_of(layer), *tiling, least);
@@ -649,7 +655,7 @@ class WinogradImplementation final : public Implementation {
   std::unique_ptr<const ChosenTiles> prepare_chosen(const ProductLayer& layer, std::int64_t group_sites) const {
     const Axes axes = axes_of(layer);
     const Form& form = *form_of(layer);
-    Winograd winograd(layer, form.number, axes, Tiling(*layer.grid, axes.tile()), 1);
+    Winograd winograd(layer, form.number, axes, tiling_of(layer), 1);
     return std::make_unique<const ChosenWinograd>(layer, std::move(winograd), form.costs, group_sites);
   }
 
@@ -657,17 +663,25 @@ class WinogradImplementation final : public Implementation {
   // Null: of this kernel there is none.
   const Form* form_of(const ProductLayer& layer) const {
     const auto [down, across] = layer.grid->geometry.kernel;
-    const auto fits = [&](const Form& form) {
-      const std::int64_t other = line_ ? 1 : form.taps;
-      return (down == form.taps && across == other) || (down == other && across == form.taps);
+    const std::int64_t larger = std::max(down, across);
+    const std::int64_t smaller = std::min(down, across);
+    const auto fits = [&, larger, smaller](const Form& form) {
+      if (line_ || larger <= 2) return larger == form.taps && smaller == (line_ ? 1 : form.taps);
+      return larger <= form.taps && smaller >= form.taps - 1;
     };
     const Form* const end = forms_ + form_count_;
     const Form* const found = std::find_if(forms_, end, fits);
     return found != end ? found : nullptr;
   }
   Axes axes_of(const ProductLayer& layer) const {
+    const std::int64_t taps = form_of(layer)->taps;
+    const auto axis = [&](std::int64_t own) { return own > 1 ? Axis{taps, edge_} : Axis{1, 1}; };
     const auto [down, across] = layer.grid->geometry.kernel;
-    return {{down, down > 1 ? edge_ : 1}, {across, across > 1 ? edge_ : 1}};
+    return {axis(down), axis(across)};
+  }
+  Tiling tiling_of(const ProductLayer& layer) const {
+    const Axes axes = axes_of(layer);
+    return Tiling(*layer.grid, axes.tile(), axes.kernel());
   }
   struct Best {
     std::int64_t least;  // sites of a tile
@@ -697,8 +711,8 @@ class WinogradImplementation final : public Implementation {
 
 const WinogradImplementation kSquare3("winograd3", "2 x 2", 3, false, kSquares3);
 const WinogradImplementation kSquare5("winograd5", "2 x 2", 5, false, kSquares5);
-const WinogradImplementation kSquare2("winograd2", "3 x 3 or 5 x 5", 2, false, kSquares2);
-const WinogradImplementation kSquare4("winograd4", "3 x 3", 4, false, kSquares4);
+const WinogradImplementation kSquare2("winograd2", "3 x 3 or 5 x 5, or a line less", 2, false, kSquares2);
+const WinogradImplementation kSquare4("winograd4", "3 x 3, or a line less", 4, false, kSquares4);
 const WinogradImplementation kLine4("winograd4_line", "a line of 3, 5 or 7 taps", 4, true, kLines4);
 
 }  // namespace

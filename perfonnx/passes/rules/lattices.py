@@ -129,7 +129,7 @@ def _first_tile(sites: Points, kernel: tuple[int, int]) -> Points:
     They lie from a map's first position on; at the slanted borders of a lattice they are part-empty.
     """
     first = sites.min(axis=0)
-    edges = next((tiles.tile for tiles in TILES if tiles.kernel == kernel), (1, 1))
+    edges = next((tiles.tile for tiles in TILES if tiles.serves(kernel)), (1, 1))
     begins = [first - shift for shift in np.ndindex(edges)]
     return min(begins, key=lambda begin: len(np.unique((sites - begin) // edges @ np.array([_FAR, 1]))))
 
