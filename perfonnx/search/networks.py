@@ -13,8 +13,8 @@ from perfonnx.plan import LAYOUTS, Plan
 from perfonnx.search.choose import Option, pareto
 from perfonnx.search.counts import Counts
 from perfonnx.search.credible import credible_drop
-from perfonnx.search.evaluate import CHOOSING, HELD_BACK, Evaluator, Outcome, Task
-from perfonnx.search.pace import FINAL_SECONDS, REFIT, TIMED_SECONDS, TRIAL, VERIFICATION, Pace, Sizes
+from perfonnx.search.evaluate import CHOOSING, FITTING, HELD_BACK, Evaluator, Outcome, Task
+from perfonnx.search.pace import FINAL_SECONDS, REFIT, REFITS, TIMED_SECONDS, TRIAL, VERIFICATION, Pace, Sizes
 from perfonnx.search.result import TARGETS, Progress, Target, Trial
 from perfonnx.search.sensitivity import plan_key
 from perfonnx.search.state import Records
@@ -26,6 +26,9 @@ OVERTIME = 2
 
 LUCKY = 4.0
 """A network that failed on the images held back is taken to have lost no less than this part of the bound on others."""
+
+PROBED = 32
+"""Images that refitting is timed by."""
 
 NETWORK = "network"
 """Before the keys of whole networks in the records."""
@@ -136,9 +139,42 @@ class Networks:
         """By how many images the layers of a plan are repaired, or refitted."""
         return (self.sizes.refitting if is_regional(plan) else self.sizes.repairing) or 1
 
-    def evaluate(self, plan: Plan, part: str, images: int) -> Quality:
-        """What a plan loses on the first images of a part."""
-        repaired_by = self.repaired_by(plan)
+    def settle(self, plan: Plan) -> None:
+        """Says by how many images regions are refitted, by what refitting such a plan takes here and now."""
+        images, batch, records = len(self.tools.parts[FITTING]), self.sizes.batch, self.tools.records
+        allotted, count = self.pace.max_time / REFITS, min(math.ceil(PROBED / batch) * batch, self.sizes.refitting)
+        while True:
+            before = records.clock
+            self.evaluate(plan, CHOOSING, self.sizes.choosing, count)
+            took = max(records.clock - before, 1e-9)
+            affordable = math.floor(min(count * allotted / took, images) / batch) * batch
+            if affordable < 2 * count:
+                break
+            count = affordable  # where a part of the time does not grow with the images, there may be more still
+        fewer = min(count, max(affordable, batch))
+        self.sizes = replace(self.sizes, refitting=fewer)
+        self.pace.took(REFIT, took * fewer / count + TIMED_SECONDS)
+
+    def finish(self, trial: Trial | None) -> Trial | None:
+        """A network with regions, refitted by all images that there are, if there is time and that is no worse."""
+        if trial is None or trial.held_back is None or not is_regional(trial.plan):
+            return trial
+        images = len(self.tools.parts[FITTING])
+        seconds = self.pace.expected[REFIT] * images / trial.repaired_by
+        if images <= trial.repaired_by or seconds > self.pace.left:
+            return trial
+        self.tell("refitting by all images", 0)
+        quality = self.evaluate(trial.plan, HELD_BACK, self.sizes.held_back, images)
+        if not self.target.allows(quality) or quality.guide > trial.held_back.guide:
+            return trial
+        finished = replace(trial, held_back=quality, repaired_by=images)
+        self.trials[plan_key(trial.plan)] = finished
+        self._remember(finished)
+        return finished
+
+    def evaluate(self, plan: Plan, part: str, images: int, repaired_by: int | None = None) -> Quality:
+        """What a plan loses on the first images of a part; None: repaired by as many images as all are."""
+        repaired_by = repaired_by or self.repaired_by(plan)
 
         def measure() -> dict[str, Any]:
             task = Task(plan, part, images, repaired_by=repaired_by)

@@ -59,12 +59,14 @@ class Sizes:
         held_back: Of those that the choice does not see.
         repairing: To repair whole networks by; 0 where there is no time for repairs.
         refitting: To refit regions by; 0 where there is no time for it.
+        batch: Images that the model takes at once; the other numbers are multiples of it.
     """
 
     choosing: int
     held_back: int
     repairing: int
     refitting: int = 0
+    batch: int = 1
 
     @classmethod
     def within(
@@ -107,6 +109,7 @@ class Sizes:
             rounded(HELD_BACK_SHARE * max_time / (2 * seconds), FEWEST[1], held_back),
             rounded(half / repair, 1, min(REPAIR_IMAGES, fitting or choosing)) if repairable else 0,
             rounded(max_time / REFITS / refit, 1, min(REFIT_IMAGES, fitting or 0)) if refittable else 0,
+            batch,
         )
 
 

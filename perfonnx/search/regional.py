@@ -105,6 +105,8 @@ class RegionalSearch:
 
     def measure(self) -> None:
         """Measures regions alone: whole runs, then parts of them and wider lattices, while there is time."""
+        if self.regions:
+            self.networks.settle(self.plan([(self.regions[0][0], self.choices[0])]))
         for made, (region, choice) in enumerate(chained(self._whole(), self._parts())):
             if made and not self.networks.pace.affords(REFIT, VERIFICATION, until=ALONE * self.share):
                 self.networks.cut_short = True

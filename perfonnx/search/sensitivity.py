@@ -262,7 +262,8 @@ def sensitivity(
         units, rate = alone(list(shares)), max(space.rates)
         subject = with_impacts(subject, held, found, units, rate=rate, records=records, threads=threads)
     evaluator = PlanEvaluator(subject, {CHOOSING: held}, found, threads)
-    choices = [choice for choice in space.choices() if not choice.lossless]
+    lossy = [choice for choice in space.choices() if not choice.lossless]
+    choices = [choice for choice in lossy if not choice.regional] or lossy
     tasks = [(layer, choice) for choice in choices for layer in subject.able(list(shares), choice, seed)]
     rows = measure_layers(
         tasks,

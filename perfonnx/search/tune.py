@@ -1,5 +1,8 @@
 """From a model and unlabeled inputs to the fastest model within the accuracy asked, measured on this machine.
 
+Where a method is for runs of layers of one resolution, regions come first: each by itself, then combinations of them,
+all of them refitted and measured whole, see `perfonnx.search.regional`. Then, and without such a method at once:
+
 1. Profile: every choice (mask kind and rate) in all layers at once; one profile per choice gives the time of every
    layer under it, among neighbours that work on rows. Once layer by layer, and once for groups of layers whose outputs
    meet, which then share a mask.
@@ -57,7 +60,7 @@ from perfonnx.search.evaluate import (
 from perfonnx.search.groups import meeting_layers, together
 from perfonnx.search.impacts import IMPACT, with_impacts
 from perfonnx.search.networks import Networks, Tools
-from perfonnx.search.pace import PROFILE, Pace, Sizes
+from perfonnx.search.pace import PROFILE, REFIT_IMAGES, Pace, Sizes
 from perfonnx.search.pictures import output_pictures
 from perfonnx.search.result import MULTIPLIES, TIME, Progress, Target, Trial, Tuned
 from perfonnx.search.search import Search
@@ -114,7 +117,8 @@ def tune(
     Args:
         model: As for `perfonnx.rewrite`.
         output: Where the model goes; None: nowhere. Where nothing is found, the original goes there.
-        samples: Images, a few hundred; labels are used where they have some. Part of them takes no part in the choice.
+        samples: Images, a few hundred; labels are used where they have some. Part of them takes no part in the choice;
+            where regions are refitted, another part is for that alone.
         max_drop: The largest loss, a number or a text such as "1%", in the metric's terms; None: the metric's default,
             unless a speed is asked for.
         target: What is minimised, one of `perfonnx.search.result.TARGETS`: time, multiplies, or size.
@@ -186,7 +190,7 @@ def tune(
     numbers = {part.replace(" ", "_"): len(images) for part, images in available.items()}
     sizes = Sizes.within(max_time, seconds, layers=layers, convs=convs, batch=batch, **numbers)
     taken = {
-        FITTING: max(sizes.repairing, sizes.refitting, batch),
+        FITTING: REFIT_IMAGES // batch * batch if sizes.refitting else max(sizes.repairing, batch),
         CHOOSING: sizes.choosing,
         HELD_BACK: sizes.held_back,
     }
@@ -205,7 +209,7 @@ def tune(
     if not sizes.repairing:
         choices = list(dict.fromkeys(choice.trained for choice in choices))
     run = Search(subject, networks, choices, seed, seconds, batch, start)
-    best = run.known(inspection) if retargeted else run.find(search, inspection)
+    best = run.known(inspection) if retargeted else networks.finish(run.find(search, inspection))
     result = _rewritten(subject, best, fallback, seed, records)
     if records.path is not None and not retargeted:
         _keep(run, subject, records, wanted, max_time)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from perfonnx.methods.exact import Exact
 from perfonnx.methods.perforate import Perforate
 from perfonnx.methods.sublattice import Sublattice
 from perfonnx.plan import Plan
-from perfonnx.search import Outcome, Quality, Space, Speed, Task, Tuned, tune
+from perfonnx.search import Outcome, Quality, Space, Speed, Task, Tuned, state, tune
 from perfonnx.search.evaluate import CHOOSING, HELD_BACK
 from perfonnx.subject import Subject
 from tests.passes import nets
@@ -214,3 +215,39 @@ def test_regions_and_layers_share_the_time_and_the_best_is_taken(together: type[
 
     families = found("exact", "together"), found("exact", "perforate")
     assert found("exact", "together", "perforate") >= max(families)
+
+
+@dataclass
+class Clocked(Invented):
+    """A network takes a second, and more for each image that its regions are refitted by."""
+
+    each: float = 0.05
+    now: float = 0.0
+    refitted_by: list[tuple[str, int]] = field(default_factory=list)
+
+    def __call__(self, task: Task) -> Outcome:
+        self.now += 1.0
+        if any(method.regional for method in task.plan.layers.values()):
+            self.now += self.each * task.repaired_by
+            self.refitted_by.append((task.part, task.repaired_by))
+        return super().__call__(task)
+
+
+@pytest.mark.parametrize(("each", "count"), [(0.05, 73), (0.5, 11), (0.001, 120)])
+def test_regions_are_refitted_by_as_many_images_as_there_is_time_for(
+    together: type[Any], monkeypatch: pytest.MonkeyPatch, each: float, count: int
+) -> None:
+    tool = Clocked(each=each)
+    monkeypatch.setattr(state, "time", SimpleNamespace(perf_counter=lambda: tool.now))
+    space = Space(rates=(0.5, 0.75), repairs=("none",), methods=("exact", "together"))
+    same: dict[str, Any] = {"evaluator": tool, "timer": tool, "space": space}
+    tuned = tune(network(), None, samples(300), max_drop=0.0155, max_time=168.0, **same)
+    assert tuned.seconds <= 168 + 3
+    by = {n for part, n in tool.refitted_by if part == CHOOSING}
+    assert by <= {32, count}
+    assert tool.refitted_by.count((CHOOSING, count)) > 4
+    assert any("images to refit regions by" in warning for warning in tuned.warnings) == (count < 120)
+    assert tuned.best is not None
+    # What was found is refitted by all of them in the end, where there is time left.
+    assert ((HELD_BACK, 120) in tool.refitted_by) == (tuned.best.repaired_by == 120)
+    assert tuned.best.repaired_by == (count if each == 0.5 else 120)
