@@ -153,6 +153,13 @@ class Lowering:
             return []  # its rows stand for another map too, from which this one was cropped or resized
         return [] if any(has_activation(self.workspace, conv) for conv in convs) else convs
 
+    def drop(self, tensor: gs.Tensor) -> None:
+        """Take back the node that gives rows which nobody reads."""
+        (node,) = tensor.inputs
+        self.nodes = [other for other in self.nodes if other is not node]
+        node.inputs.clear()
+        node.outputs.clear()
+
     def move_behind(self, tensor: gs.Tensor) -> None:
         """Move what gives rows that nobody reads yet behind all that was emitted."""
         last = [node for node in self.nodes if node.outputs[0] is tensor]

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import perfonnx
+from perfonnx.methods import Method
 from perfonnx.methods.perforate import Perforate
 from perfonnx.ops.common import ConvAttributes
 from perfonnx.passes.rules.lattices import Reading, on_own_grid
@@ -268,6 +269,48 @@ def test_a_layer_off_a_lattice_in_parts(size: tuple[int, int], group: int, op: s
     if tail in ("activation", "residual"):  # both parts take it up
         assert left["Concat"] == 1
         assert {"Add", "Sum", "Relu", "PRelu"}.isdisjoint(left)
+    feeds = nets.feed(2, 3, *size)
+    (expected,) = perfonnx.session(maps.proto, library=False).run(None, feeds)
+    for library in (True, False):
+        (actual,) = perfonnx.session(rows.proto, library=library, threads=1).run(None, feeds)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("tail", ["Relu", "Tanh", "read beside"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 2)], ids=str)
+def test_a_layer_off_a_square_lattice_in_four_parts(size: tuple[int, int], tail: str) -> None:
+    """Added one after the other; their rows are put together once, unless a sum in between is read."""
+    cosets = {f"part{y}{x}": (y, x) for y in (0, 1) for x in (0, 1)}
+    nodes = [nets.conv("x", "a", "w0", name="enter")]
+    tensors = {"w0": nets.values(16, 3, 3, 3), "w5": nets.values(4, 16, 3, 3)}
+    total = ""
+    for i, (name, (y, x)) in enumerate(cosets.items()):
+        taps = [(a, b) for a in (-2, -1, 0, 1, 2) for b in (-2, -1, 0, 1, 2) if (a + y) % 2 == (b + x) % 2 == 0]
+        tensors[name] = weights(taps, 16, 16, seed=i)
+        nodes.append(nets.conv("a", f"c{i}", name, name=name, kernel_shape=[5, 5], pads=[2, 2, 2, 2]))
+        if total:
+            nodes.append(nets.node("Add", [total, f"c{i}"], [f"s{i}"]))
+        total = f"s{i}" if total else f"c{i}"
+    if tail == "read beside":
+        nodes += [nets.node("Sigmoid", ["s2"], ["u"]), nets.node("Mul", ["u", total], ["t"])]
+    else:
+        nodes.append(nets.node(tail, [total], ["t"]))
+    model = nets.model(
+        [*nodes, nets.conv("t", "y", "w5", name="last")],
+        tensors,
+        inputs={"x": ("N", 3, *size)},
+        outputs={"y": ("N", 4, None, None)},
+    )
+    masks = {"enter": SQUARE.mask(size)} | {name: SQUARE.at(offset).mask(size) for name, offset in cosets.items()}
+    steps: dict[str, Method] = {n: Perforate(0.75, interpolation="zero") for n in masks}
+    steps["enter"] = Perforate(0.75)
+    maps, rows = (perfonnx.rewrite(model, plan=Plan(steps, layout=layout), masks=masks) for layout in ("nchw", "rows"))
+    nets.check(rows.proto)
+    kinds = Counter(node.op_type for node in rows.proto.graph.node)
+    assert kinds["Add"] == 0
+    assert kinds["Concat"] == (2 if tail == "read beside" else 1)
+    assert kinds["Relu"] == 0
+    assert kernels(rows.proto)["part01"] == ([3, 2], [1, 1])
     feeds = nets.feed(2, 3, *size)
     (expected,) = perfonnx.session(maps.proto, library=False).run(None, feeds)
     for library in (True, False):

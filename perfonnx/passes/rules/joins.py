@@ -129,12 +129,16 @@ def _one_behind_the_other(lowering: Lowering, node: gs.Node, parts: list[Rows]) 
     """A sum of disjoint maps; what follows is taken up by all layers that give them, where nobody else reads these."""
     convs = [lowering.open_convs(tensor, node) for tensor in node.inputs]
     source, count = np.full_like(parts[0].source, -1), 0
-    for part in parts:
+    tensors: list[gs.Tensor] = []
+    for part, some in zip(parts, convs, strict=True):
         source = np.where(part.source >= 0, part.source + count, source)
         count += part.count
+        tensors += [conv.outputs[0] for conv in some] or [part.tensor]
+        if len(some) > 1:  # nobody else reads the sum that it is
+            lowering.drop(part.tensor)
     result = replace(parts[0], source=source, count=count)
     output = node.outputs[0]
-    lowering.emit_standard(node, [part.tensor for part in parts], {"axis": 1}, output, result, "Concat")
+    lowering.emit_standard(node, tensors, {"axis": 1}, output, result, "Concat")
     if all(convs):
         lowering.convs[lowering.rows[output.name].tensor.name] = [conv for some in convs for conv in some]
     return Match("one behind the other")
