@@ -151,9 +151,8 @@ class Networks:
             if affordable < 2 * count:
                 break
             count = affordable  # where a part of the time does not grow with the images, there may be more still
-        fewer = min(count, max(affordable, batch))
-        self.sizes = replace(self.sizes, refitting=fewer)
-        self.pace.took(REFIT, took * fewer / count + TIMED_SECONDS)
+        self.sizes = replace(self.sizes, refitting=count)
+        self.pace.took(REFIT, took + TIMED_SECONDS)
 
     def finish(self, trial: Trial | None) -> Trial | None:
         """A network with regions, refitted by all images that there are, if there is time and that is no worse."""

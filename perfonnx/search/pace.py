@@ -22,7 +22,7 @@ PROFILE_SHARE, SCREEN_SHARE = 0.25, 0.35
 TRIALS = 16
 """Whole networks that all of the time should be enough for; they look at as many images as leave it so."""
 
-REFITS = 28
+REFITS = 20
 """Networks with regions that all of the time should be enough for; they are refitted by as many images as allow it."""
 
 REFIT_IMAGES = 1000

@@ -135,7 +135,8 @@ class RegionalSearch:
     def _of_level(
         self, order: Sequence[Sequence[Region]], level: int, choice: Method
     ) -> Iterator[tuple[Region, Method]]:
-        for region in chained.from_iterable(order):
+        for region in chained.from_iterable(reversed(of_run) for of_run in order):
+            # the last parts of a run first: what follows the others reads a lattice and has as many maps as before
             if region.level == level and self._promises(region, choice):
                 yield region, choice
 

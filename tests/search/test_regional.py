@@ -233,7 +233,7 @@ class Clocked(Invented):
         return super().__call__(task)
 
 
-@pytest.mark.parametrize(("each", "count"), [(0.05, 73), (0.5, 11), (0.001, 120)])
+@pytest.mark.parametrize(("each", "count"), [(0.05, 103), (0.5, 32), (0.001, 120)])
 def test_regions_are_refitted_by_as_many_images_as_there_is_time_for(
     together: type[Any], monkeypatch: pytest.MonkeyPatch, each: float, count: int
 ) -> None:
