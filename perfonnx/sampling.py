@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -186,7 +186,11 @@ class Sublattice:
         scaled = self._scaled(positions)
         if (scaled % self._determinant).any():
             raise PerfonnxError("sublattice: a position does not lie on it")
-        return scaled // self._determinant
+        return np.asarray(scaled // self._determinant, np.int64)
+
+    def fractions(self, positions: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Where any positions lie in its grid, between its own too: float64 [..., 2] of numbers [..., 2]."""
+        return self._scaled(positions) / self._determinant
 
     def positions(self, coordinates: npt.ArrayLike) -> Int64Array:
         """The positions at coordinates of its own grid, int64 [..., 2] of int [..., 2]."""
@@ -201,9 +205,9 @@ class Sublattice:
         """The positions of a map that lie on it, bool [H, W]."""
         return self.contains(np.moveaxis(np.indices(shape), 0, -1))
 
-    def _scaled(self, positions: npt.ArrayLike) -> Int64Array:
-        """Coordinates times the determinant."""
-        y, x = np.moveaxis(np.asarray(positions, np.int64) - np.array(self.offset, np.int64), -1, 0)
+    def _scaled(self, positions: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Coordinates times the determinant, whole numbers of whole numbers."""
+        y, x = np.moveaxis(np.asarray(positions) - np.array(self.offset, np.int64), -1, 0)
         (a, b), (c, d) = self.basis
         return np.stack([y * d - x * c, x * a - y * b], axis=-1)
 

@@ -298,6 +298,8 @@ def test_coordinates_of_positions(lattice: Sublattice, coordinates: list[tuple[i
     positions = lattice.positions(coordinates)
     assert lattice.contains(positions).all()
     np.testing.assert_array_equal(lattice.coordinates(positions), coordinates)
+    half = (np.array(lattice.basis[0]) + lattice.basis[1]) / 2
+    np.testing.assert_allclose(lattice.fractions(positions + half), np.array(coordinates) + 0.5)
     if lattice.index > 1:
         others = [p for p in np.ndindex(lattice.index, lattice.index) if not lattice.contains(p)]
         with pytest.raises(PerfonnxError, match="does not lie on it"):

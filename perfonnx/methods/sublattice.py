@@ -40,7 +40,7 @@ from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import ConvAttributes, dense_multiplies
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
-from perfonnx.sampling import Sampling, interpolate
+from perfonnx.sampling import QUINCUNX, SQUARE, Sampling, interpolate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,11 +50,8 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 
 EVERYWHERE = "dense"
-LATTICES: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {
-    "quincunx": ((1, 1), (1, -1)),
-    "square": ((2, 0), (0, 2)),
-}
-"""Bases of the lattices by name: two steps (dy, dx) from one site to others."""
+LATTICES = {"quincunx": QUINCUNX, "square": SQUARE}
+"""By name."""
 TURNED, OWN = TAPS = ("turned", "own")
 """Taps of the kernel turned, or stretched, into the lattice's basis; or those of the kernel itself that exist."""
 
@@ -73,24 +70,10 @@ ROUNDING = 1e-9
 
 def lattice_mask(lattice: str, shape: Sequence[int], offset: tuple[int, int] = (0, 0)) -> NDArray[np.bool_]:
     """Bool [H, W], true at the positions of a lattice that goes through `offset`."""
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    return lies_on(lattice, np.stack([y, x], axis=-1) - np.array(offset))
-
-
-def lies_on(lattice: str, points: Ints) -> NDArray[np.bool_]:
-    """Whether points [..., 2] are sums of steps of a lattice; all are of the dense one."""
-    if lattice == EVERYWHERE:
-        return np.ones(points.shape[:-1], bool)
-    steps = _coordinates(lattice, points)
-    return np.asarray((steps == np.round(steps)).all(axis=-1))
-
-
-def _coordinates(lattice: str, points: NDArray[Any]) -> NDArray[np.float64]:
-    """Points [..., 2] in the basis of a lattice, whose determinant is a power of 2: exact."""
-    (a, b), (c, d) = LATTICES[lattice]
-    determinant = a * d - b * c
-    y, x = points[..., 0], points[..., 1]
-    return np.stack([(d * y - c * x) / determinant, (a * x - b * y) / determinant], axis=-1)
+    height, width = shape
+    return (
+        np.ones((height, width), bool) if lattice == EVERYWHERE else LATTICES[lattice].at(offset).mask((height, width))
+    )
 
 
 @dataclass(frozen=True)
@@ -177,7 +160,7 @@ class Sublattice(SampledMethod):
     @property
     def saving(self) -> float:
         """See `Method.saving`."""
-        return 0.0 if self.lattice == EVERYWHERE else 1 - 1 / _index(self.lattice)
+        return 0.0 if self.lattice == EVERYWHERE else 1 - 1 / LATTICES[self.lattice].index
 
     @property
     def asked(self) -> str:
@@ -297,11 +280,6 @@ class Sublattice(SampledMethod):
             raise PerfonnxError(f"layer {spot.name!r}: {error}") from error
 
 
-def _index(lattice: str) -> int:
-    (a, b), (c, d) = LATTICES[lattice]
-    return abs(a * d - b * c)
-
-
 def _sizes(text: str, where: str) -> set[tuple[int, int]]:
     """Sizes of maps from `56x56,28x28`."""
     found = set()
@@ -359,7 +337,7 @@ def site_classes(mask: Mask, attributes: ConvAttributes, known: Mask, taps: str)
     lattice, offset = found
     sites = np.argwhere(mask)
     read = sites * np.array(a.strides) - np.array(offset)
-    residues = _coordinates(lattice, read) % 1.0
+    residues = LATTICES[lattice].fractions(read) % 1.0
     classes = []
     for residue in np.unique(residues, axis=0):
         here = (residues == residue).all(axis=1)
@@ -384,7 +362,7 @@ def _lattice_in(known: Mask) -> tuple[str, tuple[int, int]] | None:
 
 def _existing(lattice: str, example: Ints, own: Ints, a: ConvAttributes, taps: str) -> Ints:
     """The taps of a class, one of whose sites reads around `example`, counted from a site of the lattice."""
-    exists = lies_on(lattice, example + own)
+    exists = LATTICES[lattice].contains(example + own)
     square = a.kernel_shape[0] == a.kernel_shape[1] and a.dilations[0] == a.dilations[1]
     if exists.all() or not square or (taps == OWN and exists.any()):
         return own[exists] if square else own
@@ -393,8 +371,8 @@ def _existing(lattice: str, example: Ints, own: Ints, a: ConvAttributes, taps: s
     centre = own.mean(axis=0)
     far = int(np.ceil(reach)) * 2 + 1
     around = np.argwhere(np.ones((2 * far + 1, 2 * far + 1))) - far + np.round(centre).astype(int)
-    within = np.abs(_coordinates(lattice, around - centre)).max(axis=1) <= max(reach, 0.5)
-    return np.asarray(around[within & lies_on(lattice, example + around)])
+    within = np.abs(LATTICES[lattice].fractions(around - centre)).max(axis=1) <= max(reach, 0.5)
+    return np.asarray(around[within & LATTICES[lattice].contains(example + around)])
 
 
 def _classes_of(correction: Correction) -> list[SiteClass]:

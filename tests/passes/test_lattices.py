@@ -19,6 +19,7 @@ from perfonnx.plan import Plan
 from perfonnx.sampling import QUINCUNX, SQUARE, Sublattice
 from tests.passes import nets
 
+EVERYWHERE = Sublattice(((1, 0), (0, 1)))
 TURNED = [(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (2, 0), (-2, 0), (0, 2), (0, -2)]
 SPACED = [(2 * y, 2 * x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 CROSS = [(1, 0), (-1, 0), (0, 1), (0, -1)]
@@ -75,8 +76,8 @@ LAYERS = {
     "taps two apart, another coset": (SPACED, SQUARE.at((1, 1)), (1, 1), (3, 3)),
     "between the columns of a square lattice": ([(0, -1), (0, 1)], SQUARE.at((0, 1)), (1, 1), (1, 2)),
     "in the middle of its squares": ([(1, 1), (1, -1), (-1, 1), (-1, -1)], SQUARE.at((1, 1)), (1, 1), (2, 2)),
-    "turned taps, a stride of 2": (TURNED, Sublattice(((1, 0), (0, 1))), (2, 2), (3, 3)),
-    "taps two apart, a stride of 2": (SPACED, Sublattice(((1, 0), (0, 1))), (2, 2), (3, 3)),
+    "turned taps, a stride of 2": (TURNED, EVERYWHERE, (2, 2), (3, 3)),
+    "taps two apart, a stride of 2": (SPACED, EVERYWHERE, (2, 2), (3, 3)),
 }
 
 
@@ -104,9 +105,8 @@ def test_dilated_taps_are_neighbours_on_a_lattice() -> None:
 @pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_zero_taps_at_the_borders_of_a_kernel_are_cut_off(strides: tuple[int, int], dilation: int) -> None:
-    everywhere = Sublattice(((1, 0), (0, 1)))
     taps = [(dilation * y, dilation * x) for y in (-1, 0) for x in (-1, 0, 1)] + [(-2 * dilation, 0)]
-    layer = reading((9, 8), taps, everywhere, strides=strides, dilation=dilation)
+    layer = reading((9, 8), taps, EVERYWHERE, strides=strides, dilation=dilation)
     found = on_own_grid(layer)
     assert found is not None
     assert found.attributes.kernel_shape == (3, 3)
@@ -116,13 +116,12 @@ def test_zero_taps_at_the_borders_of_a_kernel_are_cut_off(strides: tuple[int, in
 
 
 def test_a_layer_that_gains_nothing_is_left_alone() -> None:
-    everywhere = Sublattice(((1, 0), (0, 1)))
     full = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     assert on_own_grid(reading((8, 8), full, QUINCUNX)) is None
-    assert on_own_grid(reading((8, 8), TURNED, everywhere)) is None
+    assert on_own_grid(reading((8, 8), TURNED, EVERYWHERE)) is None
     assert on_own_grid(reading((8, 8), [], QUINCUNX)) is None
     assert on_own_grid(replace(reading((8, 8), TURNED, QUINCUNX), sites=np.zeros(0, np.int32))) is None
-    behind = reading((8, 8), [(1, 0), (2, 0)], everywhere)  # its first tap reads the map's second row
+    behind = reading((8, 8), [(1, 0), (2, 0)], EVERYWHERE)  # its first tap reads the map's second row
     assert on_own_grid(behind) is None
 
 
