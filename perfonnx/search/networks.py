@@ -90,7 +90,7 @@ class Networks:
         if key not in self.trials:
             layers = len(plan.layers)
             self.tell(f"searching {why}: {layers} layer{'s' if layers != 1 else ''}", len(self.trials))
-            kind = REFIT if is_regional(plan) else TRIAL
+            kind = kind_of(plan)
             with self.pace.measuring(kind):
                 quality = self.evaluate(plan, CHOOSING, self.sizes.choosing)
                 speed = self.tools.records.ask(f"time {key}", lambda: self.tools.timer.speed(plan).to_json())
@@ -308,6 +308,11 @@ class Networks:
         best = self.best()
         words = "" if best is None else f"{best.speed.ratio:.2f}x, {self.tools.metric.show(best.choosing.drop)}"
         self.tools.progress(Progress(phase, done, total, self.pace.left, words, news))
+
+
+def kind_of(plan: Plan) -> str:
+    """What measuring a plan's network is, see `perfonnx.search.pace`."""
+    return REFIT if is_regional(plan) else TRIAL
 
 
 def is_regional(plan: Plan) -> bool:

@@ -17,7 +17,7 @@ from perfonnx.search.evaluate import CHOOSING
 from perfonnx.search.greedy import Measured, greedy
 from perfonnx.search.groups import Units, alone, meeting_layers, together
 from perfonnx.search.lines import walk_line
-from perfonnx.search.networks import OVERTIME, Networks
+from perfonnx.search.networks import OVERTIME, Networks, kind_of
 from perfonnx.search.pace import PROFILE, PROFILE_SHARE, REGION_SHARE, SCREEN_SHARE, TRIAL, VERIFICATION
 from perfonnx.search.regional import RegionalSearch
 from perfonnx.search.regions import regions, resolution_runs
@@ -92,6 +92,7 @@ class Search:
     obstacles: dict[str, str] = field(default_factory=dict)
     _order: list[str] = field(default_factory=list)
     _regional: RegionalSearch | None = None
+    _behind: frozenset[Method] = frozenset()
     _reach: float | None = None
     _lines: dict[tuple[str, tuple[str, ...] | None], list[Selected]] = field(default_factory=dict)
 
@@ -140,7 +141,8 @@ class Search:
             self._lose_nothing()
         best = self.networks.best()
         workspace = opened(self.subject.original())
-        both = dict.fromkeys([*regional, *(m.behind for m in regional if m.behind is not None)])
+        self._behind = frozenset(method.behind for method in regional if method.behind is not None)
+        both = [*regional, *self._behind]
         able = {method: frozenset(self.subject.able(self._order, method, self.seed)) for method in both}
         runs = resolution_runs(workspace, frozenset.intersection(*(able[method] for method in regional)))
         runs.sort(key=lambda run: -run.work)  # what promises most is measured first
@@ -291,8 +293,8 @@ class Search:
 
     def _search(self) -> None:
         """Walks along the best selections in each way, falls back to single layers, and changes what was found."""
-        self._combine()
         if not self.errors:
+            self._combine()
             return
         self._lose_nothing()
         kinds = sorted({choice.family for errors in self.errors.values() for choice in errors})
@@ -311,6 +313,7 @@ class Search:
             for kind in kinds if len(kinds) > 1 and way.layout == layout else ():
                 # layers of one size then share one mask, and rows pass between them as they are
                 self._walk(way, [kind], f"best with {kind} alone, {way.name}")
+        self._combine()
         self._swap()
 
     def _lose_nothing(self) -> None:
@@ -389,7 +392,7 @@ class Search:
             for plan, why in self._changes(best):
                 if plan_key(plan) in networks.trials:
                     continue
-                if not networks.goes_on():
+                if not networks.goes_on(kind_of(plan)):
                     return
                 networks.attempt(plan, why)
                 failures += 1
@@ -408,7 +411,9 @@ class Search:
         layout = best.plan.layout
         for way, unit in self._places(layout):
             rungs = way.rungs(self.errors, unit)
+            lossless = next((rung.choice for rung in rungs if rung.choice is not None and rung.choice.lossless), None)
             chosen = {best.plan.layers.get(layer) for layer in way.units[unit]}
+            chosen = {lossless if choice in self._behind else choice for choice in chosen}
             now = next((rung for rung in rungs if {rung.choice} == chosen), None)
             if now is None:
                 continue  # a group whose layers have different choices, or one that it has no time for

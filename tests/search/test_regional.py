@@ -217,6 +217,34 @@ def test_regions_and_layers_share_the_time_and_the_best_is_taken(together: type[
     assert found("exact", "together", "perforate") >= max(families)
 
 
+def test_layers_behind_regions_may_be_sampled_by_themselves(together: type[Any]) -> None:
+    """One method is good for the large maps, the other for the small ones."""
+
+    def single(plan: Plan) -> float:
+        layers = {n: m for n, m in plan.layers.items() if n in SMALL and not m.regional}
+        return sum(method.saving for method in layers.values())
+
+    @dataclass
+    class Mixed(Invented):
+        @classmethod
+        def loss(cls, plan: Plan) -> float:
+            return super().loss(plan) + 0.001 * single(plan)
+
+        @classmethod
+        def ratio(cls, plan: Plan) -> float:
+            return 1 / (1 / super().ratio(plan) - 0.05 * single(plan))
+
+        def layers(self, plan: Plan) -> dict[str, float]:
+            work = {n: m.saving for n, m in plan.layers.items() if n in SMALL}
+            return super().layers(plan) | {n: 2.0 * (1 - saving / 4) for n, saving in work.items()}
+
+    tool = Mixed()
+    space = Space(masks=("grid",), rates=(0.5,), repairs=("none",), methods=("exact", "together", "perforate"))
+    tuned = tune(network(), None, samples(60), evaluator=tool, timer=tool, space=space, max_drop=0.0118)
+    assert {tuned.plan.layers[name] for name in BIG} == {together(0.5, "grid")}
+    assert {tuned.plan.layers[name] for name in SMALL} == {Perforate(0.5, "grid", repair="none")}
+
+
 @dataclass
 class Clocked(Invented):
     """A network takes a second, and more for each image that its regions are refitted by."""
