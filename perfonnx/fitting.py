@@ -299,15 +299,17 @@ class Refit:
         self.counted = Goal()
         self.per_image = min(per_image, len(self.sites))
         self.groups = groups
+        width = self.first.shape[2]
+        self.gram = np.zeros((groups, width, width))
+        self.sum = np.zeros((groups, width))
+        self.is_new = True  # rows that are counted again, from another start, are the same ones
         self._begin()
 
     def _begin(self) -> None:
         groups, outputs, width = self.start.shape
         self.rng = np.random.default_rng(0)
         self.rows = 0
-        self.gram = np.zeros((groups, width, width))
         self.cross = np.zeros((groups, width, outputs))  # with what the start leaves
-        self.sum = np.zeros((groups, width))
         self.left_sum = np.zeros((groups, outputs))
         self.squares = self.target_squares = 0.0  # of what the goal lets through of the errors; of the target
         self.target_sum: Float = np.zeros((groups, outputs))
@@ -324,10 +326,11 @@ class Refit:
         return self.squares / max(spread, 1e-12 * self.target_squares, 1e-300)
 
     def again(self, weight: Float, bias: Float) -> None:
-        """Begin anew from a solution, as `solve` gives it."""
+        """Begin anew from a solution, as `solve` gives it; the same batches are to be added again."""
         self.start = weight.transpose(0, 2, 1).reshape(self.start.shape)
         self.bias = bias.reshape(self.bias.shape)
         self.counted = self.goal
+        self.is_new = False
         self._begin()
 
     def add(
@@ -371,11 +374,13 @@ class Refit:
         left = self.counted.error(wanted, given)
         turned = grouped.transpose(0, 2, 1)
         self.rows += rows
-        self.gram += turned @ grouped
+        if self.is_new:
+            self.gram += turned @ grouped
+            self.sum += grouped.sum(axis=1, dtype=np.float64)
         self.cross += turned @ left.astype(np.float32)
-        self.sum += grouped.sum(axis=1, dtype=np.float64)
         self.left_sum += left.sum(axis=1)
-        self.squares += float(np.square(self.goal.error(wanted, given)).sum())
+        through = left if self.counted == self.goal else self.goal.error(wanted, given)
+        self.squares += float(np.square(through).sum())
         self.target_squares += float(np.square(wanted).sum())
         self.target_sum += wanted.sum(axis=1)
 
