@@ -35,6 +35,7 @@ from perfonnx import ops
 from perfonnx.data.feeds import random_feeds
 from perfonnx.data.inputs import Feed, parse_input_shapes
 from perfonnx.masks import MaskRequest, make_mask
+from perfonnx.methods.sublattice import LATTICES
 from perfonnx.model import files
 from perfonnx.model.atomic import write_atomically
 from perfonnx.model.layers import Layer, conv_layers
@@ -129,7 +130,7 @@ CHAINS = ((64, 112), (64, 56), (128, 28), (256, 14))
 
 _CHAINS_EXAMPLES = """examples:
   python tools/benchmark.py chains --threads 1 2
-        grids of a quarter of the positions beside stock Conv of stride 2 and Resize, and decoders, exact
+        grids of a quarter of the positions beside stock Conv of stride 2 and Resize, sublattices, and decoders, exact
   python tools/benchmark.py chains --shapes 64,224 32,128 --beside avx2
 """
 
@@ -198,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     kernels.set_defaults(run=run_kernels)
     chains = commands.add_parser(
         "chains",
-        help="a few equal layers: on grids of a quarter of the positions, and behind resizes",
+        help="a few equal layers: on grids of a quarter of the positions, on sublattices, and behind resizes",
         epilog=_CHAINS_EXAMPLES,
         formatter_class=shown,
     )
@@ -547,10 +548,10 @@ def _profiled(path: Path, operator: str) -> float:
 
 
 def run_chains(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Two rows per shape: a chain of layers on grids of a quarter, and one whose map doubles in front of each layer."""
+    """Rows per shape: a chain of layers on grids, on sublattices, and one whose map doubles in front of each layer."""
     for threads, batch, shape in itertools.product(options.threads, options.batch, options.shapes):
         channels, size = map(int, shape.split(","))
-        for kind in ("grid 1 of 4", "decoder x2"):
+        for kind in ("grid 1 of 4", "quincunx", "square", "decoder x2"):
             row = {"threads": threads, "batch": batch, "channels": channels, "size": size, "chain": kind}
             yield {**row, **_chain_times(kind, channels, size, batch, threads, options)}
 
@@ -561,19 +562,23 @@ def _chain_times(
     count, decodes = options.layers, kind == "decoder x2"
     dense = chain(channels, size, batch, count if not decodes else 2, doubles=decodes)
     x = np.random.default_rng(0).standard_normal((batch, channels, size, size), dtype=np.float32)
-    choices = {} if decodes else {"rate": 0.75, "mask": "grid", "only": ["conv"]}
-    ours = perfonnx.rewrite(dense, **choices)  # type: ignore[arg-type]
+    choices: dict[str, Any] = {}
+    if kind in LATTICES:  # fitted on noise, which takes as long to compute with as anything else
+        choices = {"method": "sublattice", "lattice": kind, "only": ["conv"], "samples": [{"X": x}]}
+    elif not decodes:
+        choices = {"rate": 0.75, "mask": "grid", "only": ["conv"]}
+    ours = perfonnx.rewrite(dense, **choices)
     beside = Beside(options.beside)
     beside.int8(dense, {"X": x}, threads)
     beside.capped(ours.proto, {"X": x}, threads)
-    if not decodes:
+    if "rate" in choices:
         stock = chain(channels, size, batch, count, stride=2)
         beside.runners["stride 2 + Resize"] = runner(stock, {"X": x}, threads, library=False)
     runners = [runner(dense, {"X": x}, threads, library=False), runner(ours.proto, {"X": x}, threads, library=True)]
     times = median_times([*runners, *beside.runners.values()], options)
     columns = beside.columns(times[0], times[2:])
     row = {"onnxruntime ms": times[0], "multiplies": ours.report.reduction, "rows": times[0] / times[1], **columns}
-    if not decodes:
+    if "rate" in choices:
         row["rows / stride 2 + Resize"] = row["rows"] / row["stride 2 + Resize"]
     return row
 

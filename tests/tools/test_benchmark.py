@@ -60,12 +60,19 @@ def test_chains(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     done = run("chains", "--shapes", "32,24", "--runs", "3", "--json", str(out))
     assert done.returncode == 0, done.stderr
-    grid, decoder = json.loads(out.read_text())["rows"]
-    assert (grid["chain"], decoder["chain"]) == ("grid 1 of 4", "decoder x2")
+    grid, quincunx, square, decoder = json.loads(out.read_text())["rows"]
+    assert [row["chain"] for row in (grid, quincunx, square, decoder)] == [
+        "grid 1 of 4",
+        "quincunx",
+        "square",
+        "decoder x2",
+    ]
     assert grid["multiplies"] == pytest.approx(4)
     assert grid["rows / stride 2 + Resize"] == pytest.approx(grid["rows"] / grid["stride 2 + Resize"])
-    assert decoder["rows"] > 0
-    assert "stride 2 + Resize" not in decoder
+    assert (quincunx["multiplies"], square["multiplies"]) == (pytest.approx(2), pytest.approx(4))
+    for row in (quincunx, square, decoder):
+        assert row["rows"] > 0
+        assert "stride 2 + Resize" not in row
 
 
 @pytest.mark.slow
