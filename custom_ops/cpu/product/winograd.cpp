@@ -369,7 +369,10 @@ class Winograd final : public PreparedProduct {
   // A step of the products is a point and a panel.
   std::int64_t steps() const noexcept { return plan_.reads() * weights_.panels; }
   void multiply(std::int64_t begin, std::int64_t end, Block* block) const {
-    const EvenSplit tiles{block->tiles, ceil_div(block->tiles, static_cast<std::int64_t>(kernels_.site_tile))};
+    // Weights that come from afar arrive in time where each of them is read twice: a few tiles are halved for that.
+    constexpr std::int64_t kHalved = 8;
+    const std::int64_t parts = ceil_div(block->tiles, static_cast<std::int64_t>(kernels_.site_tile));
+    const EvenSplit tiles{block->tiles, std::max<std::int64_t>(parts, block->tiles < kHalved ? 1 : 2)};
     WinogradProductArgs args{};
     args.piece_stride = static_cast<std::size_t>(block->points.piece_stride);
     args.sum_piece_stride = static_cast<std::size_t>(block->sums.piece_stride);
