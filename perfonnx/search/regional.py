@@ -32,6 +32,9 @@ ALONE = 0.6
 WORTH = 0.005
 """Part of the original's time that a region has to save to count."""
 
+PART_WORTH = 0.03
+"""The same for a part of a run, by its share in what the run saves: leaving the lattice costs something."""
+
 HOPELESS = 4.0
 """Where a region loses so many times what is allowed, it is not put on a wider lattice."""
 
@@ -141,9 +144,10 @@ class RegionalSearch:
                 yield region, choice
 
     def _promises(self, region: Region, choice: Method) -> bool:
-        """Whether the run saves time at all, and the region did not lose far too much on a milder lattice."""
+        """Whether the run saves enough time, and the region did not lose far too much on a milder lattice."""
         known = [piece for piece in self.pieces if piece.region.run == region.run]
-        if not any(piece.saved > WORTH for piece in known):
+        saved = max(piece.saved for piece in known) * region.share
+        if saved <= (PART_WORTH if region.level > 1 else WORTH):
             return False
         allowed, metric = self.networks.limit(), self.networks.tools.metric
         milder = (p for p in known if p.region == region and self.choices.index(p.choice) < self.choices.index(choice))

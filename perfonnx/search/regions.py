@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_graphsurgeon as gs
 
@@ -63,12 +63,14 @@ class Region:
         run: The name of the run that it is a part of.
         layers: Names, in running order.
         level: 0 for a whole run, 1 for one without the layers in front of a pool, 2 for a half, 3 for a block.
+        share: Part of the run's multiplies.
     """
 
     name: str
     run: str
     layers: tuple[str, ...]
     level: int
+    share: float = field(default=1.0, compare=False)
 
 
 def regions(run: Run) -> list[Region]:
@@ -85,8 +87,12 @@ def regions(run: Run) -> list[Region]:
     found += [
         Region(f"{run.name}, block {i} of {len(blocks)}", run.name, block, 3) for i, block in enumerate(blocks, 1)
     ]
-    seen: set[tuple[str, ...]] = set()
-    return [region for region in found if region.layers not in seen and not seen.add(region.layers)]  # type: ignore[func-returns-value]
+    distinct: dict[tuple[str, ...], Region] = {}
+    for region in found:
+        distinct.setdefault(region.layers, region)
+    work = {layers: sum(run.multiplies.get(name, 0) for name in layers) for layers in distinct}
+    whole = max(work[run.layers], 1)
+    return [replace(region, share=work[layers] / whole) for layers, region in distinct.items()]
 
 
 def _joined(run: Run, parts: int) -> list[tuple[str, ...]]:
