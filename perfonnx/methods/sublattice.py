@@ -105,7 +105,10 @@ class Sublattice(SampledMethod):
     OPERATOR = PERFORATED_CONV.name
 
     lattice: str = setting(
-        "quincunx", "sublattice: quincunx (default, half of the positions), square (a quarter) or dense", "NAME"
+        "quincunx",
+        "which positions are computed: quincunx (default of sublattice, a half), square (default of strided, a "
+        "quarter); dense (sublattice); rows or columns (strided)",
+        "NAME",
     )
     taps: str = setting(TURNED, "sublattice: turned (default), the kernel in the lattice's basis, or own", "KIND")
     at: str = setting("", "sublattice: sizes of the maps that are put on the lattice, as 56x56,28x28", "SIZES")
