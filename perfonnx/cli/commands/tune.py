@@ -149,6 +149,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="what it learns from, read as --data is (default: what of --data is not held back)",
     )
+    group.add_argument("--train-samples", type=int, metavar="N", help="use N of these at most, drawn by the seed")
     group.add_argument("--epochs", type=int, metavar="N", help="passes over it (default 3)")
     group.add_argument("--augment", metavar="NAME", help="none (default), flip or crop+flip, as in perfonnx finetune")
     group.add_argument("--device", metavar="NAME", help="cpu (default) or cuda, to train on")
@@ -158,7 +159,7 @@ def _finding(options: argparse.Namespace) -> Callable[..., Tuned]:
     """What finds the network: `tune`, or that and training."""
     names = ("epochs", "augment", "device")
     if not options.finetune:
-        for name in ("train_data", *names):
+        for name in ("train_data", "train_samples", *names):
             if getattr(options, name) is not None:
                 raise PerfonnxError(f"--{name.replace('_', '-')}: has a meaning with --finetune only")
         from perfonnx.search import tune
@@ -169,8 +170,10 @@ def _finding(options: argparse.Namespace) -> Callable[..., Tuned]:
 
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     training = None
+    if options.train_samples is not None and options.train_data is None:
+        raise PerfonnxError("--train-samples is about --train-data; give that too")
     if options.train_data is not None:
-        data = {"data": options.train_data, "labels": None, "samples": None}
+        data = {"data": options.train_data, "labels": None, "samples": options.train_samples}
         training = samples_from(argparse.Namespace(**{**vars(options), **data}))
     return partial(tune_trained, training=training, settings=Settings(**{"epochs": 3, **given}))
 
