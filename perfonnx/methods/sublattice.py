@@ -64,8 +64,8 @@ PER_UNKNOWN = 10
 """Rows that a fit should have for each unknown of an output."""
 PLENTY = 1 << 16
 """Rows of a fit that are taken where there are so many, however few the unknowns."""
-ROUNDING = 1e-9
-"""Error of a layer, see `perfonnx.fitting.Refit.error`, that sums in another order may have."""
+NEGLIGIBLE = 1e-4
+"""Error of a layer, see `perfonnx.fitting.Refit.error`, that is not worth a fit; sums in another order have 1e-12."""
 
 
 def lattice_mask(lattice: str, shape: Sequence[int], offset: tuple[int, int] = (0, 0)) -> NDArray[np.bool_]:
@@ -442,9 +442,9 @@ class _Replacing:
             for number, (x, _, target, other) in enumerate(spot.targets.values(spot.name, settled=turn == TURNS)):
                 for fit in fits:
                     fit.add(x, target, other)
-                if not turn and not number and max(fit.error for fit in fits) < ROUNDING:
+                if not turn and not number and max(fit.error for fit in fits) < NEGLIGIBLE:
                     next(spot.targets.values(spot.name, settled=True), None)  # nobody asks again
-                    return Correction.of(spot.weight, {}, 0.0, 0.0), "as it was: nothing in front of it has changed"
+                    return Correction.of(spot.weight, {}, 0.0, 0.0), "as it was: what has changed hardly reaches it"
             errors.append(sum(share * fit.error for share, fit in zip(shares, fits, strict=True)))
         best = int(np.argmin(errors[1:]))
         before, after, solutions = errors[0], errors[1 + best], found[best]
