@@ -81,6 +81,19 @@ class SamplesLike(Protocol):
         """All images, in an order that the seed decides."""
 
 
+class Calibration(Protocol):
+    """What is needed of samples to fit layers by."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches, the same ones in each pass."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def take(self, n: int) -> Any:
+        """The first n images."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """The model that is worked on, and what it is worked on with.
@@ -96,7 +109,7 @@ class Subject:
     source: ModelSource
     input_shapes: Mapping[str, Sequence[int | str | None]] = field(default_factory=dict)
     freeze_weights: bool = False
-    calibration: SamplesLike | None = None
+    calibration: Calibration | None = None
     impact_maps: ImpactMaps | None = None
     _opened: list[Workspace] = field(default_factory=list, init=False, repr=False, compare=False)
     _influence: dict[str, frozenset[str]] = field(default_factory=dict, init=False, repr=False, compare=False)

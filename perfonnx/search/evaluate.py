@@ -235,6 +235,26 @@ class Held:
         return hold(self.source.shuffled(seed))
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Two samples, one behind the other."""
+
+    first: SamplesLike
+    second: SamplesLike
+
+    def __iter__(self) -> Iterator[BatchLike]:
+        yield from self.first
+        yield from self.second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def take(self, n: int) -> SamplesLike | Joined:
+        """The first n images."""
+        more = n - len(self.first)
+        return Joined(self.first, self.second.take(more)) if more > 0 else self.first.take(n)
+
+
 def hold(samples: SamplesLike) -> SamplesLike:
     """The samples in memory if they are small enough, else as they are."""
     batches: list[BatchLike] = []

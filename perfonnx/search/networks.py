@@ -155,10 +155,13 @@ class Networks:
         self.pace.took(REFIT, took + TIMED_SECONDS)
 
     def finish(self, trial: Trial | None) -> Trial | None:
-        """A network with regions, refitted by all images that there are, if there is time and that is no worse."""
+        """A network with regions, refitted by all images but those held back, if there is time and that is no worse.
+
+        What was chosen by need not be new to it any more.
+        """
         if trial is None or trial.held_back is None or not is_regional(trial.plan):
             return trial
-        images = len(self.tools.parts[FITTING])
+        images = len(self.tools.parts[FITTING]) + len(self.tools.parts[CHOOSING])
         seconds = self.pace.expected[REFIT] * images / trial.repaired_by
         if images <= trial.repaired_by or seconds > self.pace.left:
             return trial

@@ -50,6 +50,7 @@ from perfonnx.search.evaluate import (
     FITTING,
     HELD_BACK,
     Evaluator,
+    Joined,
     PlanEvaluator,
     SerialExecutor,
     check_same_interface,
@@ -76,7 +77,7 @@ MIN_IMAGES = 8
 HELD_BACK_SHARE = 0.4
 """Part of the images that the choice does not see."""
 
-FITTING_SHARE = 2 / 3
+FITTING_SHARE = 0.5
 """Part of the others that weights are refitted by, where they are: what is chosen by is to be new to them."""
 
 IMPACT_SHARE = 0.2
@@ -195,7 +196,8 @@ def tune(
         HELD_BACK: sizes.held_back,
     }
     parts = {part: hold(images.take(taken[part])) for part, images in available.items()}
-    subject = replace(subject, calibration=parts.get(FITTING, parts[CHOOSING]))
+    chosen_by = parts[CHOOSING]
+    subject = replace(subject, calibration=Joined(parts[FITTING], chosen_by) if FITTING in parts else chosen_by)
     tell = progress or (lambda _: None)
     if IMPACT in space.masks:
         subject = _with_impacts(subject, parts[CHOOSING], found, space, records, max_time, threads, tell)
