@@ -107,6 +107,7 @@ def tune(
     fallback: bool = True,
     seed: int = 0,
     state: str | os.PathLike[str] | None = None,
+    sweep: bool = True,
     cache: TimingCache | None = None,
     executor: Executor | None = None,
     evaluator: Evaluator | None = None,
@@ -140,6 +141,7 @@ def tune(
         seed: Seed of the split of the images and of the masks.
         state: File in which measurements are kept, or a directory for such files, one for each search; a tuning that
             was interrupted goes on from there. One with another target, and no more time, is answered from there.
+        sweep: With a state, measure in the end what another target may choose of.
         cache: Where timings are kept between tunings; None: nowhere.
         executor: Does the screening of layers; None: this thread.
         evaluator: Measures losses; None: on onnxruntime.
@@ -213,7 +215,7 @@ def tune(
     run = Search(subject, networks, choices, seed, seconds, batch, start)
     best = run.known(inspection) if retargeted else networks.finish(run.find(search, inspection))
     result = _rewritten(subject, best, fallback, seed, records)
-    if records.path is not None and not retargeted:
+    if sweep and records.path is not None and not retargeted:
         _keep(run, subject, records, wanted, max_time)
     tuned = told(run, result, best, threads, {part: len(images) for part, images in available.items()})
     if not records.measured and records.path is not None:

@@ -149,6 +149,7 @@ def finetune_rounds(
             input_shapes=input_shapes,
             seed=settings.seed,
             state=search,
+            sweep=False,
             progress=step,
         )
         if tuned.best is None:
