@@ -132,7 +132,7 @@ class Networks:
 
     def _look(self, trial: Trial) -> Quality:
         """Runs a network on the images held back."""
-        trial.held_back = self.evaluate(trial.plan, HELD_BACK, self.sizes.held_back)
+        trial.held_back = self.evaluate(trial.plan, HELD_BACK, self.sizes.held_back, trial.repaired_by)
         return trial.held_back
 
     def repaired_by(self, plan: Plan) -> int:
