@@ -28,7 +28,10 @@ LUCKY = 4.0
 """A network that failed on the images held back is taken to have lost no less than this part of the bound on others."""
 
 PROBED = 32
-"""Images that refitting is timed by."""
+"""Images that refitting is timed by first."""
+
+GROWTH, LEAST_GROWTH = 1.5, 0.05
+"""Refitting is timed again by so many times as many images at least, and takes so much of its time longer then."""
 
 NETWORK = "network"
 """Before the keys of whole networks in the records."""
@@ -143,14 +146,20 @@ class Networks:
         """Says by how many images regions are refitted, by what refitting such a plan takes here and now."""
         images, batch, records = len(self.tools.parts[FITTING]), self.sizes.batch, self.tools.records
         allotted, count = self.pace.max_time / REFITS, min(math.ceil(PROBED / batch) * batch, self.sizes.refitting)
+        fewer: tuple[int, float] | None = None  # a number of images before, and what it took
         while True:
-            before = records.clock
+            clock = records.clock
             self.evaluate(plan, CHOOSING, self.sizes.choosing, count)
-            took = max(records.clock - before, 1e-9)
-            affordable = math.floor(min(count * allotted / took, images) / batch) * batch
-            if affordable < 2 * count:
+            took = max(records.clock - clock, 1e-9)
+            if fewer is None:  # a part of the time does not grow with the images: twice as many take less than twice it
+                wanted = max(count * allotted / took, 2 * count)
+            else:
+                each = max(took - fewer[1], LEAST_GROWTH * took) / (count - fewer[0])
+                wanted = count + (allotted - took) / each
+            following = math.floor(min(wanted, images) / batch) * batch
+            if took >= allotted or following < GROWTH * count:
                 break
-            count = affordable  # where a part of the time does not grow with the images, there may be more still
+            fewer, count = (count, took), following
         self.sizes = replace(self.sizes, refitting=count)
         self.pace.took(REFIT, took + TIMED_SECONDS)
 
