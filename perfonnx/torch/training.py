@@ -35,10 +35,6 @@ OPTIMIZERS = {"sgd": 0.02, "adamw": 3e-4}
 """Optimizers by name, with the learning rates where none is given."""
 
 AUTO = "auto"
-FITTED_RATE = 1e-4
-"""Learning rate of adamw where layers go on from what they were fitted with, and none is given: higher ones first lose
-what the fit had found. On ResNet-20, 5000 images, 3e-4 took three epochs to come back to where it began."""
-
 
 MOMENTUM = 0.9
 WARM_UP = 0.05
@@ -87,7 +83,7 @@ class Settings:
         optimizer: `sgd`, with momentum; `adamw`; or `auto`: `adamw` where layers go on from what they were fitted with,
             else `sgd`.
         lr: Highest learning rate, which is reached after a short warm-up and falls along a cosine; None: by the
-            optimizer, and lower where layers go on from a fit.
+            optimizer.
         weight_decay: Of weights; biases and what else has one dimension have none.
         loss: One of `LOSSES`: the Kullback-Leibler divergence of classes, from logits or probabilities, or the squared
             error; `auto` by what the network gives.
@@ -503,9 +499,7 @@ def _optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         raise PerfonnxError("the network has no parameters to train")
     fitted = any(isinstance(module, SublatticeConv2d) for module in student.modules())
     kind = ("adamw" if fitted else "sgd") if settings.optimizer == AUTO else settings.optimizer
-    rate = settings.lr
-    if rate is None:
-        rate = FITTED_RATE if fitted and kind == "adamw" else OPTIMIZERS[kind]
+    rate = OPTIMIZERS[kind] if settings.lr is None else settings.lr
     adaptive = [module for module in student.modules() if isinstance(module, RadiusAdaptiveConv2d)]
     gates, biases = {id(module.gate) for module in adaptive}, {id(module.gate_bias) for module in adaptive}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -26,7 +26,7 @@ from perfonnx.sampling import interpolate  # noqa: E402
 from perfonnx.torch import Settings, apply, export, finetune_model, from_onnx, sampled_modules  # noqa: E402
 from perfonnx.torch.modules import Conv2d  # noqa: E402
 from perfonnx.torch.sublattice import SublatticeConv2d  # noqa: E402
-from perfonnx.torch.training import FITTED_RATE, OPTIMIZERS, _optimizer  # noqa: E402
+from perfonnx.torch.training import OPTIMIZERS, _optimizer  # noqa: E402
 from tests.passes import nets  # noqa: E402
 
 torch.set_num_threads(1)
@@ -267,13 +267,13 @@ def test_what_cannot_be_trained_is_refused() -> None:
         network(torch.zeros(1, 3, 16, 14))
 
 
-def test_a_fit_is_trained_by_adamw_at_a_low_rate_unless_something_else_is_said() -> None:
+def test_a_fit_is_trained_by_adamw_unless_something_else_is_said() -> None:
     fit = perfonnx.rewrite(normalized(), plan=Plan({"conv1": Sublattice()}), samples=images().feeds())
     network = from_onnx(normalized())
     assert type(_optimizer(network, Settings())) is torch.optim.SGD
     apply(network, Plan({"conv1": Sublattice()}), corrections=fit.corrections)
     for settings, kind, rate in (
-        (Settings(), torch.optim.AdamW, FITTED_RATE),
+        (Settings(), torch.optim.AdamW, OPTIMIZERS["adamw"]),
         (Settings(lr=0.5), torch.optim.AdamW, 0.5),
         (Settings(optimizer="sgd"), torch.optim.SGD, OPTIMIZERS["sgd"]),
     ):
