@@ -394,7 +394,8 @@ def _check(correction: Correction, weight: NDArray[Any], mask: Mask) -> None:
     if not correction.arrays:
         return
     numbers = correction.arrays.get("classes", np.zeros((0, 0)))
-    if numbers.shape != mask.shape or not np.array_equal(numbers >= 0, mask):
+    whole_classes = np.array_equal(numbers, np.round(numbers))  # else a site would be of no class
+    if numbers.shape != mask.shape or not whole_classes or not np.array_equal(numbers >= 0, mask):
         raise PerfonnxError(f"its weights were fitted for another lattice; {again}")
     m, c = weight.shape[:2]
     for i in range(int(numbers.max()) + 1):

@@ -293,6 +293,7 @@ def test_settings_without_meaning_are_refused(step: dict[str, Any], tmp_path: Pa
         ("weight0", np.zeros((8, 8, 4), "f")),
         ("bias0", np.zeros(3, "f")),
         ("classes", np.zeros((12, 11), "f")),
+        ("classes", np.where(lattice_mask("quincunx", (12, 11)), 0.5, -1).astype("f")),
     ],
 )
 def test_weights_of_another_form_are_refused(name: str, array: np.ndarray) -> None:
