@@ -554,24 +554,30 @@ def known_positions(workspace: Workspace, tensor: gs.Tensor) -> Mask:
 
     A guess, for what is certain does not matter: a layer is fitted to whatever its taps give.
     """
-    known = workspace.types[tensor.name].shape
-    assert known is not None
-    height, width = (int(d) for d in known[2:])  # type: ignore[arg-type]
-    mask: Mask = np.ones((height, width), bool)
-    seen, todo = {tensor.name}, [tensor]
-    while todo:
-        for node in todo.pop().inputs:
-            if node.op == PERFORATED_CONV.name:
-                sites, source = constant_input(workspace, node, "mask"), constant_input(workspace, node, "source")
-                assert sites is not None
-                assert source is not None
-                if (source >= 0).all():  # else there is another node for the positions that are zero
-                    mask &= sites
-            elif is_standard(node) and node.op in _KEEPS_POSITIONS:
-                same = [t for t in node.inputs if _size_of(workspace, t) == (height, width) and t.name not in seen]
-                seen |= {t.name for t in same}
-                todo += same
-    return mask
+    return _known(workspace, tensor, {})[0]
+
+
+def _known(workspace: Workspace, tensor: gs.Tensor, seen: dict[str, tuple[Mask, bool]]) -> tuple[Mask, bool]:
+    """The positions, and whether all others are zero."""
+    if tensor.name in seen:
+        return seen[tensor.name]
+    size = _size_of(workspace, tensor)
+    mask, zero = np.ones(size, bool), False
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is not None and node.op == PERFORATED_CONV.name:
+        sites, source = constant_input(workspace, node, "mask"), constant_input(workspace, node, "source")
+        assert sites is not None
+        assert source is not None
+        mask, zero = sites, not (source >= 0).all()
+    elif node is not None and is_standard(node) and node.op in _KEEPS_POSITIONS:
+        parts = [_known(workspace, t, seen) for t in node.inputs if _size_of(workspace, t) == size]
+        masks = [part for part, _ in parts]
+        if node.op == "Add" and all(rest for _, rest in parts) and not np.logical_and.reduce(masks).any():
+            mask, zero = np.logical_or.reduce(masks), True  # classes of one layer
+        elif masks:
+            mask = np.logical_and.reduce(masks)
+    seen[tensor.name] = mask, zero
+    return mask, zero
 
 
 _KEEPS_POSITIONS = frozenset(

@@ -251,6 +251,19 @@ def test_what_nothing_has_changed_for_stays() -> None:
     assert not result.corrections["inside"].arrays
 
 
+def test_classes_that_leave_positions_out_are_known_for_what_they_are() -> None:
+    """Sites of a quincunx that read a square lattice are of two classes; who follows reads the quincunx."""
+    steps = {"enter": "square", "inside": "quincunx", "sum": "dense"}
+    result = perfonnx.rewrite(network(), plan=plan(**steps), samples=samples())
+    taps = {
+        name: [len(c.arrays[f"taps{i}"]) for i in range(int(c.arrays["classes"].max()) + 1)]
+        for name, c in result.corrections.items()
+        if c.arrays
+    }
+    assert sorted(taps["inside"]) == [4, 9]
+    assert sorted(taps["sum"]) == [4, 9]
+
+
 def test_a_saved_plan_gives_the_same_bytes_without_data(tmp_path: Path) -> None:
     model = network()
     result = perfonnx.rewrite(model, plan=plan(**REGION), samples=samples())
