@@ -346,8 +346,9 @@ class Refit:
             target: [N, M, OH, OW], what it should give, together with `other`.
             other: [N, M, OH, OW], what the network adds to the layer's output.
         """
-        for part in _blocks(len(x), self.per_image * x.shape[1] * len(self.taps)):
-            self._add(x[part], target[part], None if other is None else other[part])
+        with np.errstate(over="ignore", invalid="ignore"):  # `solve` looks whether it is finite
+            for part in _blocks(len(x), self.per_image * x.shape[1] * len(self.taps)):
+                self._add(x[part], target[part], None if other is None else other[part])
 
     def _add(self, x: NDArray[np.floating], target: NDArray[np.floating], other: NDArray[np.floating] | None) -> None:
         images, channels, height, width = x.shape

@@ -132,6 +132,7 @@ class Sublattice(SampledMethod):
         """See `Method.chosen`: on the lattice where the size of the map says so."""
         step = cls(**settings)
         sizes = _sizes(step.at, "--at")
+        context.kept(_Sizes).look(sizes, layer)
         on_lattice = not sizes or layer.output_shape in sizes
         return replace(step, at="", lattice=step.lattice if on_lattice else EVERYWHERE)
 
@@ -632,6 +633,24 @@ def wide_kernel(
             kernel = np.pad(kernel, padding)
             wide = replace(wide, kernel_shape=(grown[0], grown[1]))
     return wide, kernel
+
+
+class _Sizes:
+    """The sizes of maps that were asked for, and those that layers have."""
+
+    def __init__(self, context: Context) -> None:
+        self.wanted: set[tuple[int, int]] = set()
+        self.there: set[tuple[int, int] | None] = set()
+
+    def look(self, wanted: set[tuple[int, int]], layer: Layer) -> None:
+        """One layer was looked at."""
+        self.wanted |= wanted
+        self.there.add(layer.output_shape)
+
+    def close(self) -> None:
+        """A size that no layer has is a mistake."""
+        for height, width in sorted(self.wanted - self.there):
+            raise PerfonnxError(f"--at {height}x{width}: no layer has such a map; perfonnx inspect shows their sizes")
 
 
 class _Images:

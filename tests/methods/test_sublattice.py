@@ -289,6 +289,11 @@ def test_sizes_choose_the_layers() -> None:
     assert all(step == Sublattice("dense") for name, step in steps.items() if name != "last")
 
 
+def test_a_size_that_no_layer_has_is_refused() -> None:
+    with pytest.raises(PerfonnxError, match="--at 7x7"):
+        perfonnx.rewrite(network(), method="sublattice", at="6x6,7x7", samples=samples())
+
+
 @pytest.mark.parametrize("step", [{"lattice": "hexagons"}, {"taps": "all"}, {"at": "56xx"}, {"at": 56}])
 def test_settings_without_meaning_are_refused(step: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
