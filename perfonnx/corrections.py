@@ -93,10 +93,18 @@ class Correction:
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, weight: NDArray[Any], arrays: Mapping[str, NDArray[Any]], before: float, after: float) -> Correction:
+    def of(
+        cls,
+        weight: NDArray[Any],
+        arrays: Mapping[str, NDArray[Any]],
+        before: float,
+        after: float,
+        learned: Sampling | None = None,
+    ) -> Correction:
         """What a method of no special kind found for a layer of this weight."""
-        nothing = np.zeros(0, np.float32), np.zeros((0, 0), bool), ""
-        return cls(*nothing, digest(weight), before=before, after=after, arrays=arrays)
+        mask = np.zeros((0, 0), bool) if learned is None else learned.mask
+        nothing = np.zeros(0, np.float32), mask, ""
+        return cls(*nothing, digest(weight), learned=learned, before=before, after=after, arrays=arrays)
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +192,7 @@ def _correction(
     mask = arrays["mask"].astype(bool)
     learned = None
     if "source" in arrays:
-        learned = Sampling(mask, arrays["source"], arrays["weight"], "learned")
+        learned = Sampling(mask, arrays["source"], arrays.get("weight"), "learned")
     ranks = {"bias": 1, "predictor": 2, "gate": 1, "ring_bias": 1}
     found = [(arrays[kind], rank) for kind, rank in ranks.items() if kind in arrays]
     found += [(array, array.ndim) for array in own.values()]

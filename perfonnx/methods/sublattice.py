@@ -446,7 +446,8 @@ class _Replacing:
                     fit.add(x, target, other)
                 if not turn and not number and max(fit.error for fit in fits) < NEGLIGIBLE:
                     next(spot.targets.values(spot.name, settled=True), None)  # nobody asks again
-                    return Correction.of(spot.weight, {}, 0.0, 0.0), "as it was: what has changed hardly reaches it"
+                    note = "as it was: what has changed hardly reaches it"
+                    return Correction.of(spot.weight, {}, 0.0, 0.0, self._filled()), note
             errors.append(sum(share * fit.error for share, fit in zip(shares, fits, strict=True)))
         best = int(np.argmin(errors[1:]))
         before, after, solutions = errors[0], errors[1 + best], found[best]
@@ -461,7 +462,14 @@ class _Replacing:
         few = min(fit.rows / fit.unknowns for fit in fits)
         if few < PER_UNKNOWN:
             note += f" (only {few:.1f} rows for each unknown: more data would help)"
-        return Correction.of(spot.weight, arrays, before, after), note
+        return Correction.of(spot.weight, arrays, before, after, self._filled()), note
+
+    def _filled(self) -> Sampling | None:
+        """How skipped positions are filled where that is not from the first of the nearest sites; for training."""
+        source = constant_input(self.spot.workspace, self.spot.node, "source")
+        assert source is not None
+        same = np.array_equal(source, interpolate(self.mask).source)
+        return None if same else Sampling(self.mask, source, None, "nearest")
 
     def _refit(self, each: SiteClass, images: int, goal: Goal) -> Refit:
         spot, a = self.spot, self.spot.attributes

@@ -121,7 +121,7 @@ class SublatticeConv2d(SampledConv2d):
                 )
             first += found.size
         self._keep("mask", mask)
-        shown = interpolate(mask).source[:, 0].astype(np.int64)
+        shown = (correction.learned or interpolate(mask)).source[:, 0].astype(np.int64)
         self._keep("shown", shown)
         self._keep("source", rows.ravel()[shown])
         self.zero_elsewhere = len(self.taps) > 1 and not mask.all()

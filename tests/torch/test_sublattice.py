@@ -190,6 +190,24 @@ def test_the_exported_model_is_the_trained_network(of: dict[str, str], in_classe
         np.testing.assert_allclose(nets.run(exported, {"x": x})[0], wanted, atol=1e-5)
 
 
+def test_pools_read_in_training_what_they_read_in_the_model() -> None:
+    """Skipped positions are filled from sites in the same windows of a pool, not from the first of the nearest."""
+    nodes = [
+        nets.conv("x", "a", "w0", name="first"),
+        nets.node("Relu", ["a"], ["ra"]),
+        nets.node("MaxPool", ["ra"], ["p"], kernel_shape=[3, 3], strides=[2, 2]),
+        nets.conv("p", "y", "w1", name="second"),
+    ]
+    weights = {"w0": nets.values(8, 3, 3, 3), "w1": nets.values(8, 8, 3, 3, seed=1)}
+    model = nets.model(nodes, weights, inputs={"x": ("N", 3, 17, 14)}, outputs={"y": ("N", 8, 8, 6)})
+    plan = Plan({"first": Sublattice("quincunx"), "second": Sublattice("dense")})
+    fit = perfonnx.rewrite(model, plan=plan, samples=images().feeds())
+    network = from_onnx(model)
+    apply(network, plan, corrections=fit.corrections)
+    x = images().pick(range(4)).feeds["x"]
+    np.testing.assert_allclose(network(torch.from_numpy(x)).detach().numpy(), outputs(fit.proto, x), atol=1e-5)
+
+
 def test_training_takes_back_what_the_lattices_lost(tmp_path: Path) -> None:
     done = finetune_model(normalized(), None, images(), plan=poorly_fitted(tmp_path), settings=SETTINGS)
     epochs = done.rounds[0].epochs
