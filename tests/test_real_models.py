@@ -14,7 +14,7 @@ from perfonnx.data.inputs import Feed
 from perfonnx.masks import MASKS
 from perfonnx.masks.blocks import EDGE
 from perfonnx.methods import METHODS
-from perfonnx.methods.base import SampledMethod
+from perfonnx.methods.base import Needs, SampledMethod
 from perfonnx.methods.exact import Exact
 from tests import real_models
 
@@ -118,8 +118,16 @@ def test_large_maps(choices: dict[str, Any]) -> None:
 @pytest.mark.parametrize("method", OTHER_METHODS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_with_every_other_method(name: str, method: str) -> None:
+    data: dict[str, Any] = {}
+    if METHODS[method]().needs is Needs.TARGETS and issubclass(METHODS[method], SampledMethod):
+        settings: dict[str, Any] = {
+            "input_shapes": real_models.SHAPES.get(name.rsplit("/")[-1]),
+            "freeze_weights": True,
+        }
+        session = perfonnx.session(perfonnx.rewrite(real_models.model(name), **settings).proto)
+        data["samples"] = [real_models.suited(name.rsplit("/")[-1], feed) for feed in random_feeds(session, n=2)]
     for gain in (0.0, 1.0):
-        result = check_one(name, method=method, center_gain=gain)
+        result = check_one(name, method=method, center_gain=gain, **data)
         assert all(method == layer.plan.NAME for layer in result.report.layers)
 
 

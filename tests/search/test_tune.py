@@ -655,9 +655,9 @@ def test_resnet20_is_tuned_within_its_bound(tmp_path: Path) -> None:
     archive = np.load(real_models.DATA / "images" / "cifar10_test_jpg_dev2000.npz")
     images, labels = (archive[name] for name in sorted(archive.files, key=lambda name: -archive[name].ndim)[:2])
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-    pixels = ((images[:400].astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
+    pixels = ((images[::5].astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2)
     name = onnx.load(model).graph.input[0].name
-    data = Arrays(name, np.ascontiguousarray(pixels), labels[:400].astype(np.int64), 16)
+    data = Arrays(name, np.ascontiguousarray(pixels), labels[::5].astype(np.int64), 16)  # they come class by class
     space = Space(masks=("lattice", "uniform"), rates=(0.25, 0.5), repairs=("bias",))
     tuned = tune(model, tmp_path / "out.onnx", data, max_drop="4%", space=space, max_time=60, threads=1)
     assert tuned.metric.name == "top1"
