@@ -338,6 +338,8 @@ class Refit:
         x: NDArray[np.floating],
         target: NDArray[np.floating],
         other: NDArray[np.floating] | None = None,
+        *,
+        only_error: bool = False,
     ) -> None:
         """Count a batch.
 
@@ -345,12 +347,19 @@ class Refit:
             x: [N, C, H, W], the layer's input.
             target: [N, M, OH, OW], what it should give, together with `other`.
             other: [N, M, OH, OW], what the network adds to the layer's output.
+            only_error: Nobody will `solve` this again.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # `solve` looks whether it is finite
             for part in _blocks(len(x), self.per_image * x.shape[1] * len(self.taps)):
-                self._add(x[part], target[part], None if other is None else other[part])
+                self._add(x[part], target[part], None if other is None else other[part], only_error)
 
-    def _add(self, x: NDArray[np.floating], target: NDArray[np.floating], other: NDArray[np.floating] | None) -> None:
+    def _add(
+        self,
+        x: NDArray[np.floating],
+        target: NDArray[np.floating],
+        other: NDArray[np.floating] | None,
+        only_error: bool,
+    ) -> None:
         images, channels, height, width = x.shape
         few = self.per_image < len(self.sites)
         sites = self.rng.permutation(self.sites)[: self.per_image] if few else self.sites
@@ -372,15 +381,16 @@ class Refit:
         given: Float = grouped @ self.start.transpose(0, 2, 1).astype(np.float32) + self.bias[:, None]
         if other is not None:
             given += at_sites(other)
-        left = self.counted.error(wanted, given)
-        turned = grouped.transpose(0, 2, 1)
+        through = self.goal.error(wanted, given)
         self.rows += rows
-        if self.is_new:
-            self.gram += turned @ grouped
-            self.sum += grouped.sum(axis=1, dtype=np.float64)
-        self.cross += turned @ left.astype(np.float32)
-        self.left_sum += left.sum(axis=1)
-        through = left if self.counted == self.goal else self.goal.error(wanted, given)
+        if not only_error:
+            left = through if self.counted == self.goal else self.counted.error(wanted, given)
+            turned = grouped.transpose(0, 2, 1)
+            if self.is_new:
+                self.gram += turned @ grouped
+                self.sum += grouped.sum(axis=1, dtype=np.float64)
+            self.cross += turned @ left.astype(np.float32)
+            self.left_sum += left.sum(axis=1)
         self.squares += float(np.square(through).sum())
         self.target_squares += float(np.square(wanted).sum())
         self.target_sum += wanted.sum(axis=1)

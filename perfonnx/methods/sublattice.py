@@ -443,7 +443,7 @@ class _Replacing:
                     fit.again(*solution)
             for number, (x, _, target, other) in enumerate(spot.targets.values(spot.name, settled=turn == TURNS)):
                 for fit in fits:
-                    fit.add(x, target, other)
+                    fit.add(x, target, other, only_error=turn == TURNS)
                 if not turn and not number and max(fit.error for fit in fits) < NEGLIGIBLE:
                     next(spot.targets.values(spot.name, settled=True), None)  # nobody asks again
                     note = "as it was: what has changed hardly reaches it"
