@@ -291,7 +291,7 @@ void gathered_tile(const TileArgs* args) {
 }
 
 // The same of those that are listed.
-constexpr size_t kListedWidth = kPanel < kListedPanel ? kPanel : kListedPanel;
+constexpr size_t kListedWidth = kPanel < size_t{kListedPanel} ? kPanel : size_t{kListedPanel};
 template <int SITES, int VECTORS>
 void listed_tile(const TileArgs* args) {
   const size_t last = last_channels<VECTORS>(args);
