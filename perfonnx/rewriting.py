@@ -37,7 +37,7 @@ from perfonnx.model.shapes import symbolic_input_flag
 from perfonnx.model.signature import fix_input_shapes, load_fixed
 from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
-from perfonnx.ops.common import LARGEST_TILE, TILE_SIZES, dense_multiplies
+from perfonnx.ops.common import LARGEST_TILE, TILE_SIZES, dense_multiplies, listed_columns
 from perfonnx.passes import (
     Absorb,
     Apply,
@@ -583,7 +583,11 @@ def _saved(workspace: Workspace, state: State, decision: Decision) -> int:
         positions = positions_computed(workspace, state.rewritten[name])
         assert positions is not None
         return before - dense_multiplies(layer.w_shape, positions)
-    return before - decision.step.multiplies(layer, decision.mask, state.corrections.get(name))
+    after = decision.step.multiplies(layer, decision.mask, state.corrections.get(name))
+    weight = workspace.constant(state.rewritten[name].inputs[1])
+    if weight is not None and layer.attributes is not None and not decision.step.is_corrected:
+        after = round(after * listed_columns(weight, layer.attributes.group))
+    return before - after
 
 
 def _layer_report(layer: Layer, plan: Method, rate: float, saved: int, notes: tuple[str, ...]) -> LayerReport:

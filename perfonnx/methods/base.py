@@ -443,8 +443,8 @@ class Chain(Method):
 
     @property
     def steps(self) -> tuple[Method, ...]:
-        """See `Method.steps`."""
-        return self.parts
+        """See `Method.steps`; what the last part wants done behind it comes last."""
+        return (*self.parts[:-1], *(self.parts[-1].steps if self.parts else ()))
 
     def check(self, where: str) -> None:
         """See `Method.check`."""

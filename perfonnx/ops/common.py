@@ -17,6 +17,9 @@ LARGEST_TILE = 4
 TILE_SIZES = (LARGEST_TILE, 2, 0)
 """What the attribute largest_tile may be."""
 
+LISTED_PANEL = 16
+"""Outputs for which the engine lists the columns of the weights, a tap of a channel each, that are not all zero."""
+
 FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
@@ -173,6 +176,16 @@ def cast_like(value: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
 def dense_multiplies(w_shape: Sequence[int], positions: int) -> int:
     """Multiplies of a convolution per image: `positions` outputs of M x C/group x kh x kw each."""
     return positions * int(np.prod(w_shape, dtype=np.int64))
+
+
+def listed_columns(weight: NDArray[Any], group: int = 1) -> float:
+    """Which part of the columns of a weight [M, C/group, kh, kw] is not zero for a whole panel of outputs."""
+    outputs = len(weight) // group
+    there = (weight != 0).reshape(group, outputs, -1)
+    starts = np.arange(0, outputs, LISTED_PANEL)
+    listed = np.logical_or.reduceat(there, starts, axis=1).sum(axis=2)  # [group, panels]
+    sizes = np.minimum(LISTED_PANEL, outputs - starts)
+    return float((listed * sizes).sum()) / max(there.size, 1)
 
 
 # --- what the descriptions share -------------------------------------------------------------------------------------

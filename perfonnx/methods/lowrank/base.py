@@ -218,9 +218,14 @@ class LowRank(StandardMethod):
         count = bisect_right(ranks, most, key=lambda rank: form.multiplies(self.pieces(form, rank)))
         return ranks[max(count - 1, 0)]
 
+    @property
+    def unit(self) -> int:
+        """Ranks are rounded to a multiple of this where one is near."""
+        return register_width()
+
     def rounded_down(self, form: Form, rank: int) -> int:
-        """The multiple of a register's width below a rank, where that is one, and not far from it."""
-        rounded = rank // register_width() * register_width()
+        """The multiple of the unit below a rank, where that is one, and not far from it."""
+        rounded = rank // self.unit * self.unit
         return rounded if rounded >= NEAR * rank and rounded in self.ranks(form) else rank
 
     # --- replacing ----------------------------------------------------------------------------------------------------
@@ -317,7 +322,7 @@ class _Replacing:
             middle = (low + high) // 2
             found[ranks[middle]] = self._fit(problems, ranks[middle])
             low, high = (low, middle) if found[ranks[middle]].error <= method.error else (middle + 1, high)
-        rank, unit = ranks[low], register_width()
+        rank, unit = ranks[low], method.unit
         wide = -(-rank // unit) * unit
         rank = wide if rank >= NEAR * wide and wide in ranks else rank
         return found.get(rank) or self._fit(problems, rank)

@@ -1,31 +1,68 @@
-"""Column sparsity: inputs that all outputs do without (Lebedev and Lempitsky, arXiv 1506.02515), by exact surgery.
+"""Column sparsity: columns of the im2row matrix, a tap of a channel each, that outputs do without.
 
-The columns of a layer's im2row matrix that no output reads need not be made. In standard ONNX those of an input go
-together, all taps of a channel; in matrix products and 1x1 convolutions an input is one column.
+For all outputs together (Lebedev and Lempitsky, arXiv 1506.02515), or with columns of their own for each block of them.
+The engine computes such layers from lists of the columns that each panel of outputs reads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from perfonnx.errors import PerfonnxError
+from perfonnx.methods.base import Context, Method, setting
+from perfonnx.methods.exact import Exact
 from perfonnx.methods.lowrank.base import Approximation, Factors, LowRank
-from perfonnx.methods.lowrank.form import Form, Order, Part, Piece
-from perfonnx.methods.lowrank.metric import Frobenius
+from perfonnx.methods.lowrank.elimination import eliminated
+from perfonnx.methods.lowrank.form import Form, Piece
+from perfonnx.methods.lowrank.metric import Covariance
 from perfonnx.methods.lowrank.rows import DIRECT
+from perfonnx.model.layers import Layer, table_obstacle
+from perfonnx.ops.common import LISTED_PANEL
 
 Float = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ColumnSparse(LowRank):
-    """`rank` inputs are left; the weights of those are fitted anew."""
+    """`rank` columns are left of each block of outputs; their weights are fitted anew.
+
+    What stands in the layer's place is a convolution with zeros, which the library computes: every position, without
+    the columns of a block that are zero.
+
+    Attributes:
+        block: Outputs that read the same columns; 0: all of them.
+    """
 
     NAME = "column-sparse"
-    SUMMARY = "leaves out inputs, and fits the weights of the others anew"
-    REPLACES = frozenset({"Conv", "Gemm", "MatMul"})
+    SUMMARY = "leaves out taps of inputs, block by block of outputs, and fits the weights of the others anew"
+
+    block: int = setting(LISTED_PANEL, "outputs of column-sparse that read the same taps of inputs; 0: all", "N")
+
+    def check(self, where: str) -> None:
+        """See `Method.check`."""
+        super().check(where)
+        if (
+            not isinstance(self.block, int)
+            or isinstance(self.block, bool)
+            or self.block < 0
+            or self.block % LISTED_PANEL
+        ):
+            raise PerfonnxError(f"{where}: block {self.block!r} is not a multiple of {LISTED_PANEL}, or 0")
+
+    @property
+    def steps(self) -> tuple[Method, ...]:
+        """See `Method.steps`: the library skips the zeros, onnxruntime does not."""
+        return self, Exact()
+
+    def obstacle(self, layer: Layer, context: Context) -> str | None:
+        """See `Method.obstacle`."""
+        reason = super().obstacle(layer, context)
+        if reason is None and layer.output_shape is not None:
+            reason = table_obstacle(layer.output_shape[0] * layer.output_shape[1], layer.w_shape[2:])
+        return reason
 
     def unfit(self, form: Form) -> str | None:
         """See `LowRank.unfit`."""
@@ -34,52 +71,29 @@ class ColumnSparse(LowRank):
 
     def pieces(self, form: Form, rank: int) -> list[Piece]:
         """See `LowRank.pieces`."""
-        left = Part("left", (form.outputs, rank, *form.kernel), form.attributes)
-        return [Order("taken", form.inputs, rank), left]
+        return [replace(form.whole, name="sparse", columns=rank)]
 
     def full(self, form: Form) -> int:
         """See `LowRank.full`."""
-        return form.inputs
+        return form.inputs * form.taps
+
+    @property
+    def unit(self) -> int:
+        """See `LowRank.unit`."""
+        return 1
 
     def factors(self, problem: Approximation, form: Form, rank: int) -> Factors:
-        """See `LowRank.factors`: one input after the other is left out, the one that costs least in the metric."""
+        """See `LowRank.factors`: one column after the other is left out, the one that costs least in the metric."""
         weight = problem.weight.reshape(form.outputs, -1)
-        if isinstance(problem.metric, Frobenius):  # no input makes up for another
-            norms = np.square(weight).reshape(form.outputs, form.inputs, -1).sum(axis=(0, 2))
-            kept = np.sort(np.argsort(-norms, kind="stable")[:rank])
-            left = np.zeros_like(problem.weight)
-            left[:, kept] = problem.weight[:, kept]
-        else:
-            columns = weight.shape[1]
-            form_of_metric = problem.metric.apply(np.eye(columns).reshape(columns, *problem.weight.shape[1:]))
-            kept, left = eliminated(weight, form_of_metric.reshape(columns, columns), form.inputs, rank)
-            left = left.reshape(problem.weight.shape)
-        return Factors([kept, left[:, kept]], left)
-
-
-def eliminated(weight: Float, metric: Float, inputs: int, rank: int) -> tuple[NDArray[np.intp], Float]:
-    """The inputs that are left, and the weight [M, K] with zeros for the others.
-
-    With H the metric's matrix, leaving out columns b costs tr(W_b (H^-1_bb)^-1 W_b'), when all others make up for them
-    by W -= W_b (H^-1_bb)^-1 H^-1_b.
-
-    Args:
-        weight: [M, K].
-        metric: [K, K].
-        inputs: K is so many times the taps.
-        rank: Inputs that are left.
-    """
-    weight, inverse = weight.copy(), np.linalg.inv(metric)
-    taps = weight.shape[1] // inputs
-    left = list(range(inputs))
-    while len(left) > rank:
-        blocks = [slice(each * taps, (each + 1) * taps) for each in left]
-        solved = [np.linalg.solve(inverse[b, b], weight[:, b].T) for b in blocks]
-        costs = [float(np.vdot(s, weight[:, b].T)) for s, b in zip(solved, blocks, strict=True)]
-        least = int(np.argmin(costs))
-        block = blocks[least]
-        weight -= solved[least].T @ inverse[block]
-        inverse -= inverse[:, block] @ np.linalg.solve(inverse[block, block], inverse[block])
-        weight[:, block] = 0
-        del left[least]
-    return np.array(left), weight
+        left = np.zeros_like(weight)
+        step = self.block or form.outputs
+        for first in range(0, form.outputs, step):
+            rows = slice(first, first + step)
+            if isinstance(problem.metric, Covariance):
+                _, left[rows] = eliminated(weight[rows], problem.metric.inverse, weight.shape[1], rank)
+            else:  # no column makes up for another
+                costs = weight[rows] * problem.metric.apply(problem.weight).reshape(weight.shape)[rows]
+                kept = np.argsort(-costs.sum(axis=0), kind="stable")[:rank]
+                left[rows, kept] = weight[rows, kept]
+        found = left.reshape(problem.weight.shape)
+        return Factors([found], found)

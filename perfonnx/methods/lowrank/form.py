@@ -65,7 +65,7 @@ class Form:
         for part in parts:
             if isinstance(part, Part):
                 size = part.attributes.output_shape(*size)
-                total += math.prod(part.shape) * math.prod(size)
+                total += part.multiplies * math.prod(size)
         return total * self.groups
 
     def vertical(self) -> ConvAttributes:
@@ -89,11 +89,18 @@ class Part:
         name: What tells it from the layer's others.
         shape: Of its weight, [M, C/group, kh, kw].
         attributes: Its geometry; its `group` is that within the group of the layer.
+        columns: How many taps of inputs each output reads, where others are zero; 0: all.
     """
 
     name: str
     shape: tuple[int, int, int, int]
     attributes: ConvAttributes = POINTWISE
+    columns: int = 0
+
+    @property
+    def multiplies(self) -> int:
+        """For each position."""
+        return self.shape[0] * (self.columns or math.prod(self.shape[1:]))
 
 
 @dataclass(frozen=True)

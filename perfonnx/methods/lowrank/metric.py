@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,11 @@ class Covariance(Metric):
     def of(cls, rows: Rows, ridge: float) -> Covariance:
         """With this part of the mean variance added."""
         return cls(rows, max(ridge * rows.variance, 1e-300))
+
+    @cached_property
+    def inverse(self) -> Float:
+        """Of the form's matrix, [K, K], where rows are no longer than `DIRECT`."""
+        return np.asarray(np.linalg.inv(self.apply(np.eye(self.rows.x.shape[1]))), np.float64)
 
     def apply(self, weight: Float) -> Float:
         """See `Metric.apply`."""
