@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import Goal, Refit, nearest_sites
+from perfonnx.fitting import nearest_sites
 from perfonnx.masks import Mask, PoolWindow
 from perfonnx.methods.base import (
     GAINING,
@@ -35,7 +35,8 @@ from perfonnx.methods.base import (
     setting,
 )
 from perfonnx.methods.masked import sampling_operands
-from perfonnx.model.layers import Layer, constant_input, following_pool, unique_name
+from perfonnx.methods.refit import Ints, SiteClass, check, classes_of, own_taps, refitted
+from perfonnx.model.layers import Layer, constant_input, following_pool
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import ConvAttributes, dense_multiplies
@@ -47,25 +48,11 @@ if TYPE_CHECKING:
 
     from perfonnx.torch.modules import SampledConv2d
 
-Ints = NDArray[np.int64]
-
 EVERYWHERE = "dense"
 LATTICES = {"quincunx": QUINCUNX, "square": SQUARE}
 """By name."""
 TURNED, OWN = TAPS = ("turned", "own")
 """Taps of the kernel turned, or stretched, into the lattice's basis; or those of the kernel itself that exist."""
-
-RIDGE = 2e-3
-"""Strength of the pull towards the original weights, relative to the mean variance of what is read."""
-TURNS = 2
-"""Fits of a layer; all but the first count what its activation lets through. On ResNet-20 with all layers on the
-quincunx and 400 images the second gains 0.4 points, a third 0.1."""
-PER_UNKNOWN = 10
-"""Rows that a fit should have for each unknown of an output."""
-PLENTY = 1 << 16
-"""Rows of a fit that are taken where there are so many, however few the unknowns."""
-NEGLIGIBLE = 1e-4
-"""Error of a layer, see `perfonnx.fitting.Refit.error`, that is not worth a fit; sums in another order have 1e-12."""
 
 
 def lattice_mask(lattice: str, shape: Sequence[int], offset: tuple[int, int] = (0, 0)) -> NDArray[np.bool_]:
@@ -74,19 +61,6 @@ def lattice_mask(lattice: str, shape: Sequence[int], offset: tuple[int, int] = (
     return (
         np.ones((height, width), bool) if lattice == EVERYWHERE else LATTICES[lattice].at(offset).mask((height, width))
     )
-
-
-@dataclass(frozen=True)
-class SiteClass:
-    """Positions of a layer for which the same taps exist.
-
-    Attributes:
-        mask: bool [OH, OW].
-        taps: int64 [T, 2], (dy, dx) from a position times the stride, in positions of the input.
-    """
-
-    mask: Mask
-    taps: Ints
 
 
 @dataclass(frozen=True)
@@ -192,9 +166,7 @@ class Sublattice(SampledMethod):
         if correction is None or not correction.arrays:
             return super().multiplies(layer, mask, correction)
         m, c = layer.w_shape[:2]
-        return sum(
-            dense_multiplies((m, c, len(each.taps), 1), int(each.mask.sum())) for each in _classes_of(correction)
-        )
+        return sum(dense_multiplies((m, c, len(each.taps), 1), int(each.mask.sum())) for each in classes_of(correction))
 
     # --- search ------------------------------------------------------------------------------------------------------
 
@@ -244,7 +216,7 @@ class Sublattice(SampledMethod):
         weight = module.weight.detach().cpu().numpy()
         if correction.weights == digest(half := weight.astype(np.float16)):  # such layers are trained in float32
             weight = half
-        _check(correction, weight, mask)
+        check(correction, weight, mask)
         return SublatticeConv2d(plain(module), mask, correction)
 
     # --- replacing ---------------------------------------------------------------------------------------------------
@@ -279,9 +251,23 @@ class Sublattice(SampledMethod):
     def corrected(self, spot: Spot) -> Fitted:
         """See `SampledMethod.corrected`."""
         try:
-            return _Replacing(self, spot).done()
+            return refitted(spot, lambda: self._classes(spot), _filled(spot))
         except PerfonnxError as error:
             raise PerfonnxError(f"layer {spot.name!r}: {error}") from error
+
+    def _classes(self, spot: Spot) -> list[SiteClass]:
+        assert spot.mask is not None
+        known = known_positions(spot.workspace, spot.node.inputs[0])
+        return site_classes(spot.mask, spot.attributes, known, self.taps)
+
+
+def _filled(spot: Spot) -> Sampling | None:
+    """How skipped positions are filled where that is not from the first of the nearest sites; for training."""
+    assert spot.mask is not None
+    source = constant_input(spot.workspace, spot.node, "source")
+    assert source is not None
+    same = np.array_equal(source, interpolate(spot.mask).source)
+    return None if same else Sampling(spot.mask, source, None, "nearest")
 
 
 def _sizes(text: str, where: str) -> set[tuple[int, int]]:
@@ -328,13 +314,7 @@ def site_classes(mask: Mask, attributes: ConvAttributes, known: Mask, taps: str)
         sites lie to the lattice that is known.
     """
     a = attributes
-    own = np.array(
-        [
-            (i * a.dilations[0] - a.pads[0], j * a.dilations[1] - a.pads[1])
-            for i in range(a.kernel_shape[0])
-            for j in range(a.kernel_shape[1])
-        ]
-    )
+    own = own_taps(a)
     found = _lattice_in(known)
     if found is None:
         return [SiteClass(mask, own)]
@@ -379,185 +359,6 @@ def _existing(lattice: str, example: Ints, own: Ints, a: ConvAttributes, taps: s
     return np.asarray(around[within & LATTICES[lattice].contains(example + around)])
 
 
-def _classes_of(correction: Correction) -> list[SiteClass]:
-    """Those that a layer was fitted with."""
-    numbers = correction.arrays["classes"]
-    return [
-        SiteClass(numbers == i, correction.arrays[f"taps{i}"].astype(np.int64)) for i in range(int(numbers.max()) + 1)
-    ]
-
-
-def _check(correction: Correction, weight: NDArray[Any], mask: Mask) -> None:
-    """Refuse a correction that was found for something else than a layer of this weight and mask."""
-    again = "fit again with --data"
-    if correction.weights != digest(weight):
-        raise PerfonnxError(f"its weights were fitted for others; {again}")
-    if not correction.arrays:
-        return
-    numbers = correction.arrays.get("classes", np.zeros((0, 0)))
-    whole_classes = np.array_equal(numbers, np.round(numbers))  # else a site would be of no class
-    if numbers.shape != mask.shape or not whole_classes or not np.array_equal(numbers >= 0, mask):
-        raise PerfonnxError(f"its weights were fitted for another lattice; {again}")
-    m, c = weight.shape[:2]
-    for i in range(int(numbers.max()) + 1):
-        taps, values, bias = (correction.arrays.get(f"{kind}{i}", np.zeros(0)) for kind in ("taps", "weight", "bias"))
-        whole = taps.ndim == 2 and taps.shape[1] == 2 and len(taps) and (taps == np.round(taps)).all()
-        if not whole or np.abs(taps).max() > MOST_FAR or values.shape != (m, c, len(taps)) or bias.shape != (m,):
-            raise PerfonnxError(f"its weights are of another form; {again}")
-
-
-class _Replacing:
-    """One layer's weights."""
-
-    def __init__(self, method: Sublattice, spot: Spot) -> None:
-        assert spot.mask is not None
-        self.method = method
-        self.spot = spot
-        self.mask = spot.mask
-
-    def done(self) -> Fitted:
-        """As before, where that is known; else by fitting."""
-        spot = self.spot
-        if spot.targets is None:
-            correction, note = spot.context.corrections[spot.name], "refitted as before"
-            _check(correction, spot.weight, self.mask)
-        else:
-            correction, note = self._fitted()
-        if correction.arrays:
-            self._apply(correction)
-        return Fitted(correction, note)
-
-    def _fitted(self) -> tuple[Correction, str]:
-        spot, a = self.spot, self.spot.attributes
-        assert spot.targets is not None
-        known = known_positions(spot.workspace, spot.node.inputs[0])
-        classes = site_classes(self.mask, a, known, self.method.taps)
-        images = spot.context.kept(_Images).count
-        fits = [self._refit(each, images, spot.targets.goal(spot.name)) for each in classes]
-        shares = [float(each.mask.sum()) / self.mask.sum() for each in classes]
-        errors, found = [], []
-        for turn in range(TURNS + 1):
-            if turn:
-                found.append([fit.solve(RIDGE) for fit in fits])
-                for fit, solution in zip(fits, found[-1], strict=True):
-                    fit.again(*solution)
-            for number, (x, _, target, other) in enumerate(spot.targets.values(spot.name, settled=turn == TURNS)):
-                for fit in fits:
-                    fit.add(x, target, other, only_error=turn == TURNS)
-                if not turn and not number and max(fit.error for fit in fits) < NEGLIGIBLE:
-                    next(spot.targets.values(spot.name, settled=True), None)  # nobody asks again
-                    note = "as it was: what has changed hardly reaches it"
-                    return Correction.of(spot.weight, {}, 0.0, 0.0, self._filled()), note
-            errors.append(sum(share * fit.error for share, fit in zip(shares, fits, strict=True)))
-        best = int(np.argmin(errors[1:]))
-        before, after, solutions = errors[0], errors[1 + best], found[best]
-        numbers = np.full(self.mask.shape, -1, np.float32)
-        arrays: dict[str, NDArray[np.float32]] = {"classes": numbers}
-        for i, (each, solution) in enumerate(zip(classes, solutions, strict=True)):
-            numbers[each.mask] = i
-            arrays[f"taps{i}"] = each.taps.astype(np.float32)
-            arrays[f"weight{i}"], arrays[f"bias{i}"] = (array.astype(np.float32) for array in solution)
-        taps = " and ".join(str(len(each.taps)) for each in classes)
-        note = f"refitted, {taps} taps: error {before:.2%} -> {after:.2%}"
-        few = min(fit.rows / fit.unknowns for fit in fits)
-        if few < PER_UNKNOWN:
-            note += f" (only {few:.1f} rows for each unknown: more data would help)"
-        return Correction.of(spot.weight, arrays, before, after, self._filled()), note
-
-    def _filled(self) -> Sampling | None:
-        """How skipped positions are filled where that is not from the first of the nearest sites; for training."""
-        source = constant_input(self.spot.workspace, self.spot.node, "source")
-        assert source is not None
-        same = np.array_equal(source, interpolate(self.mask).source)
-        return None if same else Sampling(self.mask, source, None, "nearest")
-
-    def _refit(self, each: SiteClass, images: int, goal: Goal) -> Refit:
-        spot, a = self.spot, self.spot.attributes
-        unknowns = len(each.taps) * spot.weight.shape[1]
-        count = int(each.mask.sum())
-        wanted = -(-max(2 * PER_UNKNOWN * unknowns, PLENTY) // images)
-        weight, few = self._merged(each.taps), min(count, wanted)
-        return Refit(each.mask, each.taps, a.strides, weight, spot.bias, goal, few, a.group)
-
-    def _merged(self, taps: Ints) -> NDArray[np.float64]:
-        """The weight [M, C/group, T] where each of the layer's taps that does not exist is given to the nearest."""
-        spot, a = self.spot, self.spot.attributes
-        result = np.zeros((*spot.weight.shape[:2], len(taps)))
-        for i, j in np.ndindex(*a.kernel_shape):
-            own = (i * a.dilations[0] - a.pads[0], j * a.dilations[1] - a.pads[1])
-            nearest = np.square(taps - np.array(own)).sum(axis=1)
-            closest = nearest == nearest.min()  # shared out, lest the map be shifted
-            result[:, :, closest] += spot.weight[:, :, i, j, None].astype(np.float64) / closest.sum()
-        return result
-
-    # --- nodes -------------------------------------------------------------------------------------------------------
-
-    def _apply(self, correction: Correction) -> None:
-        """Change the node's constants; with several classes, put a node for each in its place."""
-        spot = self.spot
-        classes = _classes_of(correction)
-        nodes = [spot.node]
-        if len(classes) > 1:
-            nodes = self._several(classes)
-        for i, (each, node) in enumerate(zip(classes, nodes, strict=True)):
-            arrays = (correction.arrays[f"weight{i}"], correction.arrays[f"bias{i}"])
-            self._change(node, each, *arrays, f".class{i}" if len(classes) > 1 else ".refitted")
-
-    def _change(
-        self, node: gs.Node, each: SiteClass, weight: NDArray[np.float32], bias: NDArray[np.float32], suffix: str
-    ) -> None:
-        spot, dtype = self.spot, self.spot.weight.dtype
-        attributes, kernel = wide_kernel(each.taps, weight, spot.attributes, self._input_size(), self.mask.shape)
-        with np.errstate(over="ignore"):
-            values = kernel.astype(dtype), bias.astype(dtype)
-        if not all(np.isfinite(array).all() for array in values):
-            raise PerfonnxError("its weights are too large for their type; leave it out with --skip")
-        name = f"{spot.name}{suffix}"
-        for i, (array, kind) in enumerate(zip(values, ("weight", "bias"), strict=True), 1):
-            node.inputs[i] = spot.workspace.add_constant(f"{name}.{kind}", array)
-        node.attrs.update(attributes.attributes())
-
-    def _several(self, classes: Sequence[SiteClass]) -> list[gs.Node]:
-        """A node for each class, zero elsewhere, and their sum."""
-        workspace, first = self.spot.workspace, self.spot.node
-        total = first.outputs[0]
-        known = workspace.types[total.name]
-
-        def variable(part: str) -> gs.Variable:
-            made = gs.Variable(workspace.free_name(f"{total.name}.{part}"))
-            workspace.types[made.name] = known
-            return made
-
-        nodes, added = [first], []
-        first.outputs = [variable("class0")]
-        for i, each in enumerate(classes):
-            node = first
-            if i:
-                attrs, name = dict(first.attrs), unique_name(workspace, f"{first.name}.class{i}")
-                node = gs.Node(first.op, name, attrs, list(first.inputs[:3]), [variable(f"class{i}")])
-                node.domain = first.domain
-                nodes.append(node)
-                workspace.inherit(node, first)
-            tables, named = sampling_operands(workspace, interpolate(each.mask, "zero"))
-            node.inputs = [*node.inputs[:3], *tables]
-            node.attrs.update(named)
-        partial = nodes[0].outputs[0]
-        for i, node in enumerate(nodes[1:], 1):
-            output = total if i == len(nodes) - 1 else variable(f"sum{i}")
-            name = unique_name(workspace, f"{first.name}.sum{i}")
-            added.append(gs.Node("Add", name, {}, [partial, node.outputs[0]], [output]))
-            partial = output
-        index = next(i for i, other in enumerate(workspace.graph.nodes) if other is first)
-        workspace.graph.nodes[index + 1 : index + 1] = [*nodes[1:], *added]
-        return nodes
-
-    def _input_size(self) -> tuple[int, int]:
-        shape = self.spot.workspace.types[self.spot.node.inputs[0].name].shape
-        assert shape is not None
-        height, width = (d for d in shape[2:] if isinstance(d, int))
-        return height, width
-
-
 def known_positions(workspace: Workspace, tensor: gs.Tensor) -> Mask:
     """The positions of a map, bool [H, W], whose values are their own: not copies of those of sites beside them.
 
@@ -599,50 +400,6 @@ def _size_of(workspace: Workspace, tensor: gs.Tensor) -> tuple[Any, ...]:
     return () if known is None or known.shape is None else tuple(known.shape[2:])
 
 
-MOST_FAR = 64
-"""Positions between a site and what it reads, at most."""
-
-
-def wide_kernel(
-    taps: Ints,
-    weight: NDArray[np.float32],
-    attributes: ConvAttributes,
-    size: tuple[int, int],
-    output: tuple[int, ...],
-) -> tuple[ConvAttributes, NDArray[np.float32]]:
-    """Geometry and weights [M, C/group, kh, kw] of a convolution with these taps.
-
-    Args:
-        taps: [T, 2], (dy, dx) from a position times the stride.
-        weight: [M, C/group, T].
-        attributes: The layer's, for strides and groups.
-        size: Height and width of the input.
-        output: Those of the output, which stay.
-    """
-    low, high = np.minimum(taps.min(axis=0), 0), taps.max(axis=0)
-    pads = [int(-low[0]), int(-low[1])]
-    shape, behind = [], []
-    for axis in range(2):
-        last = (output[axis] - 1) * attributes.strides[axis] + int(high[axis])  # position that the last site reads
-        behind.append(max(last - (size[axis] - 1), 0))
-        shape.append(int(high[axis] - low[axis]) + 1)
-    kernel = np.zeros((*weight.shape[:2], *shape), np.float32)
-    kernel[:, :, taps[:, 0] - low[0], taps[:, 1] - low[1]] = weight
-    wide = ConvAttributes(
-        (shape[0], shape[1]), attributes.strides, (pads[0], pads[1], behind[0], behind[1]), (1, 1), attributes.group
-    )
-    # Where the last site reads far before the input's end, more sites would fit: zero taps behind the others.
-    for axis in range(2):
-        while wide.output_shape(*size)[axis] > output[axis]:
-            grown = list(wide.kernel_shape)
-            grown[axis] += 1
-            padding = [(0, 0)] * 4
-            padding[2 + axis] = (0, 1)
-            kernel = np.pad(kernel, padding)
-            wide = replace(wide, kernel_shape=(grown[0], grown[1]))
-    return wide, kernel
-
-
 class _Sizes:
     """The sizes of maps that were asked for, and those that layers have."""
 
@@ -659,14 +416,3 @@ class _Sizes:
         """A size that no layer has is a mistake."""
         for height, width in sorted(self.wanted - self.there):
             raise PerfonnxError(f"--at {height}x{width}: no layer has such a map; perfonnx inspect shows their sizes")
-
-
-class _Images:
-    """How many images the calibration data has."""
-
-    def __init__(self, context: Context) -> None:
-        assert context.feeds is not None
-        self.count = max(sum(len(next(iter(batch.values()))) for batch in context.feeds), 1)
-
-    def close(self) -> None:
-        """Nothing can be wrong with it."""
