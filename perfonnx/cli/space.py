@@ -25,7 +25,9 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     )
     choices.add_argument("--rates", metavar="R,...", help="fractions of positions to skip (default .25,.5,.75)")
     choices.add_argument("--interpolations", metavar="NAME,...", help="nearest (default), zero, barycentric")
-    choices.add_argument("--repair", metavar="NAME,...", help="none, bias, predictor, full (default bias,predictor)")
+    choices.add_argument(
+        "--repair", metavar="NAME,...", help="none, bias, weights, predictor, full (default bias,predictor)"
+    )
 
 
 def space_from(options: argparse.Namespace) -> Space:

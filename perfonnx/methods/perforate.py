@@ -16,6 +16,7 @@ from perfonnx.masks import Mask
 from perfonnx.methods import repair
 from perfonnx.methods.base import Context, Decision, Fitted, Method, Needs, Space, Spot, setting
 from perfonnx.methods.masked import MaskedMethod, is_mask_file, is_own_mask, sampling_operands
+from perfonnx.methods.refit import SiteClass, own_taps, refitted
 from perfonnx.model.layers import Layer
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.sampling import INTERPOLATIONS, interpolate
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from perfonnx.torch.modules import SampledConv2d
 
 NO_REPAIR = "none"
-BIAS, PREDICTOR = "bias", "predictor"
-REPAIRS = (NO_REPAIR, BIAS, "interpolation", PREDICTOR, "full")
-"""What perforated layers are repaired with, see `perfonnx.methods.repair`: a bias; a learned interpolation or a
-predictor beside it; or all three."""
+BIAS, WEIGHTS, PREDICTOR = "bias", "weights", "predictor"
+REPAIRS = (NO_REPAIR, BIAS, WEIGHTS, "interpolation", PREDICTOR, "full")
+"""What perforated layers are repaired with: a bias; all weights, refitted to what reads interpolated positions, see
+`perfonnx.methods.refit`; or, see `perfonnx.methods.repair`, a learned interpolation or a predictor beside a bias; or
+these three."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ class Perforate(MaskedMethod):
     )
     repair: str = setting(
         NO_REPAIR,
-        "correct perforated layers by least squares on --data, without training: none (default), bias (free), "
-        "predictor (also a 1x1 convolution beside each layer), interpolation (also learned weights) or full (all)",
+        "correct perforated layers by least squares on --data, without training: none (default), bias (free), weights "
+        "(free: all of them refitted), predictor (a bias, and a 1x1 convolution beside each layer), interpolation (a "
+        "bias, and learned weights of sites) or full (predictor and interpolation)",
         "KIND",
         said="can be repaired",
     )
@@ -108,6 +111,9 @@ class Perforate(MaskedMethod):
     def corrected(self, spot: Spot) -> Fitted:
         """See `SampledMethod.corrected`."""
         assert spot.mask is not None
+        if self.repair == WEIGHTS:
+            only = SiteClass(spot.mask, own_taps(spot.attributes))
+            return refitted(spot, lambda: [only], ridge=spot.context.ridge)
         return repair.repaired(spot, interpolate(spot.mask, self.interpolation), self.repair)
 
     def multiplies(self, layer: Layer, mask: Mask | None, correction: Correction | None) -> int:
@@ -139,8 +145,8 @@ class Perforate(MaskedMethod):
 
     @property
     def timed(self) -> Method:
-        """A bias takes no time."""
-        return replace(self, repair=NO_REPAIR) if self.repair == BIAS else self
+        """Other constants take no time."""
+        return replace(self, repair=NO_REPAIR) if self.repair in (BIAS, WEIGHTS) else self
 
     @property
     def shareable(self) -> bool:

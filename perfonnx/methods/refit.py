@@ -79,7 +79,7 @@ def check(correction: Correction, weight: NDArray[Any], mask: Mask) -> None:
     numbers = correction.arrays.get("classes", np.zeros((0, 0)))
     whole_classes = np.array_equal(numbers, np.round(numbers))  # else a site would be of no class
     if numbers.shape != mask.shape or not whole_classes or not np.array_equal(numbers >= 0, mask):
-        raise PerfonnxError(f"its weights were fitted for another lattice; {again}")
+        raise PerfonnxError(f"its weights were fitted for other sites; {again}")
     m, c = weight.shape[:2]
     for i in range(int(numbers.max()) + 1):
         taps, values, bias = (correction.arrays.get(f"{kind}{i}", np.zeros(0)) for kind in ("taps", "weight", "bias"))
@@ -88,25 +88,41 @@ def check(correction: Correction, weight: NDArray[Any], mask: Mask) -> None:
             raise PerfonnxError(f"its weights are of another form; {again}")
 
 
-def refitted(spot: Spot, classes: Callable[[], Sequence[SiteClass]], filled: Sampling | None = None) -> Fitted:
+def refitted(
+    spot: Spot,
+    classes: Callable[[], Sequence[SiteClass]],
+    filled: Sampling | None = None,
+    *,
+    ridge: float = RIDGE,
+) -> Fitted:
     """Give a layer other weights, by fitting where there are targets, else as before.
 
     Args:
         spot: The layer, which is a `PerforatedConv`.
         classes: Gives the classes of its sites, which are as they are when it is fitted.
         filled: How skipped positions are filled where training has to be told.
+        ridge: Strength of the pull towards the original weights.
+
+    Raises:
+        PerfonnxError: Naming the layer: there is nothing to fit it by, or what was found before is not for it.
     """
-    return _Replacing(spot, classes, filled).done()
+    try:
+        return _Replacing(spot, classes, filled, ridge).done()
+    except PerfonnxError as error:
+        raise PerfonnxError(f"layer {spot.name!r}: {error}") from error
 
 
 class _Replacing:
     """One layer's weights."""
 
-    def __init__(self, spot: Spot, classes: Callable[[], Sequence[SiteClass]], filled: Sampling | None) -> None:
+    def __init__(
+        self, spot: Spot, classes: Callable[[], Sequence[SiteClass]], filled: Sampling | None, ridge: float
+    ) -> None:
         assert spot.mask is not None
         self.spot = spot
         self.classes = classes
         self.filled = filled
+        self.ridge = ridge
         self.mask = spot.mask
 
     def done(self) -> Fitted:
@@ -130,7 +146,7 @@ class _Replacing:
         errors, found = [], []
         for turn in range(TURNS + 1):
             if turn:
-                found.append([fit.solve(RIDGE) for fit in fits])
+                found.append([fit.solve(self.ridge) for fit in fits])
                 for fit, solution in zip(fits, found[-1], strict=True):
                     fit.again(*solution)
             for number, (x, _, target, other) in enumerate(spot.targets.values(spot.name, settled=turn == TURNS)):

@@ -47,7 +47,7 @@ def repaired(spot: Spot, sampling: Sampling, kind: str) -> Fitted:
     Args:
         spot: The layer, just made a PerforatedConv.
         sampling: Its mask with its interpolation.
-        kind: One of `perfonnx.methods.perforate.REPAIRS`, not "none".
+        kind: One of "bias", "interpolation", "predictor" and "full".
     """
     layer = _Layer.of(spot, sampling)
     if spot.targets is None:

@@ -250,10 +250,7 @@ class Sublattice(SampledMethod):
 
     def corrected(self, spot: Spot) -> Fitted:
         """See `SampledMethod.corrected`."""
-        try:
-            return refitted(spot, lambda: self._classes(spot), _filled(spot))
-        except PerfonnxError as error:
-            raise PerfonnxError(f"layer {spot.name!r}: {error}") from error
+        return refitted(spot, lambda: self._classes(spot), _filled(spot))
 
     def _classes(self, spot: Spot) -> list[SiteClass]:
         assert spot.mask is not None

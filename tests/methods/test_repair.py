@@ -101,6 +101,7 @@ def test_each_kind_leaves_less_error() -> None:
         errors[kind] = share_of_error(model, rewrite(model, kind, samples=samples).proto, unseen)
     assert errors["none"] > errors["bias"] > errors["predictor"] > errors["full"]
     assert errors["bias"] > errors["interpolation"]
+    assert errors["bias"] > 1.5 * errors["weights"]
 
 
 def test_the_errors_told_are_those_of_the_model() -> None:
@@ -110,6 +111,15 @@ def test_the_errors_told_are_those_of_the_model() -> None:
     assert result.corrections["conv3"].after == pytest.approx(after, rel=1e-3)
     notes = [note for layer in result.report.layers for note in layer.notes]
     assert sum(note.startswith("repaired by bias, predictor: error ") for note in notes) == 3
+
+
+def test_refitted_weights_cost_nothing() -> None:
+    result = rewrite(chain(), "weights")
+    plain = rewrite(chain(), "none", samples=None)
+    assert [layer.multiplies for layer in result.report.layers] == [layer.multiplies for layer in plain.report.layers]
+    assert nets.op_types(result.proto) == nets.op_types(plain.proto)
+    assert result.corrections["conv3"].after < 0.5 * result.corrections["conv3"].before
+    assert not result.corrections["conv1"].arrays  # it reads no copies, and is right at its sites
 
 
 def test_little_memory_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +275,10 @@ def test_corrections_for_something_else_are_refused(tmp_path: Path) -> None:
     edited(path, rate=0.25)
     with pytest.raises(PerfonnxError, match=r"layer 'conv1': .*another mask or interpolation; repair again"):
         perfonnx.rewrite(model, plan=path)
-    edited(path, rate=0.5)
+    edited(path, rate=0.5, repair="weights")
+    with pytest.raises(PerfonnxError, match=r"layer 'conv1': it was repaired, not refitted; fit again"):
+        perfonnx.rewrite(model, plan=path)
+    edited(path, repair="predictor")
     retrained = chain()
     retrained.graph.initializer[1].CopyFrom(
         onnx.numpy_helper.from_array(nets.values(8, 8, 3, 3, seed=9), retrained.graph.initializer[1].name)
@@ -277,6 +290,17 @@ def test_corrections_for_something_else_are_refused(tmp_path: Path) -> None:
         perfonnx.rewrite(model, plan=path)
     (tmp_path / "plan.corrections.npz").unlink()
     with pytest.raises(PerfonnxError, match=r"plan.corrections.npz: cannot be read"):
+        perfonnx.rewrite(model, plan=path)
+
+
+def test_refitted_weights_for_something_else_are_refused(tmp_path: Path) -> None:
+    model, path = chain(), tmp_path / "plan.json"
+    rewrite(model, "weights").save_plan(path)
+    edited(path, rate=0.25)
+    with pytest.raises(PerfonnxError, match=r"layer 'conv2': its weights were fitted for other sites; fit again"):
+        perfonnx.rewrite(model, plan=path)
+    edited(path, rate=0.5, repair="bias")
+    with pytest.raises(PerfonnxError, match=r"layer 'conv1': .*another mask or interpolation; repair again"):
         perfonnx.rewrite(model, plan=path)
 
 
