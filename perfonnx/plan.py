@@ -20,6 +20,7 @@ _FIELDS = (
     "seed",
     "layout",
     "largest_tile",
+    "means",
     "layers",
     "notes",
     "input_shapes",
@@ -29,6 +30,8 @@ _FIELDS = (
 )
 LAYOUTS = ("rows", "nchw")
 """How rewritten layers hand on their results."""
+MEANS = ("sites", "maps")
+"""What averages over whole maps of which a lattice is computed take."""
 _TILE_WORDS = f"{', '.join(map(str, TILE_SIZES[:-1]))} or {TILE_SIZES[-1]}"
 
 
@@ -37,6 +40,7 @@ class Plan:
     """Methods by layer name, the seed of all random choices, and the layout, one of `LAYOUTS`.
 
     Kernels use Winograd's algorithm with tiles of at most `largest_tile` outputs along an edge, one of `TILE_SIZES`.
+    `means`, one of `MEANS`, says whether averages over whole maps leave out what is no site of a lattice.
 
     `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
     `input_shapes` are the shapes that the plan was made for, where the model left them open.
@@ -51,6 +55,7 @@ class Plan:
     input_shapes: dict[str, tuple[int | str | None, ...]] = field(default_factory=dict)
     layout: str = LAYOUTS[0]
     largest_tile: int = LARGEST_TILE
+    means: str = MEANS[0]
     corrections: str | None = None
     masks: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
@@ -126,6 +131,9 @@ class Plan:
         largest_tile = data.get("largest_tile", LARGEST_TILE)
         if type(largest_tile) is not int or largest_tile not in TILE_SIZES:
             raise PerfonnxError(f"{where}: largest_tile is {largest_tile!r}; give {_TILE_WORDS}")
+        means = data.get("means", MEANS[0])
+        if means not in MEANS:
+            raise PerfonnxError(f"{where}: unknown means {means!r}; choose from {', '.join(MEANS)}")
         files: dict[str, Any] = {kind: data.get(kind) for kind in ("corrections", "masks")}
         for kind, file in files.items():
             if file is not None and not isinstance(file, str):
@@ -140,6 +148,7 @@ class Plan:
             seed,
             layout=layout,
             largest_tile=largest_tile,
+            means=means,
             input_shapes=shapes,
             digests=dict(digests),
             **files,
@@ -155,6 +164,8 @@ class Plan:
             result["layout"] = self.layout
         if self.largest_tile != LARGEST_TILE:
             result["largest_tile"] = self.largest_tile
+        if self.means != MEANS[0]:
+            result["means"] = self.means
         if self.corrections is not None:
             result["corrections"] = self.corrections
         if self.masks is not None:

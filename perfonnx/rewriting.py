@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import ModelProto
@@ -46,6 +47,7 @@ from perfonnx.passes import (
     Fit,
     Fold,
     Lower,
+    Means,
     Normalize,
     Options,
     Pass,
@@ -57,8 +59,9 @@ from perfonnx.passes import (
     Weigh,
 )
 from perfonnx.passes.fold import fold, foldable
+from perfonnx.passes.means import averaged_sites
 from perfonnx.passes.select import decide_on
-from perfonnx.plan import LAYOUTS, Plan
+from perfonnx.plan import LAYOUTS, MEANS, Plan
 
 LITTLE_TO_GAIN = 0.20
 """Where eligible layers carry a smaller part of the multiplies than this, there is little to gain: skipping three of
@@ -300,12 +303,15 @@ def rewrite(
     fitting = lambda done, count: tell(f"fitting layer {done + 1} of {count}")  # noqa: E731
     PassManager([Rebuild(context, fallback, fitting), Weigh(rows, largest_tile)]).run(workspace, state)
     report.skips, report.notes = list(state.skips), list(state.notes)
-    used = Plan(_used(state), seed, {skip.layer: skip.reason for skip in state.skips}, shapes, layout, largest_tile)
+    means = plan.means if plan else MEANS[0]
+    notes = {skip.layer: skip.reason for skip in state.skips}
+    used = Plan(_used(state), seed, notes, shapes, layout, largest_tile, means)
 
     tell("rewriting")
     passes: list[Pass] = [
         Fold(),
         Apply(),
+        *([Means()] if means == MEANS[0] else []),
         Fit(context, rows, progress=fitting),
         Absorb(),
         *([Lower()] if rows else []),
@@ -336,6 +342,21 @@ class Choice:
     folds_normalization: bool
 
 
+class Decided(NamedTuple):
+    """What `rewrite` would do.
+
+    Attributes:
+        choices: By layer name.
+        skips: The layers that the plan wants to change but that cannot be, with the reasons.
+        averaged: The flat positions, int64 [P], that averages over whole maps take, by the names of their results;
+            those that take all are left out.
+    """
+
+    choices: dict[str, Choice]
+    skips: list[Skip]
+    averaged: dict[str, NDArray[np.int64]]
+
+
 def decide(
     model: ModelSource,
     plan: Plan | str | os.PathLike[str],
@@ -343,7 +364,7 @@ def decide(
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
     impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
     masks: Mapping[str, Mask] | None = None,
-) -> tuple[dict[str, Choice], list[Skip]]:
+) -> Decided:
     """What `rewrite` would do with the layers of a plan; for training, which needs the same masks.
 
     Args:
@@ -352,9 +373,6 @@ def decide(
         input_shapes: As for `rewrite`.
         impact_maps: As for `rewrite`.
         masks: As for `rewrite`.
-
-    Returns:
-        The choices by layer name, and the layers that the plan wants to change but that cannot be, with the reasons.
 
     Raises:
         PerfonnxError: Bad input or usage.
@@ -375,7 +393,12 @@ def decide(
     for name, rebuilt in state.rebuilt.items():
         choices[name] = Choice(chained(rebuilt.steps), None, folds_normalization=False)
     wanted = {name for name, method in plan.layers.items() if method.steps}
-    return choices, [skip for skip in state.skips if skip.layer in wanted]
+    skips = [skip for skip in state.skips if skip.layer in wanted]
+    averaged: dict[str, NDArray[np.int64]] = {}
+    if plan.means == MEANS[0] and any(d.step.reads_sites for d in state.decisions.values()):
+        PassManager([Fold(), Apply()]).run(workspace, state)
+        averaged = {node.outputs[0].name: sites for node, sites in averaged_sites(workspace, state)}
+    return Decided(choices, skips, averaged)
 
 
 def folded(

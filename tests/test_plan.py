@@ -79,6 +79,7 @@ def test_files(tmp_path: Path) -> None:
         ({"perfonnx_plan": 1, "layers": {}, "seed": True}, "seed True"),
         ({"perfonnx_plan": 1, "layers": {}, "largest_tile": 8}, "largest_tile is 8; give 4, 2 or 0"),
         ({"perfonnx_plan": 1, "layers": {}, "largest_tile": False}, "largest_tile is False"),
+        ({"perfonnx_plan": 1, "layers": {}, "means": "rows"}, "unknown means 'rows'; choose from sites, maps"),
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": [1]}, "input_shapes must be an object"),
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": {"x": 4}}, "input_shapes, 'x': 4 is no shape"),
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": {"x": [1, -3]}}, r"'x': \[1, -3\] is no shape"),

@@ -321,7 +321,7 @@ def test_decide_says_what_rewrite_does() -> None:
         },
         seed=4,
     )
-    choices, skips = decide(network(), plan, masks={"conv2": random_mask()})
+    choices, skips, _ = decide(network(), plan, masks={"conv2": random_mask()})
     result = nets.rewrite(network(), plan=plan, masks={"conv2": random_mask()})
     assert {name: choice.plan for name, choice in choices.items()} == result.plan.layers
     assert [choice.folds_normalization for choice in choices.values()] == [True, False, False]
@@ -344,7 +344,7 @@ def test_decide_tells_of_layers_that_cannot_be_what_the_plan_says(tmp_path: Path
         }
     )
     plan.save(tmp_path / "plan.json")
-    choices, skips = decide(network(), tmp_path / "plan.json")
+    choices, skips, _ = decide(network(), tmp_path / "plan.json")
     assert list(choices) == ["conv3"]
     assert [(s.layer, s.reason) for s in skips] == [
         ("conv2", "no pooling layer follows; the pooling-structure mask needs one")

@@ -376,7 +376,7 @@ def _known(workspace: Workspace, tensor: gs.Tensor, seen: dict[str, tuple[Mask, 
         assert sites is not None
         assert source is not None
         mask, zero = sites, not (source >= 0).all()
-    elif node is not None and is_standard(node) and node.op in _KEEPS_POSITIONS:
+    elif node is not None and is_standard(node) and node.op in KEEPS_POSITIONS:
         parts = [_known(workspace, t, seen) for t in node.inputs if _size_of(workspace, t) == size]
         masks = [part for part, _ in parts]
         if node.op == "Add" and all(rest for _, rest in parts) and not np.logical_and.reduce(masks).any():
@@ -387,9 +387,10 @@ def _known(workspace: Workspace, tensor: gs.Tensor, seen: dict[str, tuple[Mask, 
     return mask, zero
 
 
-_KEEPS_POSITIONS = frozenset(
+KEEPS_POSITIONS = frozenset(
     "Add Sum Mul Concat Relu LeakyRelu PRelu Clip Sigmoid HardSigmoid HardSwish Tanh Elu Identity Dropout".split()  # noqa: SIM905
 )
+"""Operators that make each position of a map from the same position of others."""
 
 
 def _size_of(workspace: Workspace, tensor: gs.Tensor) -> tuple[Any, ...]:

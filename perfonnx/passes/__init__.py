@@ -6,6 +6,7 @@ from perfonnx.passes.base import Change, Pass, PassManager, Skip, State
 from perfonnx.passes.finish import Finish
 from perfonnx.passes.fold import Fold
 from perfonnx.passes.lower import Lower
+from perfonnx.passes.means import Means
 from perfonnx.passes.normalize import Normalize
 from perfonnx.passes.rebuild import Rebuild
 from perfonnx.passes.select import Options, Select, negligible
@@ -19,6 +20,7 @@ __all__ = [
     "Fit",
     "Fold",
     "Lower",
+    "Means",
     "Normalize",
     "Options",
     "Pass",

@@ -109,7 +109,7 @@ class Lowering:
         chosen = node.name in self.state.on_maps and self.state.rewritten.get(node.name) is node
         if chosen or id(node) in self.regions.kept:
             return skip(node, CHEAPER_ON_MAPS)
-        if rule is not None and rule.ends:
+        if rule is not None and rule.ends(self.workspace, node):
             return rule.apply(self, node)
         if node.op == CONV and is_standard(node):
             return skip(node, "it is a dense layer that stays on maps")

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from perfonnx import runtime
 from perfonnx.model.workspace import Workspace
 
-MOVES_POSITIONS = frozenset(["Slice", "Pad", "Resize", "Upsample"])
+MOVES_POSITIONS = frozenset(["Slice", "Pad", "Resize", "Upsample", "Reshape", "Gather"])
 """Operators whose output positions may each be a copy of an input position or zero; it depends on their attributes."""
 
 _LARGEST_MAP = 1 << 24
@@ -42,6 +42,11 @@ def _keeps_any_batch(workspace: Workspace, node: gs.Node) -> bool:
     """Whether an operator that keeps the two images of a trial keeps any number of them."""
     if node.op in ("Resize", "Upsample"):  # to a number of images that is written in its sizes
         return not isinstance(workspace.types[node.outputs[0].name].shape[0], int)  # type: ignore[index]
+    if node.op == "Gather":
+        return node.attrs.get("axis", 0) not in (0, -4)
+    if node.op == "Reshape":
+        sizes = workspace.constant(node.inputs[1])
+        return sizes is not None and int(sizes[0]) == 0 and not node.attrs.get("allowzero", 0)
     if node.op != "Slice":
         return True
     names = ("starts", "ends", "axes", "steps")

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from perfonnx import corrections as correction_files
@@ -21,7 +23,7 @@ from perfonnx.masks import ImpactMaps, Mask
 from perfonnx.methods import SAMPLING
 from perfonnx.methods.sparse import BEFORE_NORMALIZATION, Sparse
 from perfonnx.passes import Skip
-from perfonnx.plan import Plan
+from perfonnx.plan import MEANS, Plan
 from perfonnx.rewriting import Choice, Rewritten, decide, rewrite
 from perfonnx.torch.modules import (
     Conv2d,
@@ -50,6 +52,10 @@ class OnnxBacked(Protocol):
 
     def to_onnx(self) -> onnx.ModelProto:
         """The model with the weights as they are now."""
+        ...
+
+    def average(self, positions: Mapping[str, NDArray[np.int64]]) -> None:
+        """Let averages over whole maps take these flat positions, by the names of results, and the others all."""
         ...
 
 
@@ -101,7 +107,7 @@ def apply(
     if plan is None:
         plan, skips = _planned(dense, modules, impact_maps, {"method": SAMPLING, **choices})
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-    decided, refused = decide(dense, plan, masks=masks, impact_maps=impact_maps)
+    decided, refused, averaged = decide(dense, plan, masks=masks, impact_maps=impact_maps)
     if corrections is None:
         corrections = {} if plan.corrections is None else correction_files.load(plan.file("corrections"))
     layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
@@ -118,6 +124,8 @@ def apply(
     dropped = {path: plain(old) for path, old in sampled_modules(model).items() if path not in new}
     for path, module in {**new, **dropped}.items():
         model.set_submodule(path, module)
+    if isinstance(model, OnnxBacked):
+        model.average(averaged)
     return Applied({name: modules[name] for name in decided}, skips + refused)
 
 
@@ -177,7 +185,8 @@ def export(
     """
     dense, modules = dense_onnx(model, example)
     paths = {path: name for name, path in modules.items()}
-    plan, masks, gates = Plan(), {}, {}
+    # In a network of PyTorch's own, averages read whole maps in training, so that they do in its model.
+    plan, masks, gates = Plan(means=MEANS[0 if isinstance(model, OnnxBacked) else 1]), {}, {}
     corrections = trained_corrections(model, modules)
     for path, module in sampled_modules(model).items():
         name, planned = paths[path], module.planned

@@ -43,6 +43,9 @@ MOVES: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], int]] = {
     "cut off": ("Pad", {}, {"p": np.array([0, 0, -1, 2, 0, 0, 1, -2], LONG)}, 13),
     "twice": ("Resize", NEAREST, {"r": np.array([], np.float32), "f": np.array([1, 1, 2, 2], np.float32)}, 13),
     "by halves": ("Resize", NEAREST, {"r": np.array([], np.float32), "f": np.array([1, 1, 1.5, 0.5], np.float32)}, 13),
+    "one position wide": ("Reshape", {}, {"s": np.array([0, 0, -1, 1], LONG)}, 13),
+    "of other sides": ("Reshape", {}, {"s": np.array([2, 3, 9, 6], LONG)}, 13),
+    "picked": ("Gather", {"axis": 2}, {"i": np.array([4, 0, -1, 4], LONG)}, 13),
     "upsample of opset 9": ("Upsample", {"mode": "nearest"}, {"f": np.array([1, 1, 3, 2], np.float32)}, 9),
 }
 OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], int]] = {
@@ -65,6 +68,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, np.ndarray], int]] = {
         13,
     ),
     "padded with two": ("Pad", {}, {"p": np.array([0, 0, 1, 2, 0, 0, 3, 0], LONG), "v": np.array(2, np.float32)}, 13),
+    "channels picked": ("Gather", {"axis": 1}, {"i": np.array([1, 0, 2], LONG)}, 13),
+    "channels among positions": ("Reshape", {}, {"s": np.array([2, 6, 3, 9], LONG)}, 13),
     "more channels": ("Pad", {}, {"p": np.array([0, 0, 0, 0, 0, 1, 0, 0], LONG)}, 13),
     "linear": (
         "Resize",

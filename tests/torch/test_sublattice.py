@@ -23,7 +23,7 @@ from perfonnx.passes import Options  # noqa: E402
 from perfonnx.plan import Plan  # noqa: E402
 from perfonnx.rewriting import folded  # noqa: E402
 from perfonnx.sampling import interpolate  # noqa: E402
-from perfonnx.torch import Settings, apply, export, finetune_model, from_onnx, sampled_modules  # noqa: E402
+from perfonnx.torch import Settings, apply, dense_onnx, export, finetune_model, from_onnx, sampled_modules  # noqa: E402
 from perfonnx.torch.modules import Conv2d  # noqa: E402
 from perfonnx.torch.sublattice import SublatticeConv2d  # noqa: E402
 from perfonnx.torch.training import OPTIMIZERS, _optimizer  # noqa: E402
@@ -169,7 +169,14 @@ def poorly_fitted(folder: Path) -> Plan:
 SETTINGS = Settings(epochs=4, batch=8, lr=1e-3, validate=0.25)
 
 
-@pytest.mark.parametrize(("of", "in_classes"), [({"conv2": "square"}, "leaving"), ({"strided": "square"}, "valid")])
+@pytest.mark.parametrize(
+    ("of", "in_classes"),
+    [
+        ({"conv2": "square"}, "leaving"),
+        ({"strided": "square"}, "valid"),
+        ({"strided": "square", "leaving": "quincunx"}, "valid"),
+    ],
+)
 def test_the_exported_model_is_the_trained_network(of: dict[str, str], in_classes: str) -> None:
     plan, model = lattices(**of), folded(normalized(), {"conv0"})
     fit = perfonnx.rewrite(model, plan=plan, samples=images().feeds())
@@ -188,6 +195,42 @@ def test_the_exported_model_is_the_trained_network(of: dict[str, str], in_classe
         exported = export(network, layout=layout).proto
         np.testing.assert_allclose(outputs(exported, x), wanted, atol=1e-5)
         np.testing.assert_allclose(nets.run(exported, {"x": x})[0], wanted, atol=1e-5)
+
+
+class Headed(torch.nn.Module):
+    """A layer and a mean that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_means_of_a_network_of_pytorch_are_of_maps() -> None:
+    network, example, plan = Headed(), torch.zeros(1, 3, 9, 10), Plan({"conv": Sublattice()})
+    data = [{"x": RNG(3).standard_normal((32, 3, 9, 10), dtype=np.float32)}]
+    fit = perfonnx.rewrite(dense_onnx(network, example)[0], plan=plan, samples=data)
+    apply(network, plan, example, corrections=fit.corrections)
+    x = data[0]["x"][:4]
+    wanted = network(torch.from_numpy(x)).detach().numpy()
+    result = export(network)
+    assert result.plan.means == "maps"
+    np.testing.assert_allclose(outputs(result.proto, x), wanted, atol=1e-5)
+    assert np.abs(outputs(fit.proto, x) - wanted).max() > 1e-3
+
+
+def test_a_plan_applied_again_averages_anew() -> None:
+    network, model = from_onnx(folded(normalized(), {"conv0"})), folded(normalized(), {"conv0"})
+    x = torch.from_numpy(images().pick(range(4)).feeds["x"])
+    dense, last = network(x), Plan({"leaving": Sublattice("quincunx")})
+    fit = perfonnx.rewrite(model, plan=last, samples=images().feeds())
+    apply(network, last, corrections=fit.corrections)
+    assert (network(x) - dense).abs().max() > 1e-4
+    apply(network, Plan())
+    torch.testing.assert_close(network(x), dense)
 
 
 def test_pools_read_in_training_what_they_read_in_the_model() -> None:

@@ -48,7 +48,7 @@ def joins(node: gs.Node) -> bool:
 def obstacle(workspace: Workspace, node: gs.Node) -> str | None:
     """Why a node cannot take rows and give rows, whatever rows reach it; None where it can."""
     rule = rule_of(node)
-    if rule is None or rule.ends:
+    if rule is None or rule.ends(workspace, node):
         return f"{node.op} has no form on rows"
     read = [] if rule.joins else node.inputs[:1]
     if not node.inputs or not all(is_map(workspace, tensor) for tensor in (node.outputs[0], *read)):

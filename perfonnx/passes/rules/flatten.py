@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NO_PRODUCT = "what reads it is not one Gemm or MatMul with a matrix for it"
 
 
-def _flatten(lowering: Lowering, node: gs.Node) -> Match | Skip:
+def flatten(lowering: Lowering, node: gs.Node) -> Match | Skip:
     """Positions of one row share one column of the matrix that reads them: their weights are added up.
 
     Only where there are fewer rows than positions: else the weights, mostly a network's largest, would be rewritten
@@ -28,6 +28,11 @@ def _flatten(lowering: Lowering, node: gs.Node) -> Match | Skip:
     rows, output = lowering.rows[node.inputs[0].name], node.outputs[0]
     flat, reader = lowering.workspace.types.get(output.name), only_consumer(lowering.workspace, output)
     columns = rows.channels * rows.source.size
+    if rows.count == rows.source.size == 1 and flat is not None and flat.shape == (rows.batch, columns):
+        new = gs.Node("Flatten", node.name, {"axis": 1}, [rows.tensor], [output])
+        lowering.nodes.append(new)
+        lowering.workspace.inherit(new, node)
+        return Match("on rows")
     if rows.count >= rows.source.size:
         return skip(node, "there are as many rows as positions, so that no weights can be added up")
     if flat is None or flat.shape is None or len(flat.shape) != 2 or flat.shape[1] != columns:
@@ -61,4 +66,4 @@ def _flatten(lowering: Lowering, node: gs.Node) -> Match | Skip:
     return Match("on rows")
 
 
-FLATTEN = Rule(["Flatten", "Reshape"], _flatten, ends=True)
+FLATTEN = Rule(["Flatten"], flatten, ends=lambda _workspace, _node: True)

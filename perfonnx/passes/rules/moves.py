@@ -12,7 +12,8 @@ from perfonnx.masks import Mask
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Skip
 from perfonnx.passes.positions import MOVES_POSITIONS, may_move_positions, moved_positions
-from perfonnx.passes.rules.rule import Match, Rule, map_size, skip
+from perfonnx.passes.rules.flatten import flatten
+from perfonnx.passes.rules.rule import NO_WORK_SAVED, Match, Rule, is_map, map_size, skip
 
 if TYPE_CHECKING:
     from perfonnx.passes.lower import Lowering
@@ -64,12 +65,14 @@ def _pad_channels(lowering: Lowering, node: gs.Node, before: int, behind: int) -
 
 
 def _move_positions(lowering: Lowering, node: gs.Node) -> Match | Skip:
+    if _ends(lowering.workspace, node):
+        return flatten(lowering, node)
     pads = _channel_pads(lowering.workspace, node)
     positions = moved_positions(lowering.workspace, node) if pads is None else None
     if positions is None and pads is None:
         return skip(node, MORE_THAN_COPIES)
-    if not lowering.goes_on(node.outputs[0]):
-        return skip(node, "no sampled layer follows that would read its rows")
+    if not lowering.is_worth_it(node):
+        return skip(node, NO_WORK_SAVED)
     if pads is not None:
         _pad_channels(lowering, node, *pads)
         return Match("on rows")
@@ -93,4 +96,8 @@ def _reads(workspace: Workspace, node: gs.Node, needed: Mask) -> Mask:
     return read
 
 
-MOVES = Rule(MOVES_POSITIONS, _move_positions, _obstacle, reads=_reads)
+def _ends(workspace: Workspace, node: gs.Node) -> bool:
+    return node.op == "Reshape" and not is_map(workspace, node.outputs[0])
+
+
+MOVES = Rule(MOVES_POSITIONS, _move_positions, _obstacle, ends=_ends, reads=_reads)

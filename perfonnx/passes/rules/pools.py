@@ -63,7 +63,7 @@ def _window_on_rows(workspace: Workspace, node: gs.Node) -> PoolWindow | None:
 
 def _pool(lowering: Lowering, node: gs.Node) -> Match | Skip:
     rows, output = lowering.rows[node.inputs[0].name], node.outputs[0]
-    if rows.count >= rows.source.size and not lowering.goes_on(output):
+    if rows.count >= rows.source.size and node.op not in _GLOBAL_POOLS and not lowering.goes_on(output):
         return skip(node, NO_WORK_SAVED)  # a dense map: onnxruntime's own pool is as good
     _, *shape = lowering.sizes(output)
     if node.op in _GLOBAL_POOLS:

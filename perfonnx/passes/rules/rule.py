@@ -85,7 +85,7 @@ class Rule:
         domain: That of the operators.
         joins: Whether all inputs are maps, not the first alone.
         keeps_rows: Whether the result has a row for each row that is read, and no others.
-        ends: Whether the result is no map, so that rows end here.
+        ends: Whether the result of a node is no map, so that rows end here.
         reads: Given a node that has no obstacle, and the positions of its result that are needed, [OH, OW], the
             positions [H, W] that these read of its input, or of each map that it joins; None: all of them.
     """
@@ -96,7 +96,7 @@ class Rule:
     domain: str = ""
     joins: bool = False
     keeps_rows: bool = True
-    ends: bool = False
+    ends: Callable[[Workspace, gs.Node], bool] = lambda _workspace, _node: False
     reads: Callable[[Workspace, gs.Node, Mask], Mask] | None = None
 
 

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor, nn
 
@@ -112,6 +115,7 @@ class OnnxModule(nn.Module):
         self._steps = pruned(steps, self.output_names)
         self._paths: dict[str, str] = {}  # of the constants that functions read
         self._numbers: dict[str, Tensor] = {}  # those that stay on the CPU
+        self._averaged: dict[str, Tensor] = {}  # positions of maps, by the names of their averages
         self._keep_constants(constants, weights)
 
     def _with_modules(self, nodes: Iterable[Node], nursery: Nursery) -> list[Step]:
@@ -201,6 +205,8 @@ class OnnxModule(nn.Module):
         if step.leading is not None and self._batch is not None:
             x, target = values[node.inputs[0]], values[node.inputs[1]]
             inputs[1] = scaled_target(target, x, step.leading, (batch[0], self._batch))
+        if node.outputs[0] in self._averaged and inputs[0] is not None:
+            inputs[0] = _averaged(inputs[0], self._averaged[node.outputs[0]])
         try:
             result = OPERATORS[node.op](node, *inputs)
         except RuntimeError as error:
@@ -211,6 +217,10 @@ class OnnxModule(nn.Module):
             raise node.refuse("its sizes do not fit; feed inputs of the size that the model is made for") from error
         return result if isinstance(result, tuple) else (result,)
 
+    def average(self, positions: Mapping[str, NDArray[np.int64]]) -> None:
+        """Let averages over whole maps take these flat positions, by the names of results, and the others all."""
+        self._averaged = {name: torch.from_numpy(taken) for name, taken in positions.items()}
+
     def to_onnx(self) -> ModelProto:
         """The model that it was made from, with the weights and statistics as they are now; a copy."""
         model = ModelProto()
@@ -219,6 +229,12 @@ class OnnxModule(nn.Module):
         for tensor, path in self._trained:
             write(constants[tensor], attrgetter(path)(self))
         return model
+
+
+def _averaged(x: Tensor, positions: Tensor) -> Tensor:
+    """A map [N, C, H, W] that holds the mean of some of its positions everywhere."""
+    taken = x.flatten(2).index_select(2, positions.to(x.device))
+    return taken.mean(dim=2)[:, :, None, None].expand_as(x)
 
 
 def _is_setting(node: Node, position: int) -> bool:
