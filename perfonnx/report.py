@@ -21,6 +21,7 @@ from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.masks import Mask
 from perfonnx.render import count
 from perfonnx.rewriting import LayerReport
+from perfonnx.search.error_maps import ErrorMap
 from perfonnx.search.pictures import as_pixels
 from perfonnx.search.result import TIME, Trial, Tuned
 from perfonnx.search.timing import machine
@@ -30,6 +31,9 @@ MASK_SIDE = 112
 
 MASK_WINDOW = 224
 """A side of a mask longer than this is cut to its middle: scaled down, its pattern would be lost or invented."""
+
+ROUNDING = 1e-4
+"""Relative error below which there is nothing to see but roundings."""
 
 PICTURE_SIDE = 420
 """Pixels that the longer side of an output is scaled down to."""
@@ -74,6 +78,7 @@ tr.taken td { font-weight: 600; }
 figure { margin: 0; } figcaption { font-size: .82rem; overflow-wrap: anywhere; }
 .masks { display: grid; grid-template-columns: repeat(auto-fill, minmax(${column}px, 1fr)); gap: 1rem; }
 .masks img { image-rendering: pixelated; border: 1px solid var(--line); display: block; }
+.two { display: flex; flex-wrap: wrap; gap: .4rem; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem; margin: .8rem 0; }
 .pair img { max-width: 100%; }
 svg { width: 100%; height: auto; max-width: 60rem; }
@@ -99,7 +104,7 @@ def html_report(tuned: Tuned) -> str:
     parts[1:1] = [_training(tuned)]
     parts += [_left(tuned), _machine(tuned)]
     title = escape(f"{name}: perfonnx tune")
-    return _PAGE.substitute(title=title, column=max(MASK_SIDE, 180), body="\n".join(part for part in parts if part))
+    return _PAGE.substitute(title=title, column=2 * MASK_SIDE + 16, body="\n".join(part for part in parts if part))
 
 
 # --- what came out ---------------------------------------------------------------------------------------------------
@@ -268,19 +273,40 @@ def _why_dense(tuned: Tuned, name: str) -> str:
 
 
 def _masks(tuned: Tuned) -> str:
-    layers = [layer for layer in tuned.result.report.layers if layer.name in tuned.result.masks]
+    errors = {each.name: each for each in tuned.error_maps if not each.is_output and each.relative >= ROUNDING}
+    masks = {name: mask for name, mask in tuned.result.masks.items() if not mask.all()}
+    layers = [layer for layer in tuned.result.report.layers if layer.name in masks or layer.name in errors]
     if not layers:
         return ""
-    figures = [_mask_figure(layer, tuned.result.masks[layer.name]) for layer in layers]
-    note = "White positions are computed, black ones are interpolated."
-    return f"<h2>Masks</h2>\n{_text(note, 'dim')}\n{_div('masks', figures)}"
+    figures = [_mask_figure(layer, masks.get(layer.name), errors.get(layer.name)) for layer in layers]
+    notes = ["White positions are computed, black ones are interpolated, or nobody reads them."] if masks else []
+    if errors:
+        images = _plural(next(iter(errors.values())).images, "image")
+        notes.append(
+            "The coloured pictures show where a layer's response, behind what is added to it and its activation, "
+            f"differs from the original network's: the mean of the absolute differences over {images} that took no "
+            "part in the choice, from black for none to pale yellow for the largest of the layer. Gray positions have "
+            "no value."
+        )
+    return f"<h2>Masks and errors</h2>\n{_text(' '.join(notes), 'dim')}\n{_div('masks', figures)}"
 
 
-def _mask_figure(layer: LayerReport, mask: Mask) -> str:
-    height, width = mask.shape
-    cut = max(mask.shape) > MASK_WINDOW
-    caption = f"{layer.name}: {layer.plan.label}, {height}x{width}{', its middle' if cut else ''}"
-    return f"<figure>{_image(mask_image(mask), caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+def _mask_figure(layer: LayerReport, mask: Mask | None, error: ErrorMap | None) -> str:
+    height, width = layer.output_shape
+    caption = f"{layer.name}: {layer.plan.label}, {height}x{width}"
+    images = []
+    if mask is not None:
+        caption += ", its middle" if max(mask.shape) > MASK_WINDOW else ""
+        images.append(_image(mask_image(mask), caption))
+    if error is not None:
+        images.append(_image(heat_image(error.error), f"{layer.name}: where the error lies"))
+        caption += f"; {_off(error)}"
+    return f"<figure>{_div('two', images)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _off(error: ErrorMap) -> str:
+    """How large an error is, in words."""
+    return f"error {error.relative:.2%} of the response, {np.nanmax(error.error):.2g} where it is largest"
 
 
 def mask_image(mask: Mask) -> Image.Image:
@@ -293,11 +319,33 @@ def mask_image(mask: Mask) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST).convert("1", dither=Image.Dither.NONE)
 
 
+_HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float64)
+"""Colours from none to the largest, evenly spaced: steps of equal lightness, also in print and to the colour-blind."""
+
+_NOWHERE = 128  # the gray of positions without a value
+
+
+def heat_image(error: NDArray[np.float64]) -> Image.Image:
+    """A map of errors [H, W] as a picture: as large as its mask's, but a larger one is averaged in blocks, not cut."""
+    block = -(-max(error.shape) // MASK_WINDOW)
+    padded = np.pad(error, [(0, -size % block) for size in error.shape], constant_values=np.nan)
+    blocks = padded.reshape(padded.shape[0] // block, block, -1, block).swapaxes(1, 2).reshape(-1, block * block)
+    known = np.isfinite(blocks)
+    means = np.where(known, blocks, 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    place = means / (means.max() or 1.0) * (len(_HEAT) - 1)
+    colours = np.stack([np.interp(place, np.arange(len(_HEAT)), channel) for channel in _HEAT.T], axis=1)
+    colours[~known.any(axis=1)] = _NOWHERE
+    pixels = np.rint(colours).astype(np.uint8).reshape(padded.shape[0] // block, -1, 3)
+    factor = max(MASK_SIDE // max(error.shape), 1)
+    return Image.fromarray(pixels.repeat(factor, 0).repeat(factor, 1))
+
+
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
 def _pictures(tuned: Tuned) -> str:
-    if not tuned.pictures:
+    errors = [each for each in tuned.error_maps if each.is_output and each.relative >= ROUNDING]
+    if not tuned.pictures and not errors:
         return ""
     parts = ["<h2>Outputs</h2>", _text("From images that took no part in the choice.", "dim")]
     for picture in tuned.pictures:
@@ -312,6 +360,12 @@ def _pictures(tuned: Tuned) -> str:
                 ],
             )
         )
+    figures = []
+    for each in errors:
+        caption = f"{each.name}: where the error lies, in the mean of {_plural(each.images, 'image')}; {_off(each)}"
+        image = _image(heat_image(each.error), caption)
+        figures.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+    parts.append(_div("masks", figures))
     return "\n".join(parts)
 
 

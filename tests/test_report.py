@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from perfonnx.report import MASK_WINDOW, _ticks, html_report, mask_image
+from perfonnx.report import MASK_WINDOW, _ticks, heat_image, html_report, mask_image
 from perfonnx.search import Space, Tuned, tune
 from perfonnx.search.pictures import Picture, as_pixels
 from tests.cli.running import FAST, run
@@ -83,8 +85,8 @@ def test_everything_that_was_found_is_there(tuned: Tuned) -> None:
 def test_the_masks_are_drawn_as_they_are(tuned: Tuned) -> None:
     images = Page(html_report(tuned)).images()
     masks = [tuned.result.masks[layer.name] for layer in tuned.result.report.layers]
-    assert len(images) == len(masks) > 0
-    for image, mask in zip(images, masks, strict=True):
+    assert len(images) == 2 * len(masks) > 0
+    for image, mask in zip(images[::2], masks, strict=True):
         factor = image.shape[0] // mask.shape[0]
         assert factor > 1
         np.testing.assert_array_equal(image.astype(bool), mask.repeat(factor, 0).repeat(factor, 1))
@@ -94,6 +96,56 @@ def test_the_masks_are_drawn_as_they_are(tuned: Tuned) -> None:
 def test_a_large_mask_is_cut_and_not_scaled() -> None:
     mask = np.random.default_rng(0).random((MASK_WINDOW + 11, 40)) < 0.5
     np.testing.assert_array_equal(np.asarray(mask_image(mask)), mask[5 : 5 + MASK_WINDOW])
+
+
+def test_beside_each_mask_is_where_the_error_lies(tuned: Tuned) -> None:
+    page = Page(html_report(tuned))
+    errors = {each.name: each for each in tuned.error_maps}
+    for image, layer in zip(page.images()[1::2], tuned.result.report.layers, strict=True):
+        np.testing.assert_array_equal(image, heat_image(errors[layer.name].error))
+        assert f"error {errors[layer.name].relative:.2%} of the response" in " ".join(page.texts)
+
+
+def test_where_nothing_differs_no_error_is_drawn(tuned: Tuned) -> None:
+    exact = [replace(each, relative=1e-7) for each in tuned.error_maps]
+    page = Page(html_report(replace(tuned, error_maps=exact)))
+    assert len(page.images()) == len(tuned.result.report.layers)
+    assert "of the response" not in " ".join(page.texts)
+
+
+def test_where_every_position_is_computed_only_the_error_is_drawn(tuned: Tuned) -> None:
+    masks = {name: np.ones_like(mask) for name, mask in tuned.result.masks.items()}
+    page = Page(html_report(replace(tuned, result=replace(tuned.result, masks=masks))))
+    assert [image.ndim for image in page.images()] == [3] * len(masks)
+
+
+def test_an_error_is_brightest_where_it_is_largest() -> None:
+    error = np.zeros((20, 30))
+    error[3, 7], error[11, 2], error[5, 5] = 2.0, 1.0, np.nan
+    picture = np.asarray(heat_image(error))
+    assert picture.shape == (60, 90, 3)
+    np.testing.assert_array_equal(picture, picture[::3, ::3].repeat(3, 0).repeat(3, 1))
+    light = picture[::3, ::3].astype(int).sum(axis=2)
+    assert np.unravel_index(light.argmax(), light.shape) == (3, 7)
+    np.testing.assert_array_equal(picture[15, 15], [128] * 3)
+    light[5, 5] = 0
+    assert np.argwhere(light > light[0, 0]).tolist() == [[3, 7], [11, 2]]
+    assert light[0, 0] < light[11, 2] < light[3, 7]
+
+
+def test_a_large_map_of_errors_is_averaged_and_not_cut() -> None:
+    error = np.zeros((2 * MASK_WINDOW + 1, 40))
+    error[-1, -1] = 1.0
+    error[0:3] = np.nan
+    picture = np.asarray(heat_image(error)).astype(int)
+    assert picture.shape == (-(-error.shape[0] // 3), 14, 3)
+    assert (picture[0] == 128).all()
+    light = picture[1:].sum(axis=2)
+    assert np.argwhere(light == light.max()).tolist() == [[len(light) - 1, 13]]
+
+
+def test_nothing_to_see_is_black() -> None:
+    assert np.asarray(heat_image(np.zeros((4, 4)))).max() <= 4
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing(tuned: Tuned) -> None:
@@ -166,9 +218,11 @@ def test_images_are_shown_side_by_side(metric: str, bound: str, batch: int) -> N
     assert tuned.best is not None
     assert len(tuned.pictures) == 3
     assert len({picture.name for picture in tuned.pictures}) == 3
-    images = Page(html_report(tuned)).images()[len(tuned.result.masks) :]
-    assert len(images) == 6
-    for picture, before, after in zip(tuned.pictures, images[::2], images[1::2], strict=True):
+    errors = [each for each in tuned.error_maps if not each.is_output]
+    images = Page(html_report(tuned)).images()[len(tuned.result.masks) + len(errors) :]
+    assert len(images) == 7
+    np.testing.assert_array_equal(images[6], heat_image(next(e for e in tuned.error_maps if e.is_output).error))
+    for picture, before, after in zip(tuned.pictures, images[:6:2], images[1:6:2], strict=True):
         np.testing.assert_array_equal((before, after), as_pixels(picture))
         assert (before != after).any()
     values = [picture.value for picture in tuned.pictures]
@@ -209,4 +263,6 @@ def test_the_command_writes_a_report_and_its_numbers(
     assert run(*arguments, "--report", "r.html") == 0
     page = Page(Path("r.html").read_text(encoding="utf-8"))
     assert "m.onnx" in page.texts
-    assert '"perfonnx_tune"' in Path("r.json").read_text(encoding="utf-8")
+    numbers = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    assert numbers["perfonnx_tune"]
+    assert {each["name"] for each in numbers["errors"]} == numbers["plan"]["layers"].keys()

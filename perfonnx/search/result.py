@@ -17,6 +17,7 @@ from perfonnx.plan import Plan
 from perfonnx.rewriting import Rewritten
 from perfonnx.search.choose import Option, pareto
 from perfonnx.search.costs import LayerCosts
+from perfonnx.search.error_maps import ErrorMap
 from perfonnx.search.groups import Units
 from perfonnx.search.impacts import IMPACT
 from perfonnx.search.pictures import Picture
@@ -220,6 +221,7 @@ class Tuned:
         impact_maps: What masks called `impact` were made from, None where that was no choice.
         obstacles: Why layers were not even tried, by name.
         pictures: Outputs of both models side by side, where the model makes images; made from images held back.
+        error_maps: Where layers and outputs differ from the original's, on images held back.
         training: What training brought, where the network was trained.
     """
 
@@ -241,6 +243,7 @@ class Tuned:
     impact_maps: ImpactMaps | None = None
     obstacles: dict[str, str] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
+    error_maps: list[ErrorMap] = field(default_factory=list)
     training: Training | None = None
 
     @property
@@ -290,4 +293,5 @@ class Tuned:
             "profiles": {way: costs.to_json() for way, costs in self.costs.items()},
             "training": None if self.training is None else self.training.to_json(),
             "layer_times": {name: list(pair) for name, pair in self.layer_times.items()},
+            "errors": [each.to_json() for each in self.error_maps],
         }

@@ -45,6 +45,7 @@ from perfonnx.rewriting import Rewritten
 from perfonnx.runtime import chosen_provider
 from perfonnx.search.costs import profile
 from perfonnx.search.counts import Counts
+from perfonnx.search.error_maps import error_maps
 from perfonnx.search.evaluate import (
     CHOOSING,
     FITTING,
@@ -108,6 +109,7 @@ def tune(
     seed: int = 0,
     state: str | os.PathLike[str] | None = None,
     sweep: bool = True,
+    pictures: bool = True,
     cache: TimingCache | None = None,
     executor: Executor | None = None,
     evaluator: Evaluator | None = None,
@@ -142,6 +144,8 @@ def tune(
         state: File in which measurements are kept, or a directory for such files, one for each search; a tuning that
             was interrupted goes on from there. One with another target, and no more time, is answered from there.
         sweep: With a state, measure in the end what another target may choose of.
+        pictures: Run the network that was taken once more for what a report shows: its outputs, and where its error
+            lies.
         cache: Where timings are kept between tunings; None: nowhere.
         executor: Does the screening of layers; None: this thread.
         evaluator: Measures losses; None: on onnxruntime.
@@ -221,8 +225,9 @@ def tune(
     if not records.measured and records.path is not None:
         tuned.warnings += (_said_before(records.path, retargeted),)
     tuned.impact_maps = subject.impact_maps
-    if best is not None:
+    if best is not None and pictures:
         tuned.pictures = output_pictures(subject, tuned.result, parts[HELD_BACK], found, threads=threads)
+        tuned.error_maps = error_maps(subject, tuned.result, parts[HELD_BACK], threads=threads)
     if output is not None:
         tuned.result.save(output)
     return tuned

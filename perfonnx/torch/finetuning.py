@@ -62,6 +62,7 @@ class Finetuned:
         rounds: How training went, round by round.
         images: How many, by part.
         dense: The model that came, not rewritten, with the trained weights.
+        aside: Whether the plan, with what is saved beside it, makes the result of the model that came.
     """
 
     result: Rewritten
@@ -71,6 +72,7 @@ class Finetuned:
     rounds: list[History]
     images: dict[str, int]
     dense: onnx.ModelProto
+    aside: bool
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -217,6 +219,7 @@ def finetune_model(
         histories,
         {"training": len(training), "held out": len(held_out)},
         student.to_onnx(),
+        aside,
     )
     if output is not None:
         result.save(output)

@@ -15,8 +15,10 @@ from perfonnx.data.samples import Samples
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
 from perfonnx.running.opened import open_model
+from perfonnx.search.error_maps import error_maps
 from perfonnx.search.evaluate import find_metric, first_images
 from perfonnx.search.pace import FINAL_SECONDS
+from perfonnx.search.pictures import output_pictures
 from perfonnx.search.result import Progress, Target, Training, Tuned
 from perfonnx.search.timing import models_speed
 from perfonnx.search.tune import divided, tune
@@ -44,6 +46,7 @@ def tune_trained(
     threads: int | None = None,
     seed: int = 0,
     state: str | os.PathLike[str] | None = None,
+    pictures: bool = True,
     progress: Callable[[Progress], None] | None = None,
     **tuning: Any,
 ) -> Tuned:
@@ -66,6 +69,7 @@ def tune_trained(
         threads: As there; of the training too.
         seed: As there; of the training too.
         state: As there.
+        pictures: As there.
         progress: As there.
         **tuning: Other arguments of `perfonnx.search.tune`.
 
@@ -86,6 +90,7 @@ def tune_trained(
         "fallback": fallback,
         "threads": threads,
         "seed": seed,
+        "pictures": pictures,
         "progress": progress,
         **tuning,
     }
@@ -123,6 +128,9 @@ def tune_trained(
             )
             return milder
     tuned.result, tuned.training, tuned.reached = finetuned.result, trained, True
+    if pictures:
+        tuned.pictures = output_pictures(subject, tuned.result, held_back, found, threads=threads)
+        tuned.error_maps = error_maps(subject, tuned.result, held_back, layers=finetuned.aside, threads=threads)
     tuned.target = Target(bound, tuned.target.speedup, tuned.target.minimised)
     tuned.message = (
         f"{tuned.result.report.model}: {trained.speed.ratio:.2f}x faster, {found.lost(trained.after.drop)} after "

@@ -22,6 +22,9 @@ from perfonnx.data.samples import Samples  # noqa: E402
 from perfonnx.methods.sublattice import Sublattice  # noqa: E402
 from perfonnx.report import html_report  # noqa: E402
 from perfonnx.search import Space, Tuned  # noqa: E402
+from perfonnx.search.error_maps import error_maps  # noqa: E402
+from perfonnx.search.tune import divided  # noqa: E402
+from perfonnx.subject import Subject  # noqa: E402
 from perfonnx.torch import Settings  # noqa: E402
 from perfonnx.torch.tuning import RECOVERED, tune_trained  # noqa: E402
 from tests.cli.running import run  # noqa: E402
@@ -71,6 +74,12 @@ def test_a_network_learns_back_what_it_lost(tmp_path: Path) -> None:
     assert again.to_bytes() == (tmp_path / "fast.onnx").read_bytes()
     assert json.loads(json.dumps(tuned.to_json()))["training"]["after"] == training.after.to_json()
     assert "loss before and after" in html_report(tuned)
+    # and so is what its report shows
+    held_back = divided(data(), 0)[1].take(training.after.images)
+    shown = error_maps(Subject(network()), again, held_back, threads=1)
+    assert [each.name for each in shown] == [layer.name for layer in again.report.layers if layer.name != "head"]
+    for each, now in zip(tuned.error_maps, shown, strict=True):
+        np.testing.assert_allclose(each.error, now.error, rtol=1e-4, atol=1e-6)
 
 
 def test_where_training_does_not_do_the_milder_network_is_taken(tmp_path: Path) -> None:

@@ -206,6 +206,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
             fallback=not options.no_fallback,
             seed=options.seed,
             state=state,
+            pictures=bool(options.report or options.report_json),
             cache=None if options.no_cache else cache,
             progress=step,
         )
