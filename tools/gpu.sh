@@ -14,7 +14,7 @@
 #                            dependencies must be there
 #   PERFONNX_SMALL_NETWORKS  the same for its checks
 #   PERFONNX_SITE            in place of the part `library`: a folder into which the package was installed before
-#   PERFONNX_LIBRARY         for networks, where the part `library` is left out or fails: one that was built before
+#   PERFONNX_LIBRARY         for checks and networks, where there is no package: a library that was built before
 #   PERFONNX_SECONDS         for the times of kernels and of networks each (default 90)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
@@ -23,6 +23,10 @@ result=$(realpath -m "$1"); shift
 parts=" ${*:-library kernels sanitizer provider networks} "
 seconds=${PERFONNX_SECONDS:-90}
 work=$PWD/build/gpu
+# Paths are taken from the repository's root, wherever a part runs.
+for name in PERFONNX_SITE PERFONNX_LIBRARY PERFONNX_NETWORKS PERFONNX_SMALL_NETWORKS ONNXRUNTIME_INCLUDE_DIR; do
+  [ -z "${!name:-}" ] || export "$name=$(realpath -m "${!name}")"
+done
 site=${PERFONNX_SITE:-$work/site}
 mkdir -p "$work" && rm -rf "$work"/logs "$work"/run "$work"/*.json && mkdir "$work/logs"  # a library stays for later calls
 failed=()
@@ -93,7 +97,11 @@ else
     done
   fi
   if wanted provider; then
-    limit provider 120 python3 -m pytest -q -c /dev/null --import-mode=importlib tests/cuda/test_provider.py
+    if python3 -c 'import perfonnx'; then
+      limit provider 120 python3 -m pytest -q -c /dev/null --import-mode=importlib tests/cuda/test_provider.py
+    else
+      echo "== provider: the package is not installed in $site, which its tests need" && failed+=(provider)
+    fi
     limit checks 90 python3 tools/gpu_networks.py check --library "$library" --json "$work/checks.json" "$small"/*.onnx
   fi
   if wanted networks; then
