@@ -29,13 +29,12 @@ def add_choices(parser: argparse.ArgumentParser, *, without: Collection[str] = (
     what.add_argument("--method", default=None, metavar="NAME", help=names)
     for field in _settings():
         if field.name not in without:
-            what.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=_type_of(field),
-                default=None,
-                metavar=field.metadata["placeholder"],
-                help=field.metadata["doc"].replace("%", "%%"),
-            )
+            flag, doc = f"--{field.name.replace('_', '-')}", field.metadata["doc"].replace("%", "%%")
+            if field.default is False:
+                what.add_argument(flag, action="store_const", const=True, default=None, help=doc)
+            else:
+                kind = _type_of(field)
+                what.add_argument(flag, type=kind, default=None, metavar=field.metadata["placeholder"], help=doc)
     what.add_argument(
         "--impact-maps", type=Read, metavar="FILE", help="maps that perfonnx impact wrote, for the mask impact"
     )
@@ -93,6 +92,7 @@ def choices_from(options: argparse.Namespace, *, seed: bool = True, exact: bool 
     method = find_method(given.setdefault("method", DEFAULT if exact and not settings else SAMPLING), "--method")
     for name in settings:
         if name not in method.settings():
-            flag = f"--{name.replace('_', '-')} {given[name]}"
+            value = "" if given[name] is True else f" {given[name]}"
+            flag = f"--{name.replace('_', '-')}{value}"
             raise PerfonnxError(f"{flag}: has no meaning with --method {method.NAME}; leave it out")
     return None if options.plan else Options(only=options.only, skip=options.skip, **given)

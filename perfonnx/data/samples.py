@@ -6,7 +6,7 @@ is read when it is iterated, batch by batch, and can be iterated again and again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +60,33 @@ class FeedsOf:
 
     def __iter__(self) -> Iterator[Feed]:
         return (batch.feeds for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """Feeds, each followed by its mirror image from left to right.
+
+    Attributes:
+        feeds: Arrays by input name, to be iterated as often as these.
+        images: Names of the inputs [N, C, H, W] that are turned over; others are as they were.
+    """
+
+    feeds: Iterable[Mapping[str, NDArray[Any]]]
+    images: Collection[str]
+
+    def __iter__(self) -> Iterator[Mapping[str, NDArray[Any]]]:
+        for feed in self.feeds:
+            yield feed
+            yield {name: array[..., ::-1] if name in self.images else array for name, array in feed.items()}
+
+
+def count_of(feeds: Iterable[Mapping[str, NDArray[Any]]]) -> int:
+    """How many samples there are; they are read where nothing tells."""
+    if isinstance(feeds, Mirrored):
+        return 2 * count_of(feeds.feeds)
+    if isinstance(feeds, FeedsOf) and isinstance(feeds.batches, Samples):
+        return len(feeds.batches)
+    return sum(len(next(iter(feed.values()))) for feed in feeds)
 
 
 @dataclass(frozen=True)

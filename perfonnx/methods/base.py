@@ -87,6 +87,10 @@ class Affine(NamedTuple):
 class Targets(Protocol):
     """What layers give in the network rewritten so far, and what they should give; asked for front to back."""
 
+    @property
+    def images(self) -> int:
+        """How many there are."""
+
     def goal(self, name: str) -> Goal:
         """What a layer's output is for."""
 
@@ -281,6 +285,11 @@ class Method(ABC):
     def needs(self) -> Needs:
         """What it has to see."""
         return Needs.NOTHING
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether what is fitted sees mirror images of the calibration data too."""
+        return False
 
     def worth(self, settings: Mapping[str, Any]) -> float | None:
         """How many times faster than the dense layer it has to be, by estimate, where nobody asked for this layer.

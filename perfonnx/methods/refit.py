@@ -18,7 +18,7 @@ from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import Goal, Refit
 from perfonnx.masks import Mask
-from perfonnx.methods.base import Context, Fitted, Spot
+from perfonnx.methods.base import Fitted, Spot
 from perfonnx.methods.masked import sampling_operands
 from perfonnx.model.layers import unique_name
 from perfonnx.ops.common import ConvAttributes
@@ -140,7 +140,7 @@ class _Replacing:
     def _fitted(self) -> tuple[Correction, str]:
         spot, classes = self.spot, self.classes()
         assert spot.targets is not None
-        images = spot.context.kept(_Images).count
+        images = max(spot.targets.images, 1)
         fits = [self._refit(each, images, spot.targets.goal(spot.name)) for each in classes]
         shares = [float(each.mask.sum()) / self.mask.sum() for each in classes]
         errors, found = [], []
@@ -301,14 +301,3 @@ def wide_kernel(
             kernel = np.pad(kernel, padding)
             wide = replace(wide, kernel_shape=(grown[0], grown[1]))
     return wide, kernel
-
-
-class _Images:
-    """How many images the calibration data has."""
-
-    def __init__(self, context: Context) -> None:
-        assert context.feeds is not None
-        self.count = max(sum(len(next(iter(batch.values()))) for batch in context.feeds), 1)
-
-    def close(self) -> None:
-        """Nothing can be wrong with it."""

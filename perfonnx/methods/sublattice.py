@@ -70,6 +70,7 @@ class Sublattice(SampledMethod):
     Attributes:
         lattice: One of `LATTICES`, or "dense" where every position is computed, by refitted weights.
         taps: One of `TAPS`.
+        flips: Whether weights are fitted to mirror images of the data too: right where left and right are alike.
         at: Sizes of maps, as `56x56,28x28`; layers with maps of other sizes are dense. Empty: all layers.
     """
 
@@ -87,6 +88,12 @@ class Sublattice(SampledMethod):
     taps: str = setting(TURNED, "sublattice: turned (default), the kernel in the lattice's basis, or own", "KIND")
     at: str = setting("", "sublattice: sizes of the maps that are put on the lattice, as 56x56,28x28", "SIZES")
 
+    flips: bool = setting(
+        False,
+        "sublattice: fit to the mirror images of --data too, from left to right, where these are as good; for few of "
+        "them",
+    )
+
     # --- settings ----------------------------------------------------------------------------------------------------
 
     def check(self, where: str) -> None:
@@ -97,6 +104,8 @@ class Sublattice(SampledMethod):
             )
         if self.taps not in TAPS:
             raise PerfonnxError(f"{where}: unknown taps {self.taps!r}; choose from {', '.join(TAPS)}")
+        if not isinstance(self.flips, bool):
+            raise PerfonnxError(f"{where}: flips is {self.flips!r}; give true or false")
         if not isinstance(self.at, str):
             raise PerfonnxError(f"{where}: at is {self.at!r}; give sizes of maps, as 56x56,28x28")
         _sizes(self.at, where)
@@ -114,6 +123,11 @@ class Sublattice(SampledMethod):
     def needs(self) -> Needs:
         """See `Method.needs`."""
         return Needs.TARGETS
+
+    @property
+    def mirrors(self) -> bool:
+        """See `Method.mirrors`."""
+        return self.flips
 
     def worth(self, settings: Mapping[str, Any]) -> float | None:
         """Dense layers only where kernels of ours are faster."""

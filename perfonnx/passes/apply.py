@@ -19,7 +19,7 @@ from perfonnx.ops.perforated_conv import PERFORATED_CONV
 from perfonnx.passes.base import Change, Pass, State
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import is_sampled
-from perfonnx.passes.targets import NetworkTargets
+from perfonnx.passes.targets import NetworkTargets, with_mirrored
 from perfonnx.sampling import interpolate
 
 
@@ -83,8 +83,10 @@ class Fit(Pass):
         fitted = [name for name, d in wanted.items() if d.step.needs is Needs.TARGETS and name not in known]
         targets = None
         if fitted and self.context.feeds is not None:
-            nodes = {name: state.rewritten[name] for name in fitted}
-            targets = NetworkTargets(workspace, nodes, self.context.feeds)
+            nodes, feeds = {name: state.rewritten[name] for name in fitted}, self.context.feeds
+            if any(wanted[name].step.mirrors for name in fitted):
+                feeds = with_mirrored(workspace, feeds)
+            targets = NetworkTargets(workspace, nodes, feeds)
         changes: list[Change] = []
         beside: list[gs.Node] = []
         order = [*(name for name in wanted if name not in fitted), *fitted]  # what is known, before what is run

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from perfonnx import ops
+from perfonnx.data.samples import Mirrored, count_of
+from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import Goal
 from perfonnx.methods import Feeds
-from perfonnx.model.layers import activation_of, all_layers, only_consumer
+from perfonnx.model.layers import POSITION_WISE, activation_of, all_layers, only_consumer
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.replay import Replay, ancestors
@@ -88,6 +92,29 @@ def influences(workspace: Workspace) -> dict[str, frozenset[str]]:
     return influence
 
 
+def with_mirrored(workspace: Workspace, feeds: Feeds) -> Feeds:
+    """Calibration data, and its mirror images from left to right.
+
+    Raises:
+        PerfonnxError: No input of the network is certain to be an image.
+    """
+    images = []
+    for tensor in workspace.graph.inputs:
+        known = workspace.types.get(tensor.name)
+        is_map = all(node.domain == ops.DOMAIN or node.op in _READS_MAPS for node in tensor.outputs)
+        if known is not None and known.shape is not None and len(known.shape) == 4 and is_map:
+            images.append(str(tensor.name))
+    if not images:
+        raise PerfonnxError(
+            f"{workspace.model.name}: no input is certain to be an image of [N, C, H, W], so it cannot be mirrored; "
+            "leave out --flips"
+        )
+    return Mirrored(feeds, images)
+
+
+_READS_MAPS = POSITION_WISE | {"Conv", "MaxPool", "AveragePool", "InstanceNormalization"}
+
+
 class NetworkTargets:
     """`perfonnx.methods.Targets`, from calibration data.
 
@@ -98,6 +125,7 @@ class NetworkTargets:
     """
 
     def __init__(self, workspace: Workspace, layers: Mapping[str, gs.Node], batches: Feeds) -> None:
+        self.batches = batches
         share = MEMORY // 4  # two networks, and while a new set of values is kept, the old one is still read
         model = workspace.model
         original = list(model.proto.graph.node)
@@ -108,6 +136,11 @@ class NetworkTargets:
         for name, node in layers.items():
             self.questions[name] = _Question.of(workspace, node, unsettled)
             unsettled.remove(node.outputs[0].name)
+
+    @cached_property
+    def images(self) -> int:
+        """How many there are."""
+        return count_of(self.batches)
 
     def goal(self, name: str) -> Goal:
         """What a layer's output is for."""

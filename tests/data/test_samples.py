@@ -12,7 +12,7 @@ import pytest
 import perfonnx
 from perfonnx.data.formats import PRESETS, ImageFormat
 from perfonnx.data.inputs import model_inputs
-from perfonnx.data.samples import Samples
+from perfonnx.data.samples import Mirrored, Samples, count_of
 from perfonnx.errors import PerfonnxError
 from tests import real_models
 from tests.data.cases import IMAGE, input_of, pictures
@@ -47,6 +47,22 @@ def zipped(folder: Path, target: Path, compression: int = zipfile.ZIP_STORED) ->
         for file in sorted(folder.rglob("*")):
             archive.write(file, file.relative_to(folder))
     return target
+
+
+def test_feeds_are_counted_without_reading(tmp_path: Path) -> None:
+    samples = Samples.load(pictures(tmp_path), [IMAGE], batch=4)
+    (tmp_path / "dogs" / "002_a.png").write_bytes(b"no image")
+    assert count_of(samples.feeds()) == 6
+    assert count_of(Mirrored(samples.feeds(), ["x"])) == 12
+    assert count_of([{"x": np.zeros((3, 1))}, {"x": np.zeros((2, 1))}]) == 5
+
+
+def test_mirror_images_follow() -> None:
+    feed = {"x": np.arange(12).reshape(1, 1, 3, 4), "z": np.arange(4)}
+    first, second = Mirrored([feed], ["x"])
+    assert first is feed
+    np.testing.assert_array_equal(second["x"], feed["x"][:, :, :, ::-1])
+    np.testing.assert_array_equal(second["z"], feed["z"])
 
 
 def test_a_zip_file_of_images_is_read_as_its_folder(tmp_path: Path) -> None:

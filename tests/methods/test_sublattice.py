@@ -254,6 +254,44 @@ def test_a_saved_plan_gives_the_same_bytes_without_data(tmp_path: Path) -> None:
     assert multiplies == [layer.multiplies for layer in result.report.layers]
 
 
+def test_with_flips_it_is_fitted_to_mirror_images_too(tmp_path: Path) -> None:
+    model, data = network(), samples()
+    twice = [feed for one in data for feed in (one, {"x": np.ascontiguousarray(one["x"][:, :, :, ::-1])})]
+    steps = {name: Sublattice(lattice) for name, lattice in REGION.items()}
+    flipped = {**steps, "inside": Sublattice("quincunx", flips=True)}
+    result = perfonnx.rewrite(model, plan=Plan(flipped), samples=data)
+    wanted = perfonnx.rewrite(model, plan=Plan(steps), samples=twice)
+    for name, correction in wanted.corrections.items():
+        assert correction.arrays.keys() == result.corrections[name].arrays.keys()
+        for kind, array in correction.arrays.items():
+            np.testing.assert_array_equal(array, result.corrections[name].arrays[kind])
+    result.save_plan(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").layers["inside"] == Sublattice("quincunx", flips=True)
+    assert perfonnx.rewrite(model, plan=tmp_path / "plan.json").to_bytes() == result.to_bytes()
+
+
+def test_what_may_be_no_image_is_not_mirrored() -> None:
+    model = network()
+    turned = node("Transpose", ["x"], ["t"], perm=[0, 3, 1, 2])
+    model.graph.input[0].CopyFrom(nets.model([], {}, inputs={"x": ("N", 12, 11, 3)}, outputs={}).graph.input[0])
+    model.graph.node[0].input[0] = "t"
+    model.graph.node.insert(0, turned)
+    data = [{"x": feed["x"].transpose(0, 2, 3, 1)} for feed in samples()]
+    with pytest.raises(PerfonnxError, match="no input is certain to be an image"):
+        perfonnx.rewrite(model, method="sublattice", flips=True, samples=data)
+
+
+def test_flips_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, data = tmp_path / "m.onnx", tmp_path / "x.npz"
+    path.write_bytes(network().SerializeToString())
+    np.savez(data, x=np.concatenate([feed["x"] for feed in samples()]))
+    command = ["rewrite", str(path), str(tmp_path / "o.onnx"), "--flips", "--data", str(data)]
+    assert main([*command, "--method", "sublattice", "--save-plan", str(tmp_path / "plan.json")]) == 0
+    assert all(step.mirrors for step in Plan.load(tmp_path / "plan.json").steps())
+    assert main([*command, "--rate", "0.5"]) == 2
+    assert "--flips: has no meaning with --method perforate" in capsys.readouterr().err
+
+
 def test_without_data_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(network().SerializeToString())
@@ -274,7 +312,9 @@ def test_a_size_that_no_layer_has_is_refused() -> None:
         perfonnx.rewrite(network(), method="sublattice", at="6x6,7x7", samples=samples())
 
 
-@pytest.mark.parametrize("step", [{"lattice": "hexagons"}, {"taps": "all"}, {"at": "56xx"}, {"at": 56}])
+@pytest.mark.parametrize(
+    "step", [{"lattice": "hexagons"}, {"taps": "all"}, {"at": "56xx"}, {"at": 56}, {"flips": "maybe"}]
+)
 def test_settings_without_meaning_are_refused(step: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps({"perfonnx_plan": 1, "layers": {"inside": {"method": "sublattice", **step}}}))
