@@ -48,16 +48,25 @@ class Approximation:
     """A weight that is to be approximated.
 
     Attributes:
-        weight: float64 [M, C, kh, kw], of one group; with data, refitted to what reaches the layer now.
+        original: float64 [M, C, kh, kw], of one group, as it came.
         metric: In what sense.
         rows: What the layer sees and should give; None without data.
-        original: The weight as it came.
+        ridge: Strength of regularization.
     """
 
-    weight: Float
-    metric: Metric
-    rows: Rows | None
     original: Float
+    metric: Metric
+    rows: Rows | None = None
+    ridge: float = 0.0
+
+    @cached_property
+    def weight(self) -> Float:
+        """The weight; with data, refitted to what reaches the layer now."""
+        if self.rows is None:
+            return self.original
+        return self.rows.refitted(self.original.reshape(len(self.original), -1), self.ridge).reshape(
+            self.original.shape
+        )
 
 
 @dataclass(frozen=True)
@@ -332,17 +341,16 @@ class _Replacing:
         form = self.form
         weight = self.weight[number * form.outputs : (number + 1) * form.outputs].astype(np.float64)
         if rows is None:
-            return Approximation(weight, Frobenius(), None, weight)
+            return Approximation(weight, Frobenius())
         return self._fitting(number, weight, rows.group(number, form.groups))
 
     def _fitting(self, number: int, weight: Float, rows: Rows) -> Approximation:
         """That of one group to these rows."""
         form, ridge = self.form, self.spot.context.ridge
-        refitted = rows.refitted(weight.reshape(form.outputs, -1), ridge)
         metric: Metric = Covariance.of(rows, ridge)
         if self.method.metric == MAHALANOBIS:
             metric = Mahalanobis(self._alpha[number * form.outputs : (number + 1) * form.outputs])
-        return Approximation(refitted.reshape(weight.shape), metric, rows, weight)
+        return Approximation(weight, metric, rows, ridge)
 
     @cached_property
     def _alpha(self) -> Float:

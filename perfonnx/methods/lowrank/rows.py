@@ -19,7 +19,7 @@ Float = NDArray[np.float64]
 ENOUGH = 16384
 """Rows that a layer is fitted on, at most; twice as many as a row has values where these are many."""
 
-LIMIT = 1 << 26
+LIMIT = 1 << 27
 """Values of all rows, at most."""
 
 DIRECT = 6000
@@ -69,7 +69,8 @@ class Rows:
     @cached_property
     def variance(self) -> float:
         """Mean variance of what is read."""
-        return float(np.square(self.centred).mean())
+        squares = float(np.einsum("nk,nk->n", self.x, self.x, dtype=np.float64).sum()) / self.x.size
+        return max(squares - float(np.square(self.mean).mean()), 0.0)
 
     @cached_property
     def spread(self) -> float:
@@ -86,6 +87,11 @@ class Rows:
             return weight + np.linalg.solve(gram, self.centred.T @ left).T
         gram = self.centred @ self.centred.T + strength * np.eye(count)
         return weight + (self.centred.T @ np.linalg.solve(gram, left)).T
+
+    def responses(self, weight: Float) -> Float:
+        """What a weight [M, K] gives, less its mean, [rows, M]."""
+        given = (self.x @ weight.T.astype(np.float32)).astype(np.float64)
+        return given - given.mean(axis=0)
 
     def bias(self, weight: Float) -> Float:
         """What brings the mean of a weight [M, K]'s responses to that of what is wanted."""

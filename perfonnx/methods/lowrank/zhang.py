@@ -64,7 +64,7 @@ class Zhang(LowRank):
             fit = ResponseFit(problem.rows, problem.original.reshape(form.outputs, -1), rank)
             mix, chosen, bias = fit.through_relu() if self._through(problem.rows.goal) else fit.linear()
             filters = (chosen.T @ problem.original.reshape(form.outputs, -1)).reshape(rank, form.inputs, *form.kernel)
-        weight = (mix @ filters.reshape(rank, -1)).reshape(problem.weight.shape)
+        weight = (mix @ filters.reshape(rank, -1)).reshape(problem.original.shape)
         return Factors([filters, mix[:, :, None, None]], weight, bias)
 
     def _through(self, goal: Goal) -> bool:
@@ -85,7 +85,7 @@ class ResponseFit:
         self.rank = rank
         self.weight = weight
         self.mean = weight @ rows.mean
-        self.given = rows.centred @ weight.T
+        self.given = rows.responses(weight)
         covariance = self.given.T @ self.given / len(self.given)
         values, vectors = np.linalg.eigh(covariance)
         # responses that never differ explain nothing

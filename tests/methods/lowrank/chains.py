@@ -27,7 +27,7 @@ def weight(of: Form, seed: int = 0) -> np.ndarray:
 
 def plain(w: np.ndarray) -> Approximation:
     """To be approximated without data."""
-    return Approximation(w, Frobenius(), None, w)
+    return Approximation(w, Frobenius())
 
 
 def run(pieces: Sequence[Piece], arrays: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
