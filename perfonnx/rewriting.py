@@ -434,10 +434,10 @@ def opened(model: LoadedModel) -> Workspace:
     return workspace
 
 
-def able(context: Context, names: Collection[str], method: Method) -> list[str]:
+def able(context: Context, names: Collection[str], method: Method) -> list[Layer]:
     """Those of the layers of these names that a method can replace, without doing it."""
     layers = [layer for layer in all_layers(context.workspace) if layer.name in names and not layer.obstacle]
-    return [layer.name for layer in layers if decide_on(context, State(), layer, method.steps, fallback=False) is None]
+    return [layer for layer in layers if decide_on(context, State(), layer, method.steps, fallback=False) is None]
 
 
 def _used(state: State) -> dict[str, Method]:

@@ -14,6 +14,7 @@ from perfonnx.masks import ImpactMaps
 from perfonnx.methods import Context, Method, Needs
 from perfonnx.model.atomic import digest
 from perfonnx.model.files import LoadedModel, ModelSource
+from perfonnx.model.layers import Layer, all_layers
 from perfonnx.model.signature import load_fixed
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.targets import influences
@@ -206,7 +207,18 @@ class Subject:
 
     def able(self, layers: Sequence[str], method: Method, seed: int) -> list[str]:
         """Those of the layers that a method can replace; a pooling-structure mask, say, needs a pool behind it."""
+        return [layer.name for layer in self._able(layers, method, seed)]
+
+    def promising(self, layers: Sequence[str], method: Method, seed: int) -> list[str]:
+        """Those of them that a search should try the method with, one by one."""
+        return [layer.name for layer in self._able(layers, method, seed) if method.promises(layer)]
+
+    def _able(self, layers: Sequence[str], method: Method, seed: int) -> list[Layer]:
         return able(Context(self._workspace(), seed, self.impact_maps), layers, method)
+
+    def layers(self) -> list[Layer]:
+        """All that methods may replace, matrix products too, in running order."""
+        return [layer for layer in all_layers(self._workspace()) if not layer.obstacle]
 
     def inspect(self) -> Inspection:
         """The model's convolutions."""

@@ -343,6 +343,10 @@ class Method(ABC):
         """The settings worth trying where a search chooses; none where the method wants training, or a user's word."""
         return ()
 
+    def promises(self, layer: Layer) -> bool:
+        """Whether a search should try it with a layer by itself, which it can replace."""
+        return layer.is_conv and not (layer.reservation and self.heeds_reservation)
+
     @property
     def kind(self) -> Method:
         """The same for settings that differ in how much they save alone."""

@@ -6,7 +6,7 @@ import copy
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 
 from perfonnx.model.files import LoadedModel
+from perfonnx.model.layers import PRODUCTS
 from perfonnx.model.proto import is_standard, node_name
 from perfonnx.ops import DOMAIN
 from perfonnx.running.opened import OpenModel, open_model
@@ -179,3 +180,8 @@ class Names:
 def is_conv(node: onnx.NodeProto) -> bool:
     """True for convolutions, ours among them."""
     return "Conv" in node.op_type and (is_standard(node) or node.domain == DOMAIN)
+
+
+def is_product(node: onnx.NodeProto, constants: Collection[str]) -> bool:
+    """True for matrix products with one of these constants for a weight."""
+    return is_standard(node) and node.op_type in PRODUCTS and len(node.input) > 1 and node.input[1] in constants

@@ -194,7 +194,9 @@ def _able(subject: Subject, units: Units, choice: Method, seed: int, records: Re
     """The units all of whose layers can have a choice."""
     layers = [layer for unit in units.values() for layer in unit]
     able = set(records.ask(_able_key(units, choice, seed), lambda: subject.able(layers, choice, seed)))
-    return [name for name, unit in units.items() if able >= set(unit)]
+    single = [unit[0] for unit in units.values() if len(unit) == 1 and unit[0] in able]
+    promising = set(subject.promising(single, choice, seed))
+    return [name for name, unit in units.items() if able >= set(unit) and (len(unit) > 1 or unit[0] in promising)]
 
 
 def _able_key(units: Units, choice: Method, seed: int) -> str:

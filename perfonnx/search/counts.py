@@ -12,7 +12,7 @@ from perfonnx.model.proto import node_name
 from perfonnx.model.tensors import tensor_bytes
 from perfonnx.plan import Plan
 from perfonnx.search.result import MULTIPLIES, SIZE
-from perfonnx.search.timing import OTHER, owning_convs
+from perfonnx.search.timing import OTHER, owning_layers
 from perfonnx.subject import Subject
 
 
@@ -57,6 +57,7 @@ class Counts:
         """The original's, by layer."""
         inspection = self.subject.inspect()
         known = {conv.name: conv.multiplies or 0 for conv in inspection.convs}
+        known |= {layer.name: layer.multiplies or 0 for layer in self.subject.layers()}
         return {**known, OTHER: inspection.multiplies - sum(known.values())}
 
 
@@ -66,7 +67,7 @@ def _file_bytes(model: LoadedModel) -> int:
 
 def _bytes_by_layer(proto: ModelProto, total: int, whole: int) -> dict[str, float]:
     """Bytes of each layer's constants, as parts of the original's file; a tensor belongs to the first that reads it."""
-    owners = owning_convs(proto)
+    owners = owning_layers(proto)
     sizes = {tensor.name: tensor_bytes(tensor) for tensor in proto.graph.initializer}
     found = dict.fromkeys([name for name in owners if owners[name] == name], 0)
     for node in proto.graph.node:

@@ -22,7 +22,7 @@ from perfonnx.search.pace import PROFILE, PROFILE_SHARE, REGION_SHARE, SCREEN_SH
 from perfonnx.search.regional import RegionalSearch
 from perfonnx.search.regions import regions, resolution_runs
 from perfonnx.search.result import TIME, Trial
-from perfonnx.search.sensitivity import Row, eligible, measure_layers, plan_key
+from perfonnx.search.sensitivity import Row, eligible, measure_layers, plan_key, reducible
 from perfonnx.search.ways import Selected, Way
 from perfonnx.subject import Subject
 
@@ -98,11 +98,13 @@ class Search:
 
     def find(self, search: str, inspection: Inspection) -> Trial | None:
         """The best network that stays within the bound on held-back images; None where there is none."""
-        self.obstacles = {conv.name: conv.reason for conv in inspection.convs if conv.reason is not None}
-        layers = list(eligible(inspection))
-        self._order = [conv.name for conv in inspection.convs]
+        layers, more = list(eligible(inspection)), reducible(self.subject, inspection)
+        self._order = [layer.name for layer in self.subject.layers()]
+        self._note_obstacles(inspection)
         if search == "budget" and self.start is None:
             self._regional = self._regions(layers)
+        if search == "budget" and self.start is None:
+            layers = sorted([*layers, *more], key=self._order.index)
         if not layers or not self.choices:
             return self._verified(self._combine)
         self._look(layers, self.choices, groups=search == "budget" and not self._base)  # those of a start may differ
@@ -121,9 +123,14 @@ class Search:
 
     def known(self, inspection: Inspection) -> Trial | None:
         """The best of the networks that were measured before, for another target."""
-        self.obstacles = {conv.name: conv.reason for conv in inspection.convs if conv.reason is not None}
+        self._note_obstacles(inspection)
         self.networks.recall()
         return self._verified(lambda: None)
+
+    def _note_obstacles(self, inspection: Inspection) -> None:
+        """Why layers are not tried."""
+        tried = reducible(self.subject, inspection)
+        self.obstacles = {c.name: c.reason for c in inspection.convs if c.reason is not None and c.name not in tried}
 
     # --- regions -----------------------------------------------------------------------------------------------------
 

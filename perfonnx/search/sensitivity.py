@@ -42,6 +42,9 @@ RATES = (0.25, 0.5, 0.75)
 REPAIR_CHOICES = (BIAS, PREDICTOR)
 """Without repair a layer is as fast as with a bias, and less accurate: no choice worth measuring."""
 
+NOTICEABLE = 0.01
+"""Part of the multiplies that a layer has to carry for a search to look at it, where most methods leave it alone."""
+
 REPAIRED_BY = 48
 """Images that a single layer is repaired by, at most; half as many as it is measured on where these are few."""
 
@@ -153,6 +156,15 @@ class Sensitivity:
 def eligible(inspection: Inspection) -> dict[str, float]:
     """The layers that may be rewritten with profit, each with its part of the multiplies."""
     return {conv.name: conv.share for conv in inspection.convs if conv.reason is None}
+
+
+def reducible(subject: Subject, inspection: Inspection) -> list[str]:
+    """The other layers that carry a noticeable part of the multiplies: 1x1 convolutions and matrix products, say.
+
+    Most methods leave them alone, or can do nothing with them; those of low rank may.
+    """
+    usual, least = eligible(inspection), NOTICEABLE * inspection.multiplies
+    return [each.name for each in subject.layers() if each.name not in usual and (each.multiplies or 0) >= least]
 
 
 def measure_layers(

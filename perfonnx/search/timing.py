@@ -34,7 +34,7 @@ from perfonnx.model.files import LoadedModel
 from perfonnx.ops.compact import COMPACT
 from perfonnx.plan import Plan
 from perfonnx.running.opened import OpenModel, open_model
-from perfonnx.running.profiles import CONVERSIONS, Names, is_conv, layer_runs, open_profiled, read_profile
+from perfonnx.running.profiles import CONVERSIONS, Names, is_conv, is_product, layer_runs, open_profiled, read_profile
 from perfonnx.runtime import chosen_provider, get_library_path, timed_options
 from perfonnx.subject import Subject
 
@@ -272,7 +272,7 @@ def profile(
         for found, m in zip(events, models, strict=True)
     )
     total = max(sum(whole.values()), 1e-9)
-    owners = owning_convs(models[1].proto)
+    owners = owning_layers(models[1].proto)
     sums: dict[str, float] = {}
     for name, milliseconds in parts.items():
         owner = OTHER if name == CONVERSIONS else owners.get(name, OTHER)
@@ -286,28 +286,31 @@ def undisturbed(times: Sequence[float]) -> float:
     return sum(shortest) / len(shortest)
 
 
-def owning_convs(proto: onnx.ModelProto) -> dict[str, str]:
-    """For each node the convolution that its time is counted with, by name; nodes that have none are left out.
+def owning_layers(proto: onnx.ModelProto) -> dict[str, str]:
+    """For each node the layer that its time is counted with, by name; nodes that have none are left out.
 
-    A convolution owns itself; a `Compact`, the next convolution; every other node, the nearest convolution before it,
-    the latest where it reads several; a node before all convolutions, the next one. So the same rule, applied to the
-    original and to a rewritten model, puts what was gained and what is paid at a region's border to the layer there.
+    A layer, a convolution or a matrix product with a constant, owns itself; a `Compact`, the next layer; every other
+    node, the nearest layer before it, the latest where it reads several; a node before all layers, the next one. So the
+    same rule, applied to the original and to a rewritten model, puts what was gained and what is paid at a region's
+    border to the layer there.
     """
     nodes = list(proto.graph.node)
-    before: dict[str, tuple[int, str]] = {}  # tensor -> the convolution behind it, and its place
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    layers = {id(node) for node in nodes if is_conv(node) or is_product(node, constants)}
+    before: dict[str, tuple[int, str]] = {}  # tensor -> the layer behind it, and its place
     owners: dict[str, str] = {}
     for place, node in enumerate(nodes):
         known = max((before[name] for name in node.input if name in before), default=None)
-        if is_conv(node):
+        if id(node) in layers:
             owners[node.name] = node.name
             known = (place, node.name)
         elif known is not None and node.op_type != COMPACT.name:
             owners[node.name] = known[1]
         if known is not None:
             before.update((name, known) for name in node.output if name)
-    after: dict[str, str] = {}  # tensor -> the convolution that reads it, maybe through other nodes
+    after: dict[str, str] = {}  # tensor -> the layer that reads it, maybe through other nodes
     for node in reversed(nodes):
-        following = node.name if is_conv(node) else next((after[n] for n in node.output if n in after), None)
+        following = node.name if id(node) in layers else next((after[n] for n in node.output if n in after), None)
         if following is not None:
             owners.setdefault(node.name, following)
             after.update((name, following) for name in node.input if name)

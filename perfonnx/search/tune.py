@@ -66,7 +66,7 @@ from perfonnx.search.pace import PROFILE, REFIT_IMAGES, Pace, Sizes
 from perfonnx.search.pictures import output_pictures
 from perfonnx.search.result import MULTIPLIES, TIME, Progress, Target, Trial, Tuned
 from perfonnx.search.search import Search
-from perfonnx.search.sensitivity import Space, eligible, plan_key
+from perfonnx.search.sensitivity import Space, eligible, plan_key, reducible
 from perfonnx.search.state import Records, fingerprint
 from perfonnx.search.timing import PairedTimer, Timer, TimingCache, machine
 from perfonnx.search.verdict import told
@@ -187,7 +187,8 @@ def tune(
     retargeted = _is_known(records, wanted, max_time)
     seconds = records.ask("seconds per image", lambda: seconds)
     inspection = subject.inspect()
-    layers, batch = len(eligible(inspection)), fixed_batch(fed_shapes(subject.original().proto.graph)) or 1
+    layers = len(eligible(inspection)) + len(reducible(subject, inspection))
+    batch = fixed_batch(fed_shapes(subject.original().proto.graph)) or 1
     available = {CHOOSING: first, HELD_BACK: second}
     choices = [c for c in space.choices() if not c.regional or (search == "budget" and start is None)]
     if any(choice.regional for choice in choices):

@@ -26,7 +26,7 @@ from perfonnx.search.timing import (
     PairedTimer,
     TimingCache,
     median_interval,
-    owning_convs,
+    owning_layers,
     paired,
     undisturbed,
 )
@@ -120,7 +120,7 @@ def _network() -> ModelProto:
 
 
 def test_nodes_belong_to_the_convolution_before_them() -> None:
-    assert owning_convs(_network()) == {"Neg_n": "one", "one": "one", "Relu_r": "one", "two": "two", "Add_y": "two"}
+    assert owning_layers(_network()) == {"Neg_n": "one", "one": "one", "Relu_r": "one", "two": "two", "Add_y": "two"}
 
 
 def test_compact_belongs_to_the_layer_that_it_is_for() -> None:
@@ -130,7 +130,7 @@ def test_compact_belongs_to_the_layer_that_it_is_for() -> None:
     graph.node[4].input[0] = "rows"
     model = _network()
     model.graph.CopyFrom(graph)
-    assert owning_convs(model)["compact"] == "two"
+    assert owning_layers(model)["compact"] == "two"
 
 
 def test_a_real_network_is_profiled_and_timed(tmp_path: Path) -> None:

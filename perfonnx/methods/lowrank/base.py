@@ -182,6 +182,17 @@ class LowRank(StandardMethod):
         """See `Method.candidates`."""
         return [cls(save=saving) for saving in space.savings if 0 < saving < 1] if cls.TRIED else []
 
+    def promises(self, layer: Layer) -> bool:
+        """See `Method.promises`: only where fewer multiplies are left than the exact layer takes, by tiles or not."""
+        from perfonnx.passes.estimates import tiles_of  # which needs what methods are made of
+
+        form = Form.of(layer)
+        if form.inputs == 1:
+            return False
+        dense = form.multiplies([form.whole])
+        exact = min([dense, *(tiles.multiplies(layer) for tiles in tiles_of(layer))])
+        return form_multiplies(self, form, self.rank or self.largest(form, (1 - self.save) * dense)) < exact
+
     @property
     def kind(self) -> Method:
         """See `Method.kind`."""
