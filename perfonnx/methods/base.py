@@ -485,6 +485,30 @@ class Chain(Method):
         """See `Method.saving`."""
         return 1 - math.prod(1 - step.saving for step in self.parts)
 
+    @property
+    def kind(self) -> Method:
+        """See `Method.kind`."""
+        return Chain(tuple(step.kind for step in self.parts))
+
+    @property
+    def family(self) -> str:
+        """See `Method.family`: that of what comes first."""
+        return self.parts[0].family if self.parts else DENSE
+
+    @property
+    def timed(self) -> Method:
+        """See `Method.timed`."""
+        return Chain(tuple(step.timed for step in self.parts))
+
+    @property
+    def trained(self) -> Method:
+        """See `Method.trained`."""
+        return Chain(tuple(step.trained for step in self.parts))
+
+    def promises(self, layer: Layer) -> bool:
+        """See `Method.promises`: whether what comes first does."""
+        return all(step.promises(layer) for step in self.parts[:1])
+
 
 class StandardMethod(Method):
     """A method whose result is standard ONNX: other layers stand in a layer's place."""

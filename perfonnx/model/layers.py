@@ -31,6 +31,9 @@ MAX_POSITIONS = 1 << 25
 MAX_ENTRIES = 1 << 28
 """Entries of a table, at most: the engine (`kMostEntries` in plan.h) refuses layers and pools with larger ones."""
 
+LONG = 8
+"""Positions of a map of one line from which a layer is worth a look."""
+
 _ACTIVATIONS = frozenset(
     "Relu LeakyRelu PRelu Clip Sigmoid Tanh Elu Selu HardSigmoid HardSwish Softplus Softsign ThresholdedRelu Celu "  # noqa: SIM905
     "Mish Gelu Erf Abs Neg Sqrt Exp Log Dropout Identity Cast".split()
@@ -378,7 +381,7 @@ def _reservation(attributes: ConvAttributes, w_shape: tuple[int, ...], output: t
         return "depthwise: bound by memory, nothing to gain"
     if attributes.kernel_shape == (1, 1):
         return "1x1 kernel: little work per value, nothing to gain"
-    if min(output) < 2:
+    if min(output) < 2 and max(output) < LONG:
         return f"its output is only {output[0]}x{output[1]}"
     return None
 

@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import Goal
-from perfonnx.methods.base import Context, Fitted, Method, Needs, Space, Spot, StandardMethod, setting, standard_conv
+from perfonnx.methods.base import (
+    Chain,
+    Context,
+    Fitted,
+    Method,
+    Needs,
+    Space,
+    Spot,
+    StandardMethod,
+    setting,
+    standard_conv,
+)
+from perfonnx.methods.exact import Exact
 from perfonnx.methods.lowrank.form import Form, Order, Part, Piece
 from perfonnx.methods.lowrank.metric import (
     COVARIANCE,
@@ -29,7 +41,7 @@ from perfonnx.methods.lowrank.metric import (
     Metric,
 )
 from perfonnx.methods.lowrank.rows import Rows, sampled
-from perfonnx.model.layers import Layer
+from perfonnx.model.layers import CONV, Layer
 
 Float = NDArray[np.float64]
 
@@ -179,8 +191,17 @@ class LowRank(StandardMethod):
 
     @classmethod
     def candidates(cls, space: Space) -> Sequence[Method]:
-        """See `Method.candidates`."""
-        return [cls(save=saving) for saving in space.savings if 0 < saving < 1] if cls.TRIED else []
+        """See `Method.candidates`: where the library may be used, new convolutions go on as exact layers."""
+        found = [cls(save=saving) for saving in space.savings if 0 < saving < 1] if cls.TRIED else []
+        if Exact.NAME not in space.of("method"):
+            return found
+        further = [method.goes_on for method in found]
+        return further if {CONV} == cls.REPLACES else [*further, *found]
+
+    @property
+    def goes_on(self) -> Method:
+        """The same with new convolutions that the library computes."""
+        return Chain((self, Exact()))
 
     def promises(self, layer: Layer) -> bool:
         """See `Method.promises`: only where fewer multiplies are left than the exact layer takes, by tiles or not."""

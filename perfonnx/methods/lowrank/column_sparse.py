@@ -39,6 +39,8 @@ class ColumnSparse(LowRank):
     NAME = "column-sparse"
     SUMMARY = "leaves out taps of inputs, block by block of outputs, and fits the weights of the others anew"
 
+    TRIED = True
+
     block: int = setting(LISTED_PANEL, "outputs of column-sparse that read the same taps of inputs; 0: all", "N")
 
     def check(self, where: str) -> None:
@@ -56,6 +58,11 @@ class ColumnSparse(LowRank):
     def steps(self) -> tuple[Method, ...]:
         """See `Method.steps`: the library skips the zeros, onnxruntime does not."""
         return self, Exact()
+
+    @property
+    def goes_on(self) -> Method:
+        """See `LowRank.goes_on`: it does so anyway."""
+        return self
 
     def obstacle(self, layer: Layer, context: Context) -> str | None:
         """See `Method.obstacle`."""

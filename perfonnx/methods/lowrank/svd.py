@@ -15,6 +15,7 @@ class Svd(LowRank):
     NAME = "svd"
     SUMMARY = "fully connected layers and 1x1 convolutions as two of a smaller rank, by singular values"
     REPLACES = frozenset({"Conv", "Gemm", "MatMul"})
+    TRIED = True
 
     def unfit(self, form: Form) -> str | None:
         """See `LowRank.unfit`."""

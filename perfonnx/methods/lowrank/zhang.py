@@ -14,6 +14,7 @@ from perfonnx.methods.base import setting
 from perfonnx.methods.lowrank.base import Approximation, Factors, LowRank
 from perfonnx.methods.lowrank.form import Form, Part, Piece, pointwise
 from perfonnx.methods.lowrank.rows import Rows
+from perfonnx.model.layers import Layer
 
 Float = NDArray[np.float64]
 
@@ -38,6 +39,8 @@ class Zhang(LowRank):
         "fewer filters and a 1x1 convolution that mixes them, fitted on responses, through the ReLU where one follows"
     )
 
+    TRIED = True
+
     response: str = setting(RELU, "responses that zhang fits: relu (default, where one follows) or linear", "KIND")
 
     def check(self, where: str) -> None:
@@ -45,6 +48,10 @@ class Zhang(LowRank):
         super().check(where)
         if self.response not in (RELU, LINEAR):
             raise PerfonnxError(f"{where}: unknown response {self.response!r}; choose from {RELU}, {LINEAR}")
+
+    def promises(self, layer: Layer) -> bool:
+        """See `Method.promises`; of 1x1 kernels it makes what `svd` makes."""
+        return layer.w_shape[2:] != (1, 1) and super().promises(layer)
 
     def pieces(self, form: Form, rank: int) -> list[Piece]:
         """See `LowRank.pieces`."""
