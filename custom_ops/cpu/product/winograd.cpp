@@ -3,6 +3,7 @@
 // outputs of 2x2 kernels by 36 or 16 instead of 100 or 36; of 2 x 2 outputs of 5x5 kernels by 36 instead of 100; of 4
 // outputs in a line of kernels of 3, 5 or 7 taps in a line by 6, 8 or 10 instead of 12, 20 or 28.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <map>
 #include <string>
@@ -366,9 +367,20 @@ class Winograd final : public PreparedProduct {
     kernels_.winograd_input[form_](&args);
   }
 
+  // Some panels of output channels.
+  struct Panels {
+    std::int64_t begin;
+    std::int64_t count;
+  };
+  Panels all_panels() const noexcept { return {0, weights_.panels}; }
+  std::int64_t channel_at(std::int64_t panel) const noexcept {
+    const std::int64_t of_group = panel / weights_.panels_per_group * shape_.outputs_per_group();
+    return std::min(of_group + panel % weights_.panels_per_group * width(), shape_.outputs);
+  }
+
   // A step of the products is a point and a panel.
-  std::int64_t steps() const noexcept { return plan_.reads() * weights_.panels; }
-  void multiply(std::int64_t begin, std::int64_t end, Block* block) const {
+  std::int64_t steps(const Panels& panels) const noexcept { return plan_.reads() * panels.count; }
+  void multiply(const Panels& panels, std::int64_t begin, std::int64_t end, Block* block) const {
     // Weights that come from afar arrive in time where each of them is read twice: a few tiles are halved for that.
     constexpr std::int64_t kHalved = 8;
     const std::int64_t parts = ceil_div(block->tiles, static_cast<std::int64_t>(kernels_.site_tile));
@@ -378,16 +390,19 @@ class Winograd final : public PreparedProduct {
     args.sum_piece_stride = static_cast<std::size_t>(block->sums.piece_stride);
     args.inputs = static_cast<std::size_t>(shape_.inputs);
     args.next_step = static_cast<std::size_t>(ceil_div(width(), tiles.parts));
+    const auto weights_of = [&](std::int64_t step) {
+      const std::int64_t panel = panels.begin + step % panels.count;
+      return weights_.weights.data() + (step / panels.count * weights_.panels + panel) * weights_.panel_size;
+    };
     for (std::int64_t step = begin; step < end; ++step) {
-      const std::int64_t point = step / weights_.panels;
-      const std::int64_t panel = step % weights_.panels;
+      const std::int64_t point = step / panels.count;
+      const std::int64_t panel = panels.begin + step % panels.count;
       const std::int64_t group = panel / weights_.panels_per_group;
-      const std::int64_t in_group = panel % weights_.panels_per_group * width();
-      const std::int64_t channel = group * shape_.outputs_per_group() + in_group;
-      const std::int64_t left = shape_.outputs_per_group() - in_group;
+      const std::int64_t channel = channel_at(panel);
+      const std::int64_t left = (group + 1) * shape_.outputs_per_group() - channel;
       const std::int64_t vectors = std::min<std::int64_t>(ceil_div(left, vector()), 2);
-      args.panel = weights_.weights.data() + step * weights_.panel_size;
-      args.next = args.panel + weights_.panel_size;
+      args.panel = weights_of(step);
+      args.next = weights_of(step + 1);
       for (std::int64_t i = 0; i < tiles.parts; ++i) {
         args.points = block->points.at(point, tiles.begin(i), group * shape_.inputs);
         args.sums = block->sums.at(point, tiles.begin(i), channel);
@@ -475,8 +490,8 @@ class Winograd final : public PreparedProduct {
   std::unique_ptr<const PreparedProduct> rest_;  // of sites outside tiles; null: there are none
 };
 
-// Either every thread takes blocks, or, where there are too few tiles for that or the weights are too many for each
-// thread to read them all, a block at a time and each of its steps is shared out.
+// Either every thread takes blocks, and of few tiles some of the panels; or, where there are too few tiles for that or
+// the weights are too many for each thread to read them all, a block at a time and each of its steps is shared out.
 void Winograd::run_tiles(const ProductRun& run, const Selection& selection, Context& context) const {
   constexpr std::int64_t kSmall = 2 * 1024 * 1024;  // multiplies that are not worth three steps
   constexpr std::int64_t kFewSteps = 20;            // for each thread
@@ -494,11 +509,22 @@ void Winograd::run_tiles(const ProductRun& run, const Selection& selection, Cont
   if (enough) blocks = ceil_div(ceil_div(5 * total, 6 * block_), threads) * threads;
   const EvenSplit split{total, blocks};
   if (alone) {
-    for_each_alone(context, blocks, [&](std::int64_t i, Context& inside) {
-      Block block(*this, inside, selection, split.begin(i), split.end(i) - split.begin(i));
+    // Few tiles are read by every thread that takes some of their panels, which costs little beside the products.
+    const std::int64_t parts = enough ? 1 : std::min(ceil_div(threads, blocks), weights_.panels);
+    const EvenSplit panels_of{weights_.panels, parts};
+    std::vector<std::atomic<std::int64_t>> taken(static_cast<std::size_t>(blocks));  // parts of each block
+    for_each_alone(context, blocks * parts, [&](std::int64_t i, Context& inside) {
+      std::atomic<std::int64_t>& next = taken[static_cast<std::size_t>(i / parts)];
+      std::int64_t part = next++;
+      if (part >= parts) return;
+      const std::int64_t begin = split.begin(i / parts);
+      Block block(*this, inside, selection, begin, split.end(i / parts) - begin);
       read(run, {0, block.tiles, 0, shape_.input_channels()}, &block);
-      multiply(0, steps(), &block);
-      write(run, {0, block.tiles, 0, shape_.outputs}, &block);
+      for (; part < parts; part = next++) {
+        const Panels panels{panels_of.begin(part), panels_of.end(part) - panels_of.begin(part)};
+        multiply(panels, 0, steps(panels), &block);
+        write(run, {0, block.tiles, channel_at(panels.begin), channel_at(panels.begin + panels.count)}, &block);
+      }
     });
     return;
   }
@@ -506,10 +532,11 @@ void Winograd::run_tiles(const ProductRun& run, const Selection& selection, Cont
     Block block(*this, context, selection, split.begin(i), split.end(i) - split.begin(i));
     share_out(block, shape_.input_channels(), context, [&](const Part& part) { read(run, part, &block); });
     // Few steps are a task each, so that the threads can take as many.
-    const EvenSplit steps_of{steps(), steps() < kFewSteps * threads ? steps() : kParts * threads};
+    const std::int64_t steps = this->steps(all_panels());
+    const EvenSplit steps_of{steps, steps < kFewSteps * threads ? steps : kParts * threads};
     context.parallel.run(static_cast<std::size_t>(steps_of.parts), [&](std::size_t task) {
       const auto part = static_cast<std::int64_t>(task);
-      multiply(steps_of.begin(part), steps_of.end(part), &block);
+      multiply(all_panels(), steps_of.begin(part), steps_of.end(part), &block);
     });
     share_out(block, shape_.outputs, context, [&](const Part& part) { write(run, part, &block); });
   }
