@@ -27,7 +27,7 @@ from perfonnx.passes.base import Change, Pass, Skip, State
 from perfonnx.passes.needed import needed_positions
 from perfonnx.passes.regions import Regions
 from perfonnx.passes.rules import is_sampled, joins, obstacle, rule_of
-from perfonnx.passes.rules.rule import Match, Rows, map_size, numbered, skip
+from perfonnx.passes.rules.rule import Match, Rows, Table, map_size, numbered, skip
 
 CHEAPER_ON_MAPS = "by estimate it costs less on maps"
 
@@ -242,6 +242,17 @@ class Lowering:
         assert known is not None
         channels, height, width = (int(d) for d in known[1:])  # type: ignore[arg-type]
         return channels, height, width
+
+    def take(self, rows: Rows, numbers: Table) -> gs.Tensor:
+        """Rows picked by number, repeated where a number is."""
+        if rows.count == numbers.size and np.array_equal(numbers, np.arange(numbers.size)):
+            return rows.tensor
+        index = self.table("index", numbers.astype(np.int32))
+        name = self.workspace.free_name(f"{rows.tensor.name}.picked")
+        picked = gs.Variable(name)
+        self.nodes.append(gs.Node("Gather", name, {"axis": 1}, [rows.tensor, index], [picked]))
+        self.workspace.types[name] = TensorType(rows.elem_type, (rows.batch, int(numbers.size), rows.channels))
+        return picked
 
     def let_stand(self, rows: Rows, tensor: gs.Tensor) -> None:
         """Let rows stand for a map."""

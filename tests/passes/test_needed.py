@@ -143,6 +143,9 @@ def test_a_shortcut_of_fewer_positions_and_more_channels(opset: int, dtype: type
     kinds = nets.op_types(found)
     assert "Slice" not in kinds
     assert kinds.count("Pad") == 1
+    (padded,) = (each.input[0] for each in found.graph.node if each.op_type == "Pad")
+    picked = [each.op_type for each in found.graph.node if padded in each.output] == ["Gather"]
+    assert picked == (stride > 1), "few rows are picked before they are padded"
     assert kinds.count("ExpandRows") == 1
 
 

@@ -13,7 +13,6 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from perfonnx.model.layers import set_input
-from perfonnx.model.proto import TensorType
 from perfonnx.model.workspace import Workspace
 from perfonnx.passes.base import Skip
 from perfonnx.passes.rules.rule import NO_MAP, NO_WORK_SAVED, Match, Rows, Rule, Table, is_map, same_positions, skip
@@ -69,7 +68,7 @@ def _join(lowering: Lowering, node: gs.Node) -> Match | Skip:
         source[at] = numbers.reshape(-1)
         if count >= first.source.size and not lowering.goes_on(output):
             return skip(node, NO_WORK_SAVED)
-        tensors = [_take(lowering, part, keys[:, i]) for i, part in enumerate(parts)]
+        tensors = [lowering.take(part, keys[:, i]) for i, part in enumerate(parts)]
     attributes = dict(node.attrs)
     channels = first.channels
     if node.op == "Concat":
@@ -152,19 +151,6 @@ def _one_batch(a: Rows, b: Rows) -> bool:
 def _all_alike(known: list[Rows | None]) -> bool:
     first = known[0]
     return first is not None and all(r is not None and r.same_sampling(first) for r in known)
-
-
-def _take(lowering: Lowering, rows: Rows, numbers: Table) -> gs.Tensor:
-    """Rows picked by number, repeated where a number is."""
-    if rows.count == numbers.size and np.array_equal(numbers, np.arange(numbers.size)):
-        return rows.tensor
-    index = lowering.table("index", numbers.astype(np.int32))
-    name = lowering.workspace.free_name(f"{rows.tensor.name}.picked")
-    picked = gs.Variable(name)
-    node = gs.Node("Gather", name, {"axis": 1}, [rows.tensor, index], [picked])
-    lowering.nodes.append(node)
-    lowering.workspace.types[name] = TensorType(rows.elem_type, (rows.batch, int(numbers.size), rows.channels))
-    return picked
 
 
 JOINS = Rule(["Add", "Sum", "Mul", "Concat"], _join, _obstacle, joins=True, reads=same_positions)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PADS_ARE_INPUTS = 11
 """Operator set from which Pad is told them so."""
 
+FEW = 2
+"""Rows are picked before they are padded where so many times as many are there."""
+
 MORE_THAN_COPIES = "it does more than to copy positions, alike in all images and channels"
 
 
@@ -53,9 +56,17 @@ def _channel_pads(workspace: Workspace, node: gs.Node) -> tuple[int, int] | None
 
 def _pad_channels(lowering: Lowering, node: gs.Node, before: int, behind: int) -> None:
     rows, output = lowering.rows[node.inputs[0].name], node.outputs[0]
+    at = np.flatnonzero(lowering.needed(output))
+    numbers, source = np.unique(rows.source[at], return_inverse=True)
+    tensor = rows.tensor
+    if FEW * numbers.size <= rows.count and numbers.size and numbers[0] >= 0:  # as a slice leaves them
+        tensor = lowering.take(rows, numbers)
+        taken = np.full_like(rows.source, -1)
+        taken[at] = source.reshape(-1)
+        rows = replace(rows, source=taken, count=numbers.size)
     pads = [0, 0, before, 0, 0, behind]
     attributes: dict[str, Any] = {"mode": "constant"}
-    inputs: list[gs.Tensor] = [rows.tensor]
+    inputs: list[gs.Tensor] = [tensor]
     if lowering.workspace.opset < PADS_ARE_INPUTS:
         attributes["pads"] = pads
     else:
