@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 PADS_ARE_INPUTS = 11
 """Operator set from which Pad is told them so."""
 
-FEW = 2
-"""Rows are picked before they are padded where so many times as many are there."""
-
 MORE_THAN_COPIES = "it does more than to copy positions, alike in all images and channels"
 
 
@@ -58,8 +55,9 @@ def _pad_channels(lowering: Lowering, node: gs.Node, before: int, behind: int) -
     rows, output = lowering.rows[node.inputs[0].name], node.outputs[0]
     at = np.flatnonzero(lowering.needed(output))
     numbers, source = np.unique(rows.source[at], return_inverse=True)
-    tensor = rows.tensor
-    if FEW * numbers.size <= rows.count and numbers.size and numbers[0] >= 0:  # as a slice leaves them
+    tensor, channels = rows.tensor, rows.channels + before + behind
+    copied, saved = numbers.size * rows.channels, (rows.count - numbers.size) * channels
+    if copied < saved and numbers.size and numbers[0] >= 0:  # as a slice leaves them
         tensor = lowering.take(rows, numbers)
         taken = np.full_like(rows.source, -1)
         taken[at] = source.reshape(-1)
@@ -71,7 +69,7 @@ def _pad_channels(lowering: Lowering, node: gs.Node, before: int, behind: int) -
         attributes["pads"] = pads
     else:
         inputs.append(lowering.table("shape", np.array(pads, np.int64)))
-    result = replace(rows, channels=rows.channels + before + behind)
+    result = replace(rows, channels=channels)
     lowering.emit_standard(node, inputs, attributes, output, result)
 
 
