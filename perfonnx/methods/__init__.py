@@ -67,6 +67,8 @@ SAMPLING = "perforate"
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
     import_module(_module.name)
+for _name in sorted(METHODS, key=lambda name: (METHODS[name].PLACE, name)):
+    METHODS[_name] = METHODS.pop(_name)
 
 
 def find_method(name: Any, where: str, *others: str) -> type[Method]:

@@ -237,6 +237,8 @@ class Method(ABC):
     """What its layers are called in messages."""
     SUMMARY: ClassVar[str]
     """One line for lists of methods."""
+    PLACE: ClassVar[int] = 10
+    """In lists, smaller ones come first; of one place those that come first by name."""
     REPLACES: ClassVar[frozenset[str]] = frozenset({"Conv"})
     """The operators whose layers it takes."""
 

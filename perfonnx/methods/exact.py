@@ -37,6 +37,7 @@ class Exact(SampledMethod):
     SUMMARY = (
         "computes every position, 3x3 and 5x5 layers by Winograd's algorithm; the outputs are the same up to rounding"
     )
+    PLACE = 0
     OPERATOR = PERFORATED_CONV.name
 
     @property

@@ -37,6 +37,7 @@ class Strided(StandardMethod):
     NAME = "strided"
     ADJECTIVE = "strided"
     SUMMARY = "perforation on a regular lattice by convolutions of a larger stride: needs no library"
+    PLACE = 40
 
     lattice: str = setting(
         "square", "square (default), quincunx, rows or columns: which positions are computed", "NAME"

@@ -16,7 +16,7 @@ from rich.text import Text
 from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import Inspection
-from perfonnx.methods import DEFAULT, METHODS, Method, find_method
+from perfonnx.methods import METHODS, Method, find_method
 from perfonnx.methods.perforate import BIAS, PREDICTOR
 from perfonnx.model.files import ModelSource
 from perfonnx.names import shortened
@@ -68,7 +68,7 @@ class Space:
     rates: Sequence[float] = RATES
     interpolations: Sequence[str] = INTERPOLATIONS[:1]
     repairs: Sequence[str] = REPAIR_CHOICES
-    methods: Sequence[str] = field(default_factory=lambda: sorted(METHODS, key=lambda name: (name != DEFAULT, name)))
+    methods: Sequence[str] = field(default_factory=lambda: list(METHODS))
 
     def __post_init__(self) -> None:
         """Checks everything once."""

@@ -27,6 +27,7 @@ class BiclusterOuter(Biclustered):
 
     NAME = "bicluster-outer"
     SUMMARY = "blocks of inputs and outputs, each a sum of outer products: 1x1, depthwise, 1x1"
+    PLACE = 22
     SPEC = "hgmr,hgrij,hgrc->hmgcij"
 
     def full(self, form: Form) -> int:

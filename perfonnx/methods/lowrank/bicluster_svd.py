@@ -26,6 +26,7 @@ class BiclusterSvd(Biclustered):
 
     NAME = "bicluster-svd"
     SUMMARY = "blocks of inputs and outputs, each by singular values on both sides"
+    PLACE = 21
     SPEC = "hgma,hgabij,hgbc->hmgcij"
 
     input_rank: int = setting(0, "rank on the input side, for tucker and bicluster-svd", "K")

@@ -38,6 +38,7 @@ class ColumnSparse(LowRank):
 
     NAME = "column-sparse"
     SUMMARY = "leaves out taps of inputs, block by block of outputs, and fits the weights of the others anew"
+    PLACE = 27
 
     TRIED = True
 

@@ -34,6 +34,7 @@ class Cp(LowRank):
 
     NAME = "cp"
     SUMMARY = "canonical polyadic: 1x1, depthwise, 1x1"
+    PLACE = 25
 
     depthwise: str = setting(
         WHOLE, "depthwise filters of cp: whole (default, kh x kw) or split (kh x 1, 1 x kw)", "KIND"

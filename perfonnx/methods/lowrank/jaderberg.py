@@ -18,6 +18,7 @@ class Jaderberg(LowRank):
 
     NAME = "jaderberg"
     SUMMARY = "separable filters: kh x 1, then 1 x kw"
+    PLACE = 24
     TRIED = True
 
     def unfit(self, form: Form) -> str | None:

@@ -26,6 +26,7 @@ class Monochromatic(LowRank):
 
     NAME = "monochromatic"
     SUMMARY = "first layers: a 1x1 convolution gives a few colours, and each filter reads one of them"
+    PLACE = 20
 
     def unfit(self, form: Form) -> str | None:
         """See `LowRank.unfit`."""

@@ -22,6 +22,7 @@ class Prune(LowRank):
 
     NAME = "prune"
     SUMMARY = "leaves out inputs, and fits the weights of the others anew"
+    PLACE = 28
     REPLACES = frozenset({"Conv", "Gemm", "MatMul"})
 
     def unfit(self, form: Form) -> str | None:

@@ -44,6 +44,7 @@ class Smaller(StandardMethod):
     """
 
     ADJECTIVE = "shrunk"
+    PLACE = 40
 
     shrink: float = setting(SHRINK, "times that stride, fractional-stride and resize shrink each axis (default 2)", "F")
     restore: str = setting(NEAREST, "size of a shrunk layer's map: nearest (default, the old one) or none", "KIND")

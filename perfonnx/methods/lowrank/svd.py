@@ -14,6 +14,7 @@ class Svd(LowRank):
 
     NAME = "svd"
     SUMMARY = "fully connected layers and 1x1 convolutions as two of a smaller rank, by singular values"
+    PLACE = 29
     REPLACES = frozenset({"Conv", "Gemm", "MatMul"})
     TRIED = True
 

@@ -38,6 +38,7 @@ class Tucker(LowRank):
 
     NAME = "tucker"
     SUMMARY = "Tucker-2: 1x1, a smaller convolution, 1x1"
+    PLACE = 26
 
     input_rank: int = setting(0, "rank on the input side, for tucker and bicluster-svd", "K")
 

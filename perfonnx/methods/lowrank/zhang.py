@@ -38,6 +38,7 @@ class Zhang(LowRank):
     SUMMARY = (
         "fewer filters and a 1x1 convolution that mixes them, fitted on responses, through the ReLU where one follows"
     )
+    PLACE = 23
 
     TRIED = True
 
