@@ -31,6 +31,7 @@ from perfonnx.methods.base import (
 from perfonnx.methods.exact import Exact
 from perfonnx.methods.lowrank.form import Form, Order, Part, Piece
 from perfonnx.methods.lowrank.metric import (
+    ARBITRARY,
     COVARIANCE,
     FROBENIUS,
     MAHALANOBIS,
@@ -42,6 +43,7 @@ from perfonnx.methods.lowrank.metric import (
 )
 from perfonnx.methods.lowrank.rows import Rows, sampled
 from perfonnx.model.layers import CONV, Layer
+from perfonnx.ops.common import LISTED_PANEL
 
 Float = NDArray[np.float64]
 
@@ -159,13 +161,13 @@ class LowRank(StandardMethod):
                 raise PerfonnxError(f"{where}: {name} {value!r} is not a number from 0 up and below 1")
         if self.rank and self.error:
             raise PerfonnxError(f"{where}: a rank and an error: give one of them")
-        if self.metric and self.metric not in METRICS:
+        if self.metric and self.metric not in (*METRICS, ARBITRARY):
             raise PerfonnxError(f"{where}: unknown metric {self.metric!r}; choose from {', '.join(METRICS)}")
 
     @property
     def needs(self) -> Needs:
         """Responses, where there is data; without, weights are approximated by themselves."""
-        return Needs.NOTHING if self.metric == FROBENIUS else Needs.TARGETS
+        return Needs.NOTHING if self.metric in (FROBENIUS, ARBITRARY) else Needs.TARGETS
 
     def check_data(self, name: str, context: Context) -> None:
         """See `Method.check_data`."""
@@ -222,7 +224,7 @@ class LowRank(StandardMethod):
     @property
     def timed(self) -> Method:
         """The values of weights take no time."""
-        return self if self.error else replace(self, metric=FROBENIUS)
+        return self if self.error else replace(self, metric=ARBITRARY)
 
     # --- training -----------------------------------------------------------------------------------------------------
 
@@ -399,6 +401,8 @@ class _Replacing:
     def _fit(self, problems: Sequence[Approximation], rank: int) -> _Found:
         """All groups together."""
         form = self.form
+        if self.method.metric == ARBITRARY:
+            return _Found(rank, 1.0, self._arbitrary(rank), self._bias(), [])
         found, errors, biases = [], [], []
         for number, problem in enumerate(problems):
             rows, factors = problem.rows, self.method.factors(problem, form, rank)
@@ -417,6 +421,21 @@ class _Replacing:
             arrays.append(np.concatenate([each.arrays[i] + number * step for number, each in enumerate(found)]))
         words = list(dict.fromkeys(each.note for each in found if each.note))
         return _Found(rank, float(np.mean(errors)), arrays, np.concatenate(biases), words)
+
+    def _arbitrary(self, rank: int) -> list[NDArray[Any]]:
+        """Arrays of the pieces' forms."""
+        rng, groups = np.random.default_rng(0), self.form.groups
+        arrays: list[NDArray[Any]] = []
+        for piece in self.method.pieces(self.form, rank):
+            if isinstance(piece, Order):
+                arrays.append(np.concatenate([np.arange(piece.taken) + g * piece.channels for g in range(groups)]))
+                continue
+            weight = rng.standard_normal((piece.shape[0] * groups, *piece.shape[1:]), np.float32)
+            flat = weight.reshape(len(weight), -1)
+            for first in range(0, len(flat) if piece.columns else 0, LISTED_PANEL):
+                flat[first : first + LISTED_PANEL, rng.permutation(flat.shape[1])[piece.columns :]] = 0
+            arrays.append(weight / np.sqrt(flat.shape[1]))
+        return arrays
 
     def _behind_activation(
         self, number: int, problem: Approximation, factors: Factors, rank: int

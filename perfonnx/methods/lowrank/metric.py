@@ -20,6 +20,9 @@ Float = NDArray[np.float64]
 FROBENIUS, COVARIANCE, MAHALANOBIS = "frobenius", "covariance", "mahalanobis"
 METRICS = (FROBENIUS, COVARIANCE, MAHALANOBIS)
 
+ARBITRARY = "arbitrary"
+"""In the place of a metric: any factors will do, which take as long as good ones."""
+
 
 class Metric(ABC):
     """A squared form on weights."""
@@ -48,8 +51,12 @@ class Frobenius(Metric):
 
     def low_rank(self, weight: Float, rank: int) -> tuple[Float, Float]:
         """See `Metric.low_rank`."""
-        left, values, right = np.linalg.svd(weight.reshape(len(weight), -1), full_matrices=False)
-        return left[:, :rank], (values[:rank, None] * right[:rank]).reshape(rank, *weight.shape[1:])
+        flat = weight.reshape(len(weight), -1)
+        if len(flat) > flat.shape[1]:
+            right = _leading(flat.T @ flat, rank)
+            return flat @ right, right.T.reshape(rank, *weight.shape[1:])
+        left = _leading(flat @ flat.T, rank)
+        return left, (left.T @ flat).reshape(rank, *weight.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,7 @@ class Covariance(Metric):
     def low_rank(self, weight: Float, rank: int) -> tuple[Float, Float]:
         """The responses' principal components."""
         flat = weight.reshape(len(weight), -1)
-        _, vectors = np.linalg.eigh(self.apply(weight).reshape(flat.shape) @ flat.T)
-        kept = vectors[:, ::-1][:, :rank]
+        kept = _leading(self.apply(weight).reshape(flat.shape) @ flat.T, rank)
         return kept, (kept.T @ flat).reshape(rank, *weight.shape[1:])
 
 
@@ -104,3 +110,8 @@ class Mahalanobis(Metric):
     def apply(self, weight: Float) -> Float:
         """See `Metric.apply`."""
         return weight * np.square(self.alpha)
+
+
+def _leading(form: Float, rank: int) -> Float:
+    """So many eigenvectors of a symmetric matrix, those of the largest values first: columns."""
+    return np.linalg.eigh(form)[1][:, ::-1][:, :rank]

@@ -124,6 +124,20 @@ def test_data_makes_it_better(method: type[LowRank]) -> None:
     assert difference(model, fitted.proto) < 0.85 * difference(model, plain.proto)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("method", GENERAL, ids=named)
+def test_what_is_timed_has_the_form_of_what_is_fitted(method: type[LowRank], groups: int) -> None:
+    model = network(nets.values(32, 8, 3, 3), group=groups)
+    plain = perfonnx.rewrite(model, method=method.NAME, save=0.5, only="conv2")
+    (step,) = (each.steps[0] for each in plain.plan.layers.values())
+    timed = perfonnx.rewrite(model, plan=Plan({"conv2": step.timed}))
+    nets.check(timed.proto)
+    assert timed.report.multiplies == plain.report.multiplies
+    shapes = [{t.name: t.dims for t in each.proto.graph.initializer} for each in (timed, plain)]
+    assert shapes[0] == shapes[1]
+    assert np.isfinite(nets.run(timed.proto, nets.feed(1, 3, 12, 10))[0]).all()
+
+
 def test_what_the_activation_hides_need_not_be_met(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ReLU follows the layer: fits behind it lose less of what it lets through."""
     model = network(nets.values(16, 8, 3, 3))
