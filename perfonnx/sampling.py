@@ -205,6 +205,10 @@ class Sublattice:
         """The positions of a map that lie on it, bool [H, W]."""
         return self.contains(np.moveaxis(np.indices(shape), 0, -1))
 
+    def residues(self, positions: npt.ArrayLike) -> Int64Array:
+        """What tells cosets apart, int64 [..., 2] of int [..., 2]: the same for all positions of one."""
+        return np.asarray(self._scaled(positions) % self.index, np.int64)
+
     def _scaled(self, positions: npt.ArrayLike) -> npt.NDArray[Any]:
         """Coordinates times the determinant, whole numbers of whole numbers."""
         y, x = np.moveaxis(np.asarray(positions) - np.array(self.offset, np.int64), -1, 0)
@@ -217,6 +221,49 @@ QUINCUNX = Sublattice(((1, 1), (1, -1)))
 
 SQUARE = Sublattice(((2, 0), (0, 2)))
 """Every second position of every second row."""
+
+
+@dataclass(frozen=True)
+class Cosets:
+    """A union of cosets of one sublattice.
+
+    Attributes:
+        parts: The cosets, which differ in their offsets alone.
+    """
+
+    parts: tuple[Sublattice, ...]
+
+    @classmethod
+    def of(cls, lattice: Sublattice, *offsets: Vector) -> "Cosets":
+        """Those that hold these positions."""
+        return cls(tuple(lattice.at(offset) for offset in offsets))
+
+    @property
+    def lattice(self) -> Sublattice:
+        """One of the cosets."""
+        return self.parts[0]
+
+    @property
+    def share(self) -> float:
+        """The share of positions that lie on it."""
+        return len(self.parts) / self.lattice.index
+
+    def contains(self, positions: npt.ArrayLike) -> BoolArray:
+        """Which positions lie on it, bool [...] of int [..., 2]."""
+        inside: BoolArray = np.logical_or.reduce([part.contains(positions) for part in self.parts])
+        return inside
+
+    def mask(self, shape: tuple[int, int], offset: Vector = (0, 0)) -> BoolArray:
+        """The positions of a map that lie on it where it is moved by an offset, bool [H, W]."""
+        return self.contains(np.moveaxis(np.indices(shape), 0, -1) - np.array(offset))
+
+
+HONEYCOMB = Cosets.of(Sublattice(((1, -1), (1, 2))), (0, 0), (0, 1))
+"""Two of three positions: without every third diagonal. Each has three neighbours among (0, 1), (1, 0), (1, 1) and
+their opposites, as in a honeycomb, which is what a triangular lattice becomes without one of three positions."""
+
+DEPLETED = Cosets.of(Sublattice(((1, -2), (2, 1))), (0, 0), (0, 1), (0, 2), (0, 3))
+"""Four of five positions, all but those a knight's moves apart: the 1/5-depleted square lattice."""
 
 
 def spanned(steps: Iterable[Vector], offset: Vector = (0, 0)) -> Sublattice:

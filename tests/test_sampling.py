@@ -13,7 +13,17 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import MaskRequest, make_mask
-from perfonnx.sampling import INTERPOLATIONS, QUINCUNX, SQUARE, Sampling, Sublattice, interpolate, spanned
+from perfonnx.sampling import (
+    DEPLETED,
+    HONEYCOMB,
+    INTERPOLATIONS,
+    QUINCUNX,
+    SQUARE,
+    Sampling,
+    Sublattice,
+    interpolate,
+    spanned,
+)
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -282,6 +292,24 @@ def test_the_lattices_that_have_names() -> None:
     np.testing.assert_array_equal(QUINCUNX.at((0, 1)).mask((5, 6)), (y + x) % 2 == 1)
     np.testing.assert_array_equal(SQUARE.at((1, 0)).mask((5, 6)), (y % 2 == 1) & (x % 2 == 0))
     assert (QUINCUNX.index, SQUARE.index) == (2, 4)
+
+
+def test_the_unions_that_have_names() -> None:
+    y, x = np.indices((9, 10))
+    np.testing.assert_array_equal(HONEYCOMB.mask((9, 10)), (y + x) % 3 != 2)
+    np.testing.assert_array_equal(DEPLETED.mask((9, 10), (1, 2)), (x - 2 + 2 * (y - 1)) % 5 != 4)
+    assert (HONEYCOMB.share, DEPLETED.share) == (2 / 3, 4 / 5)
+    around = np.array([(0, 1), (1, 0), (1, 1)])
+    for site in np.argwhere(HONEYCOMB.mask((3, 3))):
+        assert HONEYCOMB.contains(site + np.concatenate([around, -around])).sum() == 3
+
+
+@given(LATTICES, st.lists(VECTORS, min_size=1))
+def test_positions_of_one_coset_have_one_residue(lattice: Sublattice, coordinates: list[tuple[int, int]]) -> None:
+    positions = [*lattice.positions(coordinates).tolist(), *np.ndindex(lattice.index, lattice.index)]
+    cosets = {tuple(residue) for residue in lattice.residues(positions).tolist()}
+    assert len(cosets) == lattice.index
+    assert all((lattice.residues(position) == 0).all() == lattice.contains(position) for position in positions)
 
 
 @given(LATTICES)

@@ -41,7 +41,7 @@ from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import ConvAttributes, dense_multiplies
 from perfonnx.ops.perforated_conv import PERFORATED_CONV
-from perfonnx.sampling import QUINCUNX, SQUARE, Sampling, interpolate
+from perfonnx.sampling import DEPLETED, HONEYCOMB, QUINCUNX, SQUARE, Cosets, Sampling, interpolate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,18 +49,23 @@ if TYPE_CHECKING:
     from perfonnx.torch.modules import SampledConv2d
 
 EVERYWHERE = "dense"
-LATTICES = {"quincunx": QUINCUNX, "square": SQUARE}
+LATTICES = {
+    "quincunx": Cosets.of(QUINCUNX, (0, 0)),
+    "square": Cosets.of(SQUARE, (0, 0)),
+    "honeycomb": HONEYCOMB,
+    "depleted": DEPLETED,
+}
 """By name."""
 TURNED, OWN = TAPS = ("turned", "own")
 """Taps of the kernel turned, or stretched, into the lattice's basis; or those of the kernel itself that exist."""
 
 
 def lattice_mask(lattice: str, shape: Sequence[int], offset: tuple[int, int] = (0, 0)) -> NDArray[np.bool_]:
-    """Bool [H, W], true at the positions of a lattice that goes through `offset`."""
+    """Bool [H, W], true at the positions of a lattice that is moved by `offset`."""
     height, width = shape
-    return (
-        np.ones((height, width), bool) if lattice == EVERYWHERE else LATTICES[lattice].at(offset).mask((height, width))
-    )
+    if lattice == EVERYWHERE:
+        return np.ones((height, width), bool)
+    return LATTICES[lattice].mask((height, width), offset)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Sublattice(SampledMethod):
     lattice: str = setting(
         "quincunx",
         "which positions are computed: quincunx (default of sublattice, a half), square (default of strided, a "
-        "quarter); dense (sublattice); rows or columns (strided)",
+        "quarter); honeycomb (two thirds), depleted (four fifths), dense (sublattice); rows or columns (strided)",
         "NAME",
     )
     taps: str = setting(TURNED, "sublattice: turned (default), the kernel in the lattice's basis, or own", "KIND")
@@ -152,7 +157,7 @@ class Sublattice(SampledMethod):
     @property
     def saving(self) -> float:
         """See `Method.saving`."""
-        return 0.0 if self.lattice == EVERYWHERE else 1 - 1 / LATTICES[self.lattice].index
+        return 0.0 if self.lattice == EVERYWHERE else 1 - LATTICES[self.lattice].share
 
     @property
     def asked(self) -> str:
@@ -186,8 +191,8 @@ class Sublattice(SampledMethod):
 
     @classmethod
     def candidates(cls, space: Space) -> Sequence[Method]:
-        """See `Method.candidates`."""
-        found = [cls(lattice) for lattice in LATTICES]
+        """See `Method.candidates`: not unions of cosets, which lose as much as the quincunx and cost more."""
+        found = [cls(lattice) for lattice, cosets in LATTICES.items() if len(cosets.parts) == 1]
         return [method for method in found if method.saving in space.savings]
 
     @property
@@ -332,7 +337,7 @@ def site_classes(mask: Mask, attributes: ConvAttributes, known: Mask, taps: str)
     lattice, offset = found
     sites = np.argwhere(mask)
     read = sites * np.array(a.strides) - np.array(offset)
-    residues = LATTICES[lattice].fractions(read) % 1.0
+    residues = LATTICES[lattice].lattice.residues(read)
     classes = []
     for residue in np.unique(residues, axis=0):
         here = (residues == residue).all(axis=1)
@@ -348,8 +353,8 @@ def _lattice_in(known: Mask) -> tuple[str, tuple[int, int]] | None:
     """A lattice all of whose positions are known, and its offset; None where all are, or of no lattice."""
     if known.all():
         return None
-    for lattice in LATTICES:
-        for offset in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    for lattice, cosets in LATTICES.items():
+        for offset in np.ndindex(cosets.lattice.index, cosets.lattice.index):
             if known[lattice_mask(lattice, known.shape, offset)].all():
                 return lattice, offset
     return None
@@ -357,17 +362,19 @@ def _lattice_in(known: Mask) -> tuple[str, tuple[int, int]] | None:
 
 def _existing(lattice: str, example: Ints, own: Ints, a: ConvAttributes, taps: str) -> Ints:
     """The taps of a class, one of whose sites reads around `example`, counted from a site of the lattice."""
-    exists = LATTICES[lattice].contains(example + own)
+    cosets = LATTICES[lattice]
+    exists = cosets.contains(example + own)
+    keeps_own = taps == OWN or len(cosets.parts) > 1  # a union of cosets has no basis in which a kernel could lie
     square = a.kernel_shape[0] == a.kernel_shape[1] and a.dilations[0] == a.dilations[1]
-    if exists.all() or not square or (taps == OWN and exists.any()):
+    if exists.all() or not square or (keeps_own and exists.any()):
         return own[exists] if square else own
     # Points of the lattice that lie within the kernel's reach of its centre, counted in steps of the lattice.
     reach = (a.kernel_shape[0] - 1) * a.dilations[0] / 2
     centre = own.mean(axis=0)
     far = int(np.ceil(reach)) * 2 + 1
     around = np.argwhere(np.ones((2 * far + 1, 2 * far + 1))) - far + np.round(centre).astype(int)
-    within = np.abs(LATTICES[lattice].fractions(around - centre)).max(axis=1) <= max(reach, 0.5)
-    return np.asarray(around[within & LATTICES[lattice].contains(example + around)])
+    within = np.abs(cosets.lattice.fractions(around - centre)).max(axis=1) <= max(reach, 0.5)
+    return np.asarray(around[within & cosets.contains(example + around)])
 
 
 def known_positions(workspace: Workspace, tensor: gs.Tensor) -> Mask:

@@ -17,6 +17,7 @@ from perfonnx.corrections import Correction
 from perfonnx.fitting import Goal, Refit
 from perfonnx.masks import PoolWindow
 from perfonnx.methods.sublattice import (
+    LATTICES,
     Sublattice,
     lattice_mask,
     site_classes,
@@ -24,6 +25,7 @@ from perfonnx.methods.sublattice import (
 )
 from perfonnx.ops.common import ConvAttributes
 from perfonnx.sampling import interpolate
+from perfonnx.search import Space
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -70,6 +72,37 @@ def test_who_leaves_has_a_class_for_each_way_to_lie(lattice: str, counts: list[i
             read = each.taps + np.array([y, x])
             inside = ((read >= 0) & (read < SHAPE)).all(axis=1)
             assert known[tuple(read[inside].T)].all()
+
+
+@pytest.mark.parametrize(
+    ("lattice", "inside", "leaving"), [("honeycomb", [6, 6], [6, 6, 6]), ("depleted", [7, 7, 7, 7], [7, 7, 7, 7, 8])]
+)
+def test_unions_of_cosets_have_a_class_for_each_way_to_lie(lattice: str, inside: list[int], leaving: list[int]) -> None:
+    known = lattice_mask(lattice, SHAPE, (1, 2))
+    window = {(int(y), int(x)) for y, x in np.argwhere(np.ones((3, 3))) - 1}
+    for mask, counts in ((known, inside), (EVERYWHERE, leaving)):
+        classes = site_classes(mask, THREE, known, "turned")
+        assert sorted(len(each.taps) for each in classes) == counts
+        assert (sum(each.mask.astype(int) for each in classes) == mask).all()
+        for each, taps in zip(classes, taps_of(classes), strict=True):
+            for y, x in np.argwhere(each.mask):
+                read = {(i, j) for i, j in window if 0 <= y + i < SHAPE[0] and 0 <= x + j < SHAPE[1]}
+                assert {(i, j) for i, j in read if known[y + i, x + j]} == taps & read
+
+
+@pytest.mark.parametrize("lattice", LATTICES)
+def test_a_pointwise_layer_makes_what_it_lacks_from_neighbours(lattice: str) -> None:
+    known = lattice_mask(lattice, SHAPE)
+    for each in site_classes(EVERYWHERE, ConvAttributes((1, 1)), known, "turned"):
+        assert 1 <= len(each.taps) <= 4
+        for read in (np.argwhere(each.mask)[:, None] + each.taps).reshape(-1, 2):
+            if (read >= 0).all() and (read < SHAPE).all():
+                assert known[tuple(read)]
+
+
+def test_a_search_tries_true_sublattices() -> None:
+    tried = Sublattice.candidates(Space(rates=tuple(1 - cosets.share for cosets in LATTICES.values())))
+    assert tried == [Sublattice("quincunx"), Sublattice("square")]
 
 
 def test_every_second_position_reads_one_coset() -> None:
@@ -203,7 +236,7 @@ def loss(model: ModelProto, other: ModelProto) -> float:
 
 
 @pytest.mark.parametrize("layout", ["rows", "nchw"])
-@pytest.mark.parametrize("lattice", ["quincunx", "square"])
+@pytest.mark.parametrize("lattice", LATTICES)
 def test_kernels_and_bodies_agree(lattice: str, layout: str) -> None:
     steps = {name: lattice if step == "quincunx" else step for name, step in REGION.items()}
     result = perfonnx.rewrite(network(), plan=plan(**steps), samples=samples(), layout=layout)
