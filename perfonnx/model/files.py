@@ -1,4 +1,4 @@
-"""Models in and out: a path, bytes, a `ModelProto` or an `onnx_graphsurgeon.Graph`; external data."""
+"""Models in and out: a path, bytes, a `ModelProto`, a `LoadedModel` or an `onnx_graphsurgeon.Graph`; external data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from perfonnx.model.tensors import (
     to_array,
 )
 
-ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | gs.Graph"
+ModelSource: TypeAlias = "str | os.PathLike[str] | bytes | ModelProto | LoadedModel | gs.Graph"
 
 MIN_OPSET = 7
 
@@ -53,7 +53,8 @@ def load(source: ModelSource) -> LoadedModel:
     """Open a model without reading its external data.
 
     Args:
-        source: A path, the bytes of a model, a `ModelProto` (which is copied) or a graphsurgeon graph.
+        source: A path, the bytes of a model, a `ModelProto` or a `LoadedModel` (which are copied) or a graphsurgeon
+            graph.
 
     Raises:
         PerfonnxError: Not a model, or one that this version cannot read.
@@ -63,10 +64,11 @@ def load(source: ModelSource) -> LoadedModel:
             loaded = LoadedModel(gs.export_onnx(source), None, source.name or "graph")
         except Exception as error:  # graphsurgeon raises many kinds
             raise PerfonnxError(f"the graphsurgeon graph cannot be exported: {one_line(error)}") from error
-    elif isinstance(source, ModelProto):
+    elif isinstance(source, ModelProto | LoadedModel):
+        known = source if isinstance(source, LoadedModel) else LoadedModel(source, None, source.graph.name or "model")
         proto = ModelProto()
-        proto.CopyFrom(source)
-        loaded = LoadedModel(proto, None, source.graph.name or "model")
+        proto.CopyFrom(known.proto)
+        loaded = LoadedModel(proto, known.directory, known.name)
     elif isinstance(source, bytes):
         loaded = LoadedModel(_parse(source, "the bytes"), None, "model")
     else:

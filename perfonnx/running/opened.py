@@ -38,7 +38,7 @@ class OpenModel:
         left_out: Outputs that `run` has met and does not give, with the reason.
     """
 
-    source: ModelSource | LoadedModel
+    source: ModelSource
     name: str
     proto: onnx.ModelProto
     session: SessionLike
@@ -118,7 +118,7 @@ class OpenModel:
 
 
 def open_model(
-    source: ModelSource | LoadedModel,
+    source: ModelSource,
     *,
     name: str | None = None,
     threads: int | None = None,

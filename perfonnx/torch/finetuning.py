@@ -21,6 +21,7 @@ from perfonnx.masks import ImpactMaps, load_impact_maps
 from perfonnx.methods import SAMPLING
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import LoadedModel, ModelSource
+from perfonnx.model.signature import load_fixed
 from perfonnx.passes import Options, Skip
 from perfonnx.plan import Plan
 from perfonnx.rewriting import Rewritten, folded, rewrite
@@ -99,6 +100,7 @@ def finetune_model(
     rounds: int = 1,
     original: ModelSource | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    freeze_weights: bool = False,
     impact_maps: ImpactMaps | str | os.PathLike[str] | None = None,
     fallback: bool = True,
     layout: str | None = None,
@@ -124,6 +126,7 @@ def finetune_model(
         rounds: Rates rise to the plan's in this number of equal steps, with a training of all epochs after each.
         original: What it learns from and is compared with, of the same inputs and outputs; None: the model.
         input_shapes: As for `perfonnx.rewrite`.
+        freeze_weights: As for `perfonnx.rewrite`.
         impact_maps: As for `perfonnx.rewrite`.
         fallback: As for `perfonnx.rewrite`.
         layout: As for `perfonnx.rewrite`.
@@ -137,6 +140,8 @@ def finetune_model(
         KeyboardInterrupt: Interrupted; checkpoints have been written, if asked for.
     """
     settings = settings or Settings()
+    if freeze_weights:
+        model = load_fixed(model, None, freeze=True)
     if threads is not None:
         torch.set_num_threads(threads)
     if rounds < 1:

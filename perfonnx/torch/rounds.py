@@ -20,6 +20,7 @@ from perfonnx.methods import SAMPLING
 from perfonnx.methods.perforate import NO_REPAIR
 from perfonnx.model.atomic import check_target
 from perfonnx.model.files import ModelSource
+from perfonnx.model.signature import load_fixed
 from perfonnx.plan import Plan
 from perfonnx.search import Progress, Space, Speed, tune
 from perfonnx.search.impacts import IMPACT
@@ -80,6 +81,7 @@ def finetune_rounds(
     space: Space = SPACE,
     settings: Settings | None = None,
     input_shapes: Mapping[str, Sequence[int | str | None]] | None = None,
+    freeze_weights: bool = False,
     fallback: bool = True,
     threads: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -98,6 +100,7 @@ def finetune_rounds(
         space: What may be done with a layer; no masks of impacts.
         settings: How each round is trained.
         input_shapes: As for `perfonnx.rewrite`.
+        freeze_weights: As for `perfonnx.rewrite`.
         fallback: As for `perfonnx.rewrite`.
         threads: Threads of the trainings and of the measurements; None: all cores.
         checkpoint: As for `finetune_model`; beside it `.search` files keep what the searches measured.
@@ -124,6 +127,8 @@ def finetune_rounds(
     if output is not None:
         check_target(output)
     settings = settings or Settings()
+    if freeze_weights:
+        model = load_fixed(model, None, freeze=True)
     files = [file_of_round(checkpoint, number, rounds) for number in range(1, rounds + 1)]
     searches = [None if file is None else Path(f"{file}.search") for file in files]
     for kept in (*files, *searches):

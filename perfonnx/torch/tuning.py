@@ -106,12 +106,13 @@ def tune_trained(
         tuned.save_plan(Path(directory) / "plan.json")
         start = time.perf_counter()
         finetuned = finetune_model(
-            subject.original().proto if freeze_weights else model,
+            model,
             None,
             cast("Samples", first) if training is None else training,
             plan=Path(directory) / "plan.json",
             settings=settings,
             input_shapes=input_shapes,
+            freeze_weights=freeze_weights,
             impact_maps=tuned.impact_maps,
             fallback=fallback,
             threads=threads,

@@ -35,11 +35,23 @@ def test_every_form_of_input_gives_the_same_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(before)
     results = [
         nets.rewrite(source, rate=0.5).to_bytes()
-        for source in (model, before, tmp_path / "m.onnx", str(tmp_path / "m.onnx"))
+        for source in (model, before, tmp_path / "m.onnx", str(tmp_path / "m.onnx"), files.load(tmp_path / "m.onnx"))
     ]
     assert len(set(results)) == 1
     assert as_bytes(model) == before, "a ModelProto is left as it is"
     assert (tmp_path / "m.onnx").read_bytes() == before
+
+
+def test_a_loaded_model_is_left_as_it_is_and_keeps_its_place(tmp_path: Path) -> None:
+    onnx.save(chain(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.bin")
+    loaded = files.load(tmp_path / "m.onnx")
+    before = as_bytes(loaded.proto)
+    again = files.load(loaded)
+    assert (again.directory, again.name) == (tmp_path, "m.onnx")
+    result = nets.rewrite(loaded, rate=0.5)
+    assert as_bytes(loaded.proto) == before
+    result.save(tmp_path / "out.onnx")
+    assert result.report.model == "m.onnx"
 
 
 def test_graphsurgeon_graphs() -> None:

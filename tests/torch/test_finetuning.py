@@ -160,6 +160,36 @@ def test_sizes_that_the_model_and_the_plan_leave_open() -> None:
     assert {skip.layer: skip.reason for skip in done.result.report.skips} == done.result.plan.notes
 
 
+def replaceable(directory: Path) -> Path:
+    """The model with weights that a caller may replace, in a file of their own."""
+    model = network()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    path = directory / "replaceable.onnx"
+    onnx.save(model, path, save_as_external_data=True, size_threshold=0, location="replaceable.bin")
+    return path
+
+
+def test_weights_that_a_caller_may_replace_are_trained_where_they_are_frozen(tmp_path: Path) -> None:
+    plan = Plan({"conv2": Perforate(0.5, "grid")})
+    path, settings = replaceable(tmp_path), replace(QUICK, epochs=1)
+    with pytest.raises(PerfonnxError, match="no layer is rewritten"):
+        finetune_model(path, None, data(), plan=plan, settings=settings)
+    result = finetune_model(path, None, data(), plan=plan, settings=settings, freeze_weights=True).result
+    assert [value.name for value in result.proto.graph.input] == ["x"]
+    expected = finetune_model(network(), None, data(), plan=plan, settings=settings).result
+    for ours, theirs in zip(weights(result.proto), weights(expected.proto), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_command_freezes_weights(here: Path) -> None:
+    replaceable(here)
+    arguments = ("finetune", "replaceable.onnx", "out.onnx", "--rate", ".5", *FAST, "-q")
+    assert run(*arguments) == 2
+    assert run(*arguments, "--freeze-weights") == 0
+    assert [value.name for value in onnx.load("out.onnx").graph.input] == ["x"]
+
+
 def test_samples_in_the_order_of_their_classes_are_drawn_from_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perfonnx.torch.finetuning.GATED", 8)
     seen = []

@@ -10,6 +10,7 @@ from perfonnx.cli.choices import add_choices, choice_names, choices_from
 from perfonnx.cli.command import Command, ExitStatus
 from perfonnx.cli.data import add_data, required_samples
 from perfonnx.cli.flags import (
+    add_freeze,
     add_json,
     add_library,
     add_no_fallback,
@@ -95,6 +96,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("the model")
     add_shapes(model)
     add_library(model)
+    add_freeze(model)
     model.add_argument("--layout", metavar="NAME", help="rows (default) or nchw, as in perfonnx rewrite")
     add_no_fallback(model)
     result = parser.add_argument_group("results")
@@ -121,6 +123,7 @@ def _run(options: argparse.Namespace) -> ExitStatus:
         "settings": settings,
         "rounds": options.rounds,
         "input_shapes": input_shapes(options),
+        "freeze_weights": options.freeze_weights,
         "fallback": not options.no_fallback,
         "threads": options.threads,
         "checkpoint": options.checkpoint,
