@@ -308,7 +308,7 @@ class Refit:
     def _begin(self) -> None:
         groups, outputs, width = self.start.shape
         self.rng = np.random.default_rng(0)
-        self.rows = 0
+        self.rows = self.images = 0
         self.cross = np.zeros((groups, width, outputs))  # with what the start leaves
         self.left_sum = np.zeros((groups, outputs))
         self.squares = self.target_squares = 0.0  # of what the goal lets through of the errors; of the target
@@ -348,6 +348,9 @@ class Refit:
             target: [N, M, OH, OW], what it should give, together with `other`.
             other: [N, M, OH, OW], what the network adds to the layer's output.
             only_error: Nobody will `solve` this again.
+
+        Raises:
+            PerfonnxError: It gives values that are not finite.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # `solve` looks whether it is finite
             for part in _blocks(len(x), self.per_image * x.shape[1] * len(self.taps)):
@@ -382,7 +385,13 @@ class Refit:
         if other is not None:
             given += at_sites(other)
         through = self.goal.error(wanted, given)
+        squares = float(np.square(through).sum())
+        if not np.isfinite(squares):
+            finite = np.isfinite(np.square(through)).reshape(self.groups, images, -1).all(axis=(0, 2))
+            number = self.images + (0 if finite.all() else int(finite.argmin()))
+            raise PerfonnxError(f"sample {number} of the calibration data, from 0 on, gives values that are not finite")
         self.rows += rows
+        self.images += images
         if not only_error:
             left = through if self.counted == self.goal else self.counted.error(wanted, given)
             turned = grouped.transpose(0, 2, 1)
@@ -391,7 +400,7 @@ class Refit:
                 self.sum += grouped.sum(axis=1, dtype=np.float64)
             self.cross += turned @ left.astype(np.float32)
             self.left_sum += left.sum(axis=1)
-        self.squares += float(np.square(through).sum())
+        self.squares += squares
         self.target_squares += float(np.square(wanted).sum())
         self.target_sum += wanted.sum(axis=1)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import Goal, Neighbours, Residual, nearest_sites
+from perfonnx.fitting import Goal, Neighbours, Refit, Residual, nearest_sites
 from perfonnx.ops.common import Activation
 from perfonnx.sampling import Sampling, interpolate
 
@@ -195,3 +195,13 @@ def test_values_that_are_not_finite_are_refused(wrong: float) -> None:
             residual.solve()
     with pytest.raises(PerfonnxError, match="no data"):
         Residual(sampling).solve()
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_refit_names_the_sample_that_is_not_finite(wrong: float) -> None:
+    x, target = values(7, 2, 6, 5), values(7, 3, 6, 5)
+    x[5, 1, 2, 3] = wrong
+    fit = Refit(mask_of(), np.array([(0, 0), (0, 1)]), (1, 1), values(3, 2, 2), np.zeros(3), Goal(), 30)
+    fit.add(x[:4], target[:4])
+    with pytest.raises(PerfonnxError, match="sample 5 of the calibration data, from 0 on"):
+        fit.add(x[4:], target[4:])

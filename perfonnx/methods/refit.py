@@ -67,8 +67,8 @@ def classes_of(correction: Correction) -> list[SiteClass]:
     ]
 
 
-def check(correction: Correction, weight: NDArray[Any], mask: Mask) -> None:
-    """Refuse a correction that was found for something else than a layer of this weight and mask."""
+def check(correction: Correction, weight: NDArray[Any], mask: Mask, own: Ints) -> None:
+    """Refuse a correction that was found for something else than a layer of this weight, mask and `own_taps`."""
     again = "fit again with --data"
     if correction.weights != digest(weight):
         raise PerfonnxError(f"its weights were fitted for others; {again}")
@@ -81,10 +81,13 @@ def check(correction: Correction, weight: NDArray[Any], mask: Mask) -> None:
     if numbers.shape != mask.shape or not whole_classes or not np.array_equal(numbers >= 0, mask):
         raise PerfonnxError(f"its weights were fitted for other sites; {again}")
     m, c = weight.shape[:2]
+    low, high = own.min(axis=0), own.max(axis=0)
+    reach = high - low + 1  # a kernel that is turned or stretched by two reaches less far beyond its own
     for i in range(int(numbers.max()) + 1):
         taps, values, bias = (correction.arrays.get(f"{kind}{i}", np.zeros(0)) for kind in ("taps", "weight", "bias"))
         whole = taps.ndim == 2 and taps.shape[1] == 2 and len(taps) and (taps == np.round(taps)).all()
-        if not whole or np.abs(taps).max() > MOST_FAR or values.shape != (m, c, len(taps)) or bias.shape != (m,):
+        near = whole and (taps >= low - reach).all() and (taps <= high + reach).all()
+        if not near or values.shape != (m, c, len(taps)) or bias.shape != (m,):
             raise PerfonnxError(f"its weights are of another form; {again}")
 
 
@@ -130,7 +133,7 @@ class _Replacing:
         spot = self.spot
         if spot.targets is None:
             correction, note = spot.context.corrections[spot.name], "refitted as before"
-            check(correction, spot.weight, self.mask)
+            check(correction, spot.weight, self.mask, own_taps(spot.attributes))
         else:
             correction, note = self._fitted()
         if correction.arrays:
@@ -257,10 +260,6 @@ class _Replacing:
         assert shape is not None
         height, width = (d for d in shape[2:] if isinstance(d, int))
         return height, width
-
-
-MOST_FAR = 64
-"""Positions between a site and what it reads, at most."""
 
 
 def wide_kernel(

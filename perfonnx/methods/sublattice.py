@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -225,7 +225,7 @@ class Sublattice(SampledMethod):
         self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
     ) -> SampledConv2d | None:
         """The module itself where it goes on from this fit already: it keeps its weights."""
-        from perfonnx.torch.modules import plain
+        from perfonnx.torch.modules import explicit_pads, plain
         from perfonnx.torch.sublattice import SublatticeConv2d
 
         assert mask is not None
@@ -235,7 +235,9 @@ class Sublattice(SampledMethod):
         weight = module.weight.detach().cpu().numpy()
         if correction.weights == digest(half := weight.astype(np.float16)):  # such layers are trained in float32
             weight = half
-        check(correction, weight, mask)
+        kernel, dilation = cast("tuple[int, int]", module.kernel_size), cast("tuple[int, int]", module.dilation)
+        geometry = ConvAttributes(kernel, pads=explicit_pads(module), dilations=dilation)
+        check(correction, weight, mask, own_taps(geometry))
         return SublatticeConv2d(plain(module), mask, correction)
 
     # --- replacing ---------------------------------------------------------------------------------------------------

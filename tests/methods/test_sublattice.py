@@ -361,6 +361,8 @@ def test_settings_without_meaning_are_refused(step: dict[str, Any], tmp_path: Pa
         ("taps0", np.zeros((9, 3), "f")),
         ("taps0", np.full((9, 2), 0.5, "f")),
         ("taps0", np.full((9, 2), 1e6, "f")),
+        ("taps0", np.full((9, 2), 5, "f")),
+        ("taps0", np.full((9, 2), -5, "f")),
         ("weight0", np.zeros((8, 8, 4), "f")),
         ("bias0", np.zeros(3, "f")),
         ("classes", np.zeros((12, 11), "f")),
@@ -375,6 +377,24 @@ def test_weights_of_another_form_are_refused(name: str, array: np.ndarray) -> No
     known["inside"] = Correction(old.bias, old.mask, old.interpolation, old.weights, arrays={**old.arrays, name: array})
     with pytest.raises(PerfonnxError, match=r"'inside'.*fit again"):
         perfonnx.rewrite(model, plan=result.plan, corrections=known)
+
+
+@pytest.mark.parametrize("lattice", ["quincunx", "square"])
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (5, 5), (131, 1)])
+def test_a_saved_fit_of_any_kernel_is_taken(kernel: tuple[int, int], lattice: str, tmp_path: Path) -> None:
+    geometry = {"kernel_shape": list(kernel), "pads": [size // 2 for size in kernel] * 2}
+    nodes = [
+        nets.conv("x", "a", "w0", name="enter"),
+        nets.conv("a", "b", "w1", name="inside", **geometry),
+        nets.conv("b", "y", "w2", name="leave", **geometry),
+    ]
+    weights = {f"w{i}": nets.values(4, 3 if i == 0 else 4, *((3, 3) if i == 0 else kernel), seed=i) for i in range(3)}
+    outputs = {"y": ("N", 4, *(n + 2 * (1 - size % 2) for n, size in zip((12, 11), kernel, strict=True)))}
+    model = nets.model(nodes, weights, inputs={"x": ("N", 3, 12, 11)}, outputs=outputs)
+    result = perfonnx.rewrite(model, plan=plan(enter=lattice, inside=lattice, leave="dense"), samples=samples())
+    assert result.corrections["leave"].arrays
+    result.save_plan(tmp_path / "plan.json")
+    assert perfonnx.rewrite(model, plan=tmp_path / "plan.json").to_bytes() == result.to_bytes()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 4)])
