@@ -8,9 +8,11 @@ that the numbers asked for so far took, then or now, so that decisions that depe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -22,6 +24,9 @@ from perfonnx.errors import PerfonnxError, PerfonnxWarning
 from perfonnx.model.atomic import check_target, digest, unwritable, write_atomically
 
 FORMAT = 2
+
+SUFFIX = ".state"
+"""Of the files in a directory of states."""
 
 
 @dataclass
@@ -61,6 +66,8 @@ class Records:
         records = cls(target)
         if target.exists():
             records._read(header)
+            with contextlib.suppress(OSError):  # a file that is only read may be another user's
+                os.utime(target)
         else:
             records._write([header])
         return records
@@ -140,6 +147,31 @@ class Records:
     def _write(self, lines: list[str]) -> None:
         assert self.path is not None
         write_atomically(self.path, "\n".join(lines) + "\n")
+
+
+def fits_of(state: Path) -> Path:
+    """The directory, beside a state, of what its networks were fitted with."""
+    return Path(f"{state}.fits")
+
+
+def trim(directory: Path, most: int) -> None:
+    """Remove the states that were used longest ago, with all beside them, until the others take no more bytes.
+
+    The latest stays however large it is. What cannot be removed, or is gone already, is left to others.
+    """
+    used: list[tuple[float, int, Path]] = []
+    for state in directory.glob(f"*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            sizes = [file.stat().st_size for file in (state, *fits_of(state).glob("*"))]
+            used.append((state.stat().st_mtime, sum(sizes), state))
+    used.sort(reverse=True)
+    total = 0
+    for number, (_, size, state) in enumerate(used):
+        total += size
+        if number and total > most:
+            shutil.rmtree(fits_of(state), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                state.unlink()
 
 
 _MARK = "perfonnx_search"  # in the first line of every such file

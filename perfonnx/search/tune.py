@@ -67,7 +67,7 @@ from perfonnx.search.pictures import output_pictures
 from perfonnx.search.result import MULTIPLIES, TIME, Progress, Target, Trial, Tuned
 from perfonnx.search.search import Search
 from perfonnx.search.sensitivity import Space, eligible, plan_key, reducible
-from perfonnx.search.state import Records, fingerprint
+from perfonnx.search.state import SUFFIX, Records, fingerprint, fits_of, trim
 from perfonnx.search.timing import PairedTimer, Timer, TimingCache, machine
 from perfonnx.search.verdict import told
 from perfonnx.subject import SamplesLike, Subject
@@ -86,6 +86,9 @@ IMPACT_SHARE = 0.2
 
 KEPT_BYTES = 2 << 30
 """Size of the corrections that are kept beside a state; networks whose corrections are not kept are repaired again."""
+
+KEPT_IN_ALL = 4 << 30
+"""Size of all that a directory of states holds; what was used longest ago goes."""
 
 
 def tune(
@@ -141,8 +144,9 @@ def tune(
         freeze_weights: As for `perfonnx.rewrite`.
         fallback: As for `perfonnx.rewrite`.
         seed: Seed of the split of the images and of the masks.
-        state: File in which measurements are kept, or a directory for such files, one for each search; a tuning that
-            was interrupted goes on from there. One with another target, and no more time, is answered from there.
+        state: File in which measurements are kept, or a directory for such files, one for each search, of which the
+            latest are kept; a tuning that was interrupted goes on from there. One with another target, and no more
+            time, is answered from there.
         sweep: With a state, measure in the end what another target may choose of.
         pictures: Run the network that was taken once more for what a report shows: its outputs, and where its error
             lies.
@@ -222,6 +226,8 @@ def tune(
     result = _rewritten(subject, best, fallback, seed, records)
     if sweep and records.path is not None and not retargeted:
         _keep(run, subject, records, wanted, max_time)
+    if records.path is not None and state is not None and Path(state).is_dir():
+        trim(records.path.parent, KEPT_IN_ALL)
     tuned = told(run, result, best, threads, {part: len(images) for part, images in available.items()})
     if not records.measured and records.path is not None:
         tuned.warnings += (_said_before(records.path, retargeted),)
@@ -301,7 +307,7 @@ def _file(state: str | os.PathLike[str] | None, about: Mapping[str, Any]) -> Pat
     """Where a search's measurements are kept."""
     if state is None or not Path(state).is_dir():
         return None if state is None else Path(state)
-    return Path(state) / f"{fingerprint(json.dumps(about, sort_keys=True))}.state"
+    return Path(state) / f"{fingerprint(json.dumps(about, sort_keys=True))}{SUFFIX}"
 
 
 def _said_before(path: Path, retargeted: bool) -> str:
@@ -333,7 +339,7 @@ def _rewritten(subject: Subject, best: Trial | None, fallback: bool, seed: int, 
 
 
 def _corrections_file(state: Path, plan: Plan, images: int) -> Path:
-    return Path(f"{state}.fits") / f"{plan_key(plan)}.{images}.npz"
+    return fits_of(state) / f"{plan_key(plan)}.{images}.npz"
 
 
 def _keep(run: Search, subject: Subject, records: Records, target: Target, max_time: float) -> None:
@@ -351,7 +357,7 @@ def _keep(run: Search, subject: Subject, records: Records, target: Target, max_t
             file.parent.mkdir(exist_ok=True)
             corrections.save(found, file)
             kept.add(file)
-    for file in Path(f"{records.path}.fits").glob("*.npz"):
+    for file in fits_of(records.path).glob("*.npz"):
         if file not in kept:
             file.unlink(missing_ok=True)
     if records.known.get(_finished(target), (0.0, 0.0))[0] < max_time:

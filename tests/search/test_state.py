@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from perfonnx.errors import PerfonnxError, PerfonnxWarning
-from perfonnx.search.state import Records, fingerprint
+from perfonnx.search.state import Records, fingerprint, fits_of, trim
 
 SEARCH = {"model": "m", "seed": 0}
 
@@ -102,6 +103,29 @@ def test_nothing_damaged_is_believed(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(PerfonnxError, match="there is no directory"):
         Records.open(tmp_path / "no" / "state", SEARCH)
+
+
+def test_what_was_used_longest_ago_goes(tmp_path: Path) -> None:
+    for number, name in enumerate(("old", "used", "new")):
+        path = tmp_path / f"{name}.state"
+        Records.open(path, SEARCH).put("a", 1, 1.0)
+        fits_of(path).mkdir()
+        (fits_of(path) / "1.npz").write_bytes(bytes(10_000))
+        os.utime(path, (number, number))
+    (tmp_path / "other").write_bytes(bytes(50_000))
+    Records.open(tmp_path / "used.state", SEARCH)
+    trim(tmp_path, 40_000)
+    assert len(list(tmp_path.glob("*.state"))) == 3, "they fit"
+    trim(tmp_path, 25_000)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "used.state",
+        "used.state.fits",
+        "new.state",
+        "new.state.fits",
+        "other",
+    }
+    trim(tmp_path, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"used.state", "used.state.fits", "other"}
 
 
 def test_fingerprints_keep_parts_apart() -> None:

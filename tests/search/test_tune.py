@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -298,6 +299,19 @@ def test_the_state_of_another_search_is_refused(tmp_path: Path) -> None:
         with pytest.raises(PerfonnxError, match="the state of another search"):
             invented(Invented(), state=tmp_path / "state", **other)
     assert invented(Invented(), max_drop=0.03, state=tmp_path / "state", max_time=1e6).best is not None
+
+
+def test_a_directory_keeps_the_latest_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = tmp_path / "alone.state"
+    for number in range(2):
+        invented(Invented(), max_drop=0.03, seed=number, state=tmp_path)
+    assert len(list(tmp_path.glob("*.state"))) == 2
+    invented(Invented(), max_drop=0.03, state=alone)
+    monkeypatch.setattr(sys.modules["perfonnx.search.tune"], "KEPT_IN_ALL", 0)
+    invented(Invented(), max_drop=0.03, seed=1, state=alone.parent / "file")
+    assert len(list(tmp_path.glob("*.state"))) == 3, "one file is nobody's directory"
+    invented(Invented(), max_drop=0.03, seed=2, state=tmp_path)
+    assert len(list(tmp_path.glob("*.state"))) == 1
 
 
 def test_another_target_is_answered_from_the_networks_that_were_measured(tmp_path: Path) -> None:
