@@ -23,6 +23,8 @@ _LARGEST_MESSAGE = 2**31 - 1
 
 Model = str | os.PathLike[str] | bytes | onnx.ModelProto
 StrPath = str | os.PathLike[str]
+Provider = str | tuple[str, dict[str, str]]
+"""One of onnxruntime's execution providers, by its name, with its options where there are any."""
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """onnxruntime's execution providers, by the names they have here."""
@@ -135,9 +137,16 @@ def chosen_provider() -> str:
     return _provider.get()
 
 
-def provider_list(name: str) -> list[str]:
-    """A provider as sessions want it: for what it lacks, onnxruntime's own on the CPU behind it."""
-    return list(dict.fromkeys([PROVIDERS[name], PROVIDERS["cpu"]]))
+def provider_list(name: str, *, exact: bool = False) -> list[Provider]:
+    """A provider as sessions want it: for what it lacks, onnxruntime's own on the CPU behind it.
+
+    Args:
+        name: One of `PROVIDERS`.
+        exact: Float32 is computed as such, where a GPU would round factors to TF32's 11 bits unless told otherwise.
+    """
+    if name == "cpu":
+        return [PROVIDERS[name]]
+    return [(PROVIDERS[name], {"use_tf32": "0"}) if exact else PROVIDERS[name], PROVIDERS["cpu"]]
 
 
 def _serves(name: str) -> bool:
@@ -190,7 +199,7 @@ def session(
     library: bool = True,
     libraries: Iterable[StrPath] = (),
     options: ort.SessionOptions | None = None,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[Provider] = ("CPUExecutionProvider",),
 ) -> ort.InferenceSession:
     """An onnxruntime session for a model, rewritten or not.
 
@@ -245,7 +254,7 @@ def run(session: Any, outputs: Sequence[str], feed: Mapping[str, Any], name: str
 
 
 def _create(
-    model: str | bytes, name: str, options: ort.SessionOptions, providers: Sequence[str]
+    model: str | bytes, name: str, options: ort.SessionOptions, providers: Sequence[Provider]
 ) -> ort.InferenceSession:
     try:
         made = ort.InferenceSession(model, options, providers=list(providers))
@@ -254,9 +263,10 @@ def _create(
         if "is not a registered function/op" in message:
             message += "; where another library of custom operators has it, name that with --library"
         raise PerfonnxError(f"onnxruntime {ort.__version__} cannot load {name}: {message}") from error
-    if providers and providers[0] not in made.get_providers():
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if first not in made.get_providers():
         raise PerfonnxError(
-            f"onnxruntime {ort.__version__} cannot use its {providers[0]} here; see that there is a GPU and that the "
+            f"onnxruntime {ort.__version__} cannot use its {first} here; see that there is a GPU and that the "
             "libraries of CUDA and cuDNN that this onnxruntime was built for are found"
         )
     return made

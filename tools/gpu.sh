@@ -71,7 +71,9 @@ if [ -n "$nvidia" ]; then
 fi
 library=$site/perfonnx/libperfonnx.so
 [ -f "$library" ] || library=${PERFONNX_LIBRARY:-}
-if [ ! -f "$library" ]; then
+if ! wanted provider && ! wanted networks; then
+  :
+elif [ ! -f "$library" ]; then
   echo "== provider and networks are skipped: there is no library"
 elif ! python3 -c 'import onnxruntime as o; raise SystemExit("CUDAExecutionProvider" not in o.get_available_providers())'; then
   echo "== provider and networks are skipped: this onnxruntime has no CUDA provider"

@@ -48,7 +48,8 @@ void CpuCall::run(std::size_t count, const std::function<void(std::size_t)>& tas
 }
 
 void* CpuCall::allocate(std::size_t bytes) {
-  void* p = allocator_->Alloc(allocator_, bytes);
+  void* p = nullptr;
+  check(api(), api().AllocatorAlloc(allocator_, bytes, &p));
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }

@@ -1,11 +1,33 @@
 #include "ort/cuda_backend.h"
 
+#include <cstring>
+
 namespace perfonnx::ort {
 namespace {
 
 // What onnxruntime's CUDA provider can be asked for in a call (cuda_resource.h, which packages of its headers lack).
 constexpr int kResourceVersion = 3;
 constexpr int kUseTf32 = 10011;
+
+// KernelContext_GetScratchBuffer ends the process where memory lacks: an exception leaves it, which its interface
+// forbids. Later versions give the stream away, in whose order the arena can then be asked itself. What these
+// structures hold is only ever appended to; headers of earlier versions, which suffice to build, lack the ends of them.
+constexpr std::uint32_t kVersionWithStreams = 31;
+constexpr std::size_t kGetSyncStream = 423;  // of OrtApi's functions, all of which are pointers
+
+struct StreamAwareAllocator {  // OrtAllocator
+  std::uint32_t version;
+  void* others[5];
+  void*(ORT_API_CALL* allocate_on_stream)(OrtAllocator*, std::size_t bytes, void* stream);
+};
+
+using GetSyncStream = OrtStatus*(ORT_API_CALL*)(const OrtKernelContext*, void** stream);
+
+GetSyncStream get_sync_stream(const OrtApi& api) {
+  GetSyncStream function = nullptr;
+  std::memcpy(&function, reinterpret_cast<const char*>(&api) + kGetSyncStream * sizeof(function), sizeof(function));
+  return function;
+}
 
 using Arena = std::unique_ptr<OrtAllocator, void(ORT_API_CALL*)(OrtAllocator*)>;
 
@@ -64,10 +86,21 @@ cuda::Run CudaCall::context() {
 }
 
 void* CudaCall::allocate(std::size_t bytes) {
-  const OrtMemoryInfo* memory = nullptr;
-  check(api(), api().AllocatorGetInfo(arena_, &memory));
   void* p = nullptr;
-  check(api(), api().KernelContext_GetScratchBuffer(ort_context(), memory, bytes, &p));
+  if (arena_->version >= kVersionWithStreams) {
+    void* stream = nullptr;
+    check(api(), get_sync_stream(api())(ort_context(), &stream));
+    if (stream != nullptr) {
+      // Throws what onnxruntime throws, a std::exception, or gives null.
+      p = reinterpret_cast<const StreamAwareAllocator*>(arena_)->allocate_on_stream(arena_, bytes, stream);
+    } else {
+      check(api(), api().AllocatorAlloc(arena_, bytes, &p));
+    }
+  } else {
+    const OrtMemoryInfo* memory = nullptr;
+    check(api(), api().AllocatorGetInfo(arena_, &memory));
+    check(api(), api().KernelContext_GetScratchBuffer(ort_context(), memory, bytes, &p));
+  }
   if (p == nullptr) throw std::bad_alloc();
   return p;
 }

@@ -60,6 +60,9 @@ def compare(
     Outputs that are no tensors of numbers are not compared, nor are those whose size depends on the values that are fed
     (behind NonZero, NonMaxSuppression and their like) where it differs (`CheckReport.skipped`).
 
+    On a GPU float32 is computed as such, not in TF32: what the models differ by is then their own. Models that are open
+    already should be opened so (`open_model`'s `exact`).
+
     Args:
         a: The reference.
         b: The model to judge. Its floating-point inputs may have another precision.
@@ -81,14 +84,15 @@ def compare(
     """
     if tolerance is not None and not tolerance >= 0:  # NaN is no bound either
         raise PerfonnxError(f"tolerance {tolerance:g}: give a number from 0 up")
-    first, second = (m if isinstance(m, OpenModel) else open_model(m, threads=threads) for m in (a, b))
+    first, second = (m if isinstance(m, OpenModel) else open_model(m, threads=threads, exact=True) for m in (a, b))
     if first.name == second.name:
         first.name, second.name = f"{first.name} (A)", f"{second.name} (B)"
     _same_outputs(first, second)
     reason = _reason_to_skip(second.proto, fallback)
     bodies = None
     if reason is None:
-        bodies = open_model(second.source, name=f"{second.name} without the library", threads=threads, library=False)
+        name = f"{second.name} without the library"
+        bodies = open_model(second.source, name=name, threads=threads, library=False, exact=True)
     if isinstance(feeds, Samples):
         total, labels, feeds = len(feeds), feeds.labels if labels is None else labels, feeds.feeds()
     else:
@@ -192,7 +196,9 @@ class _Comparison:
             return
         if self.plain is None:
             options = runtime.quiet_options(optimized=False)
-            self.plain = open_model(self.first.source, name=self.first.name, threads=self.threads, options=options)
+            self.plain = open_model(
+                self.first.source, name=self.first.name, threads=self.threads, options=options, exact=True
+            )
         plain = self.plain.run(feed)
         for name in self.kernel:
             if plain[name].shape == expected[name].shape:

@@ -124,6 +124,7 @@ def open_model(
     threads: int | None = None,
     library: bool | None = None,
     options: ort.SessionOptions | None = None,
+    exact: bool = False,
 ) -> OpenModel:
     """Opens a model and a session on it, on the provider that `runtime.with_provider` names.
 
@@ -134,6 +135,7 @@ def open_model(
         library: Whether to register the custom-operator library; None registers it for models that use it, so that
             all others run in onnxruntime as it comes.
         options: Options to start from; None: `runtime.quiet_options`.
+        exact: Float32 is computed as such on a GPU too, see `runtime.provider_list`.
 
     Raises:
         PerfonnxError: The model cannot be read or loaded.
@@ -146,9 +148,8 @@ def open_model(
     # A file onnxruntime reads itself, and looks for external data beside it.
     model = source if isinstance(source, (str, bytes, os.PathLike)) else _with_data(loaded, options)
     provider = runtime.chosen_provider()
-    session = runtime.session(
-        model, threads=threads, library=library, options=options, providers=runtime.provider_list(provider)
-    )
+    providers = runtime.provider_list(provider, exact=exact)
+    session = runtime.session(model, threads=threads, library=library, options=options, providers=providers)
     return OpenModel(source, name or loaded.name, loaded.proto, session, provider)
 
 

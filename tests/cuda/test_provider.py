@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import perfonnx
@@ -41,8 +42,10 @@ def _on_cuda() -> None:
         pytest.skip(reason)
 
 
-def _session(model: onnx.ModelProto) -> ort.InferenceSession:
-    providers = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+def _session(model: onnx.ModelProto, **settings: str) -> ort.InferenceSession:
+    providers = [
+        ("CUDAExecutionProvider", {"use_tf32": "0", **settings})
+    ]  # the CPU's may not be named where it may not be used
     options = runtime.quiet_options()
     perfonnx.register(options)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # our operators have to be there
@@ -50,7 +53,7 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
 
 
 @pytest.mark.parametrize("op", list(ops.CANONICAL))
-@settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_operators_on_maps_equal_the_reference(op: str, data: st.DataObject) -> None:
     case: Case = data.draw(cases(op))
@@ -58,7 +61,7 @@ def test_operators_on_maps_equal_the_reference(op: str, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-@settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_operators_on_rows_equal_the_reference(op: str, data: st.DataObject) -> None:
     case: RowCase = data.draw(row_cases(op))
@@ -88,3 +91,26 @@ def test_memory_that_is_not_there_is_onnxruntime_s_error() -> None:
             options,
             providers=[("CUDAExecutionProvider", {"gpu_mem_limit": str(2**20)})],
         )
+
+
+def test_a_run_that_lacks_memory_fails_and_the_session_goes_on() -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random((16, 16)) < 0.75
+    constants = {"W": rng.standard_normal((64, 64, 3, 3)).astype(np.float32), "B": None, "mask": mask, "fill": None}
+    x = rng.standard_normal((2, 64, 16, 16)).astype(np.float32)
+    case = Case("SparseConv", x, constants, ConvAttributes((3, 3), pads=(1, 1, 1, 1)), Activation())
+    model = case.model(fallback=False)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    session = _session(model, gpu_mem_limit=str(2**25), arena_extend_strategy="kSameAsRequested")
+    before = session.run(None, {"X": x})[0]
+    failed = []
+    for images in range(32, 512, 16):  # one of them finds memory for the input and lacks some for the operator
+        try:
+            session.run(None, {"X": np.zeros((images, 64, 16, 16), np.float32)})
+        except Exception as error:  # of a type that onnxruntime does not export
+            failed.append(str(error))
+    assert failed
+    assert all("vailable memory" in message for message in failed)
+    assert any("SparseConv node" in message for message in failed)
+    np.testing.assert_array_equal(session.run(None, {"X": x})[0], before)

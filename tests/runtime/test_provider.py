@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnxruntime as ort
 import pytest
 
 from perfonnx import runtime
 from perfonnx.cli import ExitStatus, main
+from perfonnx.comparing.check import compare
+from perfonnx.data.feeds import random_feeds
 from perfonnx.errors import PerfonnxError
 from perfonnx.running.opened import open_model
-from tests.models.small import dense
+from tests.models.small import dense, sampled
 
 HERE = "CUDAExecutionProvider" in ort.get_available_providers()
 
@@ -24,6 +28,9 @@ def test_models_run_on_the_cpu_unless_something_else_is_said() -> None:
 def test_what_a_provider_lacks_runs_on_the_cpu() -> None:
     assert runtime.provider_list("cpu") == ["CPUExecutionProvider"]
     assert runtime.provider_list("cuda") == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    exact = [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
+    assert runtime.provider_list("cuda", exact=True) == exact
+    assert runtime.provider_list("cpu", exact=True) == ["CPUExecutionProvider"]
 
 
 def test_an_unknown_provider_is_refused_with_the_known_ones() -> None:
@@ -55,6 +62,26 @@ def test_a_provider_that_does_not_work_here_is_no_silent_fallback(monkeypatch: p
     monkeypatch.setattr(ort, "InferenceSession", OnTheCpu)
     with pytest.raises(PerfonnxError, match="cannot use its CUDAExecutionProvider"):
         runtime.session(dense(), library=False, providers=runtime.provider_list("cuda"))
+    with pytest.raises(PerfonnxError, match="cannot use its CUDAExecutionProvider"):
+        runtime.session(dense(), library=False, providers=runtime.provider_list("cuda", exact=True))
+
+
+def test_models_are_checked_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def session(model: runtime.Model, **settings: Any) -> ort.InferenceSession:
+        used.append(settings.pop("providers"))
+        return made(model, **settings)
+
+    made = runtime.session
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "_serves", lambda name: True)
+    monkeypatch.setattr(runtime, "session", session)
+    feeds = list(random_feeds(open_model(sampled()).inputs, n=1))
+    used.clear()
+    with runtime.with_provider("cuda"):
+        assert compare(sampled(), sampled(), feeds).kernel
+    assert used == 3 * [runtime.provider_list("cuda", exact=True)]
 
 
 def test_the_choice_ends_with_its_context(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,8 @@ _EXAMPLES = """examples:
   perfonnx check model.onnx fast.onnx --data photos/ --preset imagenet --held-back
         what perfonnx tune found with --data photos/ --preset imagenet, on the images that it kept out of its choice
   perfonnx check model.onnx same.onnx --tolerance 1e-4
+  perfonnx check model.onnx fast.onnx --provider cuda
+        float32 is computed as such here, not in TF32 as onnxruntime does by default: what differs is the models' own
 """
 
 
@@ -69,7 +71,7 @@ def _compare(options: argparse.Namespace) -> CheckReport:
     from perfonnx.data.inputs import merged_inputs
     from perfonnx.running.opened import open_model
 
-    first, second = (open_model(model, threads=options.threads) for model in (options.a, options.b))
+    first, second = (open_model(model, threads=options.threads, exact=True) for model in (options.a, options.b))
     specs = merged_inputs([first.inputs, second.inputs])
     source: Any
     if options.data is None:
