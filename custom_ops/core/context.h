@@ -44,12 +44,14 @@ void for_each_item(Context& context, std::int64_t count, const Item& item) {
   });
 }
 
-// Runs item(i, inside) for every i in [0, count), each as one task: `inside` has no threads to share out among.
+// Runs item(i, inside) for every i in [0, count), each as one task: `inside` has no threads to share out among, and its
+// memory is that thread's own.
 template <typename Item>
 void for_each_alone(Context& context, std::int64_t count, const Item& item) {
   context.parallel.run(static_cast<std::size_t>(count), [&](std::size_t task) {
     SerialFor serial;
-    Context inside{serial, context.allocator};
+    KeptScratch scratch(context.allocator);
+    Context inside{serial, scratch};
     item(static_cast<std::int64_t>(task), inside);
   });
 }

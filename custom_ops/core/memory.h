@@ -58,4 +58,16 @@ class HeapAllocator final : public Allocator {
   void release(void* p) noexcept override { AlignedDelete{}(p); }
 };
 
+// Scratch memory that a thread keeps from one task to the next, so that it stays in the caches near its processor,
+// where memory that goes from hand to hand would come from another's. What is large comes from elsewhere.
+class KeptScratch final : public Allocator {
+ public:
+  explicit KeptScratch(Allocator& elsewhere) : elsewhere_(elsewhere) {}
+  void* allocate(std::size_t bytes) override;
+  void release(void* p) noexcept override;
+
+ private:
+  Allocator& elsewhere_;
+};
+
 }  // namespace perfonnx
