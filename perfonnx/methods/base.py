@@ -508,8 +508,9 @@ class Chain(Method):
         return Chain(tuple(step.trained for step in self.parts))
 
     def promises(self, layer: Layer) -> bool:
-        """See `Method.promises`: whether what comes first does."""
-        return all(step.promises(layer) for step in self.parts[:1])
+        """See `Method.promises`: whether what comes first does, and all are for layers of the kind."""
+        of_the_kind = all(layer.node.op in step.REPLACES for step in self.parts)
+        return of_the_kind and all(step.promises(layer) for step in self.parts[:1])
 
 
 class StandardMethod(Method):

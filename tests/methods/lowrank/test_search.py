@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,16 +19,20 @@ from tests.passes import nets
 from tests.search.arrays import Arrays
 
 
+@dataclass(frozen=True)
 class ByFormula:
     """Times by a formula: a layer takes less by what its method asks to leave out."""
+
+    names: tuple[str, ...] = ("conv1", "conv2", "conv3")
 
     def speed(self, plan: Plan, *, seconds: float = 2.0) -> Speed:
         ratio = 1 / (1 - sum(0.3 * method.saving for method in plan.layers.values()))
         return Speed(ratio, ratio * 0.999, ratio * 1.001, 10 / ratio, 10.0, 9)
 
     def layers(self, plan: Plan) -> dict[str, float]:
-        names = ("conv1", "conv2", "conv3")
-        return dict.fromkeys(names, 3.0) | {n: 3 * (1 - m.saving) for n, m in plan.layers.items()} | {"(other)": 1.0}
+        return (
+            dict.fromkeys(self.names, 3.0) | {n: 3 * (1 - m.saving) for n, m in plan.layers.items()} | {"(other)": 1.0}
+        )
 
 
 def test_a_search_chooses_it() -> None:
@@ -37,6 +42,25 @@ def test_a_search_chooses_it() -> None:
     tuned = tune(network(separable()), None, data, max_drop="1%", timer=ByFormula(), space=space)
     assert tuned.reached
     assert tuned.plan.layers["conv2"] == Chain((METHODS["jaderberg"](save=0.75), Exact()))
+
+
+def test_it_chooses_it_for_a_product() -> None:
+    """Of low rank, behind layers that mind being approximated."""
+    rng = np.random.default_rng(3)
+    low = (rng.standard_normal((1920, 4)) @ rng.standard_normal((4, 50)) / 40).astype(np.float32)
+    weights = {"w": nets.values(16, 3, 3, 3), "v": low}
+    nodes = [
+        nets.conv("x", "a", "w", name="conv"),
+        nets.node("Flatten", ["a"], ["f"]),
+        nets.node("MatMul", ["f", "v"], ["y"], name="product"),
+    ]
+    model = nets.model(nodes, weights, outputs={"y": ("N", 50)})
+    images = np.concatenate([nets.feed(4, 3, 12, 10, seed=seed)["x"] for seed in range(8)])
+    space, timer = Space(rates=(0.5, 0.75), masks=("grid",)), ByFormula(("conv", "product"))
+    tuned = tune(model, None, Arrays("x", images, None, 1), max_drop="1%", timer=timer, space=space)
+    assert tuned.reached
+    assert tuned.plan.layers["product"] == METHODS["svd"](save=0.75)
+    assert tuned.obstacles == {}
 
 
 def test_rates_that_are_no_savings_are_left_to_who_reads_them() -> None:
