@@ -210,7 +210,7 @@ class LowRank(StandardMethod):
         from perfonnx.passes.estimates import tiles_of  # which needs what methods are made of
 
         form = Form.of(layer)
-        if form.inputs == 1:
+        if form.inputs == 1 and form.groups > 1:  # depthwise: bound by memory
             return False
         dense = form.multiplies([form.whole])
         exact = min([dense, *(tiles.multiplies(layer) for tiles in tiles_of(layer))])
