@@ -40,9 +40,12 @@ class GatheredRows {
   std::int32_t images_[kCount];   // the first row of its image
 };
 
-// Where channels come in whole chunks: they are copied.
+// Where channels come in whole chunks: they are copied. What a slab asks of a thread decides how fast slabs come, so
+// where a chunk lies is found out once for a tap.
 template <typename T, int kCount, int kStride>
 class ChunkGather {
+  static_assert(kCount <= 32);
+
  public:
   // group: that of the channels.
   __device__ ChunkGather(const Product& product, std::int32_t first, std::int32_t made, int group, int slab, int chunk)
@@ -51,43 +54,60 @@ class ChunkGather {
                   static_cast<std::int64_t>(group) * product.inputs * static_cast<int>(sizeof(T))),
         taps_(product.taps),
         per_tap_(product.inputs / kPerChunk<T>),
-        row_bytes_(product.inputs * product.groups * static_cast<int>(sizeof(T))),
+        row_chunks_(per_tap_ * product.groups),
         tap_((slab * kChunks + chunk) / per_tap_),
         within_((slab * kChunks + chunk) % per_tap_) {
     look_up();
+    move_on();
   }
 
   // The thread's chunks of the next slab, to places kStride rows apart.
   __device__ void bring(char* to) {
-    const char* from = channels_ + within_ * kChunk;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const bool valid = entries_[i] >= 0;
-      const std::int64_t offset = rows_.in_batch(i, valid ? entries_[i] : 0) * row_bytes_;
-      copy_async(to + i * kStride * kSlab, from + offset, valid);
+      const std::int64_t chunk = from_[i] + static_cast<std::uint32_t>(within_);
+      copy_async(to + i * kStride * kSlab, channels_ + chunk * kChunk, (valid_ >> i & 1U) != 0);
     }
     within_ += kChunks;
-    if (within_ >= per_tap_) {
+    if (within_ < per_tap_) return;
+    within_ -= per_tap_;
+    ++tap_;
+    if (within_ >= per_tap_) {  // several taps in a slab
       do {
         within_ -= per_tap_;
         ++tap_;
       } while (within_ >= per_tap_);
-      look_up();  // a slab ahead of its use
+      look_up();
     }
+    move_on();
   }
 
  private:
   __device__ void look_up() {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) entries_[i] = rows_.row(i, tap_, taps_);
+    for (int i = 0; i < kCount; ++i) next_[i] = rows_.row(i, tap_, taps_);
+  }
+
+  // The tap's rows, which were looked up before, are brought from here on; those of the next tap are looked up.
+  __device__ void move_on() {
+    valid_ = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const bool valid = next_[i] >= 0;
+      from_[i] = static_cast<std::uint32_t>(rows_.in_batch(i, valid ? next_[i] : 0) * row_chunks_);
+      if (valid) valid_ |= 1U << i;
+      next_[i] = rows_.row(i, tap_ + 1, taps_);
+    }
   }
 
   GatheredRows<kCount, kStride> rows_;
   const char* channels_;
-  std::int32_t entries_[kCount];
+  std::uint32_t from_[kCount];  // the tap's first chunk
+  std::uint32_t valid_;         // a bit for each: there is such a row
+  std::int32_t next_[kCount];
   int taps_;
   int per_tap_;
-  int row_bytes_;
+  int row_chunks_;
   int tap_;
   int within_;
 };

@@ -47,8 +47,9 @@ constexpr bool few_enough(std::int64_t count, std::int64_t each) {
 }
 template <typename Args>
 bool few_enough(const Args& args) {
+  const std::int64_t chunks = (args.shape.inputs * args.shape.groups + 3) / 4;  // of 16 bytes, in a row of floats
   return few_enough(args.images, args.sites) && few_enough(args.images, args.rows_per_image) &&
-         few_enough(args.sites, args.shape.taps);
+         few_enough(args.images * args.rows_per_image, chunks) && few_enough(args.sites, args.shape.taps);
 }
 
 // What ProductArgs and RadiusArgs say alike; the rest is null.

@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
                                              own_chunk);
   const std::int64_t slab_bytes = static_cast<std::int64_t>(product.outputs) * kSlab;
   const char* weights = tile_weights(product, work, slab_bytes) + own_place;
+  const int outputs_left = product.outputs - work.output - own_row;  // nothing is read of those that are not there
 
   char* shared = shared_memory();
   const auto a_slab = [&](int stage) { return shared + stage * kRows * kSlab; };
@@ -48,9 +49,8 @@ __global__ void __launch_bounds__(Sums::kThreads, kBlocks) product_kernel(const 
       gather.bring(a_slab(stage) + own_place);
 #pragma unroll
       for (int i = 0; i < kOutputs / kStride; ++i) {
-        const bool valid = work.output + own_row + i * kStride < product.outputs;
-        copy_async(b_slab(stage) + own_place + i * kStride * kSlab,
-                   valid ? weights + i * kStride * kSlab : static_cast<const char*>(product.packed), valid);
+        copy_async(b_slab(stage) + own_place + i * kStride * kSlab, weights + i * kStride * kSlab,
+                   i * kStride < outputs_left);
       }
       weights += slab_bytes;
       ++brought;
