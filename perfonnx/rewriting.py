@@ -394,6 +394,7 @@ def decide(
         choices[name] = Choice(chained(rebuilt.steps), None, folds_normalization=False)
     wanted = {name for name, method in plan.layers.items() if method.steps}
     skips = [skip for skip in state.skips if skip.layer in wanted]
+    skips += [Skip(name, "it is trained from its own weights") for name in state.keeping]
     averaged: dict[str, NDArray[np.int64]] = {}
     if plan.means == MEANS[0] and any(d.step.reads_sites for d in state.decisions.values()):
         PassManager([Fold(), Apply()]).run(workspace, state)
@@ -444,7 +445,8 @@ def _used(state: State) -> dict[str, Method]:
     """What happens to all layers that are rewritten, in the order of the graph."""
     made = {id(node) for rebuilt in state.rebuilt.values() for node in rebuilt.nodes}
     sampled = {n: d.step for n, d in state.decisions.items() if not d.joined and id(d.layer.node) not in made}
-    return {**sampled, **{name: chained(rebuilt.steps) for name, rebuilt in state.rebuilt.items()}}
+    kept = {name: keeping.step for name, keeping in state.keeping.items()}
+    return {**sampled, **kept, **{name: chained(rebuilt.steps) for name, rebuilt in state.rebuilt.items()}}
 
 
 def _with_trained(plan: Plan, masks: Mapping[str, Mask], gates: Mapping[str, TrainedGate]) -> Plan:
@@ -587,6 +589,8 @@ def _after(workspace: Workspace, state: State, changes: list[Change], report: Re
             layer, step = decision.layer, decision.step
             rate = step.skipped(decision.mask, state.corrections.get(name))
             report.layers.append(_layer_report(layer, step, rate, saved[name], _notes(changes, name)))
+    for name, keeping in state.keeping.items():
+        report.layers.append(_layer_report(keeping.layer, keeping.step, 0.0, 0, _notes(changes, name)))
     for name, rebuilt in state.rebuilt.items():
         saved[name] = rebuilt.saved
         layer, less = rebuilt.layer, rebuilt.saved + within.get(name, 0)

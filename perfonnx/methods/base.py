@@ -241,6 +241,8 @@ class Method(ABC):
     """In lists, smaller ones come first; of one place those that come first by name."""
     REPLACES: ClassVar[frozenset[str]] = frozenset({"Conv"})
     """The operators whose layers it takes."""
+    MENDING: ClassVar[frozenset[str]] = frozenset()
+    """Those of other layers that make up for what it does, however small they are; `chosen` gives their steps."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Enter it in `METHODS`, if it has a name."""
@@ -277,7 +279,7 @@ class Method(ABC):
         return [each.name for each in fields(cls)]
 
     @classmethod
-    def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Self:
+    def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Method:
         """The step for a layer where no plan says it, from the settings that were asked for."""
         return cls(**settings)
 
@@ -554,6 +556,19 @@ def standard_conv(
     constants = [workspace.add_constant(f"{name}.{k}", v.astype(dtype)) for k, v in zip(kinds, values, strict=False)]
     output = workspace.free_name(f"{spot.node.outputs[0].name}.{part}")
     return gs.Node("Conv", name, attributes.attributes(), [x, *constants], [gs.Variable(output)])
+
+
+class KeepingMethod(Method):
+    """A method that leaves a layer the operator that it is, and changes its constants by what is fitted."""
+
+    @abstractmethod
+    def corrected(self, spot: Spot) -> Fitted:
+        """Change the constants of the layer's node, by fitting where there are targets."""
+
+    @property
+    def trained(self) -> Method:
+        """See `Method.trained`: the layer itself is trained, from its own weights."""
+        return Chain()
 
 
 class SampledMethod(Method):

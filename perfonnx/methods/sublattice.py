@@ -35,6 +35,7 @@ from perfonnx.methods.base import (
     setting,
 )
 from perfonnx.methods.masked import sampling_operands
+from perfonnx.methods.product import RefitProduct
 from perfonnx.methods.refit import Ints, SiteClass, check, classes_of, own_taps, refitted
 from perfonnx.model.layers import Layer, constant_input, following_pool
 from perfonnx.model.proto import is_standard
@@ -83,6 +84,7 @@ class Sublattice(SampledMethod):
     ADJECTIVE = "sublattice"
     SUMMARY = "runs of layers on one sublattice, which read what exists there; weights refitted on --data, no training"
     OPERATOR = PERFORATED_CONV.name
+    MENDING = RefitProduct.REPLACES
 
     lattice: str = setting(
         "quincunx",
@@ -116,8 +118,10 @@ class Sublattice(SampledMethod):
         _sizes(self.at, where)
 
     @classmethod
-    def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Sublattice:
-        """See `Method.chosen`: on the lattice where the size of the map says so."""
+    def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Method:
+        """See `Method.chosen`: on the lattice where the size of the map says so; products are refitted behind all."""
+        if not layer.is_conv:
+            return RefitProduct()
         step = cls(**settings)
         sizes = _sizes(step.at, "--at")
         context.kept(_Sizes).look(sizes, layer)

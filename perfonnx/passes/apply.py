@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from perfonnx import ops
-from perfonnx.methods import Context, Decision, Needs, Spot
+from perfonnx.methods import Context, Decision, KeepingMethod, Needs, SampledMethod, Spot
 from perfonnx.methods.masked import sampling_operands
 from perfonnx.model.layers import CONV, constant_input, numpy_type
 from perfonnx.model.proto import TensorType
@@ -75,28 +75,37 @@ class Fit(Pass):
         """Refuse a plan whose layers want what is not there."""
         for name, decision in state.decisions.items():
             decision.step.check_data(name, self.context)
+        for name, keeping in state.keeping.items():
+            keeping.step.check_data(name, self.context)
 
     def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Fit where there is data, then change the layers."""
-        wanted = {name: d for name, d in state.decisions.items() if d.step.is_corrected}
+        steps: dict[str, SampledMethod | KeepingMethod] = {}
+        spots: dict[str, Spot] = {}
+        for name, d in state.decisions.items():
+            if d.step.is_corrected:
+                steps[name] = d.step
+                spots[name] = Spot(self.context, name, state.rewritten[name], d.layer, d.mask, d.folded)
+        for name, keeping in state.keeping.items():
+            steps[name], spots[name] = keeping.step, Spot(self.context, name, keeping.layer.node, keeping.layer)
         known = self.context.corrections
-        fitted = [name for name, d in wanted.items() if d.step.needs is Needs.TARGETS and name not in known]
+        places = {id(node): place for place, node in enumerate(workspace.graph.nodes)}
+        fitted = [name for name, step in steps.items() if step.needs is Needs.TARGETS and name not in known]
+        fitted.sort(key=lambda name: places[id(spots[name].node)])
         targets = None
         if fitted and self.context.feeds is not None:
-            nodes, feeds = {name: state.rewritten[name] for name in fitted}, self.context.feeds
-            if any(wanted[name].step.mirrors for name in fitted):
+            nodes, feeds = {name: spots[name].node for name in fitted}, self.context.feeds
+            if any(steps[name].mirrors for name in fitted):
                 feeds = with_mirrored(workspace, feeds)
             targets = NetworkTargets(workspace, nodes, feeds)
         changes: list[Change] = []
         beside: list[gs.Node] = []
-        order = [*(name for name in wanted if name not in fitted), *fitted]  # what is known, before what is run
+        order = [*(name for name in steps if name not in fitted), *fitted]  # what is known, before what is run
         for number, name in enumerate(order):
             if self.progress is not None:
                 self.progress(number, len(order))
-            d = wanted[name]
-            given = targets if name in fitted else None
-            spot = Spot(self.context, name, state.rewritten[name], d.layer, d.mask, d.folded, given)
-            result = d.step.corrected(spot)
+            spot = replace(spots[name], targets=targets) if name in fitted else spots[name]
+            result = steps[name].corrected(spot)
             if result.correction is not None:
                 state.corrections[name] = result.correction
             beside += result.nodes

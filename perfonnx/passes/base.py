@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from perfonnx.corrections import Corrections
 from perfonnx.errors import PerfonnxError
-from perfonnx.methods import Decision, Method
+from perfonnx.methods import Decision, KeepingMethod, Method
 from perfonnx.model.layers import Layer
 from perfonnx.model.workspace import Workspace
 
@@ -50,12 +50,20 @@ class Rebuilt:
     saved: int = 0
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """A layer that stays the operator that it is, with other constants."""
+
+    layer: Layer
+    step: KeepingMethod
+
+
 @dataclass
 class State:
     """What passes hand on beside the graph: decisions by layer name, skips with reasons, and the new nodes.
 
-    `rebuilt` are the layers in whose place standard operators stand, or will, by name; `saved_behind` is what layers
-    behind them multiply less since maps are smaller.
+    `keeping` are the layers that get other constants alone, by name. `rebuilt` are those in whose place standard
+    operators stand, or will, by name; `saved_behind` is what layers behind them multiply less since maps are smaller.
 
     `on_maps` names the layers that stay canonical though they could work on rows, `dense` those of them that a `Conv`
     computes faster, and `kept` holds by id the other nodes
@@ -65,6 +73,7 @@ class State:
     """
 
     decisions: dict[str, Decision] = field(default_factory=dict)
+    keeping: dict[str, Keeping] = field(default_factory=dict)
     rebuilt: dict[str, Rebuilt] = field(default_factory=dict)
     saved_behind: int = 0
     skips: list[Skip] = field(default_factory=list)

@@ -18,6 +18,7 @@ from perfonnx.methods import (
     SAMPLING,
     Context,
     Decision,
+    KeepingMethod,
     Method,
     SampledMethod,
     StandardMethod,
@@ -37,7 +38,7 @@ from perfonnx.model.layers import (
 from perfonnx.model.shapes import symbolic_input_flag
 from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, other_multiplies
-from perfonnx.passes.base import Change, Pass, Rebuilt, Skip, State
+from perfonnx.passes.base import Change, Keeping, Pass, Rebuilt, Skip, State
 from perfonnx.plan import Plan
 
 MIN_SHARE = 0.01
@@ -156,7 +157,8 @@ class Select(Pass):
         if self.plan is not None:
             wanted = self._by_plan(all_layers(workspace), state, self.plan)
         else:
-            layers = [layer for layer in all_layers(workspace) if layer.node.op in self.options.method.REPLACES]
+            of = self.options.method.REPLACES | self.options.method.MENDING
+            layers = [layer for layer in all_layers(workspace) if layer.node.op in of]
             wanted = self._by_options(workspace, layers, state)
         for layer, method in wanted:
             asked = None if self.plan is not None or self.options.only else self.options.settings
@@ -191,7 +193,8 @@ class Select(Pass):
         before = [dense_multiplies_of(workspace, n) for n in done]
         convs = conv_layers(workspace)
         total = sum(m or 0 for m in conv_multiplies(workspace, convs)) + sum(before) + other_multiplies(workspace)
-        can_be = [layer.multiplies or 0 for layer in layers if not layer.obstacle and not layer.reservation]
+        own = [layer for layer in layers if layer.node.op in options.method.REPLACES]
+        can_be = [layer.multiplies or 0 for layer in own if not layer.obstacle and not layer.reservation]
         small = negligible([*can_be, *before], total)
         names = [*(layer.name for layer in layers), *(n.name for n in done)]
         if only and not any(p.search(name) for p in only for name in names):
@@ -207,7 +210,7 @@ class Select(Pass):
                 reason = layer.reservation if options.example.heeds_reservation else None
                 if layer.origin is not None:
                     reason = f"already rewritten: it comes from {layer.origin}"
-                elif not reason and (layer.multiplies or 0) <= small:
+                elif not reason and layer.node.op in options.method.REPLACES and (layer.multiplies or 0) <= small:
                     reason = f"carries only {(layer.multiplies or 0) / max(total, 1):.1%} of the multiplies"
             if reason:
                 state.skips.append(Skip(layer.name, reason))
@@ -241,6 +244,9 @@ def decide_on(
         return reason
     if isinstance(step, StandardMethod):
         state.rebuilt[layer.name] = Rebuilt(layer, tuple(steps))
+        return None
+    if isinstance(step, KeepingMethod):
+        state.keeping[layer.name] = Keeping(layer, step)
         return None
     assert isinstance(step, SampledMethod)
     assert layer.output_shape is not None

@@ -59,7 +59,11 @@ class _Question:
             (other,) = (tensor for tensor in follower.inputs if tensor is not y)
             result = follower.outputs[0]
             same = workspace.types.get(other.name) == workspace.types[y.name] == workspace.types.get(result.name)
-            if same and not unsettled & ancestors(workspace.node_protos(), [other.name]):
+            if (
+                same
+                and workspace.constant_proto(other) is None
+                and not unsettled & ancestors(workspace.node_protos(), [other.name])
+            ):
                 return cls(x.name, y.name, other.name, result.name, _goal(workspace, result))
         return cls(x.name, y.name, None, y.name, goal)
 

@@ -162,6 +162,9 @@ def finetune_model(
         share = 1.0 if budget is None else budget
         new = options.example.trains_correction
         untrained = rewrite(model, options=options.trained(), fallback=False, samples=fitted if new else None, **same)
+        trainable, _ = _trainable(untrained.plan)
+        if trainable.layers != untrained.plan.layers:
+            untrained = rewrite(model, plan=trainable, corrections=untrained.corrections, fallback=False, **same)
     else:
         plan, share = _trainable(plan if isinstance(plan, Plan) else Plan.load(plan))
         new = plan.corrections is None and any(step.trains_correction for step in plan.steps())

@@ -277,6 +277,29 @@ def test_layers_without_names_keep_those_of_their_outputs(tmp_path: Path) -> Non
     assert again.to_bytes() == (tmp_path / "fast.onnx").read_bytes()
 
 
+def test_fully_connected_layers_keep_their_own_weights(tmp_path: Path) -> None:
+    """A refit of one would not be known to the network that is trained."""
+    nodes = [
+        nets.conv("x", "a", "w0", name="first", strides=[8, 8]),
+        nets.node("Relu", ["a"], ["ra"]),
+        nets.node("Flatten", ["ra"], ["f"]),
+        nets.node("Gemm", ["f", "w1"], ["y"], name="head"),
+    ]
+    weights = {"w0": nets.values(2, 3, 3, 3), "w1": nets.values(2 * 3 * 2, 3, seed=1)}
+    model = nets.model(nodes, weights, inputs={"x": ("N", 3, 17, 14)}, outputs={"y": ("N", 3)})
+    fit = perfonnx.rewrite(model, method="sublattice", samples=images().feeds())
+    assert fit.corrections["head"].arrays
+    fit.save_plan(tmp_path / "plan.json")
+    settings = replace(SETTINGS, epochs=1)
+    for how in ({"options": Options("sublattice")}, {"plan": tmp_path / "plan.json"}):
+        done = finetune_model(model, None, images(), settings=settings, **how)
+        assert list(done.result.plan.layers) == ["first"]
+        assert list(done.result.corrections) == ["first"]
+    network = from_onnx(model)
+    (skip,) = apply(network, fit.plan, corrections=fit.corrections).skips
+    assert (skip.layer, skip.reason) == ("head", "it is trained from its own weights")
+
+
 def test_training_goes_on_from_a_saved_plan(tmp_path: Path) -> None:
     fit = perfonnx.rewrite(normalized(), plan=lattices(), samples=images().feeds())
     fit.save_plan(tmp_path / "plan.json")
