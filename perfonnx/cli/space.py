@@ -28,6 +28,12 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     choices.add_argument(
         "--repair", metavar="NAME,...", help="none, bias, weights, predictor, full (default bias,predictor)"
     )
+    choices.add_argument(
+        "--flips",
+        action="store_true",
+        help="refit regions on sublattices to the mirror images of --data too, from left to right, where these are as "
+        "good; for few of them",
+    )
 
 
 def space_from(options: argparse.Namespace) -> Space:
@@ -38,7 +44,7 @@ def space_from(options: argparse.Namespace) -> Space:
     """
     from perfonnx.search import Space
 
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"flips": options.flips}
     for flag, name in (
         ("methods", "methods"),
         ("masks", "masks"),

@@ -119,6 +119,10 @@ class Space(Protocol):
     def savings(self) -> Sequence[float]:
         """Shares of a layer's work that are worth leaving out."""
 
+    @property
+    def flips(self) -> bool:
+        """Whether mirror images of the data are as good as the data, for what is fitted to them."""
+
     def of(self, setting: str) -> Sequence[Any]:
         """The values of a setting that are to be tried; empty where nothing is said of it."""
 

@@ -196,7 +196,7 @@ class Sublattice(SampledMethod):
     @classmethod
     def candidates(cls, space: Space) -> Sequence[Method]:
         """See `Method.candidates`: not unions of cosets, which lose as much as the quincunx and cost more."""
-        found = [cls(lattice) for lattice, cosets in LATTICES.items() if len(cosets.parts) == 1]
+        found = [cls(lattice, flips=space.flips) for lattice, cosets in LATTICES.items() if len(cosets.parts) == 1]
         return [method for method in found if method.saving in space.savings]
 
     @property

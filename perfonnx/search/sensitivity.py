@@ -59,6 +59,7 @@ class Space:
         interpolations: How skipped positions are filled.
         repairs: How layers are corrected, names in `perfonnx.methods.perforate.REPAIRS`.
         methods: Names in `perfonnx.methods.METHODS`; those without candidates add nothing.
+        flips: Whether regions are refitted to mirror images of the data too.
 
     Raises:
         PerfonnxError: A name is unknown, a rate is out of range, or nothing is left to choose from.
@@ -69,6 +70,7 @@ class Space:
     interpolations: Sequence[str] = INTERPOLATIONS[:1]
     repairs: Sequence[str] = REPAIR_CHOICES
     methods: Sequence[str] = field(default_factory=lambda: list(METHODS))
+    flips: bool = False
 
     def __post_init__(self) -> None:
         """Checks everything once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from perfonnx.cli import output
+from perfonnx.cli.space import add_space, space_from
 from tests.cli.running import FAST, run
 from tests.models import small
 
@@ -32,6 +34,15 @@ def test_tune_writes_a_model_a_plan_and_a_report(with_data: Path, capsys: pytest
     assert len((with_data / "state").read_text().splitlines()) == before  # nothing was measured again
     assert onnx.load("out2.onnx") == onnx.load("out.onnx")
     assert capsys.readouterr().out == ""
+
+
+def test_mirror_images_are_for_who_asks() -> None:
+    parser = argparse.ArgumentParser()
+    add_space(parser)
+    assert {step.mirrors for step in space_from(parser.parse_args([])).choices()} == {False}
+    regional = [step for step in space_from(parser.parse_args(["--flips"])).choices() if step.regional]
+    assert regional
+    assert all(step.mirrors and step.behind is not None and step.behind.mirrors for step in regional)
 
 
 def test_another_bound_is_answered_at_once(with_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,11 +176,12 @@ def test_a_network_with_regions_is_tuned_for_real(tmp_path: Path) -> None:
         def _work(plan: Plan) -> dict[str, float]:
             return {name: method.saving for name, method in plan.layers.items()}
 
-    space = Space(rates=(0.5,), repairs=("none",), methods=("exact", "sublattice"))
+    space = Space(rates=(0.5,), repairs=("none",), methods=("exact", "sublattice"), flips=True)
     same: dict[str, Any] = {"space": space, "timer": ByWork(), "state": tmp_path / "state"}
     tuned = tune(tmp_path / "in.onnx", tmp_path / "out.onnx", samples(60), max_drop=0.6, **same)
     assert tuned.best is not None
     assert {type(method) for method in tuned.plan.layers.values()} >= {Sublattice}
+    assert {method.mirrors for method in tuned.plan.layers.values() if isinstance(method, Sublattice)} == {True}
     tuned.save_plan(tmp_path / "plan.json")
     again = perfonnx.rewrite(tmp_path / "in.onnx", plan=tmp_path / "plan.json")
     assert again.to_bytes() == (tmp_path / "out.onnx").read_bytes()
