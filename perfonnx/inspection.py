@@ -19,9 +19,9 @@ from perfonnx.model.signature import load_fixed
 from perfonnx.model.validity import check_input
 from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, not_counted, other_multiplies
-from perfonnx.ops.common import conv_attributes, dense_multiplies
+from perfonnx.ops.common import conv_attributes
 from perfonnx.passes import negligible
-from perfonnx.rewriting import LITTLE_TO_GAIN, missing_flags, positions_computed
+from perfonnx.rewriting import LITTLE_TO_GAIN, missing_flags, multiplies_of_rewritten
 
 DONE = "already rewritten"
 
@@ -162,7 +162,6 @@ def inspect(
 
 def _rewritten(workspace: Workspace, node: Any) -> ConvInfo:
     w = workspace.constant(node.inputs[1])
-    positions = positions_computed(workspace, node)
     shape = () if w is None else w.shape
     geometry = None if w is None else conv_attributes(w, node.attrs)
     return ConvInfo(
@@ -172,7 +171,7 @@ def _rewritten(workspace: Workspace, node: Any) -> ConvInfo:
         geometry.strides if geometry else (),
         geometry.group if geometry else 1,
         layer_output(workspace, node),
-        None if positions is None or w is None else dense_multiplies(shape, positions),
+        multiplies_of_rewritten(workspace, node),
         0.0,
         False,
         DONE,

@@ -628,12 +628,15 @@ def _notes(changes: Sequence[Change], name: str) -> tuple[str, ...]:
 
 def _rewritten_multiplies(workspace: Workspace) -> int:
     """Multiplies of layers rewritten by an earlier run."""
-    total = 0
-    for node in rewritten_nodes(workspace):
-        w, positions = workspace.types.get(node.inputs[1].name), positions_computed(workspace, node)
-        if w is not None and w.shape and positions is not None:
-            total += dense_multiplies([d for d in w.shape if isinstance(d, int)], positions)
-    return total
+    return sum(multiplies_of_rewritten(workspace, node) or 0 for node in rewritten_nodes(workspace))
+
+
+def multiplies_of_rewritten(workspace: Workspace, node: gs.Node) -> int | None:
+    """Of one of our layers, per image, without columns of its weights that are left out; None where unknown."""
+    w, positions = workspace.constant(node.inputs[1]), positions_computed(workspace, node)
+    if w is None or positions is None:
+        return None
+    return round(dense_multiplies(w.shape, positions) * listed_columns(w, int(node.attrs.get("group", 1))))
 
 
 def positions_computed(workspace: Workspace, node: gs.Node) -> int | None:

@@ -56,6 +56,7 @@ def test_blocks_of_outputs_read_columns_of_their_own(block: int, counts: list[in
     assert layer.multiplies[1] * 72 == layer.multiplies[0] * 24
     assert result.report.multiplies[0] - result.report.multiplies[1] == layer.multiplies[0] - layer.multiplies[1]
     assert layer.plan == Chain((ColumnSparse(rank=24, block=block), Exact()))
+    assert perfonnx.inspect(result.proto).multiplies == result.report.multiplies[1]
 
 
 def test_blocks_lose_less_than_columns_of_all() -> None:
