@@ -333,3 +333,10 @@ def test_session_options_of_several_sessions_share_the_library() -> None:
     del sessions
     for got in results:
         np.testing.assert_array_equal(got, results[0])
+
+
+def test_the_unwinder_is_onnxruntime_s() -> None:
+    """An exception of an allocator of onnxruntime passes frames of the library: two unwinders on one stack abort."""
+    library = Path(get_library_path()).read_bytes()
+    assert b"\0libgcc_s.so.1\0" in library  # a library that the linker looks for
+    assert b"\0libstdc++.so.6\0" not in library
