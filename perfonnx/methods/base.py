@@ -381,9 +381,9 @@ class Method(ABC):
         return False
 
     @property
-    def behind(self) -> Method | None:
-        """Where it is regional: what layers get that lie behind a region; None: what they have without it."""
-        return None
+    def behind(self) -> Sequence[Method]:
+        """Where it is regional: what layers behind a region get, by their kind; others are as without it."""
+        return ()
 
     @property
     def lossless(self) -> bool:

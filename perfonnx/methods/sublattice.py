@@ -205,9 +205,9 @@ class Sublattice(SampledMethod):
         return self.lattice != EVERYWHERE
 
     @property
-    def behind(self) -> Method | None:
+    def behind(self) -> Sequence[Method]:
         """See `Method.behind`: refitted, so that they make up for what went wrong in front of them."""
-        return replace(self, lattice=EVERYWHERE, at="")
+        return replace(self, lattice=EVERYWHERE, at=""), RefitProduct()
 
     @property
     def shareable(self) -> bool:

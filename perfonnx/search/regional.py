@@ -99,7 +99,7 @@ class RegionalSearch:
         chosen = {name: method for region, method in picks for name in region.layers if name in self.able[method]}
         layers = {**({} if self.before is None else self.before.plan.layers), **chosen}
         for _, method in picks:
-            if (behind := method.behind) is not None:
+            for behind in method.behind:
                 rest = self.able[behind] - chosen.keys()
                 layers |= {name: behind for name in rest if self.influence.get(name, frozenset()) & chosen.keys()}
         return Plan({name: layers[name] for name in self.order if name in layers}, self.seed)

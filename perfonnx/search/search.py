@@ -148,7 +148,7 @@ class Search:
             self._lose_nothing()
         best = self.networks.best()
         workspace = opened(self.subject.original())
-        self._behind = frozenset(method.behind for method in regional if method.behind is not None)
+        self._behind = frozenset(behind for method in regional for behind in method.behind)
         both = [*regional, *self._behind]
         able = {method: frozenset(self.subject.able(self._order, method, self.seed)) for method in both}
         runs = resolution_runs(workspace, frozenset.intersection(*(able[method] for method in regional)))

@@ -42,7 +42,7 @@ def test_mirror_images_are_for_who_asks() -> None:
     assert {step.mirrors for step in space_from(parser.parse_args([])).choices()} == {False}
     regional = [step for step in space_from(parser.parse_args(["--flips"])).choices() if step.regional]
     assert regional
-    assert all(step.mirrors and step.behind is not None and step.behind.mirrors for step in regional)
+    assert all(step.mirrors and step.behind[0].mirrors for step in regional)
 
 
 def test_another_bound_is_answered_at_once(with_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

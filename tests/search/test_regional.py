@@ -20,6 +20,7 @@ from perfonnx.methods import METHODS, Method
 from perfonnx.methods import Space as Asked
 from perfonnx.methods.exact import Exact
 from perfonnx.methods.perforate import Perforate
+from perfonnx.methods.product import RefitProduct
 from perfonnx.methods.sublattice import Sublattice
 from perfonnx.plan import Plan
 from perfonnx.search import Outcome, Quality, Space, Speed, Task, Tuned, state, tune
@@ -44,8 +45,8 @@ def together() -> Iterator[type[Method]]:
             return True
 
         @property
-        def behind(self) -> Method | None:
-            return Exact()
+        def behind(self) -> Sequence[Method]:
+            return (Exact(),)
 
         @classmethod
         def candidates(cls, space: Asked) -> Sequence[Method]:
@@ -188,6 +189,23 @@ def test_a_network_with_regions_is_tuned_for_real(tmp_path: Path) -> None:
     mildest = min(t.held_back.drop for t in tuned.trials if t.held_back is not None)
     other = tune(tmp_path / "in.onnx", None, samples(60), max_drop=max(mildest, 0.01), **same)
     assert any("nothing was measured anew" in warning for warning in other.warnings)
+
+
+def test_products_behind_regions_are_refitted() -> None:
+    model = network()
+    pool, head = model.graph.node[-2:]
+    head.CopyFrom(nets.node("Gemm", ["f", "w"], ["y"], name="head"))
+    model.graph.node.insert(len(model.graph.node) - 1, nets.node("Flatten", [pool.output[0]], ["f"]))
+    weight = next(t for t in model.graph.initializer if t.name == "w")
+    weight.CopyFrom(onnx.numpy_helper.from_array(20 * nets.values(12, 5), "w"))
+    del model.graph.output[0].type.tensor_type.shape.dim[2:]
+    space = Space(rates=(0.5,), repairs=("none",), methods=("sublattice",))
+    tool = Invented()
+    tuned = tune(model, None, samples(60), evaluator=tool, timer=tool, space=space, max_drop=0.5)
+    assert tuned.best is not None
+    assert {type(tuned.plan.layers[name]) for name in BIG} == {Sublattice}
+    assert tuned.plan.layers["head"] == RefitProduct()
+    assert "head" in tuned.result.corrections
 
 
 def test_regions_and_layers_share_the_time_and_the_best_is_taken(together: type[Any]) -> None:
