@@ -278,25 +278,38 @@ def wide_kernel(
         size: Height and width of the input.
         output: Those of the output, which stay.
     """
+    low = np.minimum(taps.min(axis=0), 0)
+    steps = np.maximum(np.gcd.reduce(taps - low, axis=0), 1)  # of a dilated layer, say
+    wide, kernel = _spread_kernel(taps, weight, attributes, size, output, (int(steps[0]), int(steps[1])))
+    if wide.output_shape(*size) != tuple(output):
+        wide, kernel = _spread_kernel(taps, weight, attributes, size, output, (1, 1))
+    return wide, kernel
+
+
+def _spread_kernel(
+    taps: Ints,
+    weight: NDArray[np.float32],
+    attributes: ConvAttributes,
+    size: tuple[int, int],
+    output: tuple[int, ...],
+    dilations: tuple[int, int],
+) -> tuple[ConvAttributes, NDArray[np.float32]]:
+    """See `wide_kernel`; with these dilations it may have too few outputs, with 1 it has as many as are wanted."""
     low, high = np.minimum(taps.min(axis=0), 0), taps.max(axis=0)
-    pads = [int(-low[0]), int(-low[1])]
-    shape, behind = [], []
+    places = (taps - low) // dilations
+    shape = places.max(axis=0) + 1
+    behind = []
     for axis in range(2):
         last = (output[axis] - 1) * attributes.strides[axis] + int(high[axis])  # position that the last site reads
         behind.append(max(last - (size[axis] - 1), 0))
-        shape.append(int(high[axis] - low[axis]) + 1)
-    kernel = np.zeros((*weight.shape[:2], *shape), np.float32)
-    kernel[:, :, taps[:, 0] - low[0], taps[:, 1] - low[1]] = weight
-    wide = ConvAttributes(
-        (shape[0], shape[1]), attributes.strides, (pads[0], pads[1], behind[0], behind[1]), (1, 1), attributes.group
-    )
+    pads = (int(-low[0]), int(-low[1]), behind[0], behind[1])
+    wide = ConvAttributes((int(shape[0]), int(shape[1])), attributes.strides, pads, dilations, attributes.group)
     # Where the last site reads far before the input's end, more sites would fit: zero taps behind the others.
     for axis in range(2):
         while wide.output_shape(*size)[axis] > output[axis]:
             grown = list(wide.kernel_shape)
             grown[axis] += 1
-            padding = [(0, 0)] * 4
-            padding[2 + axis] = (0, 1)
-            kernel = np.pad(kernel, padding)
             wide = replace(wide, kernel_shape=(grown[0], grown[1]))
+    kernel = np.zeros((*weight.shape[:2], *wide.kernel_shape), np.float32)
+    kernel[:, :, places[:, 0], places[:, 1]] = weight
     return wide, kernel
