@@ -75,6 +75,8 @@ class ColumnSparse(LowRank):
     def unfit(self, form: Form) -> str | None:
         """See `LowRank.unfit`."""
         columns = form.inputs * form.taps
+        if form.groups > 1 and form.inputs == 1:
+            return "depthwise: the library reads all of its taps"
         return f"its rows of {columns} values are too long" if columns > DIRECT else None
 
     def pieces(self, form: Form, rank: int) -> list[Piece]:

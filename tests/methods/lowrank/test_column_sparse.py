@@ -127,6 +127,14 @@ def test_blocks_of_other_sizes_are_refused(block: Any) -> None:
         perfonnx.rewrite(network(WIDE), method="column-sparse", block=block)
 
 
+def test_depthwise_layers_are_refused() -> None:
+    model = network(nets.values(8, 1, 3, 3), group=8)
+    (skip,) = (
+        s for s in perfonnx.rewrite(model, method="column-sparse", only=["."]).report.skips if s.layer == "conv2"
+    )
+    assert skip.reason == "depthwise: the library reads all of its taps"
+
+
 def test_products_are_left_to_others() -> None:
     model = nets.model(
         [nets.node("MatMul", ["x", "w"], ["y"], name="fc")],
