@@ -392,7 +392,7 @@ def check_pool(device: Device, mode: Mode, average: bool) -> float:
 
 TILES = {
     "any device": range(1, 5),
-    "warpgroups": range(5, 9),
+    "warpgroups": range(5, 10),
     "chosen": range(1),
 }
 """Numbers of the tiles of products, by the kind of kernel. The first alone take few channels; 0 lets the kernels choose

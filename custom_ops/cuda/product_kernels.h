@@ -157,7 +157,7 @@ struct Tile {
   int threads;
   std::size_t shared;
   int blocks;     // that a multiprocessor holds at once
-  double clocks;  // of a multiprocessor that a slab takes, as measured on an H100
+  double clocks;  // of a multiprocessor that a slab takes, as measured on an H100 and an H200
   void (*chunks)(Product);
   void (*elements)(Product);  // null: it cannot
   int capability = 0;         // that it needs, and no other; 0: any
@@ -193,13 +193,14 @@ template <typename T>
 constexpr Tile kTensorTiles[] = {
     tile<TensorSums<T, 2, 4, 64, 64>, 4, 1>(3270),
     tile<TensorSums<T, 2, 2, 64, 64>, 3, 2>(1600),
-    tile<TensorSums<T, 2, 2, 64, 32>, 4, 2>(1100),
-    tile<TensorSums<T, 2, 2, 32, 32>, 4, 3>(600),
+    tile<TensorSums<T, 2, 2, 64, 32>, 4, 2>(1500),
+    tile<TensorSums<T, 2, 2, 32, 32>, 4, 3>(650),
 #ifdef PERFONNX_WARPGROUPS
     warpgroup_tile<WarpgroupSums<T, 2, 64, 256>, 4, 1>(2020),
     warpgroup_tile<WarpgroupSums<T, 2, 128, 128>, 4, 1>(2600),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 128>, 3, 2>(1380),
     warpgroup_tile<WarpgroupSums<T, 2, 64, 64>, 3, 3>(920),
+    warpgroup_tile<WarpgroupSums<T, 4, 64, 128>, 4, 1>(2300),
 #endif
 };
 
