@@ -634,9 +634,12 @@ def _rewritten_multiplies(workspace: Workspace) -> int:
 def multiplies_of_rewritten(workspace: Workspace, node: gs.Node) -> int | None:
     """Of one of our layers, per image, without columns of its weights that are left out; None where unknown."""
     w, positions = workspace.constant(node.inputs[1]), positions_computed(workspace, node)
-    if w is None or positions is None:
+    group = node.attrs.get("group", 1)  # the model may say anything
+    if w is None or positions is None or w.ndim != 4 or not isinstance(group, int) or group < 1:
         return None
-    return round(dense_multiplies(w.shape, positions) * listed_columns(w, int(node.attrs.get("group", 1))))
+    if not w.size or len(w) % group:
+        return None
+    return round(dense_multiplies(w.shape, positions) * listed_columns(w, group))
 
 
 def positions_computed(workspace: Workspace, node: gs.Node) -> int | None:

@@ -128,7 +128,8 @@ def test_every_model_with_every_other_method(name: str, method: str) -> None:
         data["samples"] = [real_models.suited(name.rsplit("/")[-1], feed) for feed in random_feeds(session, n=2)]
     for gain in (0.0, 1.0):
         result = check_one(name, method=method, center_gain=gain, **data)
-        assert all(method == layer.plan.NAME for layer in result.report.layers)
+        mended = {"refit"} if method == "sublattice" else set()  # products behind
+        assert {layer.plan.NAME for layer in result.report.layers} <= {method} | mended
 
 
 @pytest.mark.slow
