@@ -90,8 +90,8 @@ class Fit(Pass):
             steps[name], spots[name] = keeping.step, Spot(self.context, name, keeping.layer.node, keeping.layer)
         known = self.context.corrections
         places = {id(node): place for place, node in enumerate(workspace.graph.nodes)}
-        fitted = [name for name, step in steps.items() if step.needs is Needs.TARGETS and name not in known]
-        fitted.sort(key=lambda name: places[id(spots[name].node)])
+        in_order = sorted(steps, key=lambda name: places[id(spots[name].node)])
+        fitted = [name for name in in_order if steps[name].needs is Needs.TARGETS and name not in known]
         targets = None
         if fitted and self.context.feeds is not None:
             nodes, feeds = {name: spots[name].node for name in fitted}, self.context.feeds
@@ -100,7 +100,7 @@ class Fit(Pass):
             targets = NetworkTargets(workspace, nodes, feeds)
         changes: list[Change] = []
         beside: list[gs.Node] = []
-        order = [*(name for name in steps if name not in fitted), *fitted]  # what is known, before what is run
+        order = [*(name for name in in_order if name not in fitted), *fitted]  # what is known, before what is run
         for number, name in enumerate(order):
             if self.progress is not None:
                 self.progress(number, len(order))

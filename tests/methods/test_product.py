@@ -72,6 +72,20 @@ def test_unseen_images_gain(kind: str, tmp_path: Path) -> None:
     assert again.to_bytes() == fitted.to_bytes()
 
 
+def test_a_product_in_front_of_a_layer_of_another_branch(tmp_path: Path) -> None:
+    """A plan has its layers in another order than the network; what is made of both is in the network's."""
+    model = network()
+    last = nets.conv("r", "z", "w2", name="last")
+    model.graph.node.append(last)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(nets.values(4, 4, 3, 3, seed=5), "w2"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, ["N", 4, 6, 5]))
+    fitted = perfonnx.rewrite(model, plan=plan(last=Sublattice("dense")), samples=samples())
+    assert set(fitted.corrections) == {"conv", HEAD, "last"}
+    fitted.save_plan(tmp_path / "plan.json")
+    again = perfonnx.rewrite(model, plan=tmp_path / "plan.json")
+    assert again.to_bytes() == fitted.to_bytes()
+
+
 def test_it_is_the_solution_of_the_least_squares() -> None:
     """From a network in which nothing else changed, but whose own weights are not what is asked for."""
     model, data = network(), samples()
