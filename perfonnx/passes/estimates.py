@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from onnx import TensorProto
 
 from perfonnx.model.layers import Layer
@@ -26,6 +27,13 @@ CACHED = 1_000_000
 
 NARROW = 32
 """Output channels up to which a layer waits for its taps to be found."""
+
+SHORT_LINE = 2
+"""Outputs of a line up to which onnxruntime's Conv may be bound by reading weights."""
+FILTERS_TOGETHER = 64
+"""Filters of which onnxruntime's Conv computes a line of outputs before it turns to others."""
+NEAR_WEIGHTS = 50_000
+"""So many weights of these are read from further away than the first caches for each line."""
 
 
 def kind_of(layer: Layer) -> str:
@@ -161,6 +169,8 @@ class Costs:
         memory: How many times as much a value costs that does not fit into the caches, on rows and dense.
         memory_of_turns: The same where a map is turned.
         largest_tile: Tiles have at most so many outputs along an edge.
+        narrow: Nanoseconds per thousand weights that onnxruntime's Conv reads anew for each line of outputs, where they
+            do not fit into the nearer caches; lines of more than two outputs hide that.
     """
 
     dense: Mapping[str, Price] = field(
@@ -186,10 +196,15 @@ class Costs:
     memory: float = 3.5
     memory_of_turns: float = 2.0
     largest_tile: int = LARGEST_TILE
+    narrow: float = 37.0
 
     def of_dense(self, layer: Layer) -> float:
         """The convolution as onnxruntime runs it."""
-        return self._of_layer(self.dense[kind_of(layer)], layer, 1.0)
+        price = self.dense[kind_of(layer)]
+        if _reads_weights_again(layer):
+            read, written = _values(layer)
+            return self.narrow * _weights_read(layer) / 1000 + price.value * self.moved(read + written)
+        return self._of_layer(price, layer, 1.0)
 
     def of_rows(self, layer: Layer, share: float, taps: float = 1.0, *, own_grid: bool = False) -> float:
         """The same on rows, computed at this share of the positions, or at more where that takes less time.
@@ -236,6 +251,28 @@ class Costs:
         scattered = price.scattered if share < 1 and outputs <= NARROW else 0.0
         multiplies = taps * ((channels + price.tap) * blocks * price.block + scattered) / 1000
         return price.multiply * multiplies + price.value * self.moved(read + written * share)
+
+
+def _reads_weights_again(layer: Layer) -> bool:
+    """Whether onnxruntime's Conv is bound by the weights of its filters that it reads for each short line."""
+    assert layer.attributes is not None
+    assert layer.output_shape is not None
+    outputs, *others = layer.w_shape
+    together = min(outputs // layer.attributes.group, FILTERS_TOGETHER) * math.prod(others)
+    return layer.output_shape[-1] <= SHORT_LINE and together >= NEAR_WEIGHTS
+
+
+def _weights_read(layer: Layer) -> float:
+    """Over all lines of outputs: those of taps that do not lie above or below the map."""
+    assert layer.attributes is not None
+    assert layer.output_shape is not None
+    assert layer.input_shape is not None
+    a, (lines, _), height = layer.attributes, layer.output_shape, layer.input_shape[2]
+    assert isinstance(height, int)
+    first = np.arange(lines)[:, None] * a.strides[0] - a.pads[0]
+    taps = first + np.arange(a.kernel_shape[0]) * a.dilations[0]
+    inside = np.count_nonzero((taps >= 0) & (taps < height))
+    return inside * math.prod(layer.w_shape) / a.kernel_shape[0]
 
 
 def _moved(values: float, memory: float) -> float:
