@@ -269,6 +269,19 @@ void direct_tile(const TileArgs* args) {
   finish(args, args->added, args->out, last, sum);
 }
 
+// Adds the products of one input of each site, which was copied, with the weights.
+template <int SITES, int VECTORS>
+PERFONNX_INLINE void multiply_gathered(const float* x, const float* weights, Vec (&sum)[SITES][VECTORS]) {
+  Vec w[VECTORS];
+  PERFONNX_UNROLL
+  for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
+  PERFONNX_UNROLL
+  for (size_t p = 0; p < SITES; ++p) {
+    PERFONNX_UNROLL
+    for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x[p * kGatherStride] * w[v];
+  }
+}
+
 // Inputs that were copied.
 template <int SITES, int VECTORS>
 void gathered_tile(const TileArgs* args) {
@@ -277,16 +290,7 @@ void gathered_tile(const TileArgs* args) {
   start(args, args->out, last, sum);
   const float* weights = args->panel;
   const float* x = args->gathered;
-  for (size_t k = 0; k < args->inputs; ++k, ++x, weights += kPanel) {
-    Vec w[VECTORS];
-    PERFONNX_UNROLL
-    for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
-    PERFONNX_UNROLL
-    for (size_t p = 0; p < SITES; ++p) {
-      PERFONNX_UNROLL
-      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x[p * kGatherStride] * w[v];
-    }
-  }
+  for (size_t k = 0; k < args->inputs; ++k, ++x, weights += kPanel) multiply_gathered(x, weights, sum);
   finish(args, args->added, args->out, last, sum);
 }
 
@@ -299,15 +303,7 @@ void listed_tile(const TileArgs* args) {
   start(args, args->out, last, sum);
   const float* weights = args->panel;
   for (size_t k = 0; k < args->inputs; ++k, weights += kListedWidth) {
-    const float* x = args->gathered + args->listed[k];
-    Vec w[VECTORS];
-    PERFONNX_UNROLL
-    for (size_t v = 0; v < VECTORS; ++v) w[v] = load(weights + v * kVector);
-    PERFONNX_UNROLL
-    for (size_t p = 0; p < SITES; ++p) {
-      PERFONNX_UNROLL
-      for (size_t v = 0; v < VECTORS; ++v) sum[p][v] += x[p * kGatherStride] * w[v];
-    }
+    multiply_gathered(args->gathered + args->listed[k], weights, sum);
   }
   finish(args, args->added, args->out, last, sum);
 }
