@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,48 @@ _FIELDS = (
     "corrections",
     "masks",
     "digests",
+    "placement",
 )
 LAYOUTS = ("rows", "nchw")
 """How rewritten layers hand on their results."""
 MEANS = ("sites", "maps")
 """What averages over whole maps of which a lattice is computed take."""
 _TILE_WORDS = f"{', '.join(map(str, TILE_SIZES[:-1]))} or {TILE_SIZES[-1]}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes work on rows, as estimates had it when a plan was made: done again, the plan gives the same model.
+
+    Attributes:
+        of: Digest of the plan that it was decided for; for one that somebody changed since it is decided anew.
+        joined: Layers that were not chosen and work on rows all the same, since their neighbours do.
+        on_maps: Layers that were chosen and stay on maps.
+        dense: Those of them for which a `Conv` may stand, which is faster.
+        kept: What other nodes give that could work on rows and stay on maps: names of tensors.
+    """
+
+    of: str = ""
+    joined: tuple[str, ...] = ()
+    on_maps: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> Placement:
+        """Build from parsed JSON; `where` names the source in errors."""
+        names = [each.name for each in fields(cls)]
+        if not isinstance(data, Mapping) or not isinstance(data.get("of"), str) or set(data) - set(names):
+            raise PerfonnxError(f"{where}: placement is none that perfonnx wrote; leave it out")
+        for name in names[1:]:
+            found = data.get(name, [])
+            if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+                raise PerfonnxError(f"{where}: placement: {name} is {found!r}; give a list of names, or leave it out")
+        return cls(data["of"], *(tuple(data.get(name, ())) for name in names[1:]))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {name: value if name == "of" else list(value) for name, value in asdict(self).items() if value}
 
 
 @dataclass
@@ -42,7 +78,7 @@ class Plan:
     Kernels use Winograd's algorithm with tiles of at most `largest_tile` outputs along an edge, one of `TILE_SIZES`.
     `means`, one of `MEANS`, says whether averages over whole maps leave out what is no site of a lattice.
 
-    `notes` explains the layers that are left alone; it is written for the reader and ignored when read back.
+    `notes` explains the layers that are left alone. `placement` is what estimates decided when the plan was made.
     `input_shapes` are the shapes that the plan was made for, where the model left them open.
     `corrections` is the file of what repair or training found, see `perfonnx.corrections`, and `masks` the .npz file of
     the masks that were given; in a saved plan both are relative to it. `digests` has those of the two files, by which a
@@ -59,6 +95,7 @@ class Plan:
     corrections: str | None = None
     masks: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    placement: Placement | None = None
 
     def steps(self) -> list[Method]:
         """All steps of all layers."""
@@ -68,6 +105,24 @@ class Plan:
     def needs_targets(self) -> bool:
         """Whether a layer is fitted to what it gave in the original network."""
         return any(step.needs is Needs.TARGETS for step in self.steps())
+
+    def content(self) -> dict[str, Any]:
+        """What it says by itself, as plain data: without what explains it, follows from it or lies beside it."""
+        beside = ("notes", "placement", "corrections", "masks", "digests")
+        return {name: value for name, value in self.to_json().items() if name not in beside}
+
+    def placed(self, placement: Placement | None) -> Plan:
+        """With the placement that was decided for it."""
+        return replace(self, placement=None if placement is None else replace(placement, of=self._digest()))
+
+    @property
+    def own_placement(self) -> Placement | None:
+        """The placement, unless it was decided for another plan."""
+        known = self.placement
+        return known if known is not None and known.of == self._digest() else None
+
+    def _digest(self) -> str:
+        return digest(json.dumps(self.content(), sort_keys=True))
 
     def file(self, kind: str) -> str:
         """The file of its `corrections` or `masks`, which must be there.
@@ -141,16 +196,19 @@ class Plan:
         digests = data.get("digests", {})
         if not isinstance(digests, Mapping) or not all(isinstance(value, str) for value in digests.values()):
             raise PerfonnxError(f"{where}: digests is {digests!r}; give an object, or leave it out")
+        placement, notes = data.get("placement"), data.get("notes")
         layers = {name: _method(found, f"{where}: layer {name!r}") for name, found in data["layers"].items()}
         shapes = _input_shapes(data.get("input_shapes", {}), where)
         return cls(
             layers,
             seed,
+            {name: why for name, why in notes.items() if isinstance(why, str)} if isinstance(notes, Mapping) else {},
             layout=layout,
             largest_tile=largest_tile,
             means=means,
             input_shapes=shapes,
             digests=dict(digests),
+            placement=None if placement is None else Placement.from_json(placement, where),
             **files,
         )
 
@@ -172,6 +230,8 @@ class Plan:
             result["masks"] = self.masks
         if self.digests:
             result["digests"] = self.digests
+        if self.placement is not None:
+            result["placement"] = self.placement.to_json()
         if self.notes:
             result["notes"] = self.notes
         return result

@@ -280,6 +280,8 @@ def rewrite(
         largest_tile = plan.largest_tile if plan else LARGEST_TILE
     if largest_tile not in TILE_SIZES:
         raise PerfonnxError(f"largest_tile is {largest_tile!r}; choose from {', '.join(map(str, TILE_SIZES))}")
+    if plan is not None:
+        plan = replace(plan, layout=layout, largest_tile=largest_tile)
     tell = progress or (lambda _: None)
 
     if impact_maps is not None and not isinstance(impact_maps, Mapping):
@@ -301,11 +303,13 @@ def rewrite(
     PassManager([Normalize(), Select(context, chosen, plan, fallback)]).run(workspace, state)
     report = _before(workspace, state)
     fitting = lambda done, count: tell(f"fitting layer {done + 1} of {count}")  # noqa: E731
-    PassManager([Rebuild(context, fallback, fitting), Weigh(rows, largest_tile)]).run(workspace, state)
+    weigh = Weigh(rows, largest_tile, placement=plan.own_placement if plan else None)
+    PassManager([Rebuild(context, fallback, fitting), weigh]).run(workspace, state)
     report.skips, report.notes = list(state.skips), list(state.notes)
     means = plan.means if plan else MEANS[0]
     notes = {skip.layer: skip.reason for skip in state.skips}
     used = Plan(_used(state), seed, notes, shapes, layout, largest_tile, means)
+    used = used.placed(state.placement if state.decisions else None)
 
     tell("rewriting")
     passes: list[Pass] = [

@@ -59,7 +59,7 @@ def test_files(tmp_path: Path) -> None:
         "notes": {"other": "why"},
     }
     again = Plan.load(tmp_path / "p.json")
-    assert (again.layers, again.seed, again.notes) == (plan.layers, 3, {})
+    assert again == plan
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,10 @@ def test_files(tmp_path: Path) -> None:
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": [1]}, "input_shapes must be an object"),
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": {"x": 4}}, "input_shapes, 'x': 4 is no shape"),
         ({"perfonnx_plan": 1, "layers": {}, "input_shapes": {"x": [1, -3]}}, r"'x': \[1, -3\] is no shape"),
+        ({"perfonnx_plan": 1, "layers": {}, "placement": []}, "placement is none that perfonnx wrote"),
+        ({"perfonnx_plan": 1, "layers": {}, "placement": {"of": 1}}, "placement is none that perfonnx wrote"),
+        ({"perfonnx_plan": 1, "layers": {}, "placement": {"of": "", "hope": []}}, "placement is none that perfonnx"),
+        ({"perfonnx_plan": 1, "layers": {}, "placement": {"of": "", "kept": [1]}}, r"placement: kept is \[1\]"),
         ({"perfonnx_plan": 1, "layers": {"conv": 3}}, "layer 'conv' needs an object"),
         ({"perfonnx_plan": 1, "layers": {"conv": {}}}, "layer 'conv' needs an object"),
         ({"perfonnx_plan": True, "layers": {}}, "plan format True"),

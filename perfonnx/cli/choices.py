@@ -78,7 +78,7 @@ def choices_from(options: argparse.Namespace, *, seed: bool = True, exact: bool 
         seed: Whether a seed is a choice: a plan has its own.
         exact: Whether nothing need be chosen, since layers are then computed exactly.
     """
-    from perfonnx.methods import DEFAULT, SAMPLING, find_method
+    from perfonnx.methods import DEFAULT, SAMPLING, find_method, owners
     from perfonnx.passes import Options
 
     names = [*choice_names(), "seed"]
@@ -94,5 +94,8 @@ def choices_from(options: argparse.Namespace, *, seed: bool = True, exact: bool 
         if name not in method.settings():
             value = "" if given[name] is True else f" {given[name]}"
             flag = f"--{name.replace('_', '-')}{value}"
+            if options.method is None:
+                methods = ", ".join(owner.NAME for owner in owners(name))
+                raise PerfonnxError(f"{flag}: has no meaning without its --method: {methods}")
             raise PerfonnxError(f"{flag}: has no meaning with --method {method.NAME}; leave it out")
     return None if options.plan else Options(only=options.only, skip=options.skip, **given)

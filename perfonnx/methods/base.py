@@ -108,8 +108,11 @@ class Kept(Protocol):
 
     def __init__(self, context: Context) -> None: ...
 
-    def close(self) -> None:
-        """Raise `PerfonnxError` where it was of no use although it should have been."""
+    def close(self, left: Mapping[str, str]) -> None:
+        """Raise `PerfonnxError` where it was of no use although it should have been.
+
+        `left` says of layers that are left alone why they are.
+        """
 
 
 class Space(Protocol):
@@ -160,10 +163,13 @@ class Context:
         assert isinstance(found, kind)
         return found
 
-    def close(self) -> None:
-        """Let what was kept say what is wrong with it; called when everything is decided."""
+    def close(self, left: Mapping[str, str]) -> None:
+        """Let what was kept say what is wrong with it; called when everything is decided.
+
+        `left` says of layers that are left alone why they are.
+        """
         for each in self._kept.values():
-            each.close()
+            each.close(left)
 
 
 @dataclass(frozen=True)
@@ -281,6 +287,10 @@ class Method(ABC):
     def settings(cls) -> list[str]:
         """Their names."""
         return [each.name for each in fields(cls)]
+
+    @classmethod  # noqa: B027
+    def check_asked(cls, settings: Mapping[str, Any], where: str) -> None:
+        """Raise `PerfonnxError` naming `where` if settings that were asked for say nothing, or not together."""
 
     @classmethod
     def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Method:

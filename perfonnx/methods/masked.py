@@ -216,7 +216,7 @@ class Masks:
         except PerfonnxError as error:
             raise PerfonnxError(f"layer {layer.name!r}: {error}") from error
 
-    def close(self) -> None:
+    def close(self, left: Mapping[str, str]) -> None:
         """A mask file that fits no layer is a mistake."""
         for path in self.files:
             if path not in self.used_files:

@@ -37,7 +37,7 @@ from perfonnx.methods.base import (
 from perfonnx.methods.masked import sampling_operands
 from perfonnx.methods.product import RefitProduct
 from perfonnx.methods.refit import Ints, SiteClass, check, classes_of, own_taps, refitted
-from perfonnx.model.layers import Layer, constant_input, following_pool
+from perfonnx.model.layers import Layer, constant_input, conv_layers, following_pool
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import ConvAttributes, dense_multiplies
@@ -116,6 +116,12 @@ class Sublattice(SampledMethod):
         if not isinstance(self.at, str):
             raise PerfonnxError(f"{where}: at is {self.at!r}; give sizes of maps, as 56x56,28x28")
         _sizes(self.at, where)
+
+    @classmethod
+    def check_asked(cls, settings: Mapping[str, Any], where: str) -> None:
+        """See `Method.check_asked`."""
+        if "at" in settings and not _sizes(settings["at"], where):
+            raise PerfonnxError(f"{where}: at is {settings['at']!r}; give sizes of maps, as 56x56,28x28")
 
     @classmethod
     def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Method:
@@ -429,6 +435,7 @@ class _Sizes:
     """The sizes of maps that were asked for, and those that layers have."""
 
     def __init__(self, context: Context) -> None:
+        self.workspace = context.workspace
         self.wanted: set[tuple[int, int]] = set()
         self.there: set[tuple[int, int] | None] = set()
 
@@ -437,7 +444,13 @@ class _Sizes:
         self.wanted |= wanted
         self.there.add(layer.output_shape)
 
-    def close(self) -> None:
-        """A size that no layer has is a mistake."""
+    def close(self, left: Mapping[str, str]) -> None:
+        """A size that no layer has, or none that is looked at, is a mistake."""
         for height, width in sorted(self.wanted - self.there):
-            raise PerfonnxError(f"--at {height}x{width}: no layer has such a map; perfonnx inspect shows their sizes")
+            at = f"--at {height}x{width}"
+            for layer in conv_layers(self.workspace):
+                if layer.output_shape == (height, width) and layer.name in left:
+                    raise PerfonnxError(
+                        f"{at}: all layers with such a map are left alone, {layer.name!r} for one: {left[layer.name]}"
+                    )
+            raise PerfonnxError(f"{at}: no layer has such a map; perfonnx inspect shows their sizes")

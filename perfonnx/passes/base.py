@@ -13,6 +13,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.methods import Decision, KeepingMethod, Method
 from perfonnx.model.layers import Layer
 from perfonnx.model.workspace import Workspace
+from perfonnx.plan import Placement
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ class State:
     `keeping` are the layers that get other constants alone, by name. `rebuilt` are those in whose place standard
     operators stand, or will, by name; `saved_behind` is what layers behind them multiply less since maps are smaller.
 
-    `on_maps` names the layers that stay canonical though they could work on rows, `dense` those of them that a `Conv`
-    computes faster, and `kept` holds by id the other nodes
-    that stay on maps though rows reach them, and `left_on_maps` says of all that rows reach why they stay on maps.
+    `placement` says which nodes work on rows; `kept` holds by id the others of them that stay on maps, `left_on_maps`
+    says of all that rows reach why they stay there.
     `corrections` are what repair found or was given; `strict` says whether the model passed strict shape inference
     before; `notes` are about the model as a whole.
     """
@@ -78,8 +78,7 @@ class State:
     saved_behind: int = 0
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
-    on_maps: set[str] = field(default_factory=set)
-    dense: set[str] = field(default_factory=set)
+    placement: Placement = field(default_factory=Placement)
     kept: dict[int, gs.Node] = field(default_factory=dict)
     left_on_maps: list[Skip] = field(default_factory=list)
     corrections: Corrections = field(default_factory=dict)

@@ -248,10 +248,9 @@ def _write_value_info(workspace: Workspace, nodes: list[gs.Node]) -> None:
 def _write_metadata(workspace: Workspace, plan: Plan) -> None:
     """Keep the plan in the model's metadata, joined with that of an earlier run."""
     metadata = workspace.proto.metadata_props
-    merged = plan.to_json()
-    merged.pop("notes", None)
-    for file in ("corrections", "masks", "digests"):  # beside the plan; the model has in its constants what is in them
-        merged.pop(file, None)
+    merged = plan.content()  # the model has in its constants what lies beside the plan
+    if plan.placement is not None:
+        merged["placement"] = plan.placement.to_json()
     for index in reversed(range(len(metadata))):
         if metadata[index].key != PLAN_KEY and not metadata[index].key.startswith(f"{PLAN_KEY}."):
             continue
@@ -260,6 +259,7 @@ def _write_metadata(workspace: Workspace, plan: Plan) -> None:
             for key in ("layers", "input_shapes"):
                 if key in earlier:
                     merged[key] = {**earlier[key], **merged.get(key, {})}
+                    merged.pop("placement", None)  # of the second run alone
         except (ValueError, KeyError, TypeError):
             pass  # somebody else's text under our key: replaced
         del metadata[index]

@@ -38,7 +38,7 @@ class Lower(Pass):
     def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Rewrite the graph."""
         nodes = list(workspace.graph.nodes)
-        on_maps = {id(node) for name, node in state.rewritten.items() if name in state.on_maps}
+        on_maps = {id(node) for name, node in state.rewritten.items() if name in state.placement.on_maps}
         sampled = {id(n) for n in nodes if id(n) not in on_maps and is_sampled(workspace, n)}
         if not sampled:
             return []
@@ -106,7 +106,7 @@ class Lowering:
             return answer if reached or isinstance(answer, Match) else None
         if not reached:
             return None
-        chosen = node.name in self.state.on_maps and self.state.rewritten.get(node.name) is node
+        chosen = node.name in self.state.placement.on_maps and self.state.rewritten.get(node.name) is node
         if chosen or id(node) in self.regions.kept:
             return skip(node, CHEAPER_ON_MAPS)
         if rule is not None and rule.ends(self.workspace, node):

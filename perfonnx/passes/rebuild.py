@@ -66,7 +66,7 @@ class Rebuild(Pass):
                 if id(node) in layers and len(steps) > 1
             ]
             todo = [task for task in todo if self._goes_on(state, *task)]
-        self.context.close()
+        self.context.close({skip.layer: skip.reason for skip in state.skips})
         if not all(step.keeps_size for step in self._standard(state)):
             state.saved_behind = sum(others.values()) - sum(self._others(workspace, state).values())
             _check_sizes(workspace, state)

@@ -101,6 +101,7 @@ class Options:
             raise PerfonnxError(f"unknown option: {unknown[0]!r}; {self.method.NAME} has {known}")
         self.settings: dict[str, Any] = own_settings(self.method, given, "options")
         self.example.check("options")
+        self.method.check_asked(self.settings, "options")
 
     @property
     def example(self) -> Method:
@@ -166,7 +167,7 @@ class Select(Pass):
             if reason:
                 state.skips.append(Skip(layer.name, reason))
         if not state.rebuilt:
-            self.context.close()
+            self.context.close({skip.layer: skip.reason for skip in state.skips})
         state.skips += [Skip(u.name, u.reason) for u in unreachable_convs(workspace)]
         return []
 
@@ -176,7 +177,7 @@ class Select(Pass):
             method = plan.layers.get(layer.name)
             if method is None:
                 if layer.is_conv:
-                    state.skips.append(Skip(layer.name, "not in the plan"))
+                    state.skips.append(Skip(layer.name, plan.notes.get(layer.name, "not in the plan")))
             elif not method.steps:
                 state.skips.append(Skip(layer.name, "dense in the plan"))
             elif layer.obstacle:

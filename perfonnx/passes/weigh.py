@@ -26,6 +26,7 @@ from perfonnx.passes.repeats import sources_of, taps_left
 from perfonnx.passes.rules import joins, rule_of
 from perfonnx.passes.rules.normalizations import INSTANCE_NORMALIZATION
 from perfonnx.passes.rules.rule import is_map
+from perfonnx.plan import Placement
 
 NOTICEABLE = 50_000.0
 """Nanoseconds: what was asked for is done where leaving layers alone would save no more than that."""
@@ -33,7 +34,7 @@ NOTICEABLE = 50_000.0
 
 @dataclass
 class Weigh(Pass):
-    """Gives up decisions that are not worth it, adds decisions marked `joined`, fills `state.on_maps` and `state.kept`.
+    """Gives up decisions that are not worth it, adds decisions marked `joined`, fills `state.placement` and `kept`.
 
     Joined layers become sampled layers with every position a site, so that folding, absorbing and lowering treat them
     like the others. Their results are those of the dense convolution.
@@ -42,11 +43,13 @@ class Weigh(Pass):
         rows: Whether layers may exchange rows.
         largest_tile: What kernels may use of Winograd's algorithm: tiles of at most so many outputs along an edge.
         costs: What things cost.
+        placement: What was decided before, after which nothing is weighed.
     """
 
     rows: bool = True
     largest_tile: int = LARGEST_TILE
     costs: Costs = field(default_factory=lambda: DEFAULT_COSTS)
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         """Let the costs know."""
@@ -54,25 +57,35 @@ class Weigh(Pass):
 
     def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Change `state`."""
+        state.placement = self.placement or self._weighed(workspace, state)
+        for layer in conv_layers(workspace):
+            if layer.name in state.placement.joined and not layer.obstacle and _may_join(workspace, layer):
+                assert layer.output_shape is not None
+                everywhere = np.ones(layer.output_shape, bool)
+                state.decisions[layer.name] = Decision(layer, Exact(), everywhere, joined=True)
+        kept = set(state.placement.kept)
+        state.kept = {id(node): node for node in workspace.graph.nodes if node.outputs and node.outputs[0].name in kept}
+        return []
+
+    def _weighed(self, workspace: Workspace, state: State) -> Placement:
+        """Give up what is not worth it, and choose what works on rows."""
         layout = _Layout(workspace, state, self.costs, self.rows)
         if any(decision.worth is not None and decision.worth < 1 for decision in state.decisions.values()):
             asked = _Layout(workspace, state, self.costs, self.rows, may_give_up=False)
             if asked.estimate() <= layout.estimate() + NOTICEABLE:
                 layout = asked
+        on_maps, dense = [], []
         for name, decision in list(state.decisions.items()):  # in order: what is given up is written into the model
             if layout.gives_up(decision):
                 del state.decisions[name]
                 state.skips.append(Skip(name, self._reason(decision)))
             elif id(decision.layer.node) not in layout.on_rows:
-                state.on_maps.add(name)
+                on_maps.append(name)
                 if layout.is_faster_dense(decision):
-                    state.dense.add(name)
-        for layer in layout.joining():
-            assert layer.output_shape is not None
-            everywhere = np.ones(layer.output_shape, bool)
-            state.decisions[layer.name] = Decision(layer, Exact(), everywhere, joined=True)
-        state.kept = layout.kept()
-        return []
+                    dense.append(name)
+        joined = (layer.name for layer in layout.joining())
+        kept = (node.outputs[0].name for node in layout.kept().values())
+        return Placement("", tuple(joined), tuple(on_maps), tuple(dense), tuple(kept))
 
     def _reason(self, decision: Decision) -> str:
         ours, dense = self.costs.of_canonical(decision.layer, decision.share), self.costs.of_dense(decision.layer)

@@ -101,8 +101,7 @@ class Space:
 
 def plan_key(plan: Plan) -> str:
     """The same for plans that do the same."""
-    data = plan.to_json()
-    data.pop("notes", None)
+    data = plan.content()
     data["layers"] = dict(sorted(data["layers"].items()))
     return fingerprint(str(data))
 

@@ -202,7 +202,7 @@ def finetune_model(
                 settings=settings,
                 checkpoint=file,
                 resume=resume,
-                about={**about, "plan": fingerprint(str(step.to_json()))},
+                about={**about, "plan": fingerprint(str(step.content()))},
                 progress=progress,
             )
         )

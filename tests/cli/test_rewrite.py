@@ -150,7 +150,7 @@ def test_open_share(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert (here / "a.onnx").read_bytes() == (here / "b.onnx").read_bytes()
     assert "0.500" in capfd.readouterr().out
     assert "give --data" in refused(capfd, "rewrite", "m.onnx", "o.onnx", *flags)
-    assert "--open-share 0.5: has no meaning with --method perforate" in refused(
+    assert "--open-share 0.5: has no meaning without its --method: radius-adaptive" in refused(
         capfd, "rewrite", "m.onnx", "o.onnx", "--open-share", "0.5"
     )
     assert "open_share 2.0 is not in [0, 1]" in refused(capfd, "rewrite", "m.onnx", "o.onnx", *flags[:-1], "2")
@@ -273,8 +273,20 @@ def test_rewrite_and_check_are_one_json_object(tmp_path: Path, capsys: pytest.Ca
         (["--method", "radius-adaptive", "--rate", "0.5"], "--rate 0.5: has no meaning with --method radius-adaptive"),
         (["--method", "radius-adaptive", "--mask", "grid"], "--mask grid"),
         (["--method", "sparse", "--interpolation", "nearest"], "--interpolation nearest"),
-        (["--center-gain", "1"], "--center-gain 1.0: has no meaning with --method perforate"),
-        (["--fill", "before-normalization"], "--fill before-normalization: has no meaning with --method perforate"),
+        (["--center-gain", "1"], "--center-gain 1.0: has no meaning without its --method: radius-adaptive"),
+        (
+            ["--fill", "before-normalization"],
+            "--fill before-normalization: has no meaning without its --method: sparse",
+        ),
+        (["--flips"], "--flips: has no meaning without its --method: sublattice"),
+        (["--block", "16"], "--block 16: has no meaning without its --method: column-sparse"),
+        (["--save", "0.5"], "--save 0.5: has no meaning without its --method: monochromatic, "),
+        (["--method", "svd", "--save", "0"], "save 0 says nothing"),
+        (["--method", "svd", "--error", "0"], "error 0 says nothing"),
+        (["--method", "svd", "--rank", "0"], "rank 0 says nothing"),
+        (["--method", "svd", "--rank", "2", "--save", "0.5"], "rank and save both say how large factors are"),
+        (["--method", "sublattice", "--at", ""], "at is ''; give sizes of maps, as 56x56,28x28"),
+        (["--method", "sublattice", "--at", " ,"], "at is ' ,'; give sizes of maps, as 56x56,28x28"),
         (["--method", "sparse", "--fill", "one"], "unknown fill 'one'; choose from zero, before-normalization"),
         (["--seed", "-1"], "seed"),
         (["--seed", "1.5"], "seed"),

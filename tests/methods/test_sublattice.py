@@ -322,7 +322,7 @@ def test_flips_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*command, "--method", "sublattice", "--save-plan", str(tmp_path / "plan.json")]) == 0
     assert all(step.mirrors for step in Plan.load(tmp_path / "plan.json").steps())
     assert main([*command, "--rate", "0.5"]) == 2
-    assert "--flips: has no meaning with --method perforate" in capsys.readouterr().err
+    assert "--flips: has no meaning without its --method: sublattice" in capsys.readouterr().err
 
 
 def test_without_data_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +343,16 @@ def test_sizes_choose_the_layers() -> None:
 def test_a_size_that_no_layer_has_is_refused() -> None:
     with pytest.raises(PerfonnxError, match="--at 7x7"):
         perfonnx.rewrite(network(), method="sublattice", at="6x6,7x7", samples=samples())
+
+
+def test_a_size_of_layers_that_are_left_alone_is_refused_with_the_reason() -> None:
+    asked: dict[str, Any] = {"method": "sublattice", "samples": samples()}
+    with pytest.raises(
+        PerfonnxError, match=r"--at 6x6: all layers .* are left alone, 'last' for one: excluded by --skip"
+    ):
+        perfonnx.rewrite(network(), at="6x6", skip="last", **asked)
+    with pytest.raises(PerfonnxError, match="'last' for one: not selected by --only"):
+        perfonnx.rewrite(network(), at="6x6,12x12", only="enter", **asked)
 
 
 @pytest.mark.parametrize(

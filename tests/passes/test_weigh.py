@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -78,6 +79,42 @@ def test_what_is_asked_for_is_done(asked: dict[str, object]) -> None:
 def test_a_plan_is_followed() -> None:
     plan = perfonnx.rewrite(chain(4), rate=0.25).plan
     assert len(perfonnx.rewrite(chain(4), plan=plan).report.layers) == 3
+
+
+SLOW_ROWS = replace(FAIR, rows={**EVEN, "full": Price(12.0)}, tiles=Price(1e6))
+
+
+@pytest.mark.parametrize("costs", [Costs(), FAIR, FREE_TURNS, DEAR_TURNS, SLOW_ROWS])
+def test_a_saved_plan_decides_nothing_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, costs: Costs) -> None:
+    """Whatever things cost then: what joins, what stays on maps, what a Conv does, and what was given up."""
+    model = chain(32, (3, 1, 5, 3, 1, 3), size=12)
+    model.graph.node.insert(4, node("MaxPool", ["r1"], ["p"], kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4))
+    model.graph.node[5].input[0] = "p"
+    options = {"method": "sublattice", "lattice": "quincunx", "at": "12x12", "skip": "c1|c3", "taps": "own"}
+    samples = [nets.feed(8, 32, 12, 12)]
+    given: list[dict[str, object]] = [{}, {"rate": 0.5, "skip": "c1|c3"}, {**options, "samples": samples}]
+    given += [{"method": "sublattice", "lattice": "dense", "samples": samples}]
+    for number, each in enumerate(given):
+        monkeypatch.setattr(weigh, "DEFAULT_COSTS", costs)
+        result = perfonnx.rewrite(model, **each)  # type: ignore[arg-type]
+        result.save_plan(tmp_path / f"{number}.json")
+        for other in (Costs(), FAIR, FREE_TURNS, DEAR_TURNS, SLOW_ROWS):
+            monkeypatch.setattr(weigh, "DEFAULT_COSTS", other)
+            again = perfonnx.rewrite(model, plan=tmp_path / f"{number}.json")
+            assert again.to_bytes() == result.to_bytes()
+            assert again.plan.notes == result.plan.notes
+
+
+def test_a_plan_that_was_changed_is_weighed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that is old: nothing is said there of what joins."""
+    monkeypatch.setattr(weigh, "DEFAULT_COSTS", DEAR_TURNS)
+    plan = perfonnx.rewrite(chain(8), rate=0.5).plan
+    monkeypatch.setattr(weigh, "DEFAULT_COSTS", FREE_TURNS)
+    found = {"as it was": plan, "old": replace(plan, placement=None), "changed": replace(plan, seed=1)}
+    sampled = {name: operators(perfonnx.rewrite(chain(8), plan=each).proto) for name, each in found.items()}
+    assert {name: each["SampledConv"] for name, each in sampled.items()} == {"as it was": 0, "old": 3, "changed": 3}
+    anew = operators(perfonnx.rewrite(chain(8), plan=plan, largest_tile=0).proto)
+    assert anew["SampledConv"] == 3
 
 
 def test_a_region_works_on_rows_where_turning_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:

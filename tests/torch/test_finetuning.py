@@ -310,7 +310,7 @@ def test_interrupting_leaves_a_checkpoint_and_one_line(
         ((), "finetune measures on your data: add --data"),
         (("--data", "data.npz", "--rate", ".5", "--epochs", "0"), "epochs 0: give 1 or more"),
         (("--data", "data.npz", "--repair", "bias"), "unrecognized arguments: --repair bias"),
-        (("--data", "data.npz", "--open-share", ".5"), "--open-share 0.5: has no meaning with --method perforate"),
+        (("--data", "data.npz", "--open-share", ".5"), "--open-share 0.5: has no meaning without its --method"),
         (("--data", "data.npz", "--resume"), "--resume needs --checkpoint"),
         (("--data", "data.npz", "--threads", "0"), "--threads 0: give 1 or more"),
         (("--data", "data.npz", "--rounds", "0"), "0 rounds: give 1 or more"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -163,6 +163,16 @@ class LowRank(StandardMethod):
             raise PerfonnxError(f"{where}: a rank and an error: give one of them")
         if self.metric and self.metric not in (*METRICS, ARBITRARY):
             raise PerfonnxError(f"{where}: unknown metric {self.metric!r}; choose from {', '.join(METRICS)}")
+
+    @classmethod
+    def check_asked(cls, settings: Mapping[str, Any], where: str) -> None:
+        """See `Method.check_asked`."""
+        given = [name for name in ("rank", "error", "save") if name in settings]
+        if len(given) > 1:
+            raise PerfonnxError(f"{where}: {given[0]} and {given[1]} both say how large factors are; give one of them")
+        for name in given:
+            if not settings[name]:
+                raise PerfonnxError(f"{where}: {name} 0 says nothing; give more, or leave it out")
 
     @property
     def needs(self) -> Needs:
@@ -477,7 +487,7 @@ class _Replacing:
             bias = before
         nodes: list[gs.Node] = []
         for i, (piece, array) in enumerate(zip(pieces, arrays, strict=True)):
-            given = bias if i == last and (bias.any() or spot.targets is not None) else None
+            given = bias if i == last and bias.any() else None
             if isinstance(piece, Order):
                 nodes.append(self._gather(piece, x, array.astype(np.int64)))
             elif spot.layer.is_conv:

@@ -42,7 +42,9 @@ class ColumnSparse(LowRank):
 
     TRIED = True
 
-    block: int = setting(LISTED_PANEL, "outputs of column-sparse that read the same taps of inputs; 0: all", "N")
+    block: int = setting(
+        LISTED_PANEL, "outputs of column-sparse that read the same taps of inputs; 0, or more than there are: all", "N"
+    )
 
     def check(self, where: str) -> None:
         """See `Method.check`."""

@@ -63,7 +63,7 @@ class LossGradients:
         self.feeds = context.feeds
         self.network = Network(context.workspace.model.proto)
 
-    def close(self) -> None:
+    def close(self, left: Mapping[str, str]) -> None:
         """Nothing is wrong with it."""
 
     def alpha(self, spot: Spot) -> Float:

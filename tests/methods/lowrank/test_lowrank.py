@@ -190,6 +190,18 @@ def test_a_plan_gives_the_same_bytes_without_data(data: bool, tmp_path: Path) ->
         perfonnx.rewrite(other, plan=tmp_path / "plan.json")
 
 
+@pytest.mark.parametrize("method", ["jaderberg", "column-sparse"])
+def test_a_bias_that_is_fitted_to_nothing_is_the_same_in_a_plan(method: str, tmp_path: Path) -> None:
+    """A layer without a bias that sees zeros alone gets a bias of zeros."""
+    model = network(nets.values(16, 8, 3, 3))
+    del model.graph.node[2].input[2]
+    zeros = [{"x": np.zeros((2, 3, 12, 10), np.float32)}]
+    result = perfonnx.rewrite(model, method=method, only="conv2", samples=zeros)
+    result.save_plan(tmp_path / "plan.json")
+    assert not result.corrections["conv2"].arrays["bias"].any()
+    assert perfonnx.rewrite(model, plan=tmp_path / "plan.json").to_bytes() == result.to_bytes()
+
+
 def test_an_error_is_kept_by_the_smallest_rank() -> None:
     model = network(nets.values(16, 8, 3, 3))
     ranks = []
