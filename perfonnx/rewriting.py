@@ -391,11 +391,9 @@ def decide(
     PassManager([Normalize(), Select(context, plan=plan)]).run(workspace, state)
     choices = {}
     for name, decision in state.decisions.items():
-        behind = foldable(workspace, decision.layer.node, decision.layer.w_shape[0])
-        normalized = any(node.op == "BatchNormalization" for node in behind)
-        choices[name] = Choice(decision.step, decision.mask, normalized)
+        choices[name] = Choice(decision.step, decision.mask, _normalized(workspace, decision.layer))
     for name, rebuilt in state.rebuilt.items():
-        choices[name] = Choice(chained(rebuilt.steps), None, folds_normalization=False)
+        choices[name] = Choice(chained(rebuilt.steps), None, _normalized(workspace, rebuilt.layer))
     wanted = {name for name, method in plan.layers.items() if method.steps}
     skips = [skip for skip in state.skips if skip.layer in wanted]
     skips += [Skip(name, "it is trained from its own weights") for name in state.keeping]
@@ -404,6 +402,11 @@ def decide(
         PassManager([Fold(), Apply()]).run(workspace, state)
         averaged = {node.outputs[0].name: sites for node, sites in averaged_sites(workspace, state)}
     return Decided(choices, skips, averaged)
+
+
+def _normalized(workspace: Workspace, layer: Layer) -> bool:
+    behind = foldable(workspace, layer.node, layer.w_shape[0]) if layer.is_conv else []
+    return any(node.op == "BatchNormalization" for node in behind)
 
 
 def folded(

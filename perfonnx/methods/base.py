@@ -523,6 +523,25 @@ class Chain(Method):
         """See `Method.trained`."""
         return Chain(tuple(step.trained for step in self.parts))
 
+    @property
+    def trains_correction(self) -> bool:
+        """See `Method.trains_correction`."""
+        return any(step.trains_correction for step in self.steps)
+
+    def training_obstacle(self, *, normalized: bool, shared: bool) -> str | None:
+        """See `Method.training_obstacle`: what comes first is trained, and the rest must not matter to it."""
+        first, *others = self.steps
+        for step in others:
+            if not step.lossless:
+                return f"{first.NAME} is trained, but not with {step.NAME} behind it; leave that out"
+        return first.training_obstacle(normalized=normalized, shared=shared)
+
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
+        """See `Method.trainable`."""
+        return self.steps[0].trainable(module, mask, correction)
+
     def promises(self, layer: Layer) -> bool:
         """See `Method.promises`: whether what comes first does, and all are for layers of the kind."""
         of_the_kind = all(layer.node.op in step.REPLACES for step in self.parts)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from perfonnx.corrections import Correction, digest
+from perfonnx.corrections import Correction
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import nearest_sites
 from perfonnx.masks import Mask, PoolWindow
@@ -235,19 +235,16 @@ class Sublattice(SampledMethod):
         self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
     ) -> SampledConv2d | None:
         """The module itself where it goes on from this fit already: it keeps its weights."""
-        from perfonnx.torch.modules import explicit_pads, plain
+        from perfonnx.torch.modules import explicit_pads, fitted_weight, plain
         from perfonnx.torch.sublattice import SublatticeConv2d
 
         assert mask is not None
         assert correction is not None
         if isinstance(module, SublatticeConv2d) and module.correction is correction:
             return module
-        weight = module.weight.detach().cpu().numpy()
-        if correction.weights == digest(half := weight.astype(np.float16)):  # such layers are trained in float32
-            weight = half
         kernel, dilation = cast("tuple[int, int]", module.kernel_size), cast("tuple[int, int]", module.dilation)
         geometry = ConvAttributes(kernel, pads=explicit_pads(module), dilations=dilation)
-        check(correction, weight, mask, own_taps(geometry))
+        check(correction, fitted_weight(module, correction), mask, own_taps(geometry))
         return SublatticeConv2d(plain(module), mask, correction)
 
     # --- replacing ---------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def apply(
 
     Parameters keep their names and their identity, so that optimizers made before go on working. A plan may be applied
     to a network that has such layers already: all of them are chosen anew, and radius-adaptive ones keep their gates.
-    Layers on sublattices get new ones, the weights that were fitted for them: make optimizers after that.
+    Layers on sublattices and low-rank ones get new ones, what was fitted for them: make optimizers after that.
 
     Args:
         model: Any network that `torch.onnx.export` understands, or one from `from_onnx`.

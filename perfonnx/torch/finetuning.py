@@ -111,8 +111,9 @@ def finetune_model(
 ) -> Finetuned:
     """Rewrite a model and train it to do what it did before.
 
-    Where all layers of the plan train what they were fitted with, as those on sublattices do, or lose nothing, the rest
-    of the network stays as it is: the plan saved from the result makes the same of the same model.
+    Where all layers of the plan train what they were fitted with, as those on sublattices and low-rank ones do, or
+    lose nothing, the rest of the network stays as it is: the plan saved from the result makes the same of the same
+    model.
 
     Args:
         model: As for `perfonnx.rewrite`.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from perfonnx.corrections import Correction, TrainedGate
+from perfonnx.corrections import Correction, TrainedGate, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask
 from perfonnx.methods import Method
@@ -147,6 +147,23 @@ class SampledConv2d(Conv2d):
     def trained(self) -> Correction | None:
         """What makes the layer as it is now, in the place of what it was fitted with; None where it was not."""
         return None
+
+
+class FittedConv2d(SampledConv2d):
+    """Base of those that train what was fitted for the layer; the dense layer's weight is kept and takes no part.
+
+    Attributes:
+        correction: What was fitted.
+    """
+
+    correction: Correction
+
+
+def fitted_weight(dense: nn.Conv2d, correction: Correction) -> NDArray[np.floating]:
+    """The weight of a layer for which something was fitted; what is half precision there is trained in float32."""
+    weight = dense.weight.detach().cpu().numpy()
+    half = weight.astype(np.float16)
+    return half if correction.weights == digest(half) else weight
 
 
 class ExactConv2d(SampledConv2d):

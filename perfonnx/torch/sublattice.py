@@ -17,7 +17,7 @@ from perfonnx.corrections import Correction
 from perfonnx.errors import PerfonnxError
 from perfonnx.masks import Mask
 from perfonnx.sampling import interpolate
-from perfonnx.torch.modules import SampledConv2d
+from perfonnx.torch.modules import FittedConv2d
 
 Ints = NDArray[np.int64]
 
@@ -71,7 +71,7 @@ class _Cosets:
         return np.arange(self.size[0] * self.size[1] * len(self.cosets)).reshape(*self.size, len(self.cosets))
 
 
-class SublatticeConv2d(SampledConv2d):
+class SublatticeConv2d(FittedConv2d):
     """A layer on a sublattice: each class of its sites has taps and weights of its own, see the method `sublattice`.
 
     With one class, other positions have the value of the nearest site; with several, 0. The weights of the dense layer

@@ -26,8 +26,7 @@ from perfonnx.search import Progress
 from perfonnx.torch.batches import AUGMENTATIONS, Batches, Item, augmented
 from perfonnx.torch.checkpoints import Checkpoint, Interrupts
 from perfonnx.torch.losses import LOSSES, Intermediate, class_scores, distillation, find_loss, tensors
-from perfonnx.torch.modules import RadiusAdaptiveConv2d
-from perfonnx.torch.sublattice import SublatticeConv2d
+from perfonnx.torch.modules import FittedConv2d, RadiusAdaptiveConv2d
 
 PRECISIONS = ("float32", "bfloat16")
 BATCH_NORMS = ("update", "frozen")
@@ -497,7 +496,7 @@ def _optimizer(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     parameters = [p for p in student.parameters() if p.requires_grad]
     if not parameters:
         raise PerfonnxError("the network has no parameters to train")
-    fitted = any(isinstance(module, SublatticeConv2d) for module in student.modules())
+    fitted = any(isinstance(module, FittedConv2d) for module in student.modules())
     kind = ("adamw" if fitted else "sgd") if settings.optimizer == AUTO else settings.optimizer
     rate = OPTIMIZERS[kind] if settings.lr is None else settings.lr
     adaptive = [module for module in student.modules() if isinstance(module, RadiusAdaptiveConv2d)]

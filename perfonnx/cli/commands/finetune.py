@@ -33,8 +33,9 @@ _EXAMPLES = """examples:
         perfonnx rewrite model.onnx fast.onnx --plan plan.json makes the same model again, without data
   perfonnx finetune model.onnx fast.onnx --method radius-adaptive --open-share 0.4 --data train/ --device cuda
 
-Repairs in a plan are left out: training does their work. Layers on sublattices train what was fitted for them, which is
-kept with --save-plan; the rest of the network stays as it is where the plan has no others. Sparse layers whose mask is
+Repairs in a plan are left out: training does their work. Layers on sublattices and low-rank ones train what was fitted
+for them, weights and factors, which are kept with --save-plan; the rest of the network stays as it is where the plan
+has no others. Sparse layers whose mask is
 propagated train with masks that are drawn again and again, all from one random map; other masks stay. --precision
 bfloat16 is faster on machines that have instructions for it.
 """
@@ -43,7 +44,7 @@ _SETTINGS = {
     "epochs": (int, "N", "passes over the data (default 5)"),
     "batch": (int, "N", "samples per step (default 64)"),
     "lr": (float, "R", "highest learning rate (default 0.02 for sgd, 0.0003 for adamw)"),
-    "optimizer": (str, "NAME", "sgd or adamw (default: adamw for layers on sublattices, else sgd)"),
+    "optimizer": (str, "NAME", "sgd or adamw (default: adamw where layers train what was fitted, else sgd)"),
     "augment": (
         str,
         "NAME",

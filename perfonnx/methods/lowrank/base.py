@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
 from perfonnx.fitting import Goal
+from perfonnx.masks import Mask
 from perfonnx.methods.base import (
     Chain,
     Context,
@@ -44,6 +45,11 @@ from perfonnx.methods.lowrank.metric import (
 from perfonnx.methods.lowrank.rows import Rows, sampled
 from perfonnx.model.layers import CONV, Layer
 from perfonnx.ops.common import LISTED_PANEL
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from perfonnx.torch.modules import SampledConv2d
 
 Float = NDArray[np.float64]
 
@@ -238,9 +244,26 @@ class LowRank(StandardMethod):
 
     # --- training -----------------------------------------------------------------------------------------------------
 
+    @property
+    def trains_correction(self) -> bool:
+        """See `Method.trains_correction`: the factors."""
+        return True
+
     def training_obstacle(self, *, normalized: bool, shared: bool) -> str | None:
-        """See `Method.training_obstacle`: there is nothing to put in the layer's place before it has factors."""
-        return "its factors are layers of the rewritten model: rewrite first, and train what that gives"
+        """See `Method.training_obstacle`: factors are found for weights with what is folded into them."""
+        return "a BatchNormalization behind it belongs to its factors; fold it first" if normalized else None
+
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
+        """The module itself where it goes on from these factors already: it keeps them."""
+        from perfonnx.torch.factors import FactoredConv2d
+        from perfonnx.torch.modules import plain
+
+        assert correction is not None
+        if isinstance(module, FactoredConv2d) and module.correction is correction:
+            return module
+        return FactoredConv2d(plain(module), self, correction)
 
     # --- ranks --------------------------------------------------------------------------------------------------------
 
@@ -318,7 +341,7 @@ class _Replacing:
         spot, before = self.spot, self.form.multiplies([self.form.whole])
         known = spot.context.corrections.get(spot.name)
         if spot.targets is None and known is not None:
-            correction, found = known, self._as_before(known)
+            correction, found = known, known_factors(self.method, self.form, spot.weight, known)
             note, words = "as before: ", []
         else:
             new = self._found()
@@ -332,29 +355,8 @@ class _Replacing:
         rank = int(correction.arrays["rank"][0])
         after = form_multiplies(self.method, self.form, rank)
         note += f"rank {rank} of {self.method.full(self.form)}, {before / after:.2f}x fewer multiplies, "
-        note += ", ".join([f"error {correction.after:.2%}", *words])
+        note += ", ".join([f"error {correction.after:.2%}" if correction.after else "trained", *words])
         return Fitted(correction, note, self._nodes(found, correction.arrays["bias"], rank))
-
-    def _as_before(self, correction: Correction) -> list[NDArray[Any]]:
-        again = "approximate again with --data"
-        arrays = correction.arrays
-        rank = arrays.get("rank")
-        if rank is None or rank.shape != (1,) or rank[0] not in self.method.ranks(self.form):
-            raise PerfonnxError(f"its factors have no rank of this method; {again}")
-        if correction.weights != digest(self.spot.weight):
-            raise PerfonnxError(f"its factors were found for other weights; {again}")
-        pieces, groups = self.method.pieces(self.form, int(rank[0])), self.form.groups
-        found = [arrays.get(f"factor{i}", np.zeros(0)) for i in range(len(pieces))]
-        for piece, array in zip(pieces, found, strict=True):
-            if isinstance(piece, Part):
-                wrong = array.shape != (piece.shape[0] * groups, *piece.shape[1:])
-            else:
-                wrong = array.shape != (piece.taken * groups,) or not _is_order(array, piece.channels * groups)
-            if wrong:
-                raise PerfonnxError(f"its factors are of another form; {again}")
-        if arrays.get("bias", np.zeros(0)).shape != (self.form.outputs * groups,):
-            raise PerfonnxError(f"its factors have no bias of its size; {again}")
-        return found
 
     def _found(self) -> _Found | str:
         """What was found for the rank that is asked for, or why none is of use."""
@@ -521,6 +523,41 @@ class _Replacing:
             gs.Node("MatMul", name, {}, inputs, [output]),
             gs.Node("Add", f"{name}.biased", {}, [output, added], [total]),
         ]
+
+
+def known_factors(
+    method: LowRank, form: Form, weight: NDArray[Any], correction: Correction
+) -> list[NDArray[np.floating]]:
+    """The arrays of the pieces, of all groups together, that were found or trained before.
+
+    Args:
+        method: What made them.
+        form: The layer's.
+        weight: The layer's.
+        correction: What was found.
+
+    Raises:
+        PerfonnxError: They are not the layer's.
+    """
+    again = "approximate again with --data"
+    arrays = correction.arrays
+    rank = arrays.get("rank")
+    if rank is None or rank.shape != (1,) or rank[0] not in method.ranks(form):
+        raise PerfonnxError(f"its factors have no rank of this method; {again}")
+    if correction.weights != digest(weight):
+        raise PerfonnxError(f"its factors were found for other weights; {again}")
+    pieces, groups = method.pieces(form, int(rank[0])), form.groups
+    found = [arrays.get(f"factor{i}", np.zeros(0)) for i in range(len(pieces))]
+    for piece, array in zip(pieces, found, strict=True):
+        if isinstance(piece, Part):
+            wrong = array.shape != (piece.shape[0] * groups, *piece.shape[1:])
+        else:
+            wrong = array.shape != (piece.taken * groups,) or not _is_order(array, piece.channels * groups)
+        if wrong:
+            raise PerfonnxError(f"its factors are of another form; {again}")
+    if arrays.get("bias", np.zeros(0)).shape != (form.outputs * groups,):
+        raise PerfonnxError(f"its factors have no bias of its size; {again}")
+    return found
 
 
 def form_multiplies(method: LowRank, form: Form, rank: int) -> int:

@@ -20,6 +20,7 @@ class Resize(Smaller):
 
     NAME = "resize"
     SUMMARY = "a smaller input, of means of squares; its map is repeated to the old size, or goes on smaller"
+    READS_MEANS = True
 
     def check(self, where: str) -> None:
         """See `Method.check`."""

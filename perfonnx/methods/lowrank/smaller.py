@@ -10,17 +10,25 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from perfonnx.corrections import Correction
 from perfonnx.errors import PerfonnxError
+from perfonnx.masks import Mask
 from perfonnx.methods.base import Context, Fitted, Spot, StandardMethod, setting, standard_conv
 from perfonnx.model.layers import POSITION_WISE, Layer
 from perfonnx.model.proto import is_standard
 from perfonnx.model.workspace import Workspace
 from perfonnx.ops.common import ConvAttributes
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from perfonnx.torch.modules import SampledConv2d
 
 NEAREST, NONE = "nearest", "none"
 
@@ -45,6 +53,8 @@ class Smaller(StandardMethod):
 
     ADJECTIVE = "shrunk"
     PLACE = 40
+    READS_MEANS: ClassVar[bool | None] = None
+    """Whether the shrinking is done to the input; None: there is no counterpart to train."""
 
     shrink: float = setting(SHRINK, "times that stride, fractional-stride and resize shrink each axis (default 2)", "F")
     restore: str = setting(NEAREST, "size of a shrunk layer's map: nearest (default, the old one) or none", "KIND")
@@ -77,6 +87,17 @@ class Smaller(StandardMethod):
         if min(layer.output_shape) < self.shrink:
             return f"its map of {layer.output_shape[0]}x{layer.output_shape[1]} is too small to be shrunk"
         return size_obstacle(context.workspace, layer.output, self.shrink) if self.restore == NONE else None
+
+    def trainable(
+        self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
+    ) -> SampledConv2d | None:
+        """See `Method.trainable`."""
+        from perfonnx.torch.modules import plain
+        from perfonnx.torch.smaller import SmallerConv2d
+
+        if self.READS_MEANS is None:
+            return None
+        return SmallerConv2d(plain(module), round(self.shrink), averaged=self.READS_MEANS, restored=self.keeps_size)
 
     @abstractmethod
     def shrunk(self, spot: Spot) -> tuple[list[gs.Node], tuple[NDArray[np.int64], NDArray[np.int64]]]:

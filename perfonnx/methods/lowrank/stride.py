@@ -19,6 +19,7 @@ class Stride(Smaller):
 
     NAME = "stride"
     SUMMARY = "a longer stride; its map is repeated to the old size, or goes on smaller"
+    READS_MEANS = False
 
     def check(self, where: str) -> None:
         """See `Method.check`."""
