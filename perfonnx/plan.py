@@ -26,9 +26,12 @@ _FIELDS = (
     "input_shapes",
     "corrections",
     "masks",
+    "impact",
     "digests",
     "placement",
 )
+FILES = {"corrections": ".corrections.npz", "masks": ".masks.npz", "impact": ".impact.npz"}
+"""The files that a plan may name, by its fields, and what their names end with where they are saved with it."""
 LAYOUTS = ("rows", "nchw")
 """How rewritten layers hand on their results."""
 MEANS = ("sites", "maps")
@@ -80,9 +83,9 @@ class Plan:
 
     `notes` explains the layers that are left alone. `placement` is what estimates decided when the plan was made.
     `input_shapes` are the shapes that the plan was made for, where the model left them open.
-    `corrections` is the file of what repair or training found, see `perfonnx.corrections`, and `masks` the .npz file of
-    the masks that were given; in a saved plan both are relative to it. `digests` has those of the two files, by which a
-    plan knows its own; without them any is taken.
+    `corrections` is the file of what repair or training found, see `perfonnx.corrections`, `masks` the .npz file of the
+    masks that were given, and `impact` that of the maps which the masks called so are made from; in a saved plan they
+    are relative to it. `digests` has those of the files, by which a plan knows its own; without them any is taken.
     """
 
     layers: dict[str, Method] = field(default_factory=dict)
@@ -94,6 +97,7 @@ class Plan:
     means: str = MEANS[0]
     corrections: str | None = None
     masks: str | None = None
+    impact: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
     placement: Placement | None = None
 
@@ -108,7 +112,7 @@ class Plan:
 
     def content(self) -> dict[str, Any]:
         """What it says by itself, as plain data: without what explains it, follows from it or lies beside it."""
-        beside = ("notes", "placement", "corrections", "masks", "digests")
+        beside = ("notes", "placement", *FILES, "digests")
         return {name: value for name, value in self.to_json().items() if name not in beside}
 
     def placed(self, placement: Placement | None) -> Plan:
@@ -125,7 +129,7 @@ class Plan:
         return digest(json.dumps(self.content(), sort_keys=True))
 
     def file(self, kind: str) -> str:
-        """The file of its `corrections` or `masks`, which must be there.
+        """The file of one of the kinds in `FILES`, which must be there.
 
         Raises:
             PerfonnxError: It cannot be read, or is not the one that was written with this plan.
@@ -159,7 +163,7 @@ class Plan:
         except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise PerfonnxError(f"{path}: not a plan, since it is not JSON ({error})") from error
         plan = cls.from_json(data, str(path))
-        for kind in ("corrections", "masks"):
+        for kind in FILES:
             file = getattr(plan, kind)
             if file is not None:
                 setattr(plan, kind, str(Path(path).parent / file))
@@ -189,7 +193,7 @@ class Plan:
         means = data.get("means", MEANS[0])
         if means not in MEANS:
             raise PerfonnxError(f"{where}: unknown means {means!r}; choose from {', '.join(MEANS)}")
-        files: dict[str, Any] = {kind: data.get(kind) for kind in ("corrections", "masks")}
+        files: dict[str, Any] = {kind: data.get(kind) for kind in FILES}
         for kind, file in files.items():
             if file is not None and not isinstance(file, str):
                 raise PerfonnxError(f"{where}: {kind} is {file!r}; give the name of a file")
@@ -224,10 +228,8 @@ class Plan:
             result["largest_tile"] = self.largest_tile
         if self.means != MEANS[0]:
             result["means"] = self.means
-        if self.corrections is not None:
-            result["corrections"] = self.corrections
-        if self.masks is not None:
-            result["masks"] = self.masks
+        files = {kind: getattr(self, kind) for kind in FILES}
+        result |= {kind: file for kind, file in files.items() if file is not None}
         if self.digests:
             result["digests"] = self.digests
         if self.placement is not None:

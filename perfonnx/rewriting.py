@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ from perfonnx.passes import (
 from perfonnx.passes.fold import fold, foldable
 from perfonnx.passes.means import averaged_sites
 from perfonnx.passes.select import decide_on
-from perfonnx.plan import LAYOUTS, MEANS, Plan
+from perfonnx.plan import FILES, LAYOUTS, MEANS, Plan
 
 LITTLE_TO_GAIN = 0.20
 """Where eligible layers carry a smaller part of the multiplies than this, there is little to gain: skipping three of
@@ -154,6 +155,7 @@ class Rewritten:
         plan: What makes it again.
         corrections: By layer, where layers were repaired.
         masks: By layer, bool [OH, OW], true where the layer is computed; radius-adaptive layers have none.
+        impact_maps: By layer, where masks were made from them.
     """
 
     model: LoadedModel
@@ -161,6 +163,7 @@ class Rewritten:
     plan: Plan
     corrections: Corrections = field(default_factory=dict)
     masks: dict[str, Mask] = field(default_factory=dict)
+    impact_maps: ImpactMaps = field(default_factory=dict)
 
     @property
     def proto(self) -> ModelProto:
@@ -188,20 +191,24 @@ class Rewritten:
         files.save(self.model, path)
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan and beside it, where layers have them, corrections and masks that were given; atomically each.
+        """Write the plan and beside it what its layers need, so that it takes nothing else; atomically each.
 
-        The corrections of `plan.json` go into `plan.corrections.npz`, the masks into `plan.masks.npz`.
+        The corrections of `plan.json` go into `plan.corrections.npz`, masks that were given into `plan.masks.npz`, and
+        maps of impacts into `plan.impact.npz`.
         """
-        saved = replace(self.plan, corrections=None, masks=None, digests={})
-        if self.corrections:
-            file = Path(path).with_suffix(".corrections.npz")
-            correction_files.save(self.corrections, file)
-            saved.corrections, saved.digests["corrections"] = file.name, digest(file.read_bytes())
         given = {name: self.masks[name] for name in _with_given_mask(self.plan)}
-        if given:
-            file = Path(path).with_suffix(".masks.npz")
-            save_arrays(file, given)
-            saved.masks, saved.digests["masks"] = file.name, digest(file.read_bytes())
+        writers = {
+            "corrections": partial(correction_files.save, self.corrections) if self.corrections else None,
+            "masks": partial(save_arrays, arrays=given) if given else None,
+            "impact": partial(save_arrays, arrays=self.impact_maps) if self.impact_maps else None,
+        }
+        saved = replace(self.plan, corrections=None, masks=None, impact=None, digests={})
+        for kind, write in writers.items():
+            if write is not None:
+                file = Path(path).with_suffix(FILES[kind])
+                write(path=file)
+                setattr(saved, kind, file.name)
+                saved.digests[kind] = digest(file.read_bytes())
         saved.save(path)
 
 
@@ -284,8 +291,7 @@ def rewrite(
         plan = replace(plan, layout=layout, largest_tile=largest_tile)
     tell = progress or (lambda _: None)
 
-    if impact_maps is not None and not isinstance(impact_maps, Mapping):
-        impact_maps = load_impact_maps(impact_maps)
+    impact_maps = _impact_maps(plan, impact_maps)
 
     if output is not None:
         check_target(output)
@@ -324,7 +330,9 @@ def rewrite(
     changes = PassManager(passes).run(workspace, state)
     _after(workspace, state, changes, report)
     made = {n: d.mask for n, d in state.decisions.items() if d.mask is not None and not d.joined}
-    result = Rewritten(loaded, report, used, state.corrections, made)
+    read = [n for n, method in used.layers.items() if any(step.reads_impact for step in method.steps)]
+    impact = {name: impact_maps[name] for name in read if name in impact_maps} if impact_maps else {}
+    result = Rewritten(loaded, report, used, state.corrections, made, impact)
     if output is not None:
         tell("writing")
         result.save(output)
@@ -383,8 +391,7 @@ def decide(
     """
     masks = masks or {}
     plan = _with_trained(plan if isinstance(plan, Plan) else Plan.load(plan), masks, {})
-    if impact_maps is not None and not isinstance(impact_maps, Mapping):
-        impact_maps = load_impact_maps(impact_maps)
+    impact_maps = _impact_maps(plan, impact_maps)
     workspace = Workspace.open(_load(model, plan, input_shapes))
     state = State()
     context = Context(workspace, plan.seed, impact_maps, _all_masks(plan, masks))
@@ -477,6 +484,13 @@ def _with_trained(plan: Plan, masks: Mapping[str, Mask], gates: Mapping[str, Tra
 def _with_given_mask(plan: Plan) -> list[str]:
     """The layers whose mask nothing can draw again."""
     return [name for name, method in plan.layers.items() if method == method.given_mask()]
+
+
+def _impact_maps(plan: Plan | None, given: ImpactMaps | str | os.PathLike[str] | None) -> ImpactMaps | None:
+    """Those that are given, or those of the plan's file, if a layer needs them."""
+    if given is None and plan is not None and plan.impact is not None and any(s.reads_impact for s in plan.steps()):
+        given = plan.file("impact")
+    return given if given is None or isinstance(given, Mapping) else load_impact_maps(given)
 
 
 def _all_masks(plan: Plan | None, masks: Mapping[str, Mask]) -> dict[str, Mask]:

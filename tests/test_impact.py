@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,21 @@ def test_the_mask_needs_its_maps(tmp_path: Path) -> None:
     save_impact_maps(tmp_path / "maps.npz", maps)
     by_path = perfonnx.rewrite(network(), mask="impact", only="one", impact_maps=tmp_path / "maps.npz")
     assert by_path.to_bytes() == perfonnx.rewrite(network(), mask="impact", only="one", impact_maps=maps).to_bytes()
+
+
+@pytest.mark.parametrize("method", ["perforate", "sparse"])
+def test_a_saved_plan_has_the_maps_with_it(method: str, tmp_path: Path) -> None:
+    maps = impact_maps(network(), [{"x": X}], labels=LABELS)
+    asked: dict[str, Any] = {"method": method, "mask": "impact", "only": "one", "impact_maps": maps}
+    result = perfonnx.rewrite(network(), rate=0.5, **asked)
+    result.save_plan(tmp_path / "plan.json")
+    assert perfonnx.rewrite(network(), plan=tmp_path / "plan.json").to_bytes() == result.to_bytes()
+    assert list(load_impact_maps(tmp_path / "plan.impact.npz")) == ["one"]
+    edited = json.loads((tmp_path / "plan.json").read_text())
+    edited["layers"]["one"]["rate"] = 0.25
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    again = perfonnx.rewrite(network(), plan=tmp_path / "plan.json").to_bytes()
+    assert again == perfonnx.rewrite(network(), rate=0.25, **asked).to_bytes()
 
 
 def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

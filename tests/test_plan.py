@@ -16,7 +16,7 @@ from perfonnx.methods.perforate import Perforate
 from perfonnx.methods.radius_adaptive import RadiusAdaptive
 from perfonnx.methods.sparse import Sparse
 from perfonnx.model.atomic import digest
-from perfonnx.plan import LAYOUTS
+from perfonnx.plan import FILES, LAYOUTS
 from perfonnx.sampling import INTERPOLATIONS
 from tests.passes import nets
 from tests.passes.nets import node
@@ -240,7 +240,7 @@ def test_another_size_than_the_plans_is_refused() -> None:
         nets.rewrite(renamed, plan=plan)
 
 
-@pytest.mark.parametrize("kind", ["corrections", "masks"])
+@pytest.mark.parametrize("kind", FILES)
 def test_a_plan_knows_the_files_that_were_written_with_it(kind: str, tmp_path: Path) -> None:
     """Whatever bit is turned in them; and when a program was stopped between the two."""
     plan, file = Plan(), tmp_path / f"plan.{kind}.npz"

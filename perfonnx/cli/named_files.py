@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from perfonnx.data.formats import IMAGE_SUFFIXES
 from perfonnx.errors import PerfonnxError
@@ -73,10 +73,12 @@ class ReadPlan(Read):
 
     def with_it(self) -> Iterator[Named]:
         """The files that it names."""
+        from perfonnx.plan import FILES
+
         plan = Path(self)
         try:
             data = json.loads(plan.read_text(encoding="utf-8"))
-            names = [data[key] for key in ("corrections", "masks") if isinstance(data.get(key), str)]
+            names = [data[key] for key in FILES if isinstance(data.get(key), str)]
         except (OSError, ValueError, AttributeError):
             return
         yield from ((f"what {plan} names", plan.parent / name) for name in names)
@@ -98,12 +100,12 @@ class Written(str):
 class WrittenPlan(Written):
     """A plan, with files of its arrays beside it."""
 
-    arrays: ClassVar[tuple[str, ...]] = (".corrections.npz", ".masks.npz")
-
     def files(self, name: str, options: argparse.Namespace) -> Iterator[Named]:
         """It and the arrays' files."""
+        from perfonnx.plan import FILES
+
         yield from super().files(name, options)
-        yield from ((f"what goes with {name},", Path(self).with_suffix(suffix)) for suffix in self.arrays)
+        yield from ((f"what goes with {name},", Path(self).with_suffix(suffix)) for suffix in FILES.values())
 
 
 def check_files(options: argparse.Namespace) -> None:

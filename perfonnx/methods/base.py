@@ -305,6 +305,11 @@ class Method(ABC):
         return Needs.NOTHING
 
     @property
+    def reads_impact(self) -> bool:
+        """Whether it is made from maps of impacts."""
+        return False
+
+    @property
     def mirrors(self) -> bool:
         """Whether what is fitted sees mirror images of the calibration data too."""
         return False

@@ -103,13 +103,18 @@ class MaskedMethod(SampledMethod):
         return NOT_SLOWER if "rate" in settings else GAINING
 
     @property
+    def reads_impact(self) -> bool:
+        """See `Method.reads_impact`."""
+        return self.mask == "impact"
+
+    @property
     def own_randomness(self) -> bool:
         """Whether what is random in the mask is the layer's own, not that of all maps of its size."""
         return False
 
     def check_sources(self, context: Context) -> None:
         """See `Method.check_sources`."""
-        if self.mask == "impact" and context.impact_maps is None:
+        if self.reads_impact and context.impact_maps is None:
             raise PerfonnxError(
                 f"{context.workspace.model.name}: the mask impact needs maps of impacts, computed from images: "
                 "perfonnx impact MODEL maps.npz --data DIR, then --impact-maps maps.npz; in Python "
@@ -177,7 +182,7 @@ class Masks:
             return "no pooling layer follows; the pooling-structure mask needs one"
         if step.mask == "grid-square" and height != width:
             return f"its map is {height}x{width}; the grid-square mask needs a square one"
-        if step.mask == "impact" and layer.name not in (self.context.impact_maps or {}):
+        if step.reads_impact and layer.name not in (self.context.impact_maps or {}):
             return "there is no map of impacts for it"
         if is_mask_file(step.mask):
             masks = self._file(step.mask)
@@ -209,7 +214,7 @@ class Masks:
         rng = np.random.default_rng([self.context.seed, *layer.output_shape, *own])
         scores = self._scores() if step.mask == "propagated" else None
         pool = following_pool(self.context.workspace, layer)
-        impact = self.context.impact_maps[layer.name] if step.mask == "impact" and self.context.impact_maps else None
+        impact = self.context.impact_maps[layer.name] if step.reads_impact and self.context.impact_maps else None
         request = MaskRequest(layer.output_shape, step.rate, rng, pool, scores, impact)
         try:
             return make_mask(step.mask, request)

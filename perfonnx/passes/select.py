@@ -176,7 +176,7 @@ class Select(Pass):
         for layer in layers:
             method = plan.layers.get(layer.name)
             if method is None:
-                if layer.is_conv:
+                if layer.is_conv or layer.name in plan.notes:
                     state.skips.append(Skip(layer.name, plan.notes.get(layer.name, "not in the plan")))
             elif not method.steps:
                 state.skips.append(Skip(layer.name, "dense in the plan"))

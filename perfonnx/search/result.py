@@ -6,12 +6,10 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from perfonnx.comparing.metrics import Metric, Quality
 from perfonnx.errors import PerfonnxError
-from perfonnx.impact import save_impact_maps
 from perfonnx.masks import ImpactMaps
 from perfonnx.plan import Plan
 from perfonnx.rewriting import Rewritten
@@ -19,7 +17,6 @@ from perfonnx.search.choose import Option, pareto
 from perfonnx.search.costs import LayerCosts
 from perfonnx.search.error_maps import ErrorMap
 from perfonnx.search.groups import Units
-from perfonnx.search.impacts import IMPACT
 from perfonnx.search.pictures import Picture
 from perfonnx.search.sensitivity import Row
 from perfonnx.search.timing import Speed, machine
@@ -252,15 +249,12 @@ class Tuned:
         return self.result.plan
 
     def save_plan(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan, and beside `plan.json` what it needs: `plan.corrections.npz`, `plan.impact.npz`.
+        """Write the plan, and beside it what it needs; see `Rewritten.save_plan`.
 
         Raises:
             PerfonnxError: A file cannot be written.
         """
         self.result.save_plan(path)
-        used = {n: self.impact_maps[n] for n, c in self.plan.layers.items() if self.impact_maps and c.family == IMPACT}
-        if used:
-            save_impact_maps(Path(path).with_suffix(".impact.npz"), used)
 
     def pareto(self) -> list[Trial]:
         """The trials that no other one beats in both gain and guide, from the least loss to the largest gain."""

@@ -96,6 +96,7 @@ def test_what_is_read_is_not_written(line: str, place: Path, capsys: pytest.Capt
         "rewrite m.onnx out.onnx --save-plan out.onnx",
         "rewrite m.onnx plan.corrections.npz --save-plan plan.json",
         "rewrite m.onnx plan.masks.npz --save-plan ./plan.json",
+        "rewrite m.onnx plan.impact.npz --save-plan plan.json",
         "tune m.onnx out.onnx --data data.npz --max-drop 5% --report r.html --state r.json",
         "tune m.onnx out.onnx --data data.npz --max-drop 5% --plan-out r.json --report-json r.json",
     ],

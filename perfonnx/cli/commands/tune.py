@@ -52,10 +52,6 @@ must remain, 35dB; distance: relative L2 distance to the original's output, 5%
 """
 
 
-class _PlanWithMaps(WrittenPlan):
-    arrays = (*WrittenPlan.arrays, ".impact.npz")
-
-
 class _Report(Written):
     """A page, and its numbers beside it where they get no name of their own."""
 
@@ -115,7 +111,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add_provider(parser)
     result = parser.add_argument_group("results")
     result.add_argument(
-        "--plan-out", type=_PlanWithMaps, metavar="FILE", help="write the plan, to edit and give to rewrite --plan"
+        "--plan-out", type=WrittenPlan, metavar="FILE", help="write the plan, to edit and give to rewrite --plan"
     )
     result.add_argument(
         "--report",
