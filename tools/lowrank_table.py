@@ -4,7 +4,8 @@
 
 One line per method, allocation and saving, over all layers that the method takes. Calibration and test images are
 disjoint and drawn by the seed. `uniform` asks every layer for the same saving; `sensitivity` and `energy` share it out,
-see `perfonnx.search.ranks`. With `--runs` each line has the measured speed too: multiplies are not time.
+see `perfonnx.search.ranks`. Multiplies are not time: with `--runs` each line has the measured speed, and `--by time`
+takes `--times` for how many times faster the network is to be, by measured times of its layers with the library.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ from perfonnx.data.samples import Samples
 from perfonnx.errors import PerfonnxError
 from perfonnx.inspection import inspect
 from perfonnx.methods import METHODS, Method, find_method
+from perfonnx.methods.exact import Exact
 from perfonnx.methods.lowrank.base import LowRank
 from perfonnx.rewriting import Rewritten
 from perfonnx.running.bench import bench
-from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Task, find_metric, hold
+from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Task, find_metric, first_images, hold
 from perfonnx.search.ranks import OBJECTIVES, Rung, allocated, measured_rungs
+from perfonnx.search.timing import PairedTimer
 from perfonnx.subject import Subject
 
 NAMES = tuple(name for name, method in METHODS.items() if issubclass(method, LowRank))
 UNIFORM = "uniform"
+TIME = "time"
 LADDER = (0.25, 0.35, 0.45, 0.55, 0.65, 0.75)
 
 
@@ -41,7 +45,8 @@ def main() -> int:
     parser.add_argument("model", help="the model")
     parser.add_argument("--methods", nargs="+", default=["jaderberg"], choices=NAMES)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="more settings of the methods")
-    parser.add_argument("--times", nargs="+", type=float, default=[1.25, 1.5, 2.0], help="times fewer multiplies")
+    parser.add_argument("--times", nargs="+", type=float, default=[1.25, 1.5, 2.0], help="times fewer, or faster")
+    parser.add_argument("--by", default="multiplies", choices=["multiplies", TIME], help="what is to be saved")
     parser.add_argument("--allocations", nargs="+", default=[UNIFORM, *OBJECTIVES], choices=[UNIFORM, *OBJECTIVES])
     parser.add_argument("--calibration", type=int, default=250, metavar="N", help="images (default 250)")
     parser.add_argument("--screen", type=int, default=100, metavar="N", help="images single layers are measured on")
@@ -93,8 +98,12 @@ def plans(
     rungs: dict[str, list[Rung]] = {}
     for allocation in options.allocations:
         if allocation != UNIFORM and not rungs:
-            choices = [method(save=saving, **more) for saving in LADDER]
-            rungs = measured_rungs(subject, hold(calibration.take(options.screen)), choices, metric=options.metric)
+            found = [method(save=saving, **more) for saving in LADDER]
+            screened, timer, choices = hold(calibration.take(options.screen)), None, [*found]
+            if options.by == TIME:
+                feed = first_images(subject.original(), next(iter(screened)).feeds, 1)
+                timer, choices = PairedTimer(subject, feed, options.threads), [Exact(), *(m.goes_on for m in found)]
+            rungs = measured_rungs(subject, screened, choices, timer=timer, metric=options.metric)
         for times in options.times:
             if allocation == UNIFORM:
                 able = perfonnx.rewrite(
@@ -102,7 +111,7 @@ def plans(
                 )
                 layers = {each: method(save=1 - 1 / times, **more) for each in able.plan.layers}
             else:
-                layers = allocated(rungs, total * (1 - 1 / times), allocation)
+                layers = allocated(rungs, (1 if options.by == TIME else total) * (1 - 1 / times), allocation)
             yield allocation, times, layers
 
 

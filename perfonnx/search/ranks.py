@@ -1,9 +1,10 @@
-"""How much of each layer is saved, where one method is to save a part of all multiplies: ranks, layer by layer.
+"""How much of each layer is saved, where one method is to save a part of a network's time, or multiplies: its ranks.
 
 Each layer is approximated by itself at a few savings. Of those, one is taken for each layer so that all together save
 enough and what it costs is least: by *sensitivity*, what the network's output was measured to lose; or by *energy*, the
 product of the shares of the responses' energy that layers keep (Zhang et al., arXiv 1505.06798, section 3.3). Neither
-is always the better one.
+is always the better one. Multiplies are not time: by time, ranks that only save multiplies are no choice, and exact
+layers, which lose nothing, are one beside them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from dataclasses import dataclass
 
 from perfonnx.errors import PerfonnxError
 from perfonnx.methods import Method
+from perfonnx.methods.base import GAINING
 from perfonnx.model.layers import all_layers
 from perfonnx.plan import Plan
 from perfonnx.rewriting import opened
+from perfonnx.search.costs import layer_times
 from perfonnx.search.evaluate import CHOOSING, PlanEvaluator, Task, find_metric
+from perfonnx.search.timing import LayerTimes
 from perfonnx.subject import SamplesLike, Subject
 
 SENSITIVITY, ENERGY = "sensitivity", "energy"
@@ -33,13 +37,13 @@ class Rung:
 
     Attributes:
         choice: How.
-        saved: Multiplies.
+        saved: Multiplies; or time, as a part of the original network's.
         error: Relative squared error of its output.
         guide: What the network's output loses.
     """
 
     choice: Method
-    saved: int
+    saved: float
     error: float
     guide: float
 
@@ -55,6 +59,7 @@ def measured_rungs(
     samples: SamplesLike,
     choices: Sequence[Method],
     *,
+    timer: LayerTimes | None = None,
     seed: int = 0,
     metric: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -65,6 +70,7 @@ def measured_rungs(
         subject: The model, with what layers are fitted by.
         samples: What its output is measured on.
         choices: The method at several savings.
+        timer: Measures what is saved; rungs that do not make a layer faster are left out. None: multiplies are counted.
         seed: Of random choices.
         metric: Name in `perfonnx.comparing.metrics.METRICS`; None: by the model's outputs.
         progress: Called with each layer.
@@ -75,7 +81,9 @@ def measured_rungs(
     images = len(subject.calibration) if subject.calibration is not None else 0
     rungs: dict[str, list[Rung]] = {}
     for choice in choices:
-        for name in subject.able(names, choice, seed):
+        able = subject.able(names, choice, seed)
+        faster = None if timer is None else _saved_times(timer, able, choice, seed)
+        for name in able if faster is None else faster:
             progress(f"{name}: {choice.label}")
             plan = Plan({name: choice}, seed, layout="nchw")
             rewritten = subject.rewrite(plan, images=images)
@@ -83,17 +91,26 @@ def measured_rungs(
                 continue
             quality = evaluator(Task(plan, CHOOSING, len(samples), "nchw", images)).quality
             before, after = rewritten.report.layers[0].multiplies
+            saved = before - after if faster is None else faster[name]
             correction = rewritten.corrections.get(name)
             error = 0.0 if correction is None else correction.after
-            rungs.setdefault(name, []).append(Rung(choice, before - after, error, quality.guide))
+            rungs.setdefault(name, []).append(Rung(choice, saved, error, quality.guide))
     return rungs
 
 
-def allocated(rungs: Mapping[str, Sequence[Rung]], saved: float, objective: str) -> dict[str, Method]:
-    """One rung for each layer, or none, so that so many multiplies are saved at the least loss.
+def _saved_times(timer: LayerTimes, names: Sequence[str], choice: Method, seed: int) -> dict[str, float]:
+    """What a choice saves in each layer that it makes faster; on maps, where that hardly depends on the others."""
+    original = timer.layers(Plan(seed=seed))
+    rewritten = timer.layers(Plan(dict.fromkeys(names, choice.timed), seed, layout="nchw")) if names else original
+    times = {name: time for name, time in layer_times(original, rewritten).items() if name in names}
+    return {name: before - after for name, (before, after) in times.items() if before >= GAINING * after}
 
-    From nothing, the step is taken again and again that loses least for a multiply; steps skip rungs that lose more for
-    one than those behind them.
+
+def allocated(rungs: Mapping[str, Sequence[Rung]], saved: float, objective: str) -> dict[str, Method]:
+    """One rung for each layer, or none, so that so much is saved at the least loss.
+
+    From nothing, the step is taken again and again that loses least for what it saves; steps skip rungs that lose more
+    for it than those behind them.
 
     Raises:
         PerfonnxError: That much cannot be saved, or the objective is unknown.
@@ -102,7 +119,7 @@ def allocated(rungs: Mapping[str, Sequence[Rung]], saved: float, objective: str)
         raise PerfonnxError(f"unknown objective {objective!r}; choose from {', '.join(OBJECTIVES)}")
     most = sum(max((rung.saved for rung in of_layer), default=0) for of_layer in rungs.values())
     if most < saved:
-        raise PerfonnxError(f"{most} multiplies can be saved, not {saved:.0f}")
+        raise PerfonnxError(f"{most:.4g} can be saved, not {saved:.4g}")
     now: dict[str, Rung] = {}
     while sum(rung.saved for rung in now.values()) < saved:
         steps = [

@@ -40,24 +40,60 @@ def test_a_rung_that_loses_more_for_a_multiply_than_the_next_is_skipped() -> Non
 
 
 def test_what_cannot_be_saved_is_said() -> None:
-    with pytest.raises(PerfonnxError, match="50 multiplies can be saved, not 60"):
+    with pytest.raises(PerfonnxError, match="50 can be saved, not 60"):
         allocated({"a": [rung(0.5, 0.1, 1.0)]}, 60, SENSITIVITY)
     with pytest.raises(PerfonnxError, match="unknown objective 'luck'; choose from sensitivity, energy"):
         allocated({}, 0, "luck")
 
 
+def data() -> Arrays:
+    return Arrays("x", np.concatenate([nets.feed(4, 3, 12, 10, seed=seed)["x"] for seed in range(4)]), None, 1)
+
+
 def test_rungs_are_measured_layer_by_layer() -> None:
     """The second layer's filters come apart into two terms: it loses nothing, and gives up most."""
-    model = network(separable())
-    images = np.concatenate([nets.feed(4, 3, 12, 10, seed=seed)["x"] for seed in range(4)])
-    data = Arrays("x", images, None, 1)
-    subject = Subject(model, calibration=data)
-    rungs = measured_rungs(subject, data, [choice(save) for save in (0.25, 0.75)])
+    model, images = network(separable()), data()
+    subject = Subject(model, calibration=images)
+    rungs = measured_rungs(subject, images, [choice(save) for save in (0.25, 0.75)])
     assert list(rungs) == ["conv1", "conv2", "conv3"]
     tame, wild = rungs["conv2"][-1], rungs["conv1"][0]
     assert tame.error < 1e-6 < wild.error
     assert tame.guide < 1e-6 < wild.guide
     chosen = allocated(rungs, tame.saved, SENSITIVITY)
     assert chosen == {"conv2": choice(0.75)}
-    result = perfonnx.rewrite(model, plan=Plan(chosen), samples=[batch.feeds for batch in data])
+    result = perfonnx.rewrite(model, plan=Plan(chosen), samples=[batch.feeds for batch in images])
     assert result.report.multiplies[0] - result.report.multiplies[1] == tame.saved
+
+
+class Times:
+    """Layers take a part each; those of a plan so many times less as said, as two convolutions."""
+
+    def __init__(self, faster: dict[str, dict[str, float]]) -> None:
+        self.faster = faster
+
+    def layers(self, plan: Plan) -> dict[str, float]:
+        times = {"conv1": 0.2, "conv2": 0.5, "conv3": 0.3}
+        for name, method in plan.layers.items():
+            whole = times.pop(name) / self.faster[method.steps[0].NAME].get(name, 1.0)
+            times |= {f"{name}.vertical": 0.4 * whole, f"{name}.horizontal": 0.6 * whole}
+        return times
+
+
+def test_by_time_what_saves_multiplies_alone_is_no_choice() -> None:
+    model, images = network(separable()), data()
+    timer = Times({"jaderberg": {"conv1": 4.0, "conv2": 0.5, "conv3": 1.03}, "exact": {"conv1": 2.0, "conv3": 1.5}})
+    choices = [METHODS["exact"](), choice(0.75)]
+    rungs = measured_rungs(Subject(model, calibration=images), images, choices, timer=timer)
+    assert {name: [rung.choice for rung in each] for name, each in rungs.items()} == {
+        "conv1": choices,
+        "conv3": choices[:1],
+    }
+    saved = [rung.saved for rung in rungs["conv1"]]
+    assert saved == pytest.approx([0.1, 0.15])
+    lossless, lossy = rungs["conv1"]
+    assert lossless.error == 0
+    assert lossless.guide < 1e-6 < lossy.guide
+    assert allocated(rungs, 0.2, SENSITIVITY) == {"conv1": choices[0], "conv3": choices[0]}
+    assert allocated(rungs, 0.25, SENSITIVITY) == {"conv1": choices[1], "conv3": choices[0]}
+    with pytest.raises(PerfonnxError, match=r"0\.25 can be saved, not 0\.3"):
+        allocated(rungs, 0.3, ENERGY)
