@@ -367,7 +367,9 @@ class _Replacing:
         if method.rank:
             return self._fit(problems, method.rank)
         if not method.error:
-            return self._fit(problems, method.rounded_down(form, method.largest(form, (1 - method.save) * before)))
+            exact = method.largest(form, (1 - method.save) * before)
+            rank = method.rounded_down(form, exact)
+            return self._rounded(self._fit(problems, rank), exact)
         ranks = [rank for rank in method.ranks(form) if form_multiplies(method, form, rank) < before]
         found = {ranks[-1]: self._fit(problems, ranks[-1])}
         if (least := found[ranks[-1]].error) > method.error:
@@ -377,10 +379,17 @@ class _Replacing:
             middle = (low + high) // 2
             found[ranks[middle]] = self._fit(problems, ranks[middle])
             low, high = (low, middle) if found[ranks[middle]].error <= method.error else (middle + 1, high)
-        rank, unit = ranks[low], method.unit
-        wide = -(-rank // unit) * unit
-        rank = wide if rank >= NEAR * wide and wide in ranks else rank
-        return found.get(rank) or self._fit(problems, rank)
+        exact, unit = ranks[low], method.unit
+        wide = -(-exact // unit) * unit
+        rank = wide if exact >= NEAR * wide and wide in ranks else exact
+        return self._rounded(found.get(rank) or self._fit(problems, rank), exact)
+
+    def _rounded(self, found: _Found, exact: int) -> _Found:
+        """What was found, saying so where its rank is another than the one that was asked for."""
+        if found.rank == exact:
+            return found
+        words = f"rank {exact} rounded to registers of {self.method.unit} values"
+        return replace(found, words=[*found.words, words])
 
     def _problem(self, number: int, rows: Rows | None) -> Approximation:
         """That of one group."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from perfonnx import PerfonnxError, Plan
 from perfonnx.methods import METHODS
 from perfonnx.methods.lowrank import base
 from perfonnx.methods.lowrank.base import LowRank, register_width
-from perfonnx.ops.common import convolve
+from perfonnx.ops.common import ConvAttributes, convolve
 from tests import real_models
 from tests.methods.lowrank import chains
 from tests.passes import nets
@@ -219,6 +220,54 @@ def test_an_error_is_kept_by_the_smallest_rank() -> None:
     (reason,) = (skip.reason for skip in none.report.skips if skip.layer == "conv2")
     assert "the largest that saves something, has an error of" in reason
     assert nets.op_types(none.proto) == nets.op_types(model)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("method", [*GENERAL, METHODS["svd"], METHODS["monochromatic"]], ids=named)
+def test_ranks_are_rounded_to_registers_where_these_are_near(
+    method: type[LowRank], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "register_width", lambda: width)
+    chosen, inputs = method(), 3 if method.NAME == "monochromatic" else 96
+    of = chains.form(192, inputs, ConvAttributes((1, 1)) if method.NAME == "svd" else chains.SQUARE)
+    assert chosen.unfit(of) is None
+    rounded = set()
+    for share in np.linspace(0.05, 0.95, 19):
+        rank = chosen.largest(of, share * of.multiplies([of.whole]))
+        found = chosen.rounded_down(of, rank)
+        assert found in chosen.ranks(of)
+        if method.NAME == "column-sparse":  # columns are not what lies in registers
+            assert found == rank
+        elif found % width:
+            assert found == rank
+            assert rank // width * width < 0.75 * rank or rank // width * width not in chosen.ranks(of)
+        else:
+            assert 0.75 * rank <= found <= rank
+            rounded.add(found < rank)
+    assert method.NAME in ("column-sparse", "monochromatic") or True in rounded
+
+
+@pytest.mark.parametrize(
+    ("width", "settings", "words"),
+    [
+        (
+            16,
+            {"save": 0.5},
+            "rank 16 of 48, 2.45x fewer multiplies, error *, rank 19 rounded to registers of 16 *",
+        ),
+        (16, {"save": 0.4}, "rank 23 of 48, 1.71x fewer multiplies, error *%"),
+        (8, {"save": 0.5}, "rank 16 of 48, 2.45x fewer multiplies, error *, rank 19 rounded to registers of 8 values"),
+        (16, {"error": 0.25}, "rank 32 of 48, 1.23x fewer multiplies, error *, rank 27 rounded to registers of 16 *"),
+        (16, {"rank": 19}, "rank 19 of 48, 2.07x fewer multiplies, error *%"),
+    ],
+)
+def test_the_report_says_that_a_rank_was_rounded(
+    width: int, settings: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "register_width", lambda: width)
+    done = perfonnx.rewrite(network(nets.values(48, 24, 3, 3)), method="zhang", only="conv2", **settings)
+    (note,) = done.report.layers[0].notes
+    assert fnmatch(note, words), note
 
 
 def test_what_saves_nothing_is_refused_with_the_numbers() -> None:
