@@ -26,6 +26,9 @@ from perfonnx.search.ways import CLOSE, Selected
 PATIENCE = 4
 """Changes of single regions that may fail in a row before the search ends."""
 
+LEADING = 0.75
+"""Part of the time that regions have while the best network has some: other choices seldom add to it."""
+
 ALONE = 0.6
 """Part of their time in which regions are measured alone."""
 
@@ -66,7 +69,7 @@ class RegionalSearch:
         before: The network without regions that is gone on from; None: the original.
         order: All layers in running order.
         seed: Seed of the plans.
-        share: Part of the time that regions have, where there are other choices too.
+        share: Part of the time that regions have at least; more, see `LEADING`, while the best network has some.
         pieces: What was measured.
     """
 
@@ -92,6 +95,13 @@ class RegionalSearch:
         """The layers of each region."""
         return {region.name: region.layers for region in chained.from_iterable(self.regions)}
 
+    @property
+    def until(self) -> float:
+        """The part of the time that regions have, by what is known by now."""
+        best = self.networks.best()
+        leads = best is not None and plan_key(best.plan) in self._combined
+        return max(self.share, LEADING) if leads else self.share
+
     # --- plans -------------------------------------------------------------------------------------------------------
 
     def plan(self, picks: Sequence[tuple[Region, Method]]) -> Plan:
@@ -111,7 +121,7 @@ class RegionalSearch:
         if self.regions:
             self.networks.settle(self.plan([(self.regions[0][0], self.choices[0])]))
         for made, (region, choice) in enumerate(chained(self._whole(), self._parts())):
-            if made and not self.networks.pace.affords(REFIT, VERIFICATION, until=ALONE * self.share):
+            if made and not self.networks.pace.affords(REFIT, VERIFICATION, until=ALONE * self.until):
                 self.networks.cut_short = True
                 return
             trial = self.networks.attempt(self.plan([(region, choice)]), f"{region.name} {choice.label}")
@@ -164,8 +174,12 @@ class RegionalSearch:
 
     # --- combinations ------------------------------------------------------------------------------------------------
 
-    def combine(self, until: float = 1.0) -> None:
-        """Walks along the best combinations that are predicted, and changes what was found, in a part of the time."""
+    def combine(self, until: float | None = None) -> None:
+        """Walks along the best combinations that are predicted, and changes what was found.
+
+        Args:
+            until: Part of the time in which to do it; None: as much as regions have.
+        """
         ladders = self._ladders()
         line = self._line(ladders)
         combined = {id(selected): pieces for selected, pieces in line}
@@ -176,7 +190,7 @@ class RegionalSearch:
             "best of regions",
             start=self._expected(),
             kind=REFIT,
-            until=until,
+            until=self.until if until is None else until,
         )
         self._change(ladders, until)
 
@@ -222,7 +236,7 @@ class RegionalSearch:
                 line.append((Selected(self._planned(pieces).layers, selection.error, time), pieces))
         return line
 
-    def _change(self, ladders: Mapping[str, Sequence[Sequence[Piece]]], until: float) -> None:
+    def _change(self, ladders: Mapping[str, Sequence[Sequence[Piece]]], until: float | None) -> None:
         """Changes the best combination, one run at a time or two against each other, while that leads on."""
         networks, failures = self.networks, 0
         while failures < PATIENCE:
@@ -233,7 +247,7 @@ class RegionalSearch:
                 plan = self._planned(pieces)
                 if plan_key(plan) in networks.trials:
                     continue
-                if not networks.goes_on(REFIT, until):
+                if not networks.goes_on(REFIT, self.until if until is None else until):
                     return
                 networks.attempt(plan, "regions near the best")
                 failures = 0 if networks.best() is not best else failures + 1

@@ -33,7 +33,7 @@ RESORTS = 3
 """Single layers that are tried where no selection of several stayed within the bound."""
 
 HOPEFUL = 1.15
-"""A way that is predicted to take so many times as long as another one, at the same error, is not tried."""
+"""What is predicted to take so many times as long as something else, at the same error, is not tried."""
 
 CERTAIN = 2.0
 """Losses of single layers tell where the bound lies if they may be so many times as large, by their standard errors."""
@@ -168,14 +168,14 @@ class Search:
         found.measure()
         self.rows += found.rows
         self.units.update(found.units)
-        found.combine(found.share)
+        found.combine()
         self.networks.pace.begin()
         return found
 
     def _combine(self) -> None:
         """Combines regions anew, by what is known by now of what is allowed."""
         if self._regional is not None:
-            self._regional.combine()
+            self._regional.combine(until=1.0)
 
     # --- 1. profile --------------------------------------------------------------------------------------------------
 
@@ -319,7 +319,8 @@ class Search:
         for way in self.ways:
             for kind in kinds if len(kinds) > 1 and way.layout == layout else ():
                 # layers of one size then share one mask, and rows pass between them as they are
-                self._walk(way, [kind], f"best with {kind} alone, {way.name}")
+                if self._is_hopeful(self._promise(way, [kind])):
+                    self._walk(way, [kind], f"best with {kind} alone, {way.name}")
         self._combine()
         self._swap()
 
@@ -331,12 +332,17 @@ class Search:
             way, selected = min(lines, key=lambda found: found[1].time)
             self.networks.attempt(self._plan(selected.choices, way.layout), "what loses nothing")
 
-    def _promise(self, way: Way) -> float:
+    def _promise(self, way: Way, kinds: Sequence[str] | None = None) -> float:
         """The time that is predicted at the error that was reached so far."""
         reach = self._expected_reach()
-        line = self._line(way)
+        line = self._line(way, kinds)
         within = [selected.time for selected in line if reach is None or selected.error <= reach]
         return min(within, default=line[0].time if line else math.inf)
+
+    def _is_hopeful(self, promise: float) -> bool:
+        """Whether what is predicted to take so long may beat the best network so far."""
+        best = self.networks.best()
+        return best is None or promise <= HOPEFUL / max(self.networks.target.gain(best), 1e-9)
 
     def _line(self, way: Way, kinds: Sequence[str] | None = None) -> list[Selected]:
         """A way's best selections, found once."""

@@ -282,6 +282,20 @@ class Clocked(Invented):
         return super().__call__(task)
 
 
+def test_regions_that_lead_have_most_of_the_time(together: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other choices that the search may look at too leave them nearly all that they would have alone."""
+
+    def measured(*methods: str) -> int:
+        tool = Clocked()
+        monkeypatch.setattr(state, "time", SimpleNamespace(perf_counter=lambda: tool.now))
+        space = Space(masks=("grid",), rates=(0.5, 0.75), repairs=("none",), methods=("exact", "together", *methods))
+        same: dict[str, Any] = {"evaluator": tool, "timer": tool, "space": space}
+        tune(network(), None, samples(300), max_drop=0.0305, max_time=60.0, **same)
+        return sum(part == CHOOSING for part, _ in tool.refitted_by)
+
+    assert measured("perforate", "sparse") >= 0.8 * measured()
+
+
 @pytest.mark.parametrize(("each", "count"), [(0.05, 90), (0.5, 32), (0.001, 90)])
 def test_regions_are_refitted_by_as_many_images_as_there_is_time_for(
     together: type[Any], monkeypatch: pytest.MonkeyPatch, each: float, count: int
