@@ -24,6 +24,8 @@ column, `quincunx` the fields of one colour of a chessboard."""
 
 OPSET = 11
 """The first with `Resize` as it is used."""
+REGION_IS_OPTIONAL = 13
+"""The first whose `Resize` may go without a region of interest, which only another mode of it reads."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,10 @@ class _Parts:
         constant = self.spot.workspace.add_constant
         scales = constant(f"{name}.scales", np.array([1, 1, *scale], np.float32))
         modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        result = self._add("Resize", "spread", modes, [x, gs.Variable.empty(), scales])
+        region: gs.Tensor = gs.Variable.empty()
+        if self.spot.workspace.opset < REGION_IS_OPTIONAL:
+            region = constant(f"{name}.region", np.zeros(0, np.float32))
+        result = self._add("Resize", "spread", modes, [x, region, scales])
         if any(length % step for length, step in zip(size, scale, strict=True)):
             bounds = ([0, 0], list(size), [2, 3])
             cut = [constant(f"{name}.cut{i}", np.array(values, np.int64)) for i, values in enumerate(bounds)]

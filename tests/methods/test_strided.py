@@ -82,8 +82,9 @@ def test_the_activation_is_applied_to_what_is_computed_alone() -> None:
     assert nets.op_types(result) == ["Conv", "LeakyRelu", "Resize"]
 
 
-def test_half_precision_stays_that() -> None:
-    model = _network(*GEOMETRIES["3x3"], dtype=np.float16)
+@pytest.mark.parametrize("opset", [11, 12, 13, 18])
+def test_half_precision_stays_that(opset: int) -> None:
+    model = _network(*GEOMETRIES["3x3"], dtype=np.float16, opset=opset)
     result = perfonnx.rewrite(model, method="strided").proto
     x = nets.values(1, CHANNELS, 12, 10, dtype=np.float16)
     dense = nets.run(model, {"x": x})[0].astype(np.float32)
