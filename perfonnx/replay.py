@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from perfonnx import ops, runtime
 from perfonnx.errors import PerfonnxError, one_line
@@ -108,6 +109,7 @@ class Replay:
                 options = runtime.quiet_options()
                 # threads that spin between two runs take the processor from the work that is done there
                 options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+                options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantSharing")
                 session = runtime.session(self._piece(nodes, feed, outputs), options=options)
             try:
                 return dict(zip(outputs, session.run(outputs, feed), strict=True))
@@ -137,6 +139,7 @@ class Replay:
         directory = self.model.directory
         graph.initializer.extend(_inside(t, directory) for t in source.graph.initializer if t.name in used)
         graph.initializer.extend(t for name, t in self.added.items() if name in used)
+        _give_own_halves(graph)
         graph.sparse_initializer.extend(t for t in source.graph.sparse_initializer if t.values.name in used)
         return piece
 
@@ -167,6 +170,19 @@ def _trace(
                 seen.add(read)
                 todo.append(read)
     return [node for node in nodes if id(node) in chosen], reached
+
+
+def _give_own_halves(graph: GraphProto) -> None:
+    """Give each of our layers float16 constants that nobody else reads: onnxruntime folds no cast of shared ones."""
+    halves = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    readers = Counter(name for name in used_names(graph.node) if name in halves) if halves else Counter[str]()
+    for node in graph.node:
+        for i, name in enumerate(node.input if node.domain == ops.DOMAIN else ()):
+            if readers[name] > 1:
+                readers[name] -= 1
+                own = graph.initializer.add()
+                own.CopyFrom(halves[name])
+                own.name = node.input[i] = f"{name}.{node.name}.own"
 
 
 def _inside(tensor: TensorProto, directory: Path | None) -> TensorProto:
