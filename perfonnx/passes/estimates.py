@@ -153,6 +153,14 @@ def tiles_of(layer: Layer) -> list[Tiles]:
     return [tiles for tiles in TILES if tiles.serves(a.kernel_shape) and min(outputs, inputs) >= tiles.fewest]
 
 
+def work_of(layer: Layer) -> float:
+    """Multiplies per image; of a matrix product of large weights, those that take as long as reading these."""
+    multiplies, weights = layer.multiplies or 0, math.prod(layer.w_shape)
+    if layer.is_conv or weights <= MANY_WEIGHTS:
+        return multiplies
+    return max(multiplies, FAR_WEIGHT * weights)
+
+
 @dataclass(frozen=True)
 class Costs:
     """Nanoseconds on one thread.

@@ -39,13 +39,14 @@ from perfonnx.model.shapes import symbolic_input_flag
 from perfonnx.model.workspace import Workspace
 from perfonnx.multiplies import conv_multiplies, other_multiplies
 from perfonnx.passes.base import Change, Keeping, Pass, Rebuilt, Skip, State
+from perfonnx.passes.estimates import work_of
 from perfonnx.plan import Plan
 
 MIN_SHARE = 0.01
 """Layers that carry, with all that are smaller, less of the model's multiplies are left alone unless they are named."""
 
 
-def negligible(layers: Iterable[int], total: int) -> int:
+def negligible(layers: Iterable[float], total: int) -> float:
     """The multiplies of the largest layer that is left alone for its smallness; -1 where none is.
 
     Where many small layers make up a network none of them is.
@@ -54,7 +55,7 @@ def negligible(layers: Iterable[int], total: int) -> int:
         layers: Multiplies of the layers that can be rewritten.
         total: Multiplies of the whole model.
     """
-    found, sum_so_far = -1, 0
+    found, sum_so_far = -1.0, 0.0
     for size, alike in sorted(Counter(layers).items()):
         sum_so_far += size * alike
         if sum_so_far >= MIN_SHARE * total:
@@ -195,7 +196,7 @@ class Select(Pass):
         convs = conv_layers(workspace)
         total = sum(m or 0 for m in conv_multiplies(workspace, convs)) + sum(before) + other_multiplies(workspace)
         own = [layer for layer in layers if layer.node.op in options.method.REPLACES]
-        can_be = [layer.multiplies or 0 for layer in own if not layer.obstacle and not layer.reservation]
+        can_be = [work_of(layer) for layer in own if not layer.obstacle and not layer.reservation]
         small = negligible([*can_be, *before], total)
         names = [*(layer.name for layer in layers), *(n.name for n in done)]
         if only and not any(p.search(name) for p in only for name in names):
@@ -211,7 +212,7 @@ class Select(Pass):
                 reason = layer.reservation if options.example.heeds_reservation else None
                 if layer.origin is not None:
                     reason = f"already rewritten: it comes from {layer.origin}"
-                elif not reason and layer.node.op in options.method.REPLACES and (layer.multiplies or 0) <= small:
+                elif not reason and layer.node.op in options.method.REPLACES and work_of(layer) <= small:
                     reason = f"carries only {(layer.multiplies or 0) / max(total, 1):.1%} of the multiplies"
             if reason:
                 state.skips.append(Skip(layer.name, reason))

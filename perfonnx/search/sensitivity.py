@@ -20,6 +20,7 @@ from perfonnx.methods import METHODS, Method, find_method
 from perfonnx.methods.perforate import BIAS, PREDICTOR
 from perfonnx.model.files import ModelSource
 from perfonnx.names import shortened
+from perfonnx.passes.estimates import work_of
 from perfonnx.plan import Plan
 from perfonnx.sampling import INTERPOLATIONS
 from perfonnx.search.evaluate import (
@@ -160,12 +161,12 @@ def eligible(inspection: Inspection) -> dict[str, float]:
 
 
 def reducible(subject: Subject, inspection: Inspection) -> list[str]:
-    """The other layers that carry a noticeable part of the multiplies: 1x1 convolutions and matrix products, say.
+    """The other layers that carry a noticeable part of the work: 1x1 convolutions and matrix products, say.
 
     Most methods leave them alone, or can do nothing with them; those of low rank may.
     """
     usual, least = eligible(inspection), NOTICEABLE * inspection.multiplies
-    return [each.name for each in subject.layers() if each.name not in usual and (each.multiplies or 0) >= least]
+    return [each.name for each in subject.layers() if each.name not in usual and work_of(each) >= least]
 
 
 def measure_layers(
