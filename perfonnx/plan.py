@@ -41,7 +41,7 @@ _TILE_WORDS = f"{', '.join(map(str, TILE_SIZES[:-1]))} or {TILE_SIZES[-1]}"
 
 @dataclass(frozen=True)
 class Placement:
-    """Which nodes work on rows, as estimates had it when a plan was made: done again, the plan gives the same model.
+    """Which nodes work on rows, as estimates had it when a plan was made, and what else is not seen in its layers.
 
     Attributes:
         of: Digest of the plan that it was decided for; for one that somebody changed since it is decided anew.
@@ -49,6 +49,7 @@ class Placement:
         on_maps: Layers that were chosen and stay on maps.
         dense: Those of them for which a `Conv` may stand, which is faster.
         kept: What other nodes give that could work on rows and stay on maps: names of tensors.
+        folded: Layers that were left alone after what follows them had been folded into them.
     """
 
     of: str = ""
@@ -56,6 +57,7 @@ class Placement:
     on_maps: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Placement:

@@ -309,13 +309,15 @@ def rewrite(
     PassManager([Normalize(), Select(context, chosen, plan, fallback)]).run(workspace, state)
     report = _before(workspace, state)
     fitting = lambda done, count: tell(f"fitting layer {done + 1} of {count}")  # noqa: E731
-    weigh = Weigh(rows, largest_tile, placement=plan.own_placement if plan else None)
-    PassManager([Rebuild(context, fallback, fitting), weigh]).run(workspace, state)
+    before = plan.own_placement if plan else None
+    rebuild = Rebuild(context, fallback, fitting, before.folded if before else ())
+    PassManager([rebuild, Weigh(rows, largest_tile, placement=before)]).run(workspace, state)
     report.skips, report.notes = list(state.skips), list(state.notes)
     means = plan.means if plan else MEANS[0]
     notes = {skip.layer: skip.reason for skip in state.skips}
     used = Plan(_used(state), seed, notes, shapes, layout, largest_tile, means)
-    used = used.placed(state.placement if state.decisions else None)
+    placement = replace(state.placement, folded=tuple(state.folded))
+    used = used.placed(placement if state.decisions or state.folded else None)
 
     tell("rewriting")
     passes: list[Pass] = [

@@ -65,6 +65,7 @@ class State:
 
     `keeping` are the layers that get other constants alone, by name. `rebuilt` are those in whose place standard
     operators stand, or will, by name; `saved_behind` is what layers behind them multiply less since maps are smaller.
+    `folded` are those that stay after all, with what was folded into them.
 
     `placement` says which nodes work on rows; `kept` holds by id the others of them that stay on maps, `left_on_maps`
     says of all that rows reach why they stay there.
@@ -76,6 +77,7 @@ class State:
     keeping: dict[str, Keeping] = field(default_factory=dict)
     rebuilt: dict[str, Rebuilt] = field(default_factory=dict)
     saved_behind: int = 0
+    folded: list[str] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     rewritten: dict[str, gs.Node] = field(default_factory=dict)
     placement: Placement = field(default_factory=Placement)

@@ -23,6 +23,8 @@ from perfonnx.passes.targets import NetworkTargets
 
 _Task: TypeAlias = tuple[Rebuilt, Layer, tuple[Method, ...]]
 """A layer as it came, one in its place, and the steps that are left for it."""
+_Fold: TypeAlias = tuple["Affine | None", list[str]]
+"""What was folded into a layer, and the operators that are gone."""
 
 
 @dataclass
@@ -33,11 +35,13 @@ class Rebuild(Pass):
         context: What there is to fit with, and what was found before.
         fallback: Whether operators get function bodies.
         progress: Called with the layers done and their number.
+        folded: Layers that are left alone, into which what follows them is to be folded all the same.
     """
 
     context: Context
     fallback: bool = True
     progress: Callable[[int, int], None] | None = None
+    folded: Sequence[str] = ()
 
     def requires(self, workspace: Workspace, state: State) -> None:
         """Refuse a plan whose layers want what is not there."""
@@ -47,13 +51,17 @@ class Rebuild(Pass):
 
     def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Replace the layers; then decide on the new ones, where plans go on."""
+        state.folded = list(self.folded)
         if not state.rebuilt:
+            self._fold(workspace, [], self.folded)
             return []
         changes: list[Change] = []
         others = self._others(workspace, state)
         todo = [(rebuilt, rebuilt.layer, rebuilt.steps) for rebuilt in state.rebuilt.values()]
+        also = self.folded
         while todo:
-            changes += self._replaced(workspace, state, todo)
+            changes += self._replaced(workspace, state, todo, also)
+            also = ()
             infer_types(workspace)
             layers = {id(layer.node): layer for layer in all_layers(workspace)}
             for rebuilt, _, _ in todo:
@@ -84,10 +92,16 @@ class Rebuild(Pass):
         replaced = {id(node) for rebuilt in state.rebuilt.values() for node in (rebuilt.layer.node, *rebuilt.nodes)}
         return {layer.name: layer.multiplies or 0 for layer in all_layers(workspace) if id(layer.node) not in replaced}
 
-    def _replaced(self, workspace: Workspace, state: State, todo: list[_Task]) -> list[Change]:
+    @staticmethod
+    def _fold(workspace: Workspace, layers: list[Layer], also: Sequence[str]) -> dict[str, _Fold]:
+        """What is folded into each of the layers, and of those with the names `also`, in the order of the graph."""
+        nodes = {id(layer.node) for layer in layers}
+        chosen = [layer for layer in all_layers(workspace) if id(layer.node) in nodes or layer.name in also]
+        return {layer.name: fold(workspace, layer) if layer.is_conv else (None, []) for layer in chosen}
+
+    def _replaced(self, workspace: Workspace, state: State, todo: list[_Task], also: Sequence[str]) -> list[Change]:
         changes = []
-        nothing: tuple[Affine | None, list[str]] = None, []
-        folded = {layer.name: fold(workspace, layer) if layer.is_conv else nothing for _, layer, _ in todo}
+        folded = self._fold(workspace, [layer for _, layer, _ in todo], also)
         known = self.context.corrections
         fitted = {
             layer.name: layer.node
@@ -107,12 +121,12 @@ class Rebuild(Pass):
                 layer = next(fresh for fresh in all_layers(workspace) if fresh.node is layer.node)
                 reason = layer.obstacle or obstacle(self.context, state, layer, step, fallback=self.fallback)
                 if reason is not None:
-                    self._left(state, rebuilt, layer, reason)
+                    self._left(state, rebuilt, layer, reason, names)
                     continue
             given = targets if layer.name in fitted else None
             result = step.replaced(Spot(self.context, layer.name, layer.node, layer, None, affine, given))
             if not result.nodes:
-                self._left(state, rebuilt, layer, result.note)
+                self._left(state, rebuilt, layer, result.note, names)
                 continue
             for node in result.nodes:
                 node.name = unique_name(workspace, str(node.name))
@@ -125,11 +139,12 @@ class Rebuild(Pass):
         return changes
 
     @staticmethod
-    def _left(state: State, rebuilt: Rebuilt, layer: Layer, reason: str) -> None:
+    def _left(state: State, rebuilt: Rebuilt, layer: Layer, reason: str, folded: list[str]) -> None:
         """A layer stays as it is, and what its plan goes on with is not done."""
         state.skips.append(Skip(layer.name, reason))
         if rebuilt.layer.node is layer.node:
             del state.rebuilt[layer.name]
+            state.folded += [layer.name] if folded else []
 
     @staticmethod
     def _put(workspace: Workspace, rebuilt: Rebuilt, old: gs.Node, nodes: list[gs.Node], origin: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,24 @@ def test_a_bias_that_is_fitted_to_nothing_is_the_same_in_a_plan(method: str, tmp
     result.save_plan(tmp_path / "plan.json")
     assert not result.corrections["conv2"].arrays["bias"].any()
     assert perfonnx.rewrite(model, plan=tmp_path / "plan.json").to_bytes() == result.to_bytes()
+
+
+@pytest.mark.parametrize("only", ["conv2|conv3", "conv3"])
+def test_a_plan_knows_what_was_folded_into_a_layer_that_was_left(only: str, tmp_path: Path) -> None:
+    """No rank is good enough for it, which is known after its normalization was folded into it."""
+    model = network(separable())
+    model.graph.node[-1].output[0] = "c"
+    model.graph.node.append(node("BatchNormalization", ["c", *"1234"], ["y"]))
+    for name in "1234":
+        model.graph.initializer.append(onnx.numpy_helper.from_array(nets.values(4, seed=7) ** 2, name))
+    plan = Plan({name: METHODS["jaderberg"](error=1e-6) for name in only.split("|")} | {"conv1": METHODS["exact"]()})
+    result = perfonnx.rewrite(model, plan=plan, samples=batches())
+    assert list(result.plan.layers) == [name for name in ("conv1", "conv2") if name in plan.layers]
+    assert "BatchNormalization" not in nets.op_types(result.proto)
+    result.save_plan(tmp_path / "plan.json")
+    assert perfonnx.rewrite(model, plan=tmp_path / "plan.json").to_bytes() == result.to_bytes()
+    anew = perfonnx.rewrite(model, plan=replace(result.plan, placement=None), corrections=result.corrections)
+    assert "BatchNormalization" in nets.op_types(anew.proto)
 
 
 def test_an_error_is_kept_by_the_smallest_rank() -> None:
