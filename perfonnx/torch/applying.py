@@ -28,6 +28,7 @@ from perfonnx.rewriting import Choice, Rewritten, decide, rewrite
 from perfonnx.torch.modules import (
     Conv2d,
     MaskedConv2d,
+    Product,
     RadiusAdaptiveConv2d,
     SampledConv2d,
     explicit_pads,
@@ -46,9 +47,15 @@ class OnnxBacked(Protocol):
 
     Attributes:
         layers: Paths of modules by the names of layers.
+        products: Paths at which modules may stand for matrix products.
     """
 
     layers: dict[str, str]
+    products: dict[str, str]
+
+    def product(self, name: str) -> Product:
+        """One of them as the convolution of its rows."""
+        ...
 
     def to_onnx(self) -> onnx.ModelProto:
         """The model with the weights as they are now."""
@@ -111,6 +118,9 @@ def apply(
     if corrections is None:
         corrections = {} if plan.corrections is None else correction_files.load(plan.file("corrections"))
     layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    if isinstance(model, OnnxBacked):
+        wanted = {path: name for name, path in model.products.items() if name in decided and path not in layers}
+        layers |= {path: model.product(name) for path, name in wanted.items()}
     for name, choice in decided.items():  # all of them, before a weight is touched
         try:
             _check(layers, modules.get(name), choice)
@@ -121,8 +131,15 @@ def apply(
     new: dict[str, nn.Module] = {
         modules[n]: _counterpart(n, layers[modules[n]], choice, corrections.get(n)) for n, choice in decided.items()
     }
-    dropped = {path: plain(old) for path, old in sampled_modules(model).items() if path not in new}
-    for path, module in {**new, **dropped}.items():
+    for path, old in sampled_modules(model).items():
+        if path in new:
+            continue
+        if isinstance(old, Product):
+            parent, _, child = path.rpartition(".")
+            delattr(model.get_submodule(parent), child)
+        else:
+            model.set_submodule(path, plain(old))
+    for path, module in new.items():
         model.set_submodule(path, module)
     if isinstance(model, OnnxBacked):
         model.average(averaged)
@@ -216,7 +233,7 @@ def dense_onnx(model: nn.Module, example: Example | None = None) -> tuple[onnx.M
         PerfonnxError: No example was ever given, or PyTorch cannot export the network.
     """
     if isinstance(model, OnnxBacked):
-        return model.to_onnx(), dict(model.layers)
+        return model.to_onnx(), {**model.layers, **model.products}
     inputs = _remembered(model, example)
     weights = {f"{path}.weight": path for path, m in model.named_modules() if isinstance(m, nn.Conv2d)}
     with _dense_twin(model) as twin:

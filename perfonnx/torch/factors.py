@@ -14,7 +14,7 @@ from perfonnx.corrections import Correction
 from perfonnx.methods.lowrank.base import LowRank, known_factors
 from perfonnx.methods.lowrank.form import Form, Part
 from perfonnx.ops.common import ConvAttributes
-from perfonnx.torch.modules import Conv2d, FittedConv2d, fitted_weight
+from perfonnx.torch.modules import Conv2d, FittedConv2d, Product, fitted_weight
 
 
 class FactoredConv2d(FittedConv2d):
@@ -65,6 +65,21 @@ class FactoredConv2d(FittedConv2d):
         tensors["bias"] = self.shift
         found = {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
         return replace(self.correction, arrays={**self.correction.arrays, **found}, before=0.0, after=0.0)
+
+
+class FactoredProduct(FactoredConv2d, Product):
+    """A matrix product as the chain of smaller ones that stand in its place.
+
+    Args:
+        dense: The product whose place it takes.
+        method: What made the factors.
+        correction: The factors.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input [..., K], output [..., M]."""
+        rows = super().forward(x.reshape(-1, self.in_channels, 1, 1))
+        return rows.reshape(*x.shape[:-1], self.out_channels)
 
 
 class _Factor(Conv2d):

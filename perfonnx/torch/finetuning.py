@@ -213,7 +213,7 @@ def finetune_model(
             student.eval()(*_inputs(_some(held_out, GATED, settings)))
     form: dict[str, Any] = {"fallback": fallback, "layout": layout or plan.layout, "input_shapes": shapes}
     if aside:
-        trained = trained_corrections(student, student.layers)
+        trained = trained_corrections(student, {**student.layers, **student.products})
         result = rewrite(model, plan=untrained.plan, corrections=trained, impact_maps=impact_maps, **form)
     else:
         result = export(student, **form)

@@ -117,6 +117,18 @@ class Conv2d(nn.Conv2d):
         return self.dense(x)
 
 
+class Product(Conv2d):
+    """A matrix product as the 1x1 convolution of its rows.
+
+    Args:
+        weight: [M, K].
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(weight.shape[1], weight.shape[0], (1, 1), bias=False, device="meta")
+        self.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)
+
+
 def explicit_pads(conv: nn.Conv2d) -> Pads:
     """Top, left, bottom, right.
 
@@ -160,10 +172,15 @@ class FittedConv2d(SampledConv2d):
 
 
 def fitted_weight(dense: nn.Conv2d, correction: Correction) -> NDArray[np.floating]:
-    """The weight of a layer for which something was fitted; what is half precision there is trained in float32."""
+    """The weight of a layer as it was when something was fitted: half precision is trained in float32."""
     weight = dense.weight.detach().cpu().numpy()
-    half = weight.astype(np.float16)
-    return half if correction.weights == digest(half) else weight
+    forms = [weight]
+    if isinstance(dense, Product):
+        forms = [weight[:, :, 0, 0], weight[:, :, 0, 0].T]
+    for form in (*forms, *(form.astype(np.float16) for form in forms)):
+        if correction.weights == digest(form):
+            return form
+    return weight
 
 
 class ExactConv2d(SampledConv2d):

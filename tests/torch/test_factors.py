@@ -167,6 +167,72 @@ def test_layers_with_factors_train_beside_others(tmp_path: Path) -> None:
     assert again.to_bytes() == (tmp_path / "fast.onnx").read_bytes()
 
 
+def products() -> onnx.ModelProto:
+    """A layer, a product of the flattened map and one whose bias is added behind it."""
+    weights = {
+        "w1": nets.values(8, 3, 3, 3),
+        "w2": nets.values(24, 8 * 3 * 3),
+        "b2": nets.values(24),
+        "w3": nets.values(24, 20),
+        "b3": nets.values(20),
+    }
+    nodes = [
+        nets.conv("x", "a", "w1", name="conv1", strides=[4, 4]),
+        nets.node("Relu", ["a"], ["r"]),
+        nets.node("Flatten", ["r"], ["f"]),
+        nets.node("Gemm", ["f", "w2", "b2"], ["g"], name="gemm", transB=1),
+        nets.node("Relu", ["g"], ["h"]),
+        nets.node("MatMul", ["h", "w3"], ["m"], name="matmul"),
+        nets.node("Add", ["m", "b3"], ["y"]),
+    ]
+    return nets.model(nodes, weights, inputs={"x": ("N", 3, 12, 10)}, outputs={"y": ("N", 20)})
+
+
+@pytest.mark.parametrize("method", [METHODS["svd"](), METHODS["prune"]()], ids=lambda method: method.NAME)
+def test_factors_of_products_train_in_their_places(method: Method, tmp_path: Path) -> None:
+    original, plan = products(), Plan({"gemm": method, "matmul": method})
+    fit = perfonnx.rewrite(original, plan=plan, samples=batches())
+    student = from_onnx(original)
+    dense = student(torch.from_numpy(nets.feed(2, 3, 12, 10, seed=9)["x"])).detach().numpy()
+    assert set(apply(student, plan, corrections=fit.corrections).modules) == {"gemm", "matmul"}
+    x = nets.feed(2, 3, 12, 10, seed=9)["x"]
+    np.testing.assert_allclose(student(torch.from_numpy(x)).detach().numpy(), outputs(fit.proto, x), atol=1e-4)
+    with torch.no_grad():
+        for layer in sampled_modules(student).values():
+            for p in (*layer.factors.parameters(), layer.shift):
+                p += 0.05 * torch.randn(p.shape)
+    wanted = student(torch.from_numpy(x)).detach().numpy()
+    assert np.abs(wanted - outputs(fit.proto, x)).max() > 1e-2
+    np.testing.assert_allclose(outputs(export(student).proto, x), wanted, atol=1e-4)
+    apply(student, Plan())
+    assert not sampled_modules(student)
+    np.testing.assert_allclose(student(torch.from_numpy(x)).detach().numpy(), dense, atol=1e-6)
+
+    values = np.random.default_rng(1).standard_normal((48, 3, 12, 10), dtype=np.float32)
+    data = Samples.load(values, model_inputs(original))
+    poor = Plan({name: replace(step, metric="frobenius") for name, step in plan.layers.items()})
+    done = finetune_model(original, tmp_path / "fast.onnx", data, plan=poor, settings=SETTINGS)
+    assert done.aside
+    assert done.after.guide < 0.9 * done.before.guide
+    done.result.save_plan(tmp_path / "plan.json")
+    assert perfonnx.rewrite(original, plan=tmp_path / "plan.json").to_bytes() == (tmp_path / "fast.onnx").read_bytes()
+
+
+def test_products_of_sequences_and_of_half_precision() -> None:
+    weights = {"w": nets.values(16, 12)}
+    nodes = [nets.node("MatMul", ["x", "w"], ["y"], name="product")]
+    for kind, dtype in ((onnx.TensorProto.FLOAT, np.float32), (onnx.TensorProto.FLOAT16, np.float16)):
+        given = {name: value.astype(dtype) for name, value in weights.items()}
+        original = nets.model(nodes, given, inputs={"x": (2, 5, 16)}, outputs={"y": (2, 5, 12)}, dtype=kind)
+        plan = Plan({"product": METHODS["svd"](rank=3)})
+        fit, student = perfonnx.rewrite(original, plan=plan), from_onnx(original)
+        apply(student, plan, corrections=fit.corrections)
+        x = nets.values(2, 5, 16, seed=1).astype(dtype)
+        wanted = student(torch.from_numpy(x)).detach().numpy()
+        assert wanted.shape == (2, 5, 12)
+        np.testing.assert_allclose(outputs(fit.proto, x).astype(np.float32), wanted, atol=1e-5 if kind == 1 else 2e-2)
+
+
 def test_half_precision_is_trained_and_written_back() -> None:
     original = network(nets.values(16, 8, 3, 3), dtype=np.float16)
     plan, data = Plan({"conv2": METHODS["jaderberg"]()}), batches(np.float16)

@@ -257,12 +257,14 @@ class LowRank(StandardMethod):
         self, module: nn.Conv2d, mask: Mask | None, correction: Correction | None = None
     ) -> SampledConv2d | None:
         """The module itself where it goes on from these factors already: it keeps them."""
-        from perfonnx.torch.factors import FactoredConv2d
-        from perfonnx.torch.modules import plain
+        from perfonnx.torch.factors import FactoredConv2d, FactoredProduct
+        from perfonnx.torch.modules import Product, plain
 
         assert correction is not None
         if isinstance(module, FactoredConv2d) and module.correction is correction:
             return module
+        if isinstance(module, Product):
+            return FactoredProduct(module, self, correction)
         return FactoredConv2d(plain(module), self, correction)
 
     # --- ranks --------------------------------------------------------------------------------------------------------

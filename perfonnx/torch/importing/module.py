@@ -16,7 +16,7 @@ from perfonnx.errors import PerfonnxError
 from perfonnx.model import files
 from perfonnx.model.constants import fold_constants, read_directly
 from perfonnx.model.files import LoadedModel, ModelSource, take_in_data
-from perfonnx.model.layers import conv_layers
+from perfonnx.model.layers import all_layers, conv_layers
 from perfonnx.model.proto import tidy, value_type
 from perfonnx.model.shapes import infer_types
 from perfonnx.model.signature import fix_input_shapes
@@ -29,6 +29,7 @@ from perfonnx.torch.importing.operators import OPERATORS, SETTINGS
 from perfonnx.torch.importing.steps import Step, agreed_batch, check_supported, pruned, scaled_steps, scaled_target
 from perfonnx.torch.importing.tensors import FLOATS, HALF, constants_of, to_torch, write
 from perfonnx.torch.importing.weights import trainable
+from perfonnx.torch.modules import Product
 
 _LAYERS = ("Conv", "BatchNormalization")
 
@@ -93,12 +94,14 @@ class OnnxModule(nn.Module):
         input_names: Inputs, without those that have a value in the model.
         output_names: Outputs.
         layers: Paths of the convolutions' modules by the names of layers, which are those in plans.
+        products: Paths, by the names of layers, at which modules take the places of matrix products with a weight;
+            where there is none, the product is computed from `weights`.
     """
 
     def __init__(self, proto: ModelProto, workspace: Workspace) -> None:
         super().__init__()
         self._proto = proto
-        self.nodes, self.weights = nn.Module(), nn.Module()
+        self.nodes, self.weights, self.factored = nn.Module(), nn.Module(), nn.Module()
         self.layers: dict[str, str] = {}
         self._trained: list[tuple[str, str]] = []  # tensor and path, of parameters and statistics
         constants = constants_of(proto)
@@ -117,6 +120,18 @@ class OnnxModule(nn.Module):
         self._numbers: dict[str, Tensor] = {}  # those that stay on the CPU
         self._averaged: dict[str, Tensor] = {}  # positions of maps, by the names of their averages
         self._keep_constants(constants, weights)
+        self.products: dict[str, str] = {}
+        self._factors: dict[str, str] = {}  # children of `factored` by the names of products' results
+        self._products: dict[str, tuple[str, bool]] = {}  # by name, path of the weight, and whether that is [M, K]
+        self._find_products(workspace)
+
+    def _find_products(self, workspace: Workspace) -> None:
+        for layer in all_layers(workspace):
+            path = None if layer.is_conv or layer.obstacle else self._paths.get(layer.node.inputs[1].name)
+            if path is not None:
+                child = f"product{len(self.products)}"
+                self.products[layer.name], self._factors[layer.output.name] = f"factored.{child}", child
+                self._products[layer.name] = path, bool(layer.node.attrs.get("transB", 0))
 
     def _with_modules(self, nodes: Iterable[Node], nursery: Nursery) -> list[Step]:
         steps = []
@@ -198,6 +213,9 @@ class OnnxModule(nn.Module):
         node = step.node
         if step.module is not None:
             return (attrgetter(step.module)(self)(values[node.inputs[0]]),)
+        factored = getattr(self.factored, self._factors.get(node.outputs[0], ""), None)
+        if factored is not None:
+            return (factored(values[node.inputs[0]]),)
         inputs = [values[name] if name else None for name in node.inputs]
         device = next((x.device for x in inputs if x is not None and x.device.type != "cpu"), None)
         if device is not None:
@@ -216,6 +234,12 @@ class OnnxModule(nn.Module):
                 raise node.refuse(f"the graph is tied to a batch of {self._batch}") from error
             raise node.refuse("its sizes do not fit; feed inputs of the size that the model is made for") from error
         return result if isinstance(result, tuple) else (result,)
+
+    def product(self, name: str) -> Product:
+        """One of `products` as the 1x1 convolution of its rows, with its weight; a new module, which is not in this."""
+        path, turned = self._products[name]
+        weight = attrgetter(path)(self).detach()
+        return Product(weight if turned else weight.t())
 
     def average(self, positions: Mapping[str, NDArray[np.int64]]) -> None:
         """Let averages over whole maps take these flat positions, by the names of results, and the others all."""
