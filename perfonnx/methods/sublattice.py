@@ -122,6 +122,10 @@ class Sublattice(SampledMethod):
         """See `Method.check_asked`."""
         if "at" in settings and not _sizes(settings["at"], where):
             raise PerfonnxError(f"{where}: at is {settings['at']!r}; give sizes of maps, as 56x56,28x28")
+        if "at" in settings and settings.get("lattice") == EVERYWHERE:
+            raise PerfonnxError(
+                f"{where}: at says which maps are put on a lattice, and {EVERYWHERE} is none; use --only"
+            )
 
     @classmethod
     def chosen(cls, settings: Mapping[str, Any], layer: Layer, context: Context) -> Method:

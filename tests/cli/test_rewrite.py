@@ -286,6 +286,7 @@ def test_rewrite_and_check_are_one_json_object(tmp_path: Path, capsys: pytest.Ca
         (["--method", "svd", "--rank", "0"], "rank 0 says nothing"),
         (["--method", "svd", "--rank", "2", "--save", "0.5"], "rank and save both say how large factors are"),
         (["--method", "sublattice", "--at", ""], "at is ''; give sizes of maps, as 56x56,28x28"),
+        (["--method", "sublattice", "--lattice", "dense", "--at", "12x10"], "at says which maps are put on a lattice"),
         (["--method", "sublattice", "--at", " ,"], "at is ' ,'; give sizes of maps, as 56x56,28x28"),
         (["--method", "sparse", "--fill", "one"], "unknown fill 'one'; choose from zero, before-normalization"),
         (["--seed", "-1"], "seed"),
