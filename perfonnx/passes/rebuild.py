@@ -125,14 +125,15 @@ class Rebuild(Pass):
                     continue
             given = targets if layer.name in fitted else None
             result = step.replaced(Spot(self.context, layer.name, layer.node, layer, None, affine, given))
+            inside = rebuilt.layer.node is not layer.node
+            if result.correction is not None and (result.nodes or inside):
+                state.corrections[layer.name] = result.correction
             if not result.nodes:
                 self._left(state, rebuilt, layer, result.note, names)
                 continue
             for node in result.nodes:
                 node.name = unique_name(workspace, str(node.name))
             self._put(workspace, rebuilt, layer.node, list(result.nodes), f"{layer.name}/{step.NAME}")
-            if result.correction is not None:
-                state.corrections[layer.name] = result.correction
             notes = [*([f"folded {', '.join(names)}"] if names else []), result.note]
             rebuilt.notes += notes
             changes += [Change(rebuilt.layer.name, note) for note in notes]

@@ -342,13 +342,15 @@ class _Replacing:
         """As before, where that is known; else by fitting."""
         spot, before = self.spot, self.form.multiplies([self.form.whole])
         known = spot.context.corrections.get(spot.name)
+        if spot.targets is None and known is not None and self._was_left(known):
+            return self._left(known)
         if spot.targets is None and known is not None:
             correction, found = known, known_factors(self.method, self.form, spot.weight, known)
             note, words = "as before: ", []
         else:
             new = self._found()
-            if isinstance(new, str):
-                return Fitted(None, new)
+            if isinstance(new, float):
+                return self._left(Correction.of(spot.weight, {}, new, new))
             arrays = {f"factor{i}": array.astype(np.float32) for i, array in enumerate(new.arrays)}
             arrays |= {"bias": new.bias.astype(np.float32), "rank": np.array([new.rank], np.float32)}
             correction, note = Correction.of(spot.weight, arrays, 0.0, new.error), ""
@@ -360,8 +362,23 @@ class _Replacing:
         note += ", ".join([f"error {correction.after:.2%}" if correction.after else "trained", *words])
         return Fitted(correction, note, self._nodes(found, correction.arrays["bias"], rank))
 
-    def _found(self) -> _Found | str:
-        """What was found for the rank that is asked for, or why none is of use."""
+    def _was_left(self, known: Correction) -> bool:
+        """Whether no rank was good enough before, of those that are asked for now too."""
+        return not known.arrays and known.weights == digest(self.spot.weight) and 0 < self.method.error < known.after
+
+    def _left(self, correction: Correction) -> Fitted:
+        """The layer stays, as `correction` keeps."""
+        why = f"rank {self._saving[-1]}, the largest that saves something, has an error of {correction.after:.2%}"
+        return Fitted(correction, why)
+
+    @property
+    def _saving(self) -> list[int]:
+        """The ranks that save something."""
+        before = self.form.multiplies([self.form.whole])
+        return [rank for rank in self.method.ranks(self.form) if form_multiplies(self.method, self.form, rank) < before]
+
+    def _found(self) -> _Found | float:
+        """What was found for the rank that is asked for, or the error of the largest where that is too much."""
         method, form = self.method, self.form
         rows = sampled(self.spot) if self.spot.targets is not None else None
         problems = [self._problem(number, rows) for number in range(form.groups)]
@@ -372,10 +389,10 @@ class _Replacing:
             exact = method.largest(form, (1 - method.save) * before)
             rank = method.rounded_down(form, exact)
             return self._rounded(self._fit(problems, rank), exact)
-        ranks = [rank for rank in method.ranks(form) if form_multiplies(method, form, rank) < before]
+        ranks = self._saving
         found = {ranks[-1]: self._fit(problems, ranks[-1])}
         if (least := found[ranks[-1]].error) > method.error:
-            return f"rank {ranks[-1]}, the largest that saves something, has an error of {least:.2%}"
+            return least
         low, high = 0, len(ranks) - 1
         while low < high:
             middle = (low + high) // 2

@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto
 
 import perfonnx
 from perfonnx import PerfonnxError, Plan
-from perfonnx.methods import METHODS
+from perfonnx.methods import METHODS, Chain
 from perfonnx.methods.lowrank import base
 from perfonnx.methods.lowrank.base import LowRank, register_width
 from perfonnx.ops.common import ConvAttributes, convolve
@@ -220,6 +220,24 @@ def test_a_plan_knows_what_was_folded_into_a_layer_that_was_left(only: str, tmp_
     assert perfonnx.rewrite(model, plan=tmp_path / "plan.json").to_bytes() == result.to_bytes()
     anew = perfonnx.rewrite(model, plan=replace(result.plan, placement=None), corrections=result.corrections)
     assert "BatchNormalization" in nets.op_types(anew.proto)
+
+
+def test_a_plan_knows_that_a_later_step_was_left(tmp_path: Path) -> None:
+    """Behind what the first layer loses no rank is good enough, though the weights by themselves could be had."""
+    model = network(nets.values(16, 8, 3, 3))
+    zhang, jaderberg, svd = (METHODS[name] for name in ("zhang", "jaderberg", "svd"))
+    plan = Plan({"conv1": jaderberg(rank=1), "conv2": Chain((zhang(save=0.3), svd(error=0.3)))})
+    result = perfonnx.rewrite(model, plan=plan, samples=batches())
+    reasons = {skip.layer: skip.reason for skip in result.report.skips}
+    assert reasons["conv2.mixed"].startswith("rank 5, the largest that saves something, has an error of ")
+    result.save_plan(tmp_path / "plan.json")
+    again = perfonnx.rewrite(model, plan=tmp_path / "plan.json")
+    assert again.to_bytes() == result.to_bytes()
+    assert again.plan.notes == result.plan.notes
+    text = (tmp_path / "plan.json").read_text().replace('"error": 0.3', '"error": 0.6')
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(PerfonnxError, match="its factors have no rank of this method; approximate again with --data"):
+        perfonnx.rewrite(model, plan=tmp_path / "plan.json")
 
 
 def test_an_error_is_kept_by_the_smallest_rank() -> None:
