@@ -69,8 +69,9 @@ def measured_rungs(
     Args:
         subject: The model, with what layers are fitted by.
         samples: What its output is measured on.
-        choices: The method at several savings.
-        timer: Measures what is saved; rungs that do not make a layer faster are left out. None: multiplies are counted.
+        choices: The method at several savings; before them, by time, what loses nothing.
+        timer: Measures what is saved; rungs that do not make a layer faster than it was, and than what loses nothing,
+            are left out. None: multiplies are counted.
         seed: Of random choices.
         metric: Name in `perfonnx.comparing.metrics.METRICS`; None: by the model's outputs.
         progress: Called with each layer.
@@ -84,6 +85,11 @@ def measured_rungs(
         able = subject.able(names, choice, seed)
         faster = None if timer is None else _saved_times(timer, able, choice, seed)
         for name in able if faster is None else faster:
+            if faster is not None and choice.lossless:
+                rungs.setdefault(name, []).append(Rung(choice, faster[name], 0.0, 0.0))
+                continue
+            if faster is not None and any(r.choice.lossless and r.saved >= faster[name] for r in rungs.get(name, ())):
+                continue
             progress(f"{name}: {choice.label}")
             plan = Plan({name: choice}, seed, layout="nchw")
             rewritten = subject.rewrite(plan, images=images)
