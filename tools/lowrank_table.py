@@ -76,9 +76,10 @@ def run(options: argparse.Namespace) -> int:
     print(" | ".join(["method", "ranks", "multiplies", "layers", metric.name, metric.to_json()["guide"], "speed"]))
     for name in options.methods:
         for allocation, times, layers in plans(options, subject, calibration, name, total):
-            plan = Plan(layers, options.seed, layout="nchw")
-            result = subject.rewrite(plan, layout="nchw", images=options.calibration)
-            quality = evaluator(Task(plan, CHOOSING, len(held), "nchw", options.calibration)).quality
+            layout = "rows" if options.by == TIME else "nchw"
+            plan = Plan(layers, options.seed, layout=layout)
+            result = subject.rewrite(plan, layout=layout, images=options.calibration)
+            quality = evaluator(Task(plan, CHOOSING, len(held), layout, options.calibration)).quality
             before, after = result.report.conv_multiplies
             cells = [f"{name} {times:g}x", allocation, f"{before / after:.2f}x", str(len(result.report.layers))]
             cells += [metric.lost(quality.drop), f"{quality.guide:.4f}", speed(options, result, test)]

@@ -105,9 +105,9 @@ def measured_rungs(
 
 
 def _saved_times(timer: LayerTimes, names: Sequence[str], choice: Method, seed: int) -> dict[str, float]:
-    """What a choice saves in each layer that it makes faster; on maps, where that hardly depends on the others."""
+    """What a choice saves in each layer that it makes faster, where all layers have it that can."""
     original = timer.layers(Plan(seed=seed))
-    rewritten = timer.layers(Plan(dict.fromkeys(names, choice.timed), seed, layout="nchw")) if names else original
+    rewritten = timer.layers(Plan(dict.fromkeys(names, choice.timed), seed)) if names else original
     times = {name: time for name, time in layer_times(original, rewritten).items() if name in names}
     return {name: before - after for name, (before, after) in times.items() if before >= GAINING * after}
 
