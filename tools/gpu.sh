@@ -54,7 +54,12 @@ if wanted kernels; then
   limit kernels $((seconds + 90)) python3 tools/gpu_kernels.py --json "$work/kernels.json" --seconds "$seconds"
 fi
 if wanted sanitizer && command -v compute-sanitizer >/dev/null; then
-  limit sanitizer 90 compute-sanitizer --tool memcheck --error-exitcode 1 python3 tools/gpu_kernels.py --checks-only
+  built=build/cuda-kernels/libperfonnx_cuda_kernels.so
+  [ -f "$built" ] || limit kernels 90 python3 tools/gpu_kernels.py --checks-only
+  for kind in "any device" warpgroups; do
+    limit "sanitizer, $kind" 90 compute-sanitizer --tool memcheck --error-exitcode 1 \
+      python3 tools/gpu_kernels.py --library "$built" --kind "$kind"
+  done
 fi
 if wanted library; then
   wait "$building" || failed+=(library)

@@ -89,16 +89,74 @@ __device__ inline std::uint32_t round_tf32(std::uint32_t bits) {
   return (bits & 0x7F800000U) == 0x7F800000U ? bits : bits + 0x1000U;
 }
 
+// Of what is no number none of these makes one; `limit` is one.
+__device__ inline float larger(float v, float limit) {
+#ifdef __CUDACC__
+  float result = 0.0F;
+  asm("max.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(v), "f"(limit));
+  return result;
+#else
+  return v < limit ? limit : v;
+#endif
+}
+__device__ inline float smaller(float v, float limit) {
+#ifdef __CUDACC__
+  float result = 0.0F;
+  asm("min.NaN.f32 %0, %1, %2;\n" : "=f"(result) : "f"(v), "f"(limit));
+  return result;
+#else
+  return v > limit ? limit : v;
+#endif
+}
+
 // --- asynchronous copies -------------------------------------------------------------------------------------------
 
-// 16 bytes from global to shared memory, zeros where !valid; both aligned. Seen by the thread after a wait.
-__device__ inline void copy_async(void* to, const void* from, bool valid) {
+// A place in the block's shared memory, as instructions take it.
 #ifdef __CUDACC__
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
+using SharedPlace = std::uint32_t;
 #else
-  host::copy_async(to, from, valid);
+using SharedPlace = std::uintptr_t;
+#endif
+
+__device__ inline SharedPlace shared_place(const void* pointer) {
+#ifdef __CUDACC__
+  auto place = static_cast<SharedPlace>(__cvta_generic_to_shared(pointer));
+  asm volatile("" : "+r"(place));  // else it is made anew wherever it is needed
+  return place;
+#else
+  return reinterpret_cast<SharedPlace>(pointer);
+#endif
+}
+
+// A pointer that is not made anew wherever it is needed.
+template <typename T>
+__device__ inline T* in_registers(T* pointer) {
+#ifdef __CUDACC__
+  asm volatile("" : "+l"(pointer));
+#endif
+  return pointer;
+}
+
+template <typename T>
+__device__ inline T* shared_pointer(SharedPlace place) {
+#ifdef __CUDACC__
+  return static_cast<T*>(__cvta_shared_to_generic(place));
+#else
+  return reinterpret_cast<T*>(place);
+#endif
+}
+
+// 16 bytes from global to shared memory, zeros where `valid` is zero; both aligned. Seen by the thread after a wait.
+__device__ inline void copy_async(SharedPlace to, const void* from, std::uint32_t valid) {
+#ifdef __CUDACC__
+  asm volatile(
+      "{.reg .pred p;\n"
+      "setp.eq.u32 p, %2, 0;\n"
+      "cp.async.cg.shared.global [%0], [%1], 16, p;}\n" ::"r"(to),
+      "l"(from), "r"(valid)
+      : "memory");
+#else
+  host::copy_async(shared_pointer<void>(to), from, valid != 0);
 #endif
 }
 
@@ -125,18 +183,17 @@ __device__ inline void wait_copies() {
 
 // Four 8 x 8 matrices of 16-bit elements, whose rows of 16 bytes lie at the addresses that lanes 8 m to 8 m + 7 give
 // for matrix m. Lane l gets elements 2 (l % 4) and the next of row l / 4.
-__device__ inline void load_matrices(std::uint32_t (&to)[4], const void* row) {
+__device__ inline void load_matrices(std::uint32_t (&to)[4], SharedPlace row) {
 #ifdef __CUDACC__
-  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address)
+               : "r"(row)
                : "memory");
 #else
-  const host::Lanes<const void*> rows(row);
+  const host::Lanes<SharedPlace> rows(row);
   const int lane = host::lane();
   for (int m = 0; m < 4; ++m) {
-    std::memcpy(&to[m], static_cast<const char*>(rows[8 * m + lane / 4]) + 4 * (lane % 4), 4);
+    std::memcpy(&to[m], shared_pointer<const char>(rows[8 * m + lane / 4]) + 4 * (lane % 4), 4);
   }
 #endif
 }

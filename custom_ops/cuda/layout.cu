@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(kThreads) expand_kernel(const __grid_constant_
   const std::int64_t channel = square.channel + lane;
   if (channel < args.channels) {
     const T* rows = static_cast<const T*>(args.rows) + square.image * args.rows_per_image * args.channels + channel;
-    const float fill = args.fill != nullptr ? args.fill[channel] : activate(args.act, 0.0F, channel);
+    const Activation activation(args.act, channel);
+    const float fill = args.fill != nullptr ? args.fill[channel] : activation(0.0F);
     float sums[kEach];
     bool some[kEach];
     if constexpr (kOne) {
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) expand_kernel(const __grid_constant_
     }
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      turned[(line + i * kLines) * kPitch + lane] = narrow<T>(some[i] ? activate(args.act, sums[i], channel) : fill);
+      turned[(line + i * kLines) * kPitch + lane] = narrow<T>(some[i] ? activation(sums[i]) : fill);
     }
   }
   __syncthreads();

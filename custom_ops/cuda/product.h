@@ -1,6 +1,8 @@
 // Products of gathered rows on the device, with the ways in which their sums can end.
 #pragma once
 
+#include <algorithm>
+
 #include "cuda/device.h"
 #include "cuda/launch.h"
 
@@ -12,14 +14,35 @@ enum class Ending {
   kRing,    // its rest: act(what kCentre left + alpha * (sum + bias))
 };
 
+// A divisor above 0, of numbers from 0 to 2^31 - 1, by a multiplication (Granlund and Montgomery, Division by invariant
+// integers using multiplication, 1994, figure 4.1): a division takes some 20 instructions.
+struct Divisor {
+  std::int32_t value = 1;
+  std::uint32_t multiplier = 1;
+  int shift = 0;
+
+  Divisor() = default;
+  explicit Divisor(std::int64_t divisor) : value(static_cast<std::int32_t>(divisor)) {
+    while (std::int64_t{1} << shift < divisor) ++shift;
+    multiplier =
+        static_cast<std::uint32_t>((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - divisor) / divisor + 1);
+  }
+};
+__device__ inline std::int32_t operator/(std::int32_t number, const Divisor& divisor) {
+  const auto n = static_cast<std::uint32_t>(number);
+  const auto high = static_cast<std::uint32_t>(static_cast<std::uint64_t>(n) * divisor.multiplier >> 32);
+  return static_cast<std::int32_t>((high + n) >> divisor.shift);
+}
+
 // What a kernel needs to know. A `row` of the product is a site of an image, number image * sites + site.
 struct Product {
   std::int32_t total;  // rows of the product: images * sites
-  std::int32_t sites;
+  Divisor sites;
   std::int32_t taps;
   std::int32_t inputs;   // of a group
   std::int32_t outputs;  // of a group
   std::int32_t groups;
+  Divisor across;       // tiles of the same rows
   std::int32_t splits;  // blocks, a cluster, that share the slabs of a tile
   std::int32_t slabs;   // pieces of 128 bytes that the factors of a sum fill
   std::int64_t rows_per_image;
@@ -57,7 +80,7 @@ template <typename Args>
 Product product_of(const Args& args) {
   Product product{};
   product.total = static_cast<std::int32_t>(args.images * args.sites);
-  product.sites = static_cast<std::int32_t>(args.sites);
+  product.sites = Divisor(std::max<std::int64_t>(args.sites, 1));
   product.inputs = static_cast<std::int32_t>(args.shape.inputs);
   product.outputs = static_cast<std::int32_t>(args.shape.outputs / args.shape.groups);
   product.groups = static_cast<std::int32_t>(args.shape.groups);

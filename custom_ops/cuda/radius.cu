@@ -95,7 +95,7 @@ int perfonnx_cuda_radius(const RadiusArgs* args, void* stream) {
 
   Gate gate{};
   gate.total = product.total;
-  gate.sites = product.sites;
+  gate.sites = product.sites.value;
   gate.channels = product.inputs * product.groups;
   gate.rows_per_image = args->rows_per_image;
   gate.rows = args->rows;

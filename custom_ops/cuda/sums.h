@@ -25,7 +25,6 @@ class TensorSums {
  public:
   using Type = T;
   static constexpr bool kRounds = sizeof(T) == 4;  // floats become TF32
-  static constexpr bool kBegins = false;
   static constexpr int kRows = kWarpsM * kM;
   static constexpr int kOutputs = kWarpsN * kN;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;
@@ -48,18 +47,20 @@ class TensorSums {
   }
 
   __device__ void add(const char* a_slab, const char* b_slab) {
+    const SharedPlace a_place = shared_place(a_slab);
+    const SharedPlace b_place = shared_place(b_slab);
 #pragma unroll
     for (int step = 0; step < kChunks / 2; ++step) {
       std::uint32_t a[kM / 16][4];
       std::uint32_t b[kN / 8][2];
 #pragma unroll
       for (int i = 0; i < kM / 16; ++i) {
-        load_matrices(a[i], a_slab + i * 16 * kSlab + (a_place_ ^ (step * 2 * kChunk)));
+        load_matrices(a[i], a_place + i * 16 * kSlab + (a_place_ ^ (step * 2 * kChunk)));
       }
 #pragma unroll
       for (int j = 0; j < kN / 16; ++j) {
         std::uint32_t two[4];
-        load_matrices(two, b_slab + j * 16 * kSlab + (b_place_ ^ (step * 2 * kChunk)));
+        load_matrices(two, b_place + j * 16 * kSlab + (b_place_ ^ (step * 2 * kChunk)));
         b[2 * j][0] = two[0];
         b[2 * j][1] = two[1];
         b[2 * j + 1][0] = two[2];
@@ -98,29 +99,46 @@ class TensorSums {
   float sums_[kM / 16][kN / 8][4];
 };
 
-// Of a block of kGroups warpgroups, each of which has kM x kN sums, by products that go on while slabs are brought.
-template <typename T, int kGroups, int kM, int kN>
+// Of a block of kGroups warpgroups, each of which has 64 x kN sums, by products that go on while slabs are brought:
+// those of kMostPending slabs when those of the next are begun.
+template <typename T, int kGroups, int kN, int kMostPending>
 class WarpgroupSums {
  public:
   using Type = T;
-  static constexpr bool kRounds = sizeof(T) == 4;  // floats become TF32
-  static constexpr bool kBegins = true;
-  static constexpr int kRows = kGroups * kM;
+  // Floats become TF32 in registers: shared memory has no time to spare for what is read from and written to it.
+  static constexpr bool kHolds = sizeof(T) == 4;
+  static constexpr int kPending = kMostPending;
+  static constexpr int kRows = kGroups * 64;
   static constexpr int kOutputs = kN;
-  static constexpr int kSums = kM * kN / kWarpgroup;  // of a thread
   static constexpr int kThreads = kGroups * kWarpgroup;
 
-  __device__ explicit WarpgroupSums(int thread) : thread_(thread) {}  // the first products define the sums
+  // The first products define the sums.
+  __device__ explicit WarpgroupSums(int thread)
+      : first_row_(__shfl_sync(0xFFFFFFFFU, thread / kWarpgroup, 0) * 64),
+        own_place_(place(thread / kWarp * 16 + thread % 16, thread % kWarp / 16)) {}
 
-  __device__ void begin(const char* a_slab, const char* b_slab, bool first) {
-    const char* a = a_slab + thread_ / kWarpgroup * kM * kSlab;
+  // Begins the products of a slab. kSet: of those of registers, of which each slab that is pending has one.
+  template <int kSet>
+  __device__ void begin(SharedPlace a_place, Factor a_slab, Factor b_slab, bool first) {
+    static_assert(kSet <= kPending);
+    if constexpr (kHolds) {
+      const SharedPlace rows = a_place + static_cast<std::uint32_t>(own_place_);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) load_matrices(held_[kSet][step], rows ^ (step * 2 * kChunk));
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (std::uint32_t& bits : held_[kSet][step]) bits = round_tf32(bits);
+      }
+    }
+    const Factor a = a_slab + static_cast<std::uint32_t>(first_row_ * (kSlab / kChunk));
     arrive_for_products();
 #pragma unroll
-    for (int step = 0; step < kChunks / 2; ++step) {
-#pragma unroll
-      for (int i = 0; i < kM / 64; ++i) {
-        begin_product<T>(sums_[i], a + i * 64 * kSlab + step * 2 * kChunk, b_slab + step * 2 * kChunk,
-                         !first || step > 0);
+    for (int step = 0; step < kSteps; ++step) {
+      if constexpr (kHolds) {
+        begin_product(sums_, held_[kSet][step], b_slab + step * 2, !first || step > 0);
+      } else {
+        begin_product<T>(sums_, a + step * 2, b_slab + step * 2, !first || step > 0);
       }
     }
     commit_products();
@@ -128,21 +146,22 @@ class WarpgroupSums {
 
   // sums [kRows][kOutputs + kSumsPad]
   __device__ void store(float* sums) const {
-    const int lane = thread_ % kWarp;
-    const int row = thread_ / kWarpgroup * kM + thread_ % kWarpgroup / kWarp * 16 + lane / 4;
+    const auto thread = static_cast<int>(threadIdx.x);
+    const int lane = thread % kWarp;
+    const int row = thread / kWarp * 16 + lane / 4;
 #pragma unroll
-    for (int i = 0; i < kM / 64; ++i) {
-#pragma unroll
-      for (int k = 0; k < kN / 2; k += 2) {
-        float* to = sums + (row + i * 64 + k / 2 % 2 * 8) * (kOutputs + kSumsPad) + k / 4 * 8 + 2 * (lane % 4);
-        *reinterpret_cast<Vector<float, 2>*>(to) = {{sums_[i][k], sums_[i][k + 1]}};
-      }
+    for (int k = 0; k < kN / 2; k += 2) {
+      float* to = sums + (row + k / 2 % 2 * 8) * (kOutputs + kSumsPad) + k / 4 * 8 + 2 * (lane % 4);
+      *reinterpret_cast<Vector<float, 2>*>(to) = {{sums_[k], sums_[k + 1]}};
     }
   }
 
  private:
-  int thread_;
-  float sums_[kM / 64][kN / 2];
+  static constexpr int kSteps = kChunks / 2;  // each of 32 bytes of the factors
+  int first_row_;                             // of the warpgroup
+  int own_place_;                             // of the chunk that the thread gives load_matrices
+  std::uint32_t held_[kPending + 1][kSteps][4];
+  float sums_[kN / 2];
 };
 
 // By plain multiply-adds of floats: kM x kN sums a thread, 8 x 4 threads a warp, whose rows and outputs alternate.
@@ -151,7 +170,6 @@ class PlainSums {
  public:
   using Type = float;
   static constexpr bool kRounds = false;
-  static constexpr bool kBegins = false;
   static constexpr int kRows = kWarpsM * 8 * kM;
   static constexpr int kOutputs = kWarpsN * 4 * kN;
   static constexpr int kThreads = kWarpsM * kWarpsN * kWarp;

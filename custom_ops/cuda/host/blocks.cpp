@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -59,9 +60,15 @@ struct Warp {
   unsigned char slots[2][kLanes * kLaneBytes];
 };
 
+struct Signal {
+  int round = 0;
+  std::function<void()> copy;  // that it waits for
+};
+
 struct Block {
   Index index;
   Barrier barrier;
+  std::map<std::uintptr_t, Signal> signals;
   char* shared = nullptr;
   std::vector<Warp> warps;
 };
@@ -240,6 +247,36 @@ void wait_copies(int pending) { machine.current->copies.wait(pending); }
 void begin_later(std::function<void()> work) { machine.current->products.begin(std::move(work)); }
 void commit_later() { machine.current->products.commit(); }
 void wait_later(int pending) { machine.current->products.wait(pending); }
+
+void start_signal(std::uintptr_t signal) { machine.current->block->signals[signal] = Signal{}; }
+
+void copy_whole(void* to, const void* from, int bytes, std::uintptr_t signal) {
+  constexpr std::uintptr_t kBytes = 16;
+  if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from) |
+       static_cast<std::uintptr_t>(bytes)) %
+          kBytes !=
+      0) {
+    fail("a copy between places that are not aligned");
+  }
+  Signal& told = machine.current->block->signals.at(signal);
+  if (told.copy) fail("a second copy for one round of a signal");
+  told.copy = [to, from, bytes] { std::memcpy(to, from, static_cast<std::size_t>(bytes)); };
+}
+
+void wait_for_signal(std::uintptr_t signal, int parity) {
+  Signal& own = machine.current->block->signals.at(signal);
+  constexpr int kMostTurns = 100000;
+  for (int turn = 0; own.round % 2 == parity; ++turn) {
+    if (turn == kMostTurns) fail("a signal that does not come");
+    if (!own.copy) {
+      to_scheduler();
+      continue;
+    }
+    own.copy();
+    own.copy = nullptr;
+    ++own.round;
+  }
+}
 
 const unsigned char* exchange(const void* mine, std::size_t bytes) {
   Fiber& fiber = *machine.current;

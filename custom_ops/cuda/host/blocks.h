@@ -43,6 +43,10 @@ void wait_copies(int pending);
 void begin_later(std::function<void()> work);
 void commit_later();
 void wait_later(int pending);
+// Signals: see warpgroup.h. What copies bring is there when somebody waits for it.
+void start_signal(std::uintptr_t signal);
+void copy_whole(void* to, const void* from, int bytes, std::uintptr_t signal);
+void wait_for_signal(std::uintptr_t signal, int parity);
 
 // Memory that a warp's lanes exchange values through: `mine` becomes that of the calling lane.
 const unsigned char* exchange(const void* mine, std::size_t bytes);
