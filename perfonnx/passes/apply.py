@@ -133,7 +133,7 @@ def _as_conv(workspace: Workspace, node: gs.Node) -> gs.Node:
 def _join(workspace: Workspace, state: State, predictors: list[gs.Node]) -> None:
     """Make 1x1 layers that stand beside layers on rows, and are added to them, sampled: every position is a site."""
     nodes = list(workspace.graph.nodes)
-    on_maps = {id(state.rewritten[name]) for name in state.placement.on_maps}
+    on_maps = {id(node) for name, node in state.rewritten.items() if name in state.placement.on_maps}
     sampled = {id(n) for n in nodes if id(n) not in on_maps and is_sampled(workspace, n)}
     regions = Regions(workspace, dict.fromkeys(sampled, 1.0), {id(p) for p in predictors}, kept=state.kept)
     for conv in predictors:
