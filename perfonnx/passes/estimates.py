@@ -136,8 +136,8 @@ GROUP_PIECE = 16
 """The channels of groups must be multiples of this."""
 NEAR_WEIGHT, FAR_WEIGHT = 3.0, 12.0
 """Multiplies that reading a weight costs: from the last cache, from memory."""
-MANY_WEIGHTS = 1 << 19
-"""So many weights of a layer are read from memory."""
+MANY_WEIGHTS = 3 << 19
+"""So many weights of a layer are read from memory: they are more than a last cache keeps from run to run."""
 OVERLAP = 0.35
 """The part of multiplies and reading that do not hide each other."""
 

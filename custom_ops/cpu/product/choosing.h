@@ -52,9 +52,9 @@ class Estimate {
   static constexpr double kOverlap = .35;     // the part of multiplies and weights that do not hide each other
 
  private:
-  static constexpr double kTap = 78;     // of a tap of a site, beside its multiplies
-  static constexpr double kWeight = 12;  // a weight that comes from memory, as in layers of many
-  static constexpr double kManyWeights = 512 * 1024;
+  static constexpr double kTap = 78;                   // of a tap of a site, beside its multiplies
+  static constexpr double kWeight = 12;                // a weight that comes from memory, as in layers of many
+  static constexpr double kManyWeights = 1536 * 1024;  // more than a last cache keeps from run to run
 
   double taps_;
   double inputs_;    // of a group
