@@ -23,8 +23,18 @@ RIDGE = 1e-3
 NEIGHBOURS = 4
 """Sites from which a learned interpolation makes a position."""
 
+MOST_UNKNOWNS = 5000
+"""For an output: their products with each other are kept, 200 MB then, and solving for them takes seconds."""
+
 _BLOCK = 1 << 18
 """Float64 values that are worked on at once, about: what stays in a cache."""
+
+
+def fit_obstacle(unknowns: int) -> str | None:
+    """Why weights are not refitted, of so many that each output has; None: they can be."""
+    if unknowns <= MOST_UNKNOWNS:
+        return None
+    return f"its {unknowns} weights for each output are too many to be refitted: more than {MOST_UNKNOWNS}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction, digest
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import Refit
+from perfonnx.fitting import Refit, fit_obstacle
 from perfonnx.methods.base import Context, Fitted, KeepingMethod, Needs, Spot
 from perfonnx.methods.refit import NEGLIGIBLE
 from perfonnx.model.layers import Layer, only_consumer
@@ -61,7 +61,9 @@ class RefitProduct(KeepingMethod):
         """See `Method.obstacle`."""
         if layer.input_shape is None or len(layer.input_shape) != 2:
             return "its input is not certain to be a row for each sample"
-        return None if _bias_of(context.workspace, layer.node) is not None else "no bias of its own is certain"
+        if _bias_of(context.workspace, layer.node) is None:
+            return "no bias of its own is certain"
+        return fit_obstacle(layer.input_shape[1]) if isinstance(layer.input_shape[1], int) else None
 
     def corrected(self, spot: Spot) -> Fitted:
         """See `KeepingMethod.corrected`."""

@@ -10,6 +10,7 @@ The layer is a `PerforatedConv` whose kernel is large enough for its taps and ze
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from perfonnx.corrections import Correction
 from perfonnx.errors import PerfonnxError
-from perfonnx.fitting import nearest_sites
+from perfonnx.fitting import fit_obstacle, nearest_sites
 from perfonnx.masks import Mask, PoolWindow
 from perfonnx.methods.base import (
     GAINING,
@@ -164,7 +165,7 @@ class Sublattice(SampledMethod):
         """See `Method.obstacle`."""
         if layer.output_shape is None:
             return "the size of its output is not known"
-        return None
+        return fit_obstacle(math.prod(layer.w_shape[1:]))
 
     # --- accounts ----------------------------------------------------------------------------------------------------
 

@@ -413,3 +413,18 @@ def test_tiny_maps(size: tuple[int, int]) -> None:
     result = perfonnx.rewrite(network(size), plan=plan(**REGION), samples=data)
     (without,), (with_library,) = nets.run(result.proto, data[0]), perfonnx.session(result.proto).run(None, data[0])
     np.testing.assert_allclose(with_library, without, atol=1e-5 * max(np.abs(without).max(), 1e-3))
+
+
+def test_layers_of_too_many_weights_are_left_alone() -> None:
+    """A fit keeps the products of all weights of an output: those of a kernel of 64x1 over 1024 channels take 32 GB."""
+    nodes = [
+        nets.conv("x", "c1", "w1", name="first"),
+        nets.conv("c1", "y", "w2", name="second", kernel_shape=[9, 9], pads=[4] * 4),
+    ]
+    weights = {"w1": nets.values(64, 3, 3, 3), "w2": nets.values(2, 64, 9, 9)}
+    model = nets.model(nodes, weights, inputs={"x": ("N", 3, 12, 12)}, outputs={"y": ("N", 2, 12, 12)})
+    samples = [{"x": nets.values(8, 3, 12, 12)}]
+    report = perfonnx.rewrite(model, method="sublattice", lattice="quincunx", samples=samples).report
+    assert [layer.name for layer in report.layers] == ["first"]
+    (skip,) = (skip for skip in report.skips if skip.layer == "second")
+    assert skip.reason == "its 5184 weights for each output are too many to be refitted: more than 5000"
