@@ -29,6 +29,11 @@ from tests.passes import nets  # noqa: E402
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 def test_factors_train_and_come_out_as_a_model() -> None:
     original = network(nets.values(16, 8, 3, 3))
     factored = perfonnx.rewrite(original, method="jaderberg", save=0.7, only="conv2", samples=batches()).proto

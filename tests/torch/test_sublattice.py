@@ -31,6 +31,12 @@ from tests.passes import nets  # noqa: E402
 
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 RNG = np.random.default_rng
 QUINCUNX = [(0, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (2, 0), (-2, 0), (0, 2), (0, -2)]
 ODD = [(0, 1), (0, -1), (1, 0), (-1, 0)]
