@@ -12,6 +12,8 @@ from perfonnx.render import count, left_as_they_are
 from perfonnx.torch.finetuning import Finetuned
 from perfonnx.torch.rounds import Round
 
+APART = "the trained weights are in the model alone: a plan of it holds what was chosen, for any weights"
+
 
 def render_finetuned(finetuned: Finetuned) -> RenderableType:
     """The epochs, what the layers' rewriting cost before and after training, and the multiplies that are left."""
@@ -30,7 +32,10 @@ def render_finetuned(finetuned: Finetuned) -> RenderableType:
         values = (finetuned.before.reference, finetuned.before.value, finetuned.after.value)
         shown = [f"{value:.1%}" if metric.is_share else f"{value:.4f}" for value in values]
         lines.append(f"{metric.name}: original {shown[0]}, untrained {shown[1]}, trained {shown[2]}")
-    return Group(_epochs(finetuned), *(Text(line, "bold") for line in lines))
+    parts: list[RenderableType] = [_epochs(finetuned), *(Text(line, "bold") for line in lines)]
+    if not finetuned.aside:
+        parts.append(Text(f"note: {APART}", "yellow"))
+    return Group(*parts)
 
 
 def render_rounds(rounds: Sequence[Round]) -> RenderableType:

@@ -268,6 +268,7 @@ def test_finetune_writes_a_model_a_plan_and_a_report(here: Path, capsys: pytest.
     report = json.loads((here / "report.json").read_text())
     drop = f"{100 * report['after']['drop']:.2f} points"
     assert f"16 samples held out, trained: top1 loses {drop}" in shown.out
+    assert "a plan of it holds what was chosen" in " ".join(shown.out.split())
     assert len(report["rounds"][0]["epochs"]) == 2
     assert len(report["plan"]["layers"]) >= 3
     arguments = ("--plan", "plan.json", *FAST, "--seed", "3", "--json")
@@ -278,10 +279,12 @@ def test_finetune_writes_a_model_a_plan_and_a_report(here: Path, capsys: pytest.
 
 
 def test_a_plan_of_sublattices_is_saved_with_what_was_trained(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--method", "sublattice", "--only", "conv[1-3]", *FAST, "--save-plan", "plan.json", "-q")
+    arguments = ("--method", "sublattice", "--only", "conv[1-3]", *FAST, "--save-plan", "plan.json")
     assert run("finetune", "m.onnx", "out.onnx", *arguments) == 0
     assert run("rewrite", "m.onnx", "again.onnx", "--plan", "plan.json", "-q") == 0
-    assert capsys.readouterr().err == ""
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert "a plan of it holds what was chosen" not in " ".join(shown.out.split())
     assert (here / "again.onnx").read_bytes() == (here / "out.onnx").read_bytes()
 
 
