@@ -172,7 +172,7 @@ def finetune_model(
         untrained = rewrite(model, plan=plan, fallback=False, samples=fitted if new else None, **same)
     if not untrained.report.layers:
         raise PerfonnxError(f"{untrained.report.model}: no layer is rewritten, so there is nothing to train")
-    plan = untrained.plan if plan is None else plan
+    plan = untrained.plan if plan is None else _fitted(plan, untrained)
     shapes = untrained.plan.input_shapes
     plan = replace(plan, input_shapes=shapes)
     subject = Subject(model if original is None else original, shapes)
@@ -268,6 +268,12 @@ def _trainable(plan: Plan) -> tuple[Plan, float]:
     if not any(step.trains_correction for step in plan.steps()):
         plan = replace(plan, corrections=None)
     return replace(plan, layers=layers), sum(shares) / len(shares) if shares else 1.0
+
+
+def _fitted(plan: Plan, untrained: Rewritten) -> Plan:
+    """The plan without the layers that a fit left as they were."""
+    layers = {n: m for n, m in plan.layers.items() if n in untrained.plan.layers or not m.trains_correction}
+    return replace(plan, layers=layers)
 
 
 def _scaled(plan: Plan, part: float) -> Plan:

@@ -271,3 +271,11 @@ def test_what_cannot_be_trained_is_refused() -> None:
     fit = perfonnx.rewrite(normalized, plan=plan, samples=batches())
     with pytest.raises(PerfonnxError, match="'conv1': a BatchNormalization behind it belongs to its factors"):
         apply(from_onnx(normalized), plan, corrections=fit.corrections)
+
+
+def test_a_layer_that_its_fit_left_is_trained_by_nobody() -> None:
+    original = network(nets.values(16, 8, 3, 3))
+    layers = {"conv2": METHODS["jaderberg"](error=1e-6), "conv3": METHODS["zhang"](rank=2, metric="frobenius")}
+    done = finetune_model(original, None, images(), plan=Plan(layers), settings=replace(SETTINGS, epochs=1))
+    assert list(done.result.plan.layers) == ["conv3"]
+    assert "has an error of" in done.result.plan.notes["conv2"]

@@ -95,8 +95,8 @@ def test_a_strided_layer_is_made_smaller_first() -> None:
 
 
 def test_products_count_by_their_weights_where_reading_these_takes_longer() -> None:
-    """Beside a convolution of 100 M multiplies, 0.6 M read from memory are no trifle; 0.3 M from the cache are."""
-    weights = {"w": nets.values(64, 3, 3, 3), "large": nets.values(64, 9600), "small": nets.values(9600, 32)}
+    """Beside a convolution of 220 M multiplies, 1.9 M read from memory are no trifle; 1 M from the cache are."""
+    weights = {"w": nets.values(64, 3, 3, 3), "large": nets.values(64, 30000), "small": nets.values(30000, 32)}
     nodes = [
         nets.conv("x", "a", "w", name="conv"),
         nets.node("GlobalAveragePool", ["a"], ["p"]),
@@ -104,9 +104,9 @@ def test_products_count_by_their_weights_where_reading_these_takes_longer() -> N
         nets.node("Gemm", ["f", "large"], ["g"], name="large"),
         nets.node("Gemm", ["g", "small"], ["y"], name="small"),
     ]
-    model = nets.model(nodes, weights, inputs={"x": ("N", 3, 240, 240)}, outputs={"y": ("N", 32)})
+    model = nets.model(nodes, weights, inputs={"x": ("N", 3, 360, 360)}, outputs={"y": ("N", 32)})
     result = perfonnx.rewrite(model, method="svd", metric="arbitrary")
     assert [layer.name for layer in result.report.layers] == ["large"]
-    assert "carries only 0.3%" in {skip.layer: skip.reason for skip in result.report.skips}["small"]
+    assert "carries only 0.4%" in {skip.layer: skip.reason for skip in result.report.skips}["small"]
     subject = Subject(model)
     assert reducible(subject, subject.inspect()) == ["large"]
