@@ -110,9 +110,10 @@ class Fit(Pass):
                 state.corrections[name] = result.correction
             beside += result.nodes
             changes.append(Change(name, result.note))
-            mask = constant_input(workspace, state.rewritten[name], "mask") if name in state.placement.dense else None
-            if mask is not None and mask.all():
-                state.rewritten[name] = _as_conv(workspace, state.rewritten[name])
+            node = state.rewritten.get(name) if name in state.placement.dense else None
+            mask = None if node is None else constant_input(workspace, node, "mask")
+            if node is not None and mask is not None and mask.all():
+                state.rewritten[name] = _as_conv(workspace, node)
                 changes.append(Change(name, "a Conv, which costs less by estimate"))
         if self.rows:
             _join(workspace, state, beside)

@@ -51,14 +51,15 @@ class Rebuild(Pass):
 
     def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Replace the layers; then decide on the new ones, where plans go on."""
-        state.folded = list(self.folded)
+        taken = state.decisions.keys() | state.rebuilt.keys()
+        state.folded = [name for name in self.folded if name not in taken]
         if not state.rebuilt:
-            self._fold(workspace, [], self.folded)
+            self._fold(workspace, [], state.folded)
             return []
         changes: list[Change] = []
         others = self._others(workspace, state)
         todo = [(rebuilt, rebuilt.layer, rebuilt.steps) for rebuilt in state.rebuilt.values()]
-        also = self.folded
+        also: Sequence[str] = tuple(state.folded)
         while todo:
             changes += self._replaced(workspace, state, todo, also)
             also = ()

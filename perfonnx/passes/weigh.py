@@ -58,8 +58,9 @@ class Weigh(Pass):
     def call(self, workspace: Workspace, state: State) -> Sequence[Change]:
         """Change `state`."""
         state.placement = self.placement or self._weighed(workspace, state)
+        joined = set(state.placement.joined) - state.decisions.keys()  # a placement that was edited decides nothing
         for layer in conv_layers(workspace):
-            if layer.name in state.placement.joined and not layer.obstacle and _may_join(workspace, layer):
+            if layer.name in joined and not layer.obstacle and _may_join(workspace, layer):
                 assert layer.output_shape is not None
                 everywhere = np.ones(layer.output_shape, bool)
                 state.decisions[layer.name] = Decision(layer, Exact(), everywhere, joined=True)

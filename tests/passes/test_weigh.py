@@ -12,9 +12,11 @@ import onnx
 import pytest
 
 import perfonnx
+from perfonnx.methods import METHODS
 from perfonnx.model import layers
 from perfonnx.passes import weigh
 from perfonnx.passes.estimates import KINDS, Costs, Price
+from perfonnx.plan import Plan
 from tests.passes import nets
 from tests.passes.nets import node
 
@@ -115,6 +117,42 @@ def test_a_plan_that_was_changed_is_weighed_anew(monkeypatch: pytest.MonkeyPatch
     assert {name: each["SampledConv"] for name, each in sampled.items()} == {"as it was": 0, "old": 3, "changed": 3}
     anew = operators(perfonnx.rewrite(chain(8), plan=plan, largest_tile=0).proto)
     assert anew["SampledConv"] == 3
+
+
+@pytest.mark.parametrize("method", ["perforate", "sparse"])
+def test_a_placement_that_was_edited_changes_no_result(method: str) -> None:
+    """Whatever names it holds: what becomes of the plan's layers, the plan says. Fills depend on what is folded."""
+    nodes = [nets.conv("x", "v", "w0", name="c0", kernel_shape=[3, 3], pads=[1] * 4)]
+    nodes += [node("BatchNormalization", ["v", *"1234"], ["n"]), node("Relu", ["n"], ["r"])]
+    nodes += [nets.conv("r", "y", "w1", name="c1", kernel_shape=[3, 3], pads=[1] * 4)]
+    weights = {"w0": nets.values(8, 8, 3, 3), "w1": nets.values(8, 8, 3, 3, seed=1)}
+    weights |= {name: nets.values(8, seed=7) ** 2 for name in "1234"}
+    shape = ("N", 8, 12, 12)
+    model = nets.model(nodes, weights, inputs={"x": shape}, outputs={"y": shape})
+    fill = {"fill": "before-normalization"} if method == "sparse" else {}
+    plan = perfonnx.rewrite(model, method=method, rate=0.5, only=["c"], **fill).plan  # type: ignore[arg-type]
+    assert plan.placement is not None
+    x = nets.feed(2, 8, 12, 12)
+    (expected,) = perfonnx.session(perfonnx.rewrite(model, plan=plan).to_bytes()).run(None, x)
+    for field in ("joined", "on_maps", "dense", "kept", "folded"):
+        edited = replace(plan, placement=replace(plan.placement, **{field: ("c0", "c1", "v", "r", "c7", "")}))
+        (result,) = perfonnx.session(perfonnx.rewrite(model, plan=edited).to_bytes()).run(None, x)
+        np.testing.assert_allclose(result, expected, atol=1e-5 * np.abs(expected).max(), err_msg=field)
+
+
+def test_a_placement_may_name_layers_that_keep_their_operator() -> None:
+    """Fully connected layers are no convolutions, whatever stands among those for which a Conv is faster."""
+    nodes = [nets.conv("x", "v", "w", name="c", pads=[0] * 4), node("Flatten", ["v"], ["f"])]
+    nodes += [node("Gemm", ["f", "u"], ["y"], name="fc")]
+    weights = {"w": nets.values(8, 3, 3, 3), "u": nets.values(8 * 8 * 8, 5, seed=1)}
+    model = nets.model(nodes, weights, inputs={"x": (1, 3, 10, 10)}, outputs={"y": (1, 5)})
+    samples = [nets.feed(1, 3, 10, 10, seed=seed) for seed in range(6)]
+    steps = {"c": METHODS["perforate"](rate=0.5), "fc": METHODS["refit"]()}
+    result = perfonnx.rewrite(model, plan=Plan(steps), samples=samples)
+    assert result.plan.placement is not None
+    edited = replace(result.plan, placement=replace(result.plan.placement, dense=("fc", "c")))
+    again = perfonnx.rewrite(model, plan=edited, corrections=result.corrections)
+    assert operators(again.proto) == operators(result.proto)
 
 
 def test_a_region_works_on_rows_where_turning_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
