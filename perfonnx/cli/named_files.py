@@ -53,7 +53,8 @@ class ReadModel(Read):
     def with_it(self) -> Iterator[Named]:
         """The files of its external data."""
         model = Path(self)
-        if not model.is_file() or not mentions(model, "location"):  # the key under which a model names such a file
+        key = "location"  # under which a model names such a file
+        if not _exists(model) or not model.is_file() or not mentions(model, key):
             return
 
         import onnx
@@ -64,7 +65,7 @@ class ReadModel(Read):
             proto = onnx.load(model, load_external_data=False)
         except Exception:  # protobuf raises many kinds
             return
-        locations = {e.value for t in all_tensors(proto) for e in t.external_data if e.key == "location"}
+        locations = {e.value for t in all_tensors(proto) for e in t.external_data if e.key == key}
         yield from ((f"the external data of {model}", model.parent / location) for location in locations)
 
 
@@ -79,7 +80,7 @@ class ReadPlan(Read):
         try:
             data = json.loads(plan.read_text(encoding="utf-8"))
             names = [data[key] for key in FILES if isinstance(data.get(key), str)]
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return
         yield from ((f"what {plan} names", plan.parent / name) for name in names)
 
@@ -136,7 +137,7 @@ def check_files(options: argparse.Namespace) -> None:
         return
     for other, known in _all_that_is_read(read):
         for name, path in there:
-            if _same(path, known) or (known.is_dir() and _is_data_of(path, known)):
+            if _same(path, known) or (_exists(known) and known.is_dir() and _is_data_of(path, known)):
                 raise PerfonnxError(f"{name} {path}: that is {other}, which would be lost; give another name")
 
 

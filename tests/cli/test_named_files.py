@@ -167,3 +167,23 @@ def test_a_reader_that_has_gone_is_no_error(arguments: tuple[str, ...], place: P
         assert _run(*arguments, stdout=writing) == (0, "")
     finally:
         os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "said"),
+    [
+        ("m.onnx", '{"perfonnx_plan": 1, "layers": {}, "corrections": "%s"}' % ("c" * 5000), "cannot be read"),
+        ("m.onnx", "[" * 100_000, "p.json: not a plan"),
+        ("m" * 5000, "", "m: "),
+    ],
+)
+def test_names_that_no_file_can_have_are_a_line(
+    place: Path, capsys: pytest.CaptureFixture[str], model: str, plan: str, said: str
+) -> None:
+    """Also where the output is there already, so that it is compared with all that is read."""
+    (place / "out.onnx").write_bytes(b"precious")
+    (place / "p.json").write_text(plan)
+    assert main(["rewrite", model, "out.onnx", *(["--plan", "p.json"] if plan else [])]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert (place / "out.onnx").read_bytes() == b"precious"
