@@ -131,7 +131,8 @@ def required_samples(options: argparse.Namespace, *, batch: int | None = None) -
     """
     samples = samples_from(options, batch=batch)
     if samples is None:
-        raise PerfonnxError(f"{options.command} measures on your data: add --data with a folder of images or a file")
+        who = getattr(options, "command", "it")  # tools have no commands
+        raise PerfonnxError(f"{who} measures on your data: add --data with a folder of images or a file")
     return samples
 
 
