@@ -66,6 +66,8 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table."""
+    if not all(times > 1 for times in options.times):
+        raise PerfonnxError(f"--times {' '.join(f'{times:g}' for times in options.times)}: give numbers above 1")
     samples = required_samples(options)
     calibration, test = samples.split(options.calibration, options.test, options.seed)
     subject = Subject(options.model, calibration=hold(calibration))
