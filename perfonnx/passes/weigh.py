@@ -86,7 +86,7 @@ class Weigh(Pass):
                     dense.append(name)
         joined = (layer.name for layer in layout.joining())
         kept = (node.outputs[0].name for node in layout.kept().values())
-        return Placement("", tuple(joined), tuple(on_maps), tuple(dense), tuple(kept))
+        return Placement(joined=tuple(joined), on_maps=tuple(on_maps), dense=tuple(dense), kept=tuple(kept))
 
     def _reason(self, decision: Decision) -> str:
         ours, dense = self.costs.of_canonical(decision.layer, decision.share), self.costs.of_dense(decision.layer)

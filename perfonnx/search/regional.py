@@ -174,12 +174,8 @@ class RegionalSearch:
 
     # --- combinations ------------------------------------------------------------------------------------------------
 
-    def combine(self, until: float | None = None) -> None:
-        """Walks along the best combinations that are predicted, and changes what was found.
-
-        Args:
-            until: Part of the time in which to do it; None: as much as regions have.
-        """
+    def combine(self) -> None:
+        """Walks along the best combinations that are predicted, and changes what was found, in the time of regions."""
         ladders = self._ladders()
         line = self._line(ladders)
         combined = {id(selected): pieces for selected, pieces in line}
@@ -190,9 +186,9 @@ class RegionalSearch:
             "best of regions",
             start=self._expected(),
             kind=REFIT,
-            until=self.until if until is None else until,
+            until=self.until,
         )
-        self._change(ladders, until)
+        self._change(ladders)
 
     def _planned(self, pieces: Sequence[Piece]) -> Plan:
         plan = self.plan([(piece.region, piece.choice) for piece in pieces])
@@ -236,7 +232,7 @@ class RegionalSearch:
                 line.append((Selected(self._planned(pieces).layers, selection.error, time), pieces))
         return line
 
-    def _change(self, ladders: Mapping[str, Sequence[Sequence[Piece]]], until: float | None) -> None:
+    def _change(self, ladders: Mapping[str, Sequence[Sequence[Piece]]]) -> None:
         """Changes the best combination, one run at a time or two against each other, while that leads on."""
         networks, failures = self.networks, 0
         while failures < PATIENCE:
@@ -247,7 +243,7 @@ class RegionalSearch:
                 plan = self._planned(pieces)
                 if plan_key(plan) in networks.trials:
                     continue
-                if not networks.goes_on(REFIT, self.until if until is None else until):
+                if not networks.goes_on(REFIT, self.until):
                     return
                 networks.attempt(plan, "regions near the best")
                 failures = 0 if networks.best() is not best else failures + 1

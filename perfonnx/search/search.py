@@ -175,7 +175,8 @@ class Search:
     def _combine(self) -> None:
         """Combines regions anew, by what is known by now of what is allowed."""
         if self._regional is not None:
-            self._regional.combine(until=1.0)
+            self._regional.share = 1.0  # all that is left
+            self._regional.combine()
 
     # --- 1. profile --------------------------------------------------------------------------------------------------
 
